@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: `contourdiff <command> --flag=value`.
+
+Commands are imported when they are called, so that help is instant. Exit status: 0 all done, 1 some inputs failed
+and are listed, 2 nothing done.
+"""
+
+import ast
+import importlib
+import inspect
+import os
+import sys
+from pathlib import Path
+
+from contourdiff_jax import __version__
+from contourdiff_jax.errors import InputError
+
+# In the order they are used; the modules have define_flags(values) and main(values[, arguments]).
+COMMANDS = {
+    "quickstart": "contourdiff_jax.quickstart",
+    "phantoms": "contourdiff_jax.data.phantoms",
+    "prepare": "contourdiff_jax.data.prepare",
+    "train": "contourdiff_jax.train",
+    "translate": "contourdiff_jax.translate",
+    "evaluate": "contourdiff_jax.evaluate",
+    "report": "contourdiff_jax.report",
+}
+BAD_INPUT = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    if argv is None:
+        argv = sys.argv
+    name = argv[1] if len(argv) > 1 else "--help"
+    if name in ("--help", "-h", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"contourdiff {__version__}")
+        return 0
+    if name not in COMMANDS:
+        return _fail(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
+    try:
+        return _run(name, argv[1:])
+    except InputError as error:
+        return _fail(f"{name}: {error}")
+    except KeyboardInterrupt:
+        return _fail(f"{name}: interrupted; the same command goes on where it can")
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stdout = open(os.devnull, "w")
+        return 1
+
+
+def _run(name: str, argv: list[str]) -> int:
+    from absl import flags
+
+    # ml_collections reads the overrides of --config from here.
+    sys.argv = argv
+    command = importlib.import_module(COMMANDS[name])
+    values = flags.FlagValues()
+    command.define_flags(values)
+    if any(a in ("--help", "-h", "-help") for a in argv[1:]):
+        print(_command_help(name, command.__doc__, values))
+        return 0
+    try:
+        arguments = values(argv)[1:]
+    except flags.Error as error:
+        raise InputError(_one_line(error)) from None
+    except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
+        # What a configuration file or an override can do wrong.
+        raise InputError(f"--config: {_one_line(error)}") from None
+    if len(inspect.signature(command.main).parameters) > 1:
+        return command.main(values, arguments)
+    if arguments:
+        raise InputError(f"unexpected {arguments[0]!r}; settings are given as --flag=value")
+    return command.main(values)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [
+        "Translate medical images between modalities with contour-conditioned diffusion.",
+        "",
+        "usage: contourdiff <command> [--flag=value ...]",
+        "",
+    ]
+    lines += [f"  {name:<{width}}  {_summary(module)}" for name, module in COMMANDS.items()]
+    lines += ["", "`contourdiff <command> --help` shows a command's flags and an example."]
+    return "\n".join(lines)
+
+
+def _summary(module: str) -> str:
+    """First line of a module's docstring, read without running the module."""
+    path = Path(__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    return ast.get_docstring(ast.parse(path.read_bytes())).splitlines()[0]
+
+
+def _command_help(name: str, doc: str, values) -> str:
+    lines = [inspect.cleandoc(doc), "", f"flags of contourdiff {name}:"]
+    for flag in (values[n] for n in sorted(values)):
+        default = "" if flag.default is None or flag.name == "config" else f" [{flag.default}]"
+        lines.append(f"  --{flag.name}: {flag.help}{default}")
+    return "\n".join(lines)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def _fail(message: str) -> int:
+    print(f"contourdiff: {message}", file=sys.stderr)
+    return BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a run: every field, its default and its unit.
+
+A file under configs/ starts from `default()` and changes what its experiment is about; on the command line,
+`--config.train.batch=8` changes a field. What a run was made with is kept in its config.json.
+"""
+
+import json
+
+from ml_collections import ConfigDict
+
+from contourdiff_jax.errors import InputError
+
+
+def default() -> ConfigDict:
+    """The defaults: a network of 2.7 million parameters that learns on a laptop."""
+    return ConfigDict(
+        {
+            "seed": 0,
+            # The grid belongs to the store. Zero or empty accepts the store's; anything else must agree with it.
+            "grid": {"axis": "", "spacing": 0.0, "size": 0},
+            # Contours of the training domain. Empty windows: the defaults of the store's preset.
+            "contours": {"windows": (), "low": 0.0, "high": 0.0, "blur": 3, "apart": 0},
+            "augment": {
+                "flip": 0.5,  # probability of exchanging left and right
+                "probability": 0.9,  # of any of the following
+                "scale": 0.1,  # each axis by up to 1 + scale, or down by as much
+                "zoom": 0.1,  # both axes together, likewise
+                "rotation": 10.0,  # degrees, either way
+                "shift": 0.05,  # fraction of the width, either way
+            },
+            "model": {
+                "channels": (16, 32, 64, 128),  # features at each resolution, halving each time
+                "layers": 1,  # residual blocks per resolution
+                "attention": (False, False, False, True),  # self-attention at each resolution
+                "middle_attention": True,
+                "head_width": 32,  # features per attention head
+                "groups": 8,  # of group normalisation
+                "epsilon": 1e-5,  # of group normalisation
+                "dropout": 0.0,
+                "dtype": "float32",  # of computation, or bfloat16; parameters are float32
+            },
+            "diffusion": {
+                "steps": 1000,  # T
+                "schedule": "cosine",  # or linear, as published
+                "prediction": "v",  # or eps, as published, or x0
+                "weighting": "none",  # or min_snr
+                "gamma": 5.0,  # of min_snr
+            },
+            "train": {
+                "images": 200_000,  # seen in all, repeats counted
+                "batch": 16,  # images per optimiser step, over all devices
+                "accumulate": 1,  # parts a batch is computed in, one after the other, to save memory
+                "learning_rate": 1e-3,  # at its peak
+                "warmup": 2_000,  # images of linear warm-up, before the cosine to zero
+                "weight_decay": 1e-4,
+                "clip": 1.0,  # largest global norm of the gradient
+                "ema_halflife": 10_000,  # images after which a parameter counts half in the average
+                "ema_rampup": 0.05,  # the half-life is at most this share of the images seen so far
+                "condition_dropout": 0.0,  # probability of training without condition, for guidance
+                # How often, in images; 0: at the end only.
+                "log": 1_600,
+                "evaluate": 20_000,  # held-out loss
+                "sample": 50_000,  # sample grid
+                "checkpoint": 50_000,
+                "keep": 2,  # checkpoints kept
+            },
+            "sampler": {
+                "name": "ddim",  # or ddpm, as published, or dpmpp_2m
+                "steps": 20,
+                "eta": 0.0,  # of ddim: 0 is deterministic, 1 as random as ddpm
+                "clip": True,  # estimates of x_0 to [-1, 1]
+                "guidance": 1.0,  # classifier-free guidance; other than 1 needs train.condition_dropout
+                "batch": 16,  # slices sampled at once
+            },
+            # Devices along each axis of the mesh; -1: all that are left.
+            "mesh": {"data": -1, "fsdp": 1},
+        }
+    )
+
+
+# ml_collections loads a configuration file by this name: this file serves where none is given.
+get_config = default
+
+
+def from_dict(fields: dict) -> ConfigDict:
+    """A configuration from plain dicts; raises InputError for fields that are not ours."""
+    config = default()
+    try:
+        config.update(ConfigDict(fields))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"config: {str(error.args[0]).splitlines()[0]}") from None
+    return config
+
+
+def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
+    """Dotted names of the fields in which two runs differ; on which devices they ran does not count."""
+    a, b = (_flat(json.loads(json.dumps(c.to_dict()))) for c in (ours, theirs))
+    return sorted(
+        name
+        for name in a.keys() | b.keys()
+        if a.get(name) != b.get(name) and not name.startswith("mesh.")
+    )
+
+
+def _flat(fields: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in fields.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model's grid: square slices of one pixel spacing, cut from volumes and put back into them.
+
+A slice is resampled along rows and columns by two small matrices of linear weights; the way back is
+two more. Both ways share the centre: the middle of the field of view is the middle of the grid.
+Nothing is stretched; what is too large is cropped, what is too small is filled. Slices are those of
+the volume itself: an oblique volume is cut along its own axes.
+
+Shapes: [X, Y, Z] a volume in closest-canonical RAS, [N, H, W] slices in increasing coordinate of
+the slicing axis, seen radiologically (axial: row 0 anterior, column 0 the patient's right; coronal:
+superior, right; sagittal: superior, anterior).
+"""
+
+import dataclasses
+
+import numpy as np
+
+from contourdiff_jax.data import volumes
+from contourdiff_jax.errors import InputError
+
+# Volume axes of (slices, rows, columns). Rows and columns run against the axes: radiological pictures
+# begin at the anterior, superior and right ends of the patient, which in RAS are the far ends.
+AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+
+CHUNK = 32  # slices resampled at a time, which bounds the memory of the intermediate products
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Square slices of size x size pixels of `spacing` mm, cut across `axis`."""
+
+    axis: str  # 'axial', 'coronal' or 'sagittal'
+    spacing: float  # [mm]
+    size: int  # [px]
+
+    def __post_init__(self):
+        if self.axis not in AXES:
+            raise InputError(f"no slicing axis {self.axis!r}; known: {', '.join(AXES)}")
+        if not (np.isfinite(self.spacing) and self.spacing > 0):
+            raise InputError(f"the grid's spacing must be above 0 mm, not {self.spacing}")
+        if self.size < 1:
+            raise InputError(f"the grid's size must be at least 1 pixel, not {self.size}")
+
+    def fit(self, shape, affine) -> "Resampling":
+        """The resampling between volumes of that shape (X, Y, Z) and affine [4, 4], and this grid."""
+        return Resampling(self, tuple(shape), np.asarray(affine, np.float64))
+
+
+class Resampling:
+    """The way from one volume's voxels to the grid's slices, and back.
+
+    Attributes:
+      positions: [N] float64, mm: coordinate along the slicing axis of every slice's centre.
+      covered: fraction of the grid that lies inside the volume's field of view.
+      kept: fraction of the field of view that lies inside the grid; below 1 it is cropped.
+    """
+
+    def __init__(self, grid: Grid, shape: tuple[int, int, int], affine: np.ndarray):
+        self.grid = grid
+        self.shape = shape
+        self.axes = AXES[grid.axis]
+        sizes = volumes.spacing(affine)
+
+        depth, *plane = self.axes
+        centre = (np.array(shape) - 1) / 2
+        centres = np.repeat(centre[None], shape[depth], axis=0)
+        centres[:, depth] = np.arange(shape[depth])
+        self.positions = centres @ affine[depth, :3] + affine[depth, 3]
+
+        grid_side = (grid.size, grid.spacing)
+        sides = [(shape[axis], sizes[axis]) for axis in plane]
+        self._forward = [_weights(*side, *grid_side) for side in sides]
+        self._backward = [_weights(*grid_side, *side) for side in sides]
+        self.covered = float(np.prod([cover.mean() for _, cover in self._forward]))
+        self.kept = float(np.prod([cover.mean() for _, cover in self._backward]))
+
+    def slices(self, array, fill: float) -> np.ndarray:
+        """Volume [X, Y, Z] -> slices [N, H, W] float32; `fill` outside the field of view.
+
+        Linear, antialiased where the grid is coarser. The array may also be a part of the volume
+        along the slicing axis: slices do not mix.
+        """
+        return _apply(self._forward, self._planes(array), fill)
+
+    def volume(self, slices, fill: float) -> np.ndarray:
+        """Slices [N, H, W] -> volume [X, Y, Z] float32, the way back; `fill` outside the grid."""
+        planes = _apply(self._backward, slices, fill)
+        return np.ascontiguousarray(np.transpose(np.flip(planes, (1, 2)), np.argsort(self.axes)))
+
+    def labels(self, array) -> np.ndarray:
+        """Label volume [X, Y, Z] of whole numbers -> labels [N, H, W] uint16; 0 outside.
+
+        Every pixel gets the label that covers most of it, so that none is favoured by where the
+        pixel's centre falls.
+        """
+        planes = self._planes(array)
+        labels = np.zeros((len(planes), self.grid.size, self.grid.size), np.uint16)
+        share = np.zeros(labels.shape, np.float32)
+        for label in np.unique(array):
+            here = planes == label
+            rows = np.flatnonzero(here.any((1, 2)))
+            covered = _apply(self._forward, here[rows], fill=float(label == 0))
+            labels[rows] = np.where(covered > share[rows], np.uint16(label), labels[rows])
+            share[rows] = np.maximum(covered, share[rows])
+        return labels
+
+    def _planes(self, array) -> np.ndarray:
+        """Volume [X, Y, Z] -> its planes [N, R, C] as they are seen, on their own voxels."""
+        return np.flip(np.transpose(array, self.axes), (1, 2))
+
+
+def _weights(n: int, size: float, n_out: int, size_out: float) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [n_out, n] from n samples of `size` mm to n_out of `size_out` mm, and cover [n_out].
+
+    Both rows of samples share their middle. The weights are a triangle as wide as the larger
+    sample, which interpolates when enlarging and averages when shrinking, and sum to 1, as in PIL
+    and `jax.image.resize(antialias=True)`. The cover is the fraction of each output sample that
+    lies inside the input's extent.
+    """
+    centre = (np.arange(n) - (n - 1) / 2) * size
+    centre_out = (np.arange(n_out) - (n_out - 1) / 2) * size_out
+    distance = np.abs(centre_out[:, None] - centre[None, :])
+    weights = np.maximum(0, 1 - distance / max(size, size_out))
+    weights /= np.maximum(weights.sum(1, keepdims=True), 1e-9)
+
+    edge = n * size / 2
+    left = np.maximum(centre_out - size_out / 2, -edge)
+    right = np.minimum(centre_out + size_out / 2, edge)
+    cover = np.clip((right - left) / size_out, 0, 1)
+    return weights.astype(np.float32), cover.astype(np.float32)
+
+
+def _apply(sides, planes, fill: float) -> np.ndarray:
+    """rows @ plane @ columns.T of planes [N, R, C], `fill` where not covered; float32 [N, H, W]."""
+    (rows, row_cover), (columns, column_cover) = sides
+    cover = np.outer(row_cover, column_cover)
+    out = np.empty((len(planes), *cover.shape), np.float32)
+    for first in range(0, len(planes), CHUNK):
+        chunk = slice(first, first + CHUNK)
+        part = np.ascontiguousarray(planes[chunk], np.float32)
+        out[chunk] = (rows @ (part @ columns.T)) * cover + np.float32(fill) * (1 - cover)
+    return out

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Intensities: what the numbers of a modality mean, and the ways to the model's range and back.
+
+    native units --(a volume's own window)--> values --(storage)--> uint16 in a store
+                                              values --(image)----> [-1, 1] in the model
+
+For CT, values are HU as they are in the file. MR has no unit, so values are fractions of the
+volume's own percentile window: 0 = low, 1 = high, one window for the whole volume, because windows
+of single slices would flicker. Functions work on arrays of any shape.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from contourdiff_jax.errors import InputError
+
+# Interpolation undershoots beside bright edges, by up to a fifth of the window's top in resampled
+# brains, but in few voxels: where the 1st percentile is not below zero by more than this share of
+# the top, a negative minimum is such an undershoot. In z-scored volumes it is far lower.
+UNDERSHOOT = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """An interval of intensities, low < high."""
+
+    low: float
+    high: float
+
+    def unit(self, x):
+        """low..high -> [-1, 1], clipped; float32."""
+        return 2 * self.fraction(x) - 1
+
+    def inverse(self, y):
+        """[-1, 1] -> low..high, not clipped; float32."""
+        return self.absolute((np.asarray(y, np.float32) + 1) / 2)
+
+    def fraction(self, x):
+        """low..high -> [0, 1], clipped; float32."""
+        return np.clip(self.relative(x), 0, 1)
+
+    def relative(self, x):
+        """low..high -> 0..1, not clipped; float32."""
+        return (np.asarray(x, np.float32) - np.float32(self.low)) / np.float32(self.high - self.low)
+
+    def absolute(self, x):
+        """0..1 -> low..high, not clipped; float32."""
+        return np.float32(self.low) + np.float32(self.high - self.low) * np.asarray(x, np.float32)
+
+
+IDENTITY = Window(0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """All that is fixed about the intensities of a modality."""
+
+    name: str
+    modality: str
+    storage: Window  # range of values kept in a store's uint16
+    image: Window  # range of values mapped to the model's [-1, 1]
+    air: float  # value of what lies outside the field of view
+    dtype: np.dtype  # of written volumes
+    percentiles: tuple[float, float] | None  # of a volume's own window; None: native units stay
+
+    def volume_window(self, array) -> Window:
+        """The window of a whole volume in native units; the identity where values are native units.
+
+        MAISI's MR window starts at the 0th percentile, the minimum (Guo et al., arXiv 2409.11169).
+        Resampled magnitude images dip below zero in a few voxels beside bright edges, and one of
+        them would lift all air to grey: where they are few the window starts at 0. Where negative
+        values are common (a z-scored volume) they are meant, and the minimum stands.
+
+        Raises InputError for a volume whose window would be empty.
+        """
+        if self.percentiles is None:
+            return IDENTITY
+        low, first, high = np.percentile(array, (self.percentiles[0], 1, self.percentiles[1]))
+        if low < 0 and first >= -UNDERSHOOT * high:
+            low = 0.0
+        if not low < high:
+            raise InputError(
+                f"constant volume: percentiles {self.percentiles[0]:g} and {self.percentiles[1]:g} "
+                f"are both {high:g}, so there is no intensity window"
+            )
+        return Window(float(low), float(high))
+
+    def values(self, array, window: Window):
+        """Native units -> values, float32, not clipped."""
+        return window.relative(array)
+
+    def native(self, values, window: Window):
+        """Values -> native units, float32, not clipped: the inverse of `values`."""
+        return window.absolute(values)
+
+    def encode(self, values):
+        """Values -> uint16 as kept in a store, clipped to `storage`."""
+        return np.rint(self.storage.fraction(values) * 65535).astype(np.uint16)
+
+    def decode(self, raw):
+        """uint16 of a store -> values, float32."""
+        return self.storage.absolute(np.asarray(raw, np.float32) / 65535)
+
+
+PRESETS = {
+    # Stored are the 12 bits that CT scanners deliver; the model sees MAISI's (-1000, 1000) HU.
+    "ct": Preset(
+        name="ct",
+        modality="ct",
+        storage=Window(-1024.0, 3071.0),
+        image=Window(-1000.0, 1000.0),
+        air=-1000.0,
+        dtype=np.dtype(np.int16),
+        percentiles=None,
+    ),
+    "mr": Preset(
+        name="mr",
+        modality="mr",
+        storage=Window(0.0, 1.0),
+        image=Window(0.0, 1.0),
+        air=0.0,
+        dtype=np.dtype(np.float32),
+        percentiles=(0.0, 99.5),
+    ),
+}
+
+
+def preset(name: str) -> Preset:
+    """The preset of that name; InputError naming the known ones."""
+    if name not in PRESETS:
+        raise InputError(f"no intensity preset {name!r}; known: {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]

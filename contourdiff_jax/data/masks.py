@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The body mask: where the patient is, and the head holder, the table and the air are not.
+
+The body is found on voxels of about 2 mm, where noise is averaged out, morphology in 3D is cheap
+and memory is bounded; the skin is then drawn at full resolution, slice by slice.
+
+Shapes: [X, Y, Z] volumes in closest-canonical RAS; [x, y, z] the same on coarse voxels.
+"""
+
+import cv2
+import numpy as np
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+
+from contourdiff_jax.data import volumes
+
+COARSE = 2.0  # [mm] voxels on which the body is found
+
+# Half way from air (-1000 HU) to tissue lies -500 HU, but cushions, blankets and hair reach up to
+# about -400 HU and fat begins at -150: at -300 the patient stays whole and the padding goes.
+CT_THRESHOLD = -300.0
+
+# In MR the air is noise and ghosts, up to 7% as bright as tissue in the volumes looked at (head, neck,
+# abdomen; T1, T2, FLAIR). In those without air the darker half of the tissue is 24% as bright.
+NO_AIR = 0.15
+# Body is what stands out of that air by so many standard deviations of its noise, and by this
+# fraction of the tissue's signal: the scalp has little in T2, 15% of the brain's.
+NOISE = 6.0
+FAINT = 0.1
+
+# What is thinner than twice this [mm] falls off: shells of holders and tables, tubes, wires.
+OPENING = 4.0
+# How far [mm] the body grows back into what the opening took: nose, ears, chin.
+RECOVERY = 6.0
+# Nostrils, ear canals and the like are closed up to twice this width [mm].
+CLOSING = 8.0
+
+
+def body_mask(array: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
+    """Mask bool [X, Y, Z] of the body in a volume of modality 'ct' (HU) or 'mr' (any unit).
+
+    The largest solid component counts as the body, with its cavities. Where no air or nothing solid
+    is found (a part of the inside of a body, or noise) the whole field of view is returned: the
+    mask then bounds nothing, which hides no anatomy.
+    """
+    spacing = volumes.spacing(affine)
+    factors = np.maximum(1, np.floor(COARSE / spacing + 0.5)).astype(int)
+    coarse = _block_means(array, factors)
+    threshold = CT_THRESHOLD if modality == "ct" else _mr_threshold(coarse)
+    solid = coarse > threshold
+    if solid.all() or not solid.any():
+        return np.ones(array.shape, bool)
+    return _skin(array, threshold, _body(solid, spacing * factors), factors)
+
+
+def _block_means(array: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """Means of blocks of `factors` voxels; float32 [x, y, z]. The last of an axis may be smaller."""
+    for axis, factor in enumerate(factors):
+        starts = np.arange(0, array.shape[axis], factor)
+        counts = np.diff(starts, append=array.shape[axis]).astype(np.float32)
+        sums = np.add.reduceat(array, starts, axis=axis, dtype=np.float32)
+        array = sums / np.expand_dims(counts, [a for a in range(3) if a != axis])
+    return array
+
+
+def _mr_threshold(coarse: np.ndarray) -> float:
+    """A signal between the air's and the darkest tissue's; -inf where the volume holds no air.
+
+    Otsu's threshold parts bright tissue from the rest, the same on the rest parts most of the dim
+    tissue from air. The air left is uniform up to noise, so that all that stands out of it is body.
+    """
+    bright = threshold_otsu(coarse)
+    rest = coarse[coarse < bright]
+    if not rest.size:  # nothing but texture finer than the coarse voxels
+        return -np.inf
+    dim = threshold_otsu(rest)
+    tissue, air = np.median(coarse[coarse > dim]), np.median(coarse[coarse <= dim])
+    if air > NO_AIR * tissue:
+        return -np.inf
+    noise = 1.4826 * np.median(np.abs(coarse[coarse <= dim] - air))
+    return float(air + max(NOISE * noise, FAINT * (tissue - air)))
+
+
+def _body(solid: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+    """The body, bool [x, y, z]: of all that is solid, what is thick and connected, holes filled."""
+    for radius in (OPENING, OPENING / 2, 0):  # the last for bodies that are thin themselves
+        core = _erode(solid, radius, spacing)
+        if core.any():
+            break
+    grown = solid & _dilate(_largest(core), radius + RECOVERY, spacing)
+    return ndimage.binary_fill_holes(_close(_largest(grown), CLOSING, spacing))
+
+
+def _skin(array: np.ndarray, threshold: float, body: np.ndarray, factors) -> np.ndarray:
+    """The body at full resolution, bool [X, Y, Z], from the coarse one [x, y, z].
+
+    One coarse voxel inside its border all is body, one outside nothing is; between, what is solid.
+    """
+    neighbours = np.ones((3, 3, 3))
+    inside = ndimage.binary_erosion(body, neighbours, border_value=1)
+    near = ndimage.binary_dilation(body, neighbours)
+    x, y, z = (np.arange(n) // factor for n, factor in zip(array.shape, factors, strict=True))
+    mask = np.empty(array.shape, bool)
+    for k, coarse_k in enumerate(z):
+        plane = array[:, :, k] > threshold
+        plane &= near[:, :, coarse_k][np.ix_(x, y)]
+        plane |= inside[:, :, coarse_k][np.ix_(x, y)]
+        mask[:, :, k] = _fill_holes(cv2.medianBlur(plane.astype(np.uint8), 3))
+    return mask
+
+
+def _fill_holes(plane: np.ndarray) -> np.ndarray:
+    """The plane [X, Y] uint8 as a mask with everything that its outside cannot reach."""
+    outside = np.pad(plane, 1)
+    cv2.floodFill(outside, None, (0, 0), 2)
+    return outside[1:-1, 1:-1] != 2
+
+
+def _largest(mask: np.ndarray) -> np.ndarray:
+    """The largest connected component of a mask that is not empty."""
+    components, _ = ndimage.label(mask)
+    return components == np.bincount(components.ravel())[1:].argmax() + 1
+
+
+def _erode(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
+    """Erosion by a ball of `radius` mm; what lies outside the field of view counts as solid."""
+    if mask.all():  # the transform measures the distance to the nearest zero, which must exist
+        return mask
+    return ndimage.distance_transform_edt(mask, sampling=spacing) > radius
+
+
+def _dilate(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
+    """Dilation by a ball of `radius` mm."""
+    return ndimage.distance_transform_edt(~mask, sampling=spacing) <= radius
+
+
+def _close(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
+    """Closing by a ball of `radius` mm; the mask goes on beyond the field of view as at its edge."""
+    width = [(int(np.ceil(2 * radius / size)),) * 2 for size in spacing]
+    wide = np.pad(mask, width, mode="edge")
+    closed = _erode(_dilate(wide, radius, spacing), radius, spacing)
+    inner = tuple(slice(w, w + n) for (w, _), n in zip(width, mask.shape, strict=True))
+    return closed[inner] | mask

@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stores: a folder of prepared slices that training reads at random, memory-mapped.
+
+    STORE/dataset.json   schema version, modality, preset, grid, version of the tool STORE/index.csv
+    one line a slice: subject, volume, slice, position, split, source, sha256, window_low,
+    window_high STORE/slices.npy     [N, H, W] uint16, values through the preset's storage window
+    STORE/masks.npy      [N, H, W] uint8, 1 inside the body STORE/labels.npy     [N, H, W] uint16,
+    if the volumes have label maps
+
+`volume` counts the volumes from 0, `slice` the slices of one volume from 0, `position` is in mm
+along the slicing axis, `source` is the file's name without its folder, the window is the volume's
+own in native units. Nothing else of a file's header is kept. Splits are 'train', 'val' and 'test',
+by subject. The folder is written under a temporary name and renamed when it is whole.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+import contourdiff_jax
+from contourdiff_jax.data import intensity, volumes
+from contourdiff_jax.data.grid import Grid
+from contourdiff_jax.data.intensity import Preset, Window
+from contourdiff_jax.errors import InputError
+
+SCHEMA = 1
+SPLITS = ("train", "val", "test")
+
+# The type of every column of the index, in the order of the file.
+COLUMNS = {
+    "subject": str,
+    "volume": int,
+    "slice": int,
+    "position": float,
+    "split": str,
+    "source": str,
+    "sha256": str,
+    "window_low": float,
+    "window_high": float,
+}
+ARRAYS = {"slices": np.uint16, "masks": np.uint8, "labels": np.uint16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """An opened store; arrays are memory-mapped and read-only."""
+
+    path: Path
+    slices: np.ndarray  # [N, H, W] uint16
+    masks: np.ndarray  # [N, H, W] uint8, 0 or 1
+    labels: np.ndarray | None  # [N, H, W] uint16
+    index: dict[str, np.ndarray]  # column name -> [N]
+    dataset: dict  # what dataset.json holds
+    preset: Preset
+    grid: Grid
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Numbers [n] of the slices of a split, in the order of the store."""
+        if split not in SPLITS:
+            raise InputError(f"no split {split!r}; known: {', '.join(SPLITS)}")
+        return np.flatnonzero(self.index["split"] == split)
+
+    def subjects(self, split: str | None = None) -> list[str]:
+        """Names of the subjects of a split, or of all, sorted."""
+        names = self.index["subject"]
+        return sorted({str(name) for name in (names if split is None else names[self.rows(split)])})
+
+    def values(self, rows) -> np.ndarray:
+        """Values [n, H, W] float32 of the slices with those numbers."""
+        return self.preset.decode(self.slices[rows])
+
+    def median_window(self) -> Window:
+        """Median over the training volumes of their windows in native units.
+
+        It gives translated volumes, which have no window of their own, plausible units.
+        """
+        rows = self.rows("train")
+        if not rows.size:
+            raise InputError(f"{self.path}: no slice belongs to the split 'train'")
+        _, first = np.unique(self.index["volume"][rows], return_index=True)
+        low, high = (
+            float(np.median(self.index[column][rows[first]]))
+            for column in ("window_low", "window_high")
+        )
+        return Window(low, high)
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------
+
+
+def open_store(path: str | Path) -> Store:
+    """Opens a store and checks that its parts agree; InputError where they do not."""
+    path = Path(path)
+    dataset = _read_dataset(path)
+    try:
+        preset = intensity.preset(dataset["preset"])
+        grid = Grid(**dataset["grid"])
+        has_labels = bool(dataset["labels"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path / 'dataset.json'}: incomplete ({error}); prepare again") from error
+    index = _read_index(path / "index.csv")
+    count = len(index["subject"])
+    arrays = {"labels": None}
+    for name in ARRAYS if has_labels else ("slices", "masks"):
+        arrays[name] = _open_array(path / f"{name}.npy", (count, grid.size, grid.size))
+    return Store(path=path, index=index, dataset=dataset, preset=preset, grid=grid, **arrays)
+
+
+def _read_dataset(path: Path) -> dict:
+    file = path / "dataset.json"
+    if not file.is_file():
+        raise InputError(f"{path}: not a store (it has no dataset.json); make one with `prepare`")
+    try:
+        dataset = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read: {volumes.reason(error)}") from error
+    schema = dataset.get("schema") if isinstance(dataset, dict) else None
+    if schema != SCHEMA:
+        raise InputError(
+            f"{path}: a store of schema {schema}, this version reads {SCHEMA}; prepare it again"
+        )
+    return dataset
+
+
+def _read_index(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            reader = csv.DictReader(stream)
+            rows = list(reader)
+        if reader.fieldnames != list(COLUMNS):
+            raise InputError(f"{file}: the columns must be {', '.join(COLUMNS)}; prepare again")
+        index = {
+            name: np.array([kind(row[name]) for row in rows], kind)
+            for name, kind in COLUMNS.items()
+        }
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{file}: cannot be read: {volumes.reason(error)}; prepare the store again"
+        ) from error
+    unknown = sorted(set(index["split"].tolist()) - set(SPLITS))
+    if unknown:
+        raise InputError(f"{file}: unknown split {unknown[0]!r}; known: {', '.join(SPLITS)}")
+    return index
+
+
+def _open_array(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(
+            f"{file}: missing or damaged ({volumes.reason(error)}); prepare again"
+        ) from error
+    dtype = np.dtype(ARRAYS[file.stem])
+    if array.shape != shape or array.dtype != dtype:
+        raise InputError(
+            f"{file}: {array.dtype} {array.shape}, index and grid say {dtype} {shape}; prepare again"
+        )
+    return array
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------
+
+
+class StoreWriter:
+    """Writes a store volume by volume, in memory that does not grow with the slices.
+
+    with StoreWriter(path, preset, grid) as writer:
+        writer.add(...)
+        writer.finish(splits)
+
+    Without `finish`, or after an error, nothing is left behind.
+    """
+
+    def __init__(self, path, preset: Preset, grid: Grid, *, labels=False, overwrite=False):
+        self.path = Path(path)
+        self.preset = preset
+        self.grid = grid
+        self._names = list(ARRAYS) if labels else ["slices", "masks"]
+        self._overwrite = overwrite
+        self._partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
+        self._files = {}
+        self._rows = []  # the index, without its splits
+        self._volumes = 0
+
+    def __enter__(self) -> "StoreWriter":
+        check_is_free(self.path, self._overwrite)
+        try:
+            self._partial.mkdir(parents=True)
+            for name in self._names:
+                self._files[name] = (self._partial / f"{name}.npy").open("wb")
+                self._write_header(name)
+        except OSError as error:
+            self._discard()
+            raise self._failure(error) from error
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._discard()
+
+    def __len__(self) -> int:
+        """Slices added so far."""
+        return len(self._rows)
+
+    @property
+    def subjects(self) -> list[str]:
+        """Names of the subjects added so far, sorted."""
+        return sorted({row["subject"] for row in self._rows})
+
+    def add(
+        self,
+        subject: str,
+        values: np.ndarray,
+        masks: np.ndarray,
+        *,
+        positions: Iterable[float],
+        window: Window,
+        source: str,
+        sha256: str,
+        labels: np.ndarray | None = None,
+    ) -> None:
+        """Appends the slices of one volume.
+
+        Args:
+          subject: whose volume it is; its split follows the subject.
+          values: [N, H, W] float32 in the preset's units.
+          masks: [N, H, W] bool.
+          positions: [N] mm along the slicing axis.
+          window: the volume's window in native units.
+          source: the file's name.
+          sha256: of the file.
+          labels: [N, H, W] whole numbers, in a store with labels.
+        """
+        arrays = {"slices": self.preset.encode(values), "masks": masks, "labels": labels}
+        for name in self._names:
+            array = np.ascontiguousarray(arrays[name], ARRAYS[name])
+            if array.shape != (len(values), self.grid.size, self.grid.size):
+                raise ValueError(f"{name} of shape {array.shape} on a grid of {self.grid.size} px")
+            try:
+                self._files[name].write(array.data)
+            except OSError as error:
+                raise self._failure(error) from error
+        for number, position in enumerate(positions):
+            self._rows.append(
+                {
+                    "subject": subject,
+                    "volume": self._volumes,
+                    "slice": number,
+                    "position": round(float(position), 4),
+                    "source": source,
+                    "sha256": sha256,
+                    "window_low": window.low,
+                    "window_high": window.high,
+                }
+            )
+        self._volumes += 1
+
+    def finish(self, splits: Mapping[str, str]) -> None:
+        """Completes the store, with the split of every subject, and gives it its name."""
+        try:
+            for name in self._names:
+                self._write_header(name)
+                self._files[name].close()
+            # A file name that is not valid UTF-8 travels as it is.
+            with (self._partial / "index.csv").open(
+                "w", newline="", encoding="utf-8", errors="surrogateescape"
+            ) as stream:
+                writer = csv.DictWriter(stream, list(COLUMNS))
+                writer.writeheader()
+                writer.writerows({**row, "split": splits[row["subject"]]} for row in self._rows)
+            text = json.dumps(self._dataset(), indent=2) + "\n"
+            (self._partial / "dataset.json").write_text(text, encoding="utf-8")
+            self._replace()
+        except OSError as error:
+            raise self._failure(error) from error
+
+    def _dataset(self) -> dict:
+        return {
+            "schema": SCHEMA,
+            "modality": self.preset.modality,
+            "preset": self.preset.name,
+            "grid": dataclasses.asdict(self.grid),
+            "labels": "labels" in self._names,
+            "version": contourdiff_jax.__version__,
+        }
+
+    def _write_header(self, name: str) -> None:
+        """Writes the .npy header for the rows so far; numpy leaves room in it for them to grow."""
+        header = {
+            "descr": np.lib.format.dtype_to_descr(np.dtype(ARRAYS[name])),
+            "fortran_order": False,
+            "shape": (len(self._rows), self.grid.size, self.grid.size),
+        }
+        self._files[name].seek(0)
+        np.lib.format.write_array_header_1_0(self._files[name], header)
+
+    def _replace(self) -> None:
+        check_is_free(self.path, self._overwrite)
+        if self.path.exists():
+            old = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
+            os.rename(self.path, old)
+            os.rename(self._partial, self.path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.rename(self._partial, self.path)
+
+    def _discard(self) -> None:
+        for file in self._files.values():
+            with contextlib.suppress(OSError):  # on a full disk the buffer cannot be written either
+                file.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _failure(self, error: OSError) -> InputError:
+        return InputError(f"{self.path}: cannot be written: {volumes.reason(error)}")
+
+
+def check_is_free(path: Path, overwrite: bool) -> None:
+    """InputError where a store may not be written: nothing but a store is ever replaced."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not (path / "dataset.json").is_file():
+        raise InputError(f"{path}: exists and is not a store; give another --out")
+    if not overwrite:
+        raise InputError(f"{path}: exists already; pass --overwrite to replace it")

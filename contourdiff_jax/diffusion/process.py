@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forward process, what the network predicts, and the training loss.
+
+Shapes: B batch, *S space, C channels (last); t [B] or a scalar, integers in [0, T).
+
+With a_t = sqrt(alpha_bar_t) and s_t = sqrt(1 - alpha_bar_t) (Schedule.signal, Schedule.noise),
+    z_t = a_t x_0 + s_t eps                                              (Ho et al. 2020, equation 4)
+    v_t = a_t eps - s_t x_0                                              (Salimans & Ho 2022, appendix D)
+so that x_0 = a_t z_t - s_t v_t and eps = s_t z_t + a_t v_t.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from contourdiff_jax.diffusion.schedules import Schedule
+from contourdiff_jax.errors import InputError
+
+PREDICTIONS = ("eps", "x0", "v")
+WEIGHTINGS = ("none", "min_snr")
+
+
+def at(values, t, like):
+    """values [T] at t, shaped to broadcast against `like` [B, *S, C]."""
+    return values[t].reshape(jnp.shape(t) + (1,) * (like.ndim - jnp.ndim(t)))
+
+
+def diffuse(schedule: Schedule, x_0, eps, t):
+    """z_t = a_t x_0 + s_t eps."""
+    return at(schedule.signal, t, x_0) * x_0 + at(schedule.noise, t, x_0) * eps
+
+
+def target(schedule: Schedule, prediction: str, x_0, eps, t):
+    """What the network should answer at z_t."""
+    if prediction == "eps":
+        return eps
+    if prediction == "x0":
+        return x_0
+    return at(schedule.signal, t, x_0) * eps - at(schedule.noise, t, x_0) * x_0
+
+
+def to_x_0(schedule: Schedule, prediction: str, output, z_t, t):
+    """The network's answer at z_t -> its estimate of x_0."""
+    a, s = at(schedule.signal, t, z_t), at(schedule.noise, t, z_t)
+    if prediction == "eps":
+        return (z_t - s * output) / a
+    if prediction == "x0":
+        return output
+    return a * z_t - s * output
+
+
+def weight(schedule: Schedule, prediction: str, weighting: str, gamma: float, t):
+    """Weight [B] of the squared error, relative to the error of the predicted quantity.
+
+    'min_snr' (Hang et al. 2023, arXiv 2303.09556, section 3.4) weights the error in x_0 by min(SNR, gamma). The
+    same error measured in eps is SNR times larger and in v SNR + 1 times, hence the divisors.
+    """
+    if weighting == "none":
+        return jnp.ones(t.shape, jnp.float32)
+    snr = schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])
+    divisor = {"eps": snr, "x0": jnp.ones_like(snr), "v": snr + 1}[prediction]
+    return jnp.minimum(snr, gamma) / divisor
+
+
+def timesteps(key, batch: int, steps: int):
+    """t [B], uniform on [0, T) and spread evenly over the batch (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+
+    One uniform number shifts an even grid: each t is uniform by itself, the mean loss varies far less.
+    """
+    offset = jax.random.uniform(key)
+    u = jnp.mod(offset + jnp.arange(batch, dtype=jnp.float32) / batch, 1.0)
+    return jnp.minimum((u * steps).astype(jnp.int32), steps - 1)
+
+
+def drop(key, condition, probability: float):
+    """Condition {name: [B, *S, c]} with whole examples replaced by the null condition, which is zero everywhere.
+
+    A given condition carries a channel of ones (see data/batches.py), so null is never mistaken for an empty one.
+    """
+
+    def dropped(key, value):
+        keep = jax.random.bernoulli(key, 1 - probability, value.shape[:1])
+        return value * keep.reshape(-1, *(1,) * (value.ndim - 1))
+
+    keys = jax.random.split(key, len(condition))
+    return {
+        name: dropped(k, value)
+        for k, (name, value) in zip(keys, sorted(condition.items()), strict=True)
+    }
+
+
+def errors(apply, schedule: Schedule, config, params, example, t, eps, *, key=None):
+    """Mean squared error [B] of the prediction at z_t; the quantity is config.prediction."""
+    x_0 = example["x"]
+    output = apply(params, diffuse(schedule, x_0, eps, t), t, example["condition"], key=key)
+    difference = output - target(schedule, config.prediction, x_0, eps, t)
+    return jnp.square(difference).mean(tuple(range(1, difference.ndim)))
+
+
+def loss(
+    apply: Callable, schedule: Schedule, config, *, condition_dropout: float = 0.0
+) -> Callable:
+    """The training loss: (params, example, key) -> (loss, {'loss': ..}), the weighted mean of `errors`.
+
+    Args:
+      apply: see models.Model.
+      config: a `diffusion` section (see config.py).
+      condition_dropout: probability with which an example loses each of its conditions.
+    """
+    check(config)
+
+    def training_loss(params, example, key):
+        key_t, key_eps, key_drop, key_network = jax.random.split(key, 4)
+        x_0 = example["x"]
+        t = timesteps(key_t, x_0.shape[0], schedule.steps)
+        eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
+        if condition_dropout:
+            example = example | {
+                "condition": drop(key_drop, example["condition"], condition_dropout)
+            }
+        squared = errors(apply, schedule, config, params, example, t, eps, key=key_network)
+        weights = weight(schedule, config.prediction, config.weighting, config.gamma, t)
+        value = (weights * squared).mean()
+        return value, {"loss": value}
+
+    return training_loss
+
+
+def check(config) -> None:
+    """Raise InputError for a `diffusion` section with unknown names."""
+    for field, known in (("prediction", PREDICTIONS), ("weighting", WEIGHTINGS)):
+        if config[field] not in known:
+            raise InputError(
+                f"config.diffusion.{field}: {config[field]!r} is not one of {', '.join(known)}"
+            )

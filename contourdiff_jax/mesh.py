@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device mesh and what lies where on it: the one file that knows about sharding.
+
+Two axes. 'data' splits the batch; 'fsdp' splits the batch too and, with it, every large parameter and what the
+optimiser and the average keep of it (fully sharded data parallelism, Rajbhandari et al. 2020, arXiv 1910.02054).
+The same lines serve one CPU, one GPU and a pod: the compiler inserts the communication.
+"""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from contourdiff_jax.errors import InputError
+
+AXES = ("data", "fsdp")
+SMALL = 4096  # elements up to which a parameter is kept whole: splitting it would cost more than it saves
+
+
+def make(config) -> Mesh:
+    """The mesh of a `mesh` section (see config.py): data x fsdp devices, either may be -1 for the rest.
+
+    A mesh smaller than the machine takes the first devices; with several processes, all must be in it.
+    """
+    available = jax.device_count()
+    shape = [config.data, config.fsdp]
+    if shape.count(-1) == 2 or any(n < 1 and n != -1 for n in shape):
+        raise InputError(
+            f"config.mesh: data={config.data}, fsdp={config.fsdp} must be positive; one may be -1"
+        )
+    if -1 in shape:
+        shape[shape.index(-1)] = max(1, available // math.prod(n for n in shape if n != -1))
+    total = math.prod(shape)
+    if total > available or (jax.process_count() > 1 and total < available):
+        raise InputError(
+            f"config.mesh: data={config.data} times fsdp={config.fsdp} asks for {total} devices, there "
+            f"are {available}"
+        )
+    # Auto: the compiler propagates shardings. With explicit axes, gathers such as alpha_bar[t]
+    # would need annotations.
+    return jax.make_mesh(
+        tuple(shape),
+        AXES,
+        axis_types=(AxisType.Auto,) * len(AXES),
+        devices=jax.devices()[:total],
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch(mesh: Mesh) -> NamedSharding:
+    """Leading axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def state(mesh: Mesh, tree):
+    """Shardings for a tree of arrays: the largest axis that 'fsdp' divides, of every large array."""
+    parts = mesh.shape["fsdp"]
+
+    def sharding(leaf):
+        divisible = [i for i, n in enumerate(leaf.shape) if n % parts == 0]
+        if parts == 1 or math.prod(leaf.shape) <= SMALL or not divisible:
+            return replicated(mesh)
+        largest = max(divisible, key=lambda i: leaf.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * largest, "fsdp"))
+
+    return jax.tree.map(sharding, tree)
+
+
+def check_batch(mesh: Mesh, size: int, name: str) -> None:
+    """Raise InputError for a batch that the mesh does not divide."""
+    if size < 1 or size % mesh.size:
+        nearest = max(1, round(size / mesh.size)) * mesh.size
+        raise InputError(
+            f"{name}: {size} images cannot be divided over {mesh.size} devices; try {nearest}"
+        )
+
+
+def put(sharding: NamedSharding, tree):
+    """Host arrays, this process's part of them, -> global arrays laid out by `sharding`."""
+    return jax.tree.map(
+        lambda a: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(a)), tree
+    )

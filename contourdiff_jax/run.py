@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run: a folder that is enough to go on training, or to translate with.
+
+config.json    this file's business: the configuration, and what of the training data a translation needs
+checkpoints/   checkpoint.py
+stats.jsonl    logs.py, as are samples/*.png and tensorboard/
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from contourdiff_jax import config as configuration
+from contourdiff_jax.data import intensity
+from contourdiff_jax.data.contours import DEFAULTS, ContourSettings
+from contourdiff_jax.data.grid import Grid
+from contourdiff_jax.data.intensity import Preset, Window
+from contourdiff_jax.data.store import Store
+from contourdiff_jax.errors import InputError
+
+SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run was made with.
+
+    Attributes:
+      config: the configuration, complete.
+      preset: of the training data.
+      window: median window of the training volumes in their native units, the inverse of a percentile preset.
+      grid: of the store.
+      contours: how contours were taken.
+      subjects: sha256 of each training subject's name: enough to recognise one, not to name it.
+    """
+
+    config: ConfigDict
+    preset: Preset
+    window: Window
+    grid: Grid
+    contours: ContourSettings
+    subjects: tuple[str, ...]
+
+    def to_dict(self) -> dict:
+        return {
+            "schema": SCHEMA,
+            "config": self.config.to_dict(),
+            "data": {
+                "preset": self.preset.name,
+                "window": [self.window.low, self.window.high],
+                "grid": dataclasses.asdict(self.grid),
+                "contours": self.contours.to_dict(),
+                "subjects": list(self.subjects),
+            },
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write config.json, whole or not at all."""
+        path = Path(folder) / "config.json"
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        os.replace(part, path)
+
+
+def digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def begin(config: ConfigDict, store: Store) -> Run:
+    """The run that training `config` on `store` is.
+
+    Raises:
+      InputError: the store has no training subjects, or is not on the grid that the configuration names.
+    """
+    subjects = store.subjects("train")
+    if not subjects:
+        raise InputError(f"{store.path}: no training subjects; give it some with prepare --split")
+    for field, wanted in config.grid.items():
+        actual = getattr(store.grid, field)
+        if wanted and wanted != actual:
+            raise InputError(
+                f"{store.path}: prepared with {field} {actual}, but config.grid.{field} is {wanted}; "
+                f"prepare again with --{field}={wanted} or change the configuration"
+            )
+    fields = config.contours.to_dict()
+    settings = (
+        ContourSettings.from_dict(fields) if fields["windows"] else DEFAULTS[store.preset.name]
+    )
+    return Run(
+        config,
+        store.preset,
+        store.median_window(),
+        store.grid,
+        settings,
+        tuple(digest(s) for s in subjects),
+    )
+
+
+def load(folder: Path) -> Run:
+    """Read a run's config.json.
+
+    Raises:
+      InputError: missing, unreadable, of another schema version or with unknown fields.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        fields = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{folder}: not a run, it has no config.json; name a folder made by train"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore it from a copy") from None
+    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        raise InputError(
+            f"{path}: not of schema {SCHEMA}; use the version of contourdiff that wrote it"
+        )
+    try:
+        data = fields["data"]
+        return Run(
+            configuration.from_dict(fields["config"]),
+            intensity.preset(data["preset"]),
+            Window(*data["window"]),
+            Grid(**data["grid"]),
+            ContourSettings.from_dict(data["contours"]),
+            tuple(data["subjects"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: field {error} is missing or wrong; restore the file from a copy"
+        ) from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a contour-conditioned diffusion model on the images of one store.
+
+The same store, configuration and workdir again means: resume. SIGTERM saves and stops.
+
+Example:
+    contourdiff train --store=stores/mr --workdir=runs/mr --config.train.images=100000
+"""
+
+import dataclasses
+import functools
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from contourdiff_jax import checkpoint, models, run, state, translate
+from contourdiff_jax import config as configuration
+from contourdiff_jax import mesh as meshes
+from contourdiff_jax.data import batches
+from contourdiff_jax.data.store import Store, open_store
+from contourdiff_jax.diffusion import process, schedules
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.logs import Logs
+
+HELD_OUT = 64  # slices of the held-out loss
+BINS = 10  # of its timesteps
+SAMPLES = 4  # slices of a sample grid
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config",
+        configuration.__file__,
+        "configuration file; --config.a.b=v changes a field",
+        flag_values=values,
+    )
+    flags.DEFINE_string("store", None, "store to train on, made by prepare", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string(
+        "init", None, "run whose averaged weights to start from", flag_values=values
+    )
+
+
+def main(values: flags.FlagValues) -> int:
+    for name in ("store", "workdir"):
+        if values[name].value is None:
+            raise InputError(f"train: --{name} is required")
+    finished = train(values.config, values.store, values.workdir, init=values.init)
+    return 0 if finished else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What is fixed before the first step: the network, its loss, where arrays lie, the compiled step."""
+
+    mesh: jax.sharding.Mesh
+    model: models.Model
+    schedule: schedules.Schedule
+    init: Callable[[jax.Array], state.TrainState]
+    like: state.TrainState  # ShapeDtypeStructs with shardings
+    step: Callable[[state.TrainState, dict], tuple[state.TrainState, dict]]
+    step_bytes: int  # memory of a step beside the state, on one device
+
+
+def setup(config, size: int) -> Setup:
+    """Check the configuration against images of size x size px, and compile.
+
+    Raises:
+      InputError: a setting that cannot work, named.
+    """
+    mesh = meshes.make(config.mesh)
+    meshes.check_batch(mesh, config.train.batch, "config.train.batch")
+    if config.train.accumulate < 1 or config.train.batch % (config.train.accumulate * mesh.size):
+        raise InputError(
+            f"config.train.accumulate: a batch of {config.train.batch} on {mesh.size} devices cannot be "
+            f"computed in {config.train.accumulate} equal parts"
+        )
+    models.check_size(config.model, size)
+    model = models.build(config.model, batches.CONDITIONS)
+    schedule = schedules.build(config.diffusion)
+    loss = process.loss(
+        model.apply, schedule, config.diffusion, condition_dropout=config.train.condition_dropout
+    )
+
+    init = functools.partial(state.init, config.train, model.init)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    sharding = meshes.state(mesh, shapes)
+    like = jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, sharding
+    )
+    step = jax.jit(
+        state.step(config.train, loss),
+        donate_argnums=0,
+        in_shardings=(sharding, meshes.batch(mesh)),
+        out_shardings=(sharding, meshes.replicated(mesh)),
+    )
+    compiled = step.lower(like, _example_shapes(config.train.batch, size)).compile()
+    memory = compiled.memory_analysis()
+    return Setup(
+        mesh=mesh,
+        model=model,
+        schedule=schedule,
+        init=jax.jit(init, out_shardings=sharding),
+        like=like,
+        step=compiled,
+        step_bytes=getattr(memory, "temp_size_in_bytes", 0),
+    )
+
+
+def train(
+    config, store: str | Path, workdir: str | Path, *, init: str | Path | None = None
+) -> bool:
+    """Train until `config.train.images` have been seen; returns whether that was reached.
+
+    Args:
+      config: see config.py.
+      store: folder made by `prepare`; its 'train' split is learnt, its 'val' split held out.
+      workdir: folder of the run; one that holds a run of the same configuration is resumed.
+      init: a run whose averaged weights to begin with.
+
+    Raises:
+      InputError: anything of these that cannot be used; a loss that is not finite.
+    """
+    store, workdir = open_store(store), Path(workdir)
+    ours = run.begin(config, store)
+
+    # ------------------------------------------------------------------------------------------
+    # Network, sharding, compilation
+    # ------------------------------------------------------------------------------------------
+    plan = setup(config, store.grid.size)
+    batch, total = config.train.batch, state.steps(config.train)
+    is_main = jax.process_index() == 0
+
+    # ------------------------------------------------------------------------------------------
+    # The state: 1. a checkpoint in the workdir, else 2. the weights of --init, else 3. fresh
+    # ------------------------------------------------------------------------------------------
+    _claim(workdir, ours)
+    checkpoints = checkpoint.manager(workdir, config.train.keep)
+    if checkpoints.latest_step() is not None:
+        current = checkpoint.restore(checkpoints, workdir, plan.like)
+    else:
+        current = plan.init(jax.random.key(config.seed))
+        if init is not None:
+            current = _with_weights(current, Path(init), plan)
+    start = int(current.step)
+    if start >= total:
+        print(f"{workdir}: trained on {start * batch:,} images already; nothing left to do")
+        return True
+
+    # ------------------------------------------------------------------------------------------
+    # Input, held-out examples, logs
+    # ------------------------------------------------------------------------------------------
+    examples = batches.training(
+        store,
+        ours.contours,
+        config,
+        start=start,
+        stop=total,
+        process=(jax.process_index(), jax.process_count()),
+    )
+    observe = _observer(ours, store, plan)
+    logs = Logs(workdir, start) if is_main else None
+    print(_summary(plan, ours, store, start), flush=True)
+    bar = tqdm(
+        total=total * batch,
+        initial=start * batch,
+        unit=" images",
+        disable=None if is_main else True,
+        smoothing=0.05,
+    )
+    stop = _StopRequest()
+    began, pending = time.perf_counter(), None
+
+    # ------------------------------------------------------------------------------------------
+    # The loop. Metrics of a step are read once the next one is on its way.
+    # ------------------------------------------------------------------------------------------
+    def due(step: int, every: int) -> bool:
+        return _due(step, max(1, every // batch) if every else 0, total)
+
+    def read(step: int, metrics: dict) -> None:
+        scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not all(math.isfinite(value) for value in scalars.values()):
+            checkpoint.save(checkpoints, current)
+            checkpoint.finish(checkpoints, workdir)
+            raise InputError(
+                f"{workdir}: the loss of step {step} is not finite; the state before it is saved. Lower "
+                f"config.train.learning_rate or look at the images of that step"
+            )
+        if logs and due(step, config.train.log):
+            seconds = time.perf_counter() - began
+            speed = (step - start) * batch / seconds
+            logs.write_scalars(
+                step, step * batch, scalars | {"seconds": seconds, "images_per_second": speed}
+            )
+            logs.flush()
+            bar.set_postfix(loss=f"{scalars['loss']:.4f}", refresh=False)
+            if bar.disable and is_main:
+                left = (total - step) * batch / speed
+                print(
+                    f"{step * batch:>10,} images  loss {scalars['loss']:.4f}  {speed:.1f} images/s  "
+                    f"{_duration(left)} left",
+                    flush=True,
+                )
+
+    with stop:
+        for step in range(start + 1, total + 1):
+            example = meshes.put(meshes.batch(plan.mesh), next(examples))
+            with jax.transfer_guard("disallow"):
+                current, metrics = plan.step(current, example)
+            if pending:
+                read(*pending)
+            pending = (step, metrics)
+            bar.update(batch)
+
+            if due(step, config.train.evaluate) and observe.held_out and logs:
+                logs.write_scalars(step, step * batch, observe.held_out(current.ema))
+            if due(step, config.train.sample) and logs:
+                logs.write_image(step * batch, observe.samples(current.ema))
+            if due(step, config.train.checkpoint) or stop.requested:
+                read(*pending)
+                pending = None
+                checkpoint.save(checkpoints, current)
+            if stop.requested:
+                break
+        if pending:
+            read(*pending)
+
+    # ------------------------------------------------------------------------------------------
+    # The end
+    # ------------------------------------------------------------------------------------------
+    bar.close()
+    checkpoint.finish(checkpoints, workdir)
+    checkpoints.close()
+    if logs:
+        logs.close()
+    if stop.requested and step < total:
+        print(f"{workdir}: stopped and saved at {step * batch:,} images; the same command resumes")
+        return False
+    return True
+
+
+def images_per_second(config, store: str | Path, *, steps: int = 4) -> float:
+    """Measure training speed on this machine: the median of a few steps, input included."""
+    store = open_store(store)
+    plan = setup(config, store.grid.size)
+    settings = run.begin(config, store).contours
+    current = plan.init(jax.random.key(config.seed))
+    examples = batches.training(store, settings, config, start=0, stop=steps + 1)
+    seconds = []
+    for _ in range(steps + 1):
+        began = time.perf_counter()
+        current, _ = plan.step(current, meshes.put(meshes.batch(plan.mesh), next(examples)))
+        jax.block_until_ready(current)
+        seconds.append(time.perf_counter() - began)
+    return config.train.batch / float(np.median(seconds[1:]))
+
+
+def _due(step: int, every: int, total: int) -> bool:
+    """Whether something is to happen after `step`: every so many steps (0: never before) and at the end."""
+    return step == total or (every > 0 and step % every == 0)
+
+
+class _StopRequest:
+    """Notes a SIGTERM, the notice a cluster gives before it takes a machine back."""
+
+    def __init__(self):
+        self.requested = False
+
+    def __enter__(self):
+        try:
+            self._before = signal.signal(
+                signal.SIGTERM, lambda *_: setattr(self, "requested", True)
+            )
+        except ValueError:  # not in the main thread, where signals cannot be had
+            self._before = None
+        return self
+
+    def __exit__(self, *_):
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+def _claim(workdir: Path, ours: run.Run) -> None:
+    """Make the run's folder, or check that the run in it is this one."""
+    if (workdir / "config.json").exists():
+        theirs = run.load(workdir)
+        different = configuration.differences(ours.config, theirs.config)
+        if different:
+            raise InputError(
+                f"{workdir}: holds a run with another {', '.join(different)}; choose another --workdir, or the "
+                f"same configuration to resume"
+            )
+        if ours.to_dict()["data"] != theirs.to_dict()["data"]:
+            raise InputError(f"{workdir}: holds a run on other data; choose another --workdir")
+        return
+    if workdir.exists() and any(workdir.iterdir()):
+        raise InputError(f"{workdir}: not empty and not a run; choose another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        ours.save(workdir)
+
+
+def _with_weights(fresh: state.TrainState, source: Path, plan: Setup) -> state.TrainState:
+    """`fresh` with the averaged weights of another run, as parameters and as average."""
+    run.load(source)
+    _, weights = checkpoint.restore_ema(checkpoint.manager(source), source, plan.like.ema)
+    return fresh._replace(params=weights, ema=jax.tree.map(jnp.copy, weights))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Observer:
+    """What is looked at while training: never learnt from, always the same slices and the same noise."""
+
+    held_out: Callable[[Any], dict] | None
+    samples: Callable[[Any], np.ndarray]
+
+
+def _observer(ours: run.Run, store: Store, plan: Setup) -> _Observer:
+    config = ours.config
+    held = store.rows("val")
+    sampled = _spread(held if len(held) else store.rows("train"), SAMPLES)
+
+    def examples(rows):
+        return batches.make(store.values(rows), store.masks[rows], ours.preset, ours.contours)
+
+    # Samples are drawn in one fixed batch that any mesh divides.
+    size = SAMPLES * plan.mesh.size
+    shown = examples(np.resize(sampled, size))
+    sampler = translate.sampler(config, plan.model, plan.schedule, plan.mesh)
+    keys = translate.keys(config.seed, "samples", np.arange(size))
+    put = functools.partial(meshes.put, meshes.batch(plan.mesh))
+    condition = put(shown["condition"])
+
+    def samples(ema) -> np.ndarray:
+        drawn = np.asarray(sampler(ema, condition, put(keys)))[: len(sampled), ..., 0]
+        columns = [
+            shown["x"][: len(sampled), ..., 0],
+            2 * shown["condition"]["contour"][: len(sampled), ..., 0] - 1,
+            drawn,
+        ]
+        rows = np.concatenate(columns, axis=2)  # truth | contour | sample
+        return np.uint8(np.round((np.concatenate(rows) + 1) * 127.5))
+
+    if not len(held):
+        return _Observer(None, samples)
+
+    # Each slice is seen at one timestep, the slices spread evenly over all of them.
+    count = max(1, HELD_OUT // plan.mesh.size) * plan.mesh.size
+    chosen = np.resize(_spread(held, HELD_OUT), count)
+    example = put(examples(chosen))
+    levels = (np.arange(count) + 0.5) / count
+    t = np.minimum((levels * plan.schedule.steps).astype(np.int32), plan.schedule.steps - 1)
+    t = np.random.default_rng(0).permutation(t)
+    bins = t * BINS // plan.schedule.steps
+    eps = np.random.default_rng(1).standard_normal(example["x"].shape).astype(np.float32)
+    errors = jax.jit(
+        functools.partial(process.errors, plan.model.apply, plan.schedule, config.diffusion)
+    )
+    fixed = (put(t), put(eps))
+
+    def held_out(ema) -> dict:
+        error = np.asarray(errors(ema, example, *fixed))
+        by_bin = [float(error[bins == b].mean()) for b in range(BINS) if (bins == b).any()]
+        return {"heldout_loss": float(error.mean()), "heldout_loss_t": by_bin}
+
+    return _Observer(held_out, samples)
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the rows, evenly spread, ends avoided."""
+    count = min(count, len(rows))
+    return rows[((np.arange(count) + 0.5) * len(rows) / count).astype(int)]
+
+
+def _summary(plan: Setup, ours: run.Run, store: Store, start: int) -> str:
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(plan.like.params)]
+    held = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(plan.like)
+    )
+    slices, subjects = len(store.rows("train")), len(ours.subjects)
+    config = ours.config.train
+    return (
+        f"{sum(sizes):,} parameters on {plan.mesh.size} {jax.devices()[0].device_kind} device(s): "
+        f"{held / 2**20:,.0f} MiB of state and {plan.step_bytes / 2**20:,.0f} MiB a step on each\n"
+        f"{slices:,} slices of {subjects} subjects, {ours.grid.size} px of {ours.grid.spacing:g} mm; "
+        f"{config.images:,} images in batches of {config.batch}"
+        + (f", resuming after {start * config.batch:,}" if start else "")
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+def _example_shapes(batch: int, size: int) -> dict:
+    return {
+        "x": jax.ShapeDtypeStruct((batch, size, size, 1), jnp.float32),
+        "condition": {
+            name: jax.ShapeDtypeStruct((batch, size, size, channels), jnp.float32)
+            for name, channels in batches.CONDITIONS.items()
+        },
+    }

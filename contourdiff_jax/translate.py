@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Translate volumes of another modality from their contours alone, each onto its own grid.
+
+Volumes already translated with the same settings are kept, so an interrupted command is continued by repeating it.
+
+Example:
+    contourdiff translate --run=runs/mr --source=data/test_ct --preset=ct --out=translated
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from contourdiff_jax import checkpoint, models, run
+from contourdiff_jax import mesh as meshes
+from contourdiff_jax.data import batches, contours, intensity, masks, volumes
+from contourdiff_jax.data.contours import ContourSettings
+from contourdiff_jax.diffusion import guidance, samplers, schedules
+from contourdiff_jax.errors import InputError
+
+SCHEMA = 1  # of the sidecar
+NOTICE = "Synthetic image, not for diagnosis."
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("run", None, "folder of a trained run", flag_values=values)
+    flags.DEFINE_string(
+        "source", None, "volume or folder of volumes to translate", flag_values=values
+    )
+    flags.DEFINE_string("out", None, "folder for the translated volumes", flag_values=values)
+    flags.DEFINE_string("preset", None, "modality of the source: ct or mr", flag_values=values)
+    flags.DEFINE_string(
+        "contours", None, "JSON file with contour settings for the source", flag_values=values
+    )
+    flags.DEFINE_string("masks", None, "folder with body masks of the source", flag_values=values)
+    flags.DEFINE_string(
+        "sampler", None, "ddim, ddpm or dpmpp_2m; the run's by default", flag_values=values
+    )
+    flags.DEFINE_integer("steps", None, "sampling steps; the run's by default", flag_values=values)
+    flags.DEFINE_float(
+        "guidance", None, "classifier-free guidance; the run's by default", flag_values=values
+    )
+    flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=values)
+    flags.DEFINE_integer(
+        "batch_size", None, "slices at once; the run's by default", flag_values=values
+    )
+    flags.DEFINE_integer("devices", None, "devices to use; all by default", flag_values=values)
+    flags.DEFINE_bool(
+        "overwrite", False, "replace translations made with other settings", flag_values=values
+    )
+
+
+def main(values: flags.FlagValues) -> int:
+    for name in ("run", "source", "out", "preset"):
+        if values[name].value is None:
+            raise InputError(f"translate: --{name} is required")
+    result = translate(
+        values.run,
+        values.source,
+        values.out,
+        preset=values.preset,
+        contours_file=values.contours,
+        body_masks=values.masks,
+        sampler_name=values.sampler,
+        steps=values.steps,
+        guidance_scale=values.guidance,
+        seed=values.seed,
+        batch_size=values.batch_size,
+        devices=values.devices,
+        overwrite=values.overwrite,
+    )
+    return 1 if result.failed else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """Paths translated now, kept from before, and failed with the reason."""
+
+    done: list[Path]
+    kept: list[Path]
+    failed: list[tuple[Path, str]]
+
+
+# ----------------------------------------------------------------------------------------------
+# Sampling
+# ----------------------------------------------------------------------------------------------
+
+
+def sampler(config, model: models.Model, schedule: schedules.Schedule, mesh) -> Callable:
+    """The compiled sampler of a run's `config`: (params, condition {name: [B, *S, c]}, keys [B, 2]) -> x [B, *S, 1].
+
+    All randomness of a slice comes from its own key, so neither its neighbours in the batch nor the number of
+    devices change it.
+    """
+    draw_from = samplers.build(config.sampler)
+
+    def sample(params, condition, key_data):
+        shape = (*next(iter(condition.values())).shape[1:-1], 1)
+        slice_keys = jax.random.wrap_key_data(key_data)
+
+        def noise(i):
+            return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape))(
+                slice_keys
+            )
+
+        denoise = guidance.denoiser(
+            model.apply,
+            params,
+            schedule,
+            config.diffusion.prediction,
+            condition,
+            guidance=config.sampler.guidance,
+        )
+        z_0 = draw_from(denoise, schedule, noise(config.sampler.steps), noise)
+        return z_0.clip(-1, 1)
+
+    return jax.jit(
+        sample,
+        in_shardings=(None, meshes.batch(mesh), meshes.batch(mesh)),
+        out_shardings=meshes.batch(mesh),
+    )
+
+
+def keys(seed: int, subject: str, slices: np.ndarray) -> np.ndarray:
+    """Key data [n, 2] uint32 of slices of a subject: fold_in of seed, subject and slice number."""
+    name = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:4], "big")
+    subject_key = jax.random.fold_in(jax.random.key(seed), np.uint32(name))
+    folded = jax.vmap(jax.random.fold_in, (None, 0))(subject_key, np.asarray(slices, np.uint32))
+    return np.asarray(jax.random.key_data(folded))
+
+
+# ----------------------------------------------------------------------------------------------
+# Volumes
+# ----------------------------------------------------------------------------------------------
+
+
+def translate(
+    run_folder: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    preset: str,
+    contours_file: str | Path | None = None,
+    body_masks: str | Path | None = None,
+    sampler_name: str | None = None,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    devices: int | None = None,
+    overwrite: bool = False,
+) -> Result:
+    """Translate a volume, or every volume of a folder, into `out`: same names, sidecars beside them.
+
+    Args:
+      run_folder: a run made by `train`.
+      preset: modality of the source, 'ct' or 'mr'.
+      contours_file: JSON of ContourSettings for the source; the preset's defaults without it.
+      body_masks: folder with a mask for each subject; computed without it.
+      devices: how many to use; all without it.
+      sampler_name, steps, guidance_scale, batch_size: the run's `sampler` section without them.
+
+    Raises:
+      InputError: nothing could be translated. Volumes that failed among others are in the result.
+    """
+    out = Path(out)
+    trained = run.load(run_folder)
+    config = trained.config.copy_and_resolve_references()
+    for field, value in (
+        ("name", sampler_name),
+        ("steps", steps),
+        ("guidance", guidance_scale),
+        ("batch", batch_size),
+    ):
+        if value is not None:
+            config.sampler[field] = value
+    if config.sampler.guidance != 1 and not config.train.condition_dropout:
+        raise InputError(
+            f"{run_folder}: trained without condition dropout, so guidance must be 1; train with "
+            f"--config.train.condition_dropout=0.1"
+        )
+    source_preset = intensity.preset(preset)
+    settings = _contour_settings(contours_file, trained, source_preset.name)
+    paths = volumes.find(source)
+    mesh = meshes.make(ConfigDict({"data": devices or -1, "fsdp": 1}))
+    meshes.check_batch(mesh, config.sampler.batch, "--batch_size")
+
+    model = models.build(config.model, batches.CONDITIONS)
+    checkpoints = checkpoint.manager(Path(run_folder))
+    like = jax.eval_shape(model.init, jax.random.key(0))
+    like = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=meshes.replicated(mesh)), like
+    )
+    step, ema = checkpoint.restore_ema(checkpoints, Path(run_folder), like)
+    draw = sampler(config, model, schedules.build(config.diffusion), mesh)
+    common = {
+        "schema": SCHEMA,
+        "notice": NOTICE,
+        "preset": {"source": source_preset.name, "target": trained.preset.name},
+        "window": [trained.window.low, trained.window.high],
+        "grid": dataclasses.asdict(trained.grid),
+        "contours": {"source": settings.to_dict(), "target": trained.contours.to_dict()},
+        "checkpoint": {
+            "step": step,
+            "images": step * config.train.batch,
+            "digest": checkpoint.digest(ema),
+        },
+        "sampler": config.sampler.to_dict(),
+        "seed": seed,
+        "training_subjects_sha256": list(trained.subjects),
+        "versions": _versions(),
+        "config": config.to_dict(),
+    }
+
+    out.mkdir(parents=True, exist_ok=True)
+    result = Result([], [], [])
+    for path in tqdm(paths, unit=" volumes", disable=None):
+        target = out / path.name
+        try:
+            sidecar = common | _identity(path)
+            if _is_done(target, sidecar, overwrite):
+                result.kept.append(target)
+                continue
+            began = time.perf_counter()
+            volume = volumes.read(path)
+            mask = _body_mask(volume, source_preset.modality, body_masks)
+            array, count = _translate_volume(
+                volume,
+                mask,
+                source_preset,
+                settings,
+                trained,
+                config.sampler.batch,
+                draw,
+                ema,
+                mesh,
+                seed,
+            )
+            sidecar |= {"slices": count, "seconds": round(time.perf_counter() - began, 3)}
+            # The sidecar first: a volume beside a sidecar is whole, whenever the command was interrupted.
+            target.unlink(missing_ok=True)
+            _write_json(_sidecar(target), sidecar)
+            volumes.write(target, array, volume, trained.preset.dtype)
+            result.done.append(target)
+        except InputError as error:
+            result.failed.append((path, str(error)))
+            tqdm.write(str(error))
+    if not result.done and not result.kept:
+        if not any(out.iterdir()):
+            out.rmdir()
+        raise InputError(
+            f"{source}: none of {len(paths)} volumes could be translated; the first: {result.failed[0][1]}"
+        )
+    print(
+        f"{out}: {len(result.done)} translated, {len(result.kept)} kept from before, {len(result.failed)} failed"
+    )
+    return result
+
+
+def _translate_volume(volume, mask, source_preset, settings, trained, batch, draw, ema, mesh, seed):
+    """-> (array [X, Y, Z] in the target's native units, number of slices)."""
+    resampling = trained.grid.fit(volume.array.shape, volume.affine)
+    values = source_preset.values(volume.array, source_preset.volume_window(volume.array))
+    slices = resampling.slices(values, source_preset.air)
+    inside = resampling.slices(mask.astype(np.float32), 0) > 0.5
+    condition = batches.given(contours.stack(slices, inside, settings))
+
+    # Every volume starts a new batch, padded to full size: what a slice becomes depends on nothing else.
+    count = len(slices)
+    padded = -(-count // batch) * batch
+    condition = np.concatenate(
+        [condition, np.zeros((padded - count, *condition.shape[1:]), np.float32)]
+    )
+    slice_keys = keys(seed, volumes.subject_of(volume.path), np.arange(padded))
+    drawn = []
+    for first in range(0, padded, batch):
+        part = slice(first, first + batch)
+        example = meshes.put(meshes.batch(mesh), {"contour": condition[part]})
+        drawn.append(
+            np.asarray(draw(ema, example, meshes.put(meshes.batch(mesh), slice_keys[part])))
+        )
+    unit = np.concatenate(drawn)[:count, ..., 0]
+
+    target = trained.preset
+    translated = resampling.volume(target.image.inverse(unit), target.air)
+    return target.native(translated, trained.window), count
+
+
+def _body_mask(volume, modality: str, folder: str | Path | None) -> np.ndarray:
+    if folder is None:
+        return masks.body_mask(volume.array, volume.affine, modality)
+    subject = volumes.subject_of(volume.path)
+    found = [p for p in volumes.find(folder) if volumes.subject_of(p) == subject]
+    if not found:
+        raise InputError(f"{folder}: no body mask for subject {subject} of {volume.path}")
+    mask = volumes.read(found[0]).array > 0
+    if mask.shape != volume.array.shape:
+        raise InputError(
+            f"{found[0]}: shape {mask.shape}, but {volume.path} has {volume.array.shape}"
+        )
+    return mask
+
+
+def _contour_settings(path, trained: run.Run, source: str) -> ContourSettings:
+    if path is None:
+        # Within one modality the settings of training are right; across, the modality's own.
+        return trained.contours if source == trained.preset.name else contours.DEFAULTS[source]
+    try:
+        return ContourSettings.from_dict(json.loads(Path(path).read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+# ----------------------------------------------------------------------------------------------
+# Sidecars
+# ----------------------------------------------------------------------------------------------
+
+
+def _identity(path: Path) -> dict:
+    return {
+        "subject": volumes.subject_of(path),
+        "source": {"name": path.name, "sha256": volumes.sha256(path)},
+    }
+
+
+def _sidecar(target: Path) -> Path:
+    return target.with_name(f"{volumes.stem(target)}.json")
+
+
+def _is_done(target: Path, sidecar: dict, overwrite: bool) -> bool:
+    """Whether `target` is already what this command would make.
+
+    Raises:
+      InputError: it is there but was made from something else.
+    """
+    if not target.exists():
+        return False
+    try:
+        before = json.loads(_sidecar(target).read_text())
+    except (OSError, ValueError):
+        before = {}
+    if all(before.get(name) == value for name, value in json.loads(json.dumps(sidecar)).items()):
+        return True
+    if overwrite:
+        return False
+    raise InputError(
+        f"{target}: made with other settings; choose another --out or give --overwrite"
+    )
+
+
+def _write_json(path: Path, fields: dict) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(fields, indent=2) + "\n")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space") from None
+
+
+def _versions() -> dict[str, str]:
+    names = ("contourdiff-jax", "jax", "flax", "numpy", "opencv-python-headless")
+    return {name: importlib.metadata.version(name) for name in names}
