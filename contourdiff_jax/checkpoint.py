@@ -27,7 +27,7 @@ def manager(run: Path, keep: int | None = None) -> ocp.CheckpointManager:
     """The manager of a run's checkpoints; `keep` is how many of the latest stay (None: all)."""
     return ocp.CheckpointManager(
         (Path(run) / "checkpoints").absolute(),
-        item_names=ITEMS,
+        item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
         options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
     )
 

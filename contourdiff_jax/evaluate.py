@@ -234,6 +234,8 @@ def _read_sidecar(path: Path) -> dict | None:
         raise InputError(f"{file}: not a sidecar of schema {SIDECAR_SCHEMA}; translate again")
     try:
         low, high = map(float, fields["window"])
+        if not low < high:
+            raise ValueError(f"window {low} to {high}")
         return {
             "settings": Settings(
                 source=intensity.preset(fields["preset"]["source"]),
@@ -378,7 +380,7 @@ class Baselines:
 
 
 def _learn(real, scored: set[str], settings: Settings) -> tuple[Baselines, list[str], list]:
-    """Baselines of the real volumes, the subjects left out as they are to be scored, the failures."""
+    """Baselines of the real volumes, the subjects left out as they are scored, the failures."""
     histograms, total, left_out, failed = [], 0, [], []
     for path in tqdm(volumes.find(real), desc="baselines", unit="volume", disable=None):
         if volumes.subject_of(path) in scored:
@@ -467,7 +469,12 @@ def _score(case: Case, candidates: dict, settings: Settings, grid: str) -> list[
             rows.append((case.subject, number, method, metric, value, seconds))
 
     if case.truth is not None:
-        cut = case.resampling.slices if grid == "model" else _cut_planes(settings.grid)
+
+        def cut(array, fill):
+            if grid == "model":
+                return case.resampling.slices(array, fill)
+            return _planes(array, settings.grid)
+
         truth, mask = cut(case.truth, settings.target.air), cut(case.mask, 0) > 0.5
         for method, values in candidates.items():
             for number, image in enumerate(cut(values, settings.target.air)):
@@ -480,16 +487,10 @@ def _score(case: Case, candidates: dict, settings: Settings, grid: str) -> list[
         for method, values in (candidates | ceiling).items():
             slices = case.resampling.slices(values, settings.target.air)
             for number in shown:
-                found = contours.contours(
-                    slices[number], mask[number], settings.contours["target"]
-                )
+                found = contours.contours(slices[number], mask[number], settings.contours["target"])
                 agreement = structure.contour_agreement(found, condition[number], TOLERANCE)
                 add(int(number), method, agreement)
     return rows
-
-
-def _cut_planes(grid: Grid):
-    return lambda array, fill: _planes(array, grid)
 
 
 def _condition(case: Case, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
@@ -587,9 +588,7 @@ def _describe(settings: Settings, grid: str, seed, truth, source, masks, baselin
     if source is not None:
         data |= {
             "contours": f"on the model's grid, within {TOLERANCE} px of those of the source",
-            "contour settings": {
-                name: used.to_dict() for name, used in settings.contours.items()
-            },
+            "contour settings": {name: used.to_dict() for name, used in settings.contours.items()},
         }
     if baselines is not None:
         data["real volumes of the baselines"] = baselines.count

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from contourdiff_jax.metrics.bootstrap import interval
+from contourdiff_jax.metrics.bootstrap import interval, text
 
 
 def test_equals_scipy_up_to_resampling_noise():
     values = np.random.default_rng(0).normal(0.7, 0.1, 25)
     got = interval(values)
-    reference = scipy.stats.bootstrap((values,), np.mean, method="percentile", n_resamples=10_000)
+    reference = scipy.stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=10_000, random_state=1
+    )
     noise = 0.1 * (got["high"] - got["low"])
     assert got["value"] == pytest.approx(values.mean())
     assert got["low"] == pytest.approx(reference.confidence_interval.low, abs=noise)
@@ -48,3 +50,21 @@ def test_one_subject_has_no_interval():
 def test_what_is_not_a_list_of_numbers_is_refused(values):
     with pytest.raises(ValueError, match="one per subject"):
         interval(values)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.5321, "0.532 [0.432, 0.632]"),
+        (-0.02, "-0.020 [-0.120, 0.080]"),
+        (19.874, "19.87 [19.77, 19.97]"),
+        (132.44, "132.4 [132.3, 132.5]"),
+        (12345.6, "12346 [12346, 12346]"),
+    ],
+)
+def test_text_keeps_about_four_digits(value, shown):
+    assert text({"value": value, "low": value - 0.1, "high": value + 0.1, "n": 5}) == shown
+
+
+def test_text_without_an_interval_is_the_value():
+    assert text({"value": 0.5, "low": None, "high": None, "n": 1}) == "0.500"

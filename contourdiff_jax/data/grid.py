@@ -18,8 +18,8 @@ import numpy as np
 from contourdiff_jax.data import volumes
 from contourdiff_jax.errors import InputError
 
-# Volume axes of (slices, rows, columns). Rows and columns run against the axes: radiological pictures
-# begin at the anterior, superior and right ends of the patient, which in RAS are the far ends.
+# Volume axes of (slices, rows, columns). Rows and columns run against the axes: radiological
+# pictures begin at the patient's anterior, superior and right ends, which in RAS are the far ends.
 AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
 CHUNK = 32  # slices resampled at a time, which bounds the memory of the intermediate products
@@ -36,13 +36,13 @@ class Grid:
     def __post_init__(self):
         if self.axis not in AXES:
             raise InputError(f"no slicing axis {self.axis!r}; known: {', '.join(AXES)}")
-        if not (np.isfinite(self.spacing) and self.spacing > 0):
+        if not 0 < self.spacing < np.inf:
             raise InputError(f"the grid's spacing must be above 0 mm, not {self.spacing}")
         if self.size < 1:
             raise InputError(f"the grid's size must be at least 1 pixel, not {self.size}")
 
     def fit(self, shape, affine) -> "Resampling":
-        """The resampling between volumes of that shape (X, Y, Z) and affine [4, 4], and this grid."""
+        """The resampling between volumes of that shape and affine [4, 4], and this grid."""
         return Resampling(self, tuple(shape), np.asarray(affine, np.float64))
 
 

@@ -20,8 +20,8 @@ COARSE = 2.0  # [mm] voxels on which the body is found
 # about -400 HU and fat begins at -150: at -300 the patient stays whole and the padding goes.
 CT_THRESHOLD = -300.0
 
-# In MR the air is noise and ghosts, up to 7% as bright as tissue in the volumes looked at (head, neck,
-# abdomen; T1, T2, FLAIR). In those without air the darker half of the tissue is 24% as bright.
+# In MR the air is noise and ghosts, up to 7% as bright as tissue in the volumes looked at (head,
+# neck, abdomen; T1, T2, FLAIR). In those without air the dark tissue is 24% as bright or more.
 NO_AIR = 0.15
 # Body is what stands out of that air by so many standard deviations of its noise, and by this
 # fraction of the tissue's signal: the scalp has little in T2, 15% of the brain's.
@@ -48,13 +48,15 @@ def body_mask(array: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarra
     coarse = _block_means(array, factors)
     threshold = CT_THRESHOLD if modality == "ct" else _mr_threshold(coarse)
     solid = coarse > threshold
+    if modality == "mr":  # bone is as dark as air there, and would part the scalp from the brain
+        solid = _fill_planes(solid)
     if solid.all() or not solid.any():
         return np.ones(array.shape, bool)
     return _skin(array, threshold, _body(solid, spacing * factors), factors)
 
 
 def _block_means(array: np.ndarray, factors: np.ndarray) -> np.ndarray:
-    """Means of blocks of `factors` voxels; float32 [x, y, z]. The last of an axis may be smaller."""
+    """Means of blocks of `factors` voxels, float32 [x, y, z]; blocks at the end may be smaller."""
     for axis, factor in enumerate(factors):
         starts = np.arange(0, array.shape[axis], factor)
         counts = np.diff(starts, append=array.shape[axis]).astype(np.float32)
@@ -109,8 +111,17 @@ def _skin(array: np.ndarray, threshold: float, body: np.ndarray, factors) -> np.
     return mask
 
 
+def _fill_planes(mask: np.ndarray) -> np.ndarray:
+    """The mask [x, y, z] with the holes of its planes across every axis filled."""
+    filled = mask.astype(np.uint8)
+    for axis in range(3):
+        for plane in np.moveaxis(filled, axis, 0):
+            plane[:] = _fill_holes(plane)
+    return filled.astype(bool)
+
+
 def _fill_holes(plane: np.ndarray) -> np.ndarray:
-    """The plane [X, Y] uint8 as a mask with everything that its outside cannot reach."""
+    """The mask [X, Y] uint8 with everything that its outside cannot reach, bool."""
     outside = np.pad(plane, 1)
     cv2.floodFill(outside, None, (0, 0), 2)
     return outside[1:-1, 1:-1] != 2
@@ -135,7 +146,7 @@ def _dilate(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
 
 
 def _close(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
-    """Closing by a ball of `radius` mm; the mask goes on beyond the field of view as at its edge."""
+    """Closing by a ball of `radius` mm; the mask goes on beyond its borders as it is there."""
     width = [(int(np.ceil(2 * radius / size)),) * 2 for size in spacing]
     wide = np.pad(mask, width, mode="edge")
     closed = _erode(_dilate(wide, radius, spacing), radius, spacing)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepares volumes for training: a store of slices on one grid, with body masks and an index.
+"""Prepare volumes for training: a store of slices on one grid, with body masks and an index.
 
 Every NIfTI volume in --source is brought to one orientation, windowed by --preset, cut into slices
 along --axis and resampled to --size x --size pixels of --spacing mm. Without --spacing it is the
@@ -16,6 +16,7 @@ import csv
 import dataclasses
 import hashlib
 import math
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -161,8 +162,7 @@ def _partner(volume, paths: dict[str, Path], what: str) -> np.ndarray:
     if subject not in paths:
         raise InputError(f"{volume.path}: no {what} of the subject {subject!r}")
     other = volumes.read(paths[subject], labels=True)
-    # A tenth of a voxel at the far corner: more than headers lose by rounding, less than anyone can
-    # see.
+    # Headers are rounded: a tenth of a voxel at two far corners is the same grid.
     corners = np.array([[0, 0, 0, 1], [*volume.array.shape, 1]]).T
     shift = np.linalg.norm((volume.affine - other.affine)[:3] @ corners, axis=0).max()
     if other.array.shape != volume.array.shape or shift > volumes.spacing(volume.affine).min() / 10:
@@ -215,12 +215,10 @@ def read_splits(path, subjects: set[str]) -> dict[str, str]:
             raise InputError(f"{path}: unknown split {split!r}; known: {', '.join(SPLITS)}")
         if splits.setdefault(subject, split) != split:
             raise InputError(f"{path}: subject {subject!r} is in two splits")
-    for wrong, what in (
-        (splits.keys() - subjects, "has no volume"),
-        (subjects - splits.keys(), "has no line"),
-    ):
-        if wrong:
-            raise InputError(f"{path}: subject {min(wrong)!r} {what}")
+    if unknown := splits.keys() - subjects:
+        raise InputError(f"{path}: there is no volume of the subject {min(unknown)!r}")
+    if missing := subjects - splits.keys():
+        raise InputError(f"{path}: there is no line for the subject {min(missing)!r}")
     return splits
 
 
@@ -230,8 +228,10 @@ def draw_splits(subjects: list[str], validation: float) -> dict[str, str]:
     The choice is by the hash of the subject's name: the same whenever and wherever it is made. Of
     four or more subjects at least one is for validation, of fewer none, since training needs them.
     """
-    count = max(1, round(validation * len(subjects))) if validation and len(subjects) >= 4 else 0
-    ranked = sorted(subjects, key=lambda subject: hashlib.sha256(subject.encode()).digest())
+    count = 0
+    if validation and len(subjects) >= 4:
+        count = min(max(1, round(validation * len(subjects))), len(subjects) - 1)
+    ranked = sorted(subjects, key=lambda subject: hashlib.sha256(os.fsencode(subject)).digest())
     return {subject: "val" if subject in ranked[:count] else "train" for subject in subjects}
 
 
@@ -240,14 +240,11 @@ def define_flags(values: flags.FlagValues) -> None:
     text, number = flags.DEFINE_string, flags.DEFINE_float
     text("source", None, "A volume, or a folder of volumes (.nii, .nii.gz).", flag_values=values)
     text("out", None, "Folder of the store to write.", flag_values=values)
-    flags.DEFINE_enum(
-        "preset", None, sorted(intensity.PRESETS), "What the intensities are.", flag_values=values
-    )
+    presets = sorted(intensity.PRESETS)
+    flags.DEFINE_enum("preset", None, presets, "What the intensities are.", flag_values=values)
     flags.DEFINE_enum("axis", "axial", list(AXES), "Slicing axis.", flag_values=values)
-    number(
-        "spacing", None, "Pixel spacing in mm; default: the volumes' median.", flag_values=values
-    )
-    flags.DEFINE_integer("size", None, "Pixels of a slice's side.", flag_values=values)
+    number("spacing", None, "Pixel spacing of the grid in mm.", flag_values=values)
+    flags.DEFINE_integer("size", None, "Pixels along a side of the grid.", flag_values=values)
     text("labels", None, "Folder of label maps, paired by subject.", flag_values=values)
     text("masks", None, "Folder of body masks, paired by subject.", flag_values=values)
     text("split", None, "CSV file with the columns subject,split.", flag_values=values)
@@ -259,7 +256,7 @@ def main(values: flags.FlagValues) -> int:
     """Runs the command; 0 if every volume was used, 1 if some were left out."""
     for name in ("source", "out", "preset"):
         if values[name].value is None:
-            raise InputError(f"prepare: --{name} is required, see `contourdiff prepare --help`")
+            raise InputError(f"--{name} is required; see `contourdiff prepare --help`")
     result = prepare(
         values.source,
         values.out,
@@ -281,9 +278,10 @@ def main(values: flags.FlagValues) -> int:
     print(f"{grid.axis}, {grid.size} x {grid.size} px of {grid.spacing:g} mm")
     if result.cropped:
         path, kept = min(result.cropped, key=lambda item: item[1])
+        count = f"{len(result.cropped)} of {len(result.done)}"
         print(
-            f"warning: {len(result.cropped)} of {len(result.done)} volumes are larger than the grid "
-            f"and cropped, {path.name} most ({kept:.0%} of it is kept); raise --size or --spacing",
+            f"warning: {count} volumes are larger than the grid and cropped, {path.name} most "
+            f"({kept:.0%} is kept); raise --size or --spacing",
             file=sys.stderr,
         )
     for _, reason in result.failed:

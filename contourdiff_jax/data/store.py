@@ -166,7 +166,8 @@ def _open_array(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
     dtype = np.dtype(ARRAYS[file.stem])
     if array.shape != shape or array.dtype != dtype:
         raise InputError(
-            f"{file}: {array.dtype} {array.shape}, index and grid say {dtype} {shape}; prepare again"
+            f"{file}: holds {array.dtype} {array.shape}, but index and grid say {dtype} {shape}; "
+            "prepare again"
         )
     return array
 
@@ -192,7 +193,8 @@ class StoreWriter:
         self.grid = grid
         self._names = list(ARRAYS) if labels else ["slices", "masks"]
         self._overwrite = overwrite
-        self._partial = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
+        self._target = self.path.resolve()
+        self._partial = self._hidden_neighbour()
         self._files = {}
         self._rows = []  # the index, without its splits
         self._volumes = 0
@@ -254,7 +256,7 @@ class StoreWriter:
                 self._files[name].write(array.data)
             except OSError as error:
                 raise self._failure(error) from error
-        for number, position in enumerate(positions):
+        for number, position in zip(range(len(values)), positions, strict=True):
             self._rows.append(
                 {
                     "subject": subject,
@@ -310,13 +312,21 @@ class StoreWriter:
 
     def _replace(self) -> None:
         check_is_free(self.path, self._overwrite)
-        if self.path.exists():
-            old = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}")
-            os.rename(self.path, old)
-            os.rename(self._partial, self.path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.rename(self._partial, self.path)
+        if not self._target.exists():
+            os.rename(self._partial, self._target)
+            return
+        old = self._hidden_neighbour()
+        os.rename(self._target, old)
+        try:
+            os.rename(self._partial, self._target)
+        except OSError:
+            os.rename(old, self._target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _hidden_neighbour(self) -> Path:
+        """A new name on the same file system, so that renaming is atomic."""
+        return self._target.with_name(f".{self._target.name}.{uuid.uuid4().hex}")
 
     def _discard(self) -> None:
         for file in self._files.values():

@@ -107,7 +107,7 @@ def find(path: str | Path) -> list[Path]:
     Raises InputError where there is none.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         _check_is_volume(path)
         return [path]
     try:
@@ -189,17 +189,20 @@ def _load(path: Path) -> tuple[nib.Nifti1Image, NativeGrid]:
 
 
 def _quietly(path: Path, action):
-    """What `action` returns; nibabel's warnings and log are silenced, its errors made one line."""
+    """What `action` returns; nibabel's warnings and log are silenced, its errors told in one line.
+
+    Its own texts are left out: they name the file in ways of their own, or only an internal state.
+    """
     try:
         with warnings.catch_warnings(), LoggingOutputSuppressor(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             return action()
     except MemoryError as error:
         raise InputError(f"{path}: not enough memory for the volume its header claims") from error
-    except EOFError as error:
-        raise InputError(f"{path}: the file is truncated; copy or convert it again") from error
+    except (EOFError, OSError) as error:
+        raise InputError(f"{path}: the file is truncated or damaged; copy it again") from error
     except Exception as error:  # a damaged header can make a parser fail in any way
-        raise InputError(f"{path}: not a readable NIfTI file: {reason(error)}") from error
+        raise InputError(f"{path}: not a NIfTI file, or damaged; convert it again") from error
 
 
 def _check_affine(path: Path, affine: np.ndarray) -> None:
@@ -216,9 +219,10 @@ def _is_volume_name(name: str) -> bool:
 
 
 def _check_is_volume(path: Path) -> None:
-    if not path.exists():
+    # Unlike Path.exists, os.path.exists takes names that are too long, and forbidden folders.
+    if not os.path.exists(path):
         raise InputError(f"{path}: no such file or folder")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path}: a folder, where a volume is expected")
     if not path.name.lower().endswith(SUFFIXES):
         raise InputError(f"{path}: unsupported file type; give .nii or .nii.gz")

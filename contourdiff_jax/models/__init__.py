@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The networks, and the only place that knows Flax: outside, a model is two pure functions over plain dicts."""
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.models.unet import UNet
 
 Params = dict[str, Any]
+
+# Standard deviation of a standard normal variable truncated to [-2, 2].
+TRUNCATED_DEVIATION = 0.8796256610342398
 
 
 class Model(NamedTuple):
@@ -37,7 +41,7 @@ def build(config, conditions: Mapping[str, int], *, channels: int = 1, dims: int
     """
     check(config)
 
-    def create(key):
+    def create():
         return UNet(
             dims=dims,
             image_channels=channels,
@@ -51,13 +55,13 @@ def build(config, conditions: Mapping[str, int], *, channels: int = 1, dims: int
             epsilon=config.epsilon,
             dropout=config.dropout,
             dtype=jnp.dtype(config.dtype),
-            rngs=nnx.Rngs(params=key),
+            rngs=nnx.Rngs(0),
         )
 
-    graph, template = nnx.split(nnx.eval_shape(create, jax.random.key(0)))
+    graph, template = nnx.split(nnx.eval_shape(create))
 
     def init(key):
-        return nnx.to_pure_dict(nnx.state(create(key)))
+        return _scatter(key, nnx.to_pure_dict(nnx.state(create())))
 
     def apply(params, z_t, t, condition, *, key=None):
         # Runs while tracing only: under jit the module costs nothing per step.
@@ -67,6 +71,23 @@ def build(config, conditions: Mapping[str, int], *, channels: int = 1, dims: int
         return nnx.merge(graph, state)(z_t, t, condition, rngs)
 
     return Model(init, apply)
+
+
+def _scatter(key, params: Params) -> Params:
+    """Multiply every kernel, which holds its standard deviation (blocks.deviation), by noise.
+
+    Truncated at two standard deviations, as is usual, and brought back to unit variance.
+    """
+    paths, tree = jax.tree_util.tree_flatten_with_path(params)
+    sizes = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in paths]
+    noise = jax.random.truncated_normal(key, -2, 2, (sum(sizes),)) / TRUNCATED_DEVIATION
+    ends = itertools.accumulate(sizes)
+    return tree.unflatten(
+        [
+            leaf * noise[end - size : end].reshape(leaf.shape) if size else leaf
+            for (_, leaf), size, end in zip(paths, sizes, ends, strict=True)
+        ]
+    )
 
 
 def check(config) -> None:

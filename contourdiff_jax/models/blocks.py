@@ -10,10 +10,24 @@ Normalisation statistics and the softmax are float32 whatever the dtype.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+
+def deviation(_key, shape, dtype, _sharding=None):
+    """Standard deviation of a new kernel, in every element: 1 / sqrt(fan-in) (LeCun et al. 1998, section 4.6).
+
+    `models.build` multiplies kernels by noise it draws in one piece: a generator for each of a network's
+    hundred kernels would take longer to compile than the network.
+    """
+    return jnp.full(shape, math.prod(shape[:-1]) ** -0.5, dtype)
+
+
+def _kernel(zero: bool):
+    return nnx.initializers.zeros_init() if zero else deviation
 
 
 def convolution(
@@ -27,20 +41,28 @@ def convolution(
     dtype,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution over [B, *S, C]; explicit padding of kernel // 2 on both sides, as in PyTorch.
+    """A convolution over [B, *S, C]; padding of kernel // 2 on both sides, as in PyTorch.
 
-    XLA's 'SAME' would pad a stride-2 convolution on the far side only, which shifts the image by half a pixel.
+    XLA's 'SAME' pads a stride-2 convolution on the far side only: a shift of half a pixel.
     """
-    initialiser = {"kernel_init": nnx.initializers.zeros_init()} if zero else {}
     return nnx.Conv(
         features_in,
         features_out,
         kernel_size=(kernel,) * dims,
         strides=(stride,) * dims,
         padding=[(kernel // 2, kernel // 2)] * dims,
+        kernel_init=_kernel(zero),
         dtype=dtype,
         rngs=rngs,
-        **initialiser,
+    )
+
+
+def linear(
+    features_in: int, features_out: int, *, zero: bool = False, dtype, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A matrix product over the last axis, plus bias."""
+    return nnx.Linear(
+        features_in, features_out, kernel_init=_kernel(zero), dtype=dtype, rngs=rngs
     )
 
 
@@ -104,8 +126,8 @@ class TimeEmbedding(nnx.Module):
 
     def __init__(self, features: int, width: int, *, dtype, rngs: nnx.Rngs):
         self.features, self.dtype = features, dtype
-        self.first = nnx.Linear(features, width, dtype=dtype, rngs=rngs)
-        self.second = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.first = linear(features, width, dtype=dtype, rngs=rngs)
+        self.second = linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, t):
         embedding = sinusoids(t, self.features).astype(self.dtype)
@@ -131,7 +153,7 @@ class ResidualBlock(nnx.Module):
         kernel = functools.partial(convolution, dims=dims, dtype=dtype, rngs=rngs)
         self.norm_1 = GroupNorm(features_in, groups=groups, epsilon=epsilon)
         self.conv_1 = kernel(features_in, features_out)
-        self.time = nnx.Linear(time_width, features_out, dtype=dtype, rngs=rngs)
+        self.time = linear(time_width, features_out, dtype=dtype, rngs=rngs)
         self.norm_2 = GroupNorm(features_out, groups=groups, epsilon=epsilon)
         self.dropout = nnx.Dropout(dropout)
         # The block starts as the identity, so that depth does not slow the first steps.
@@ -170,10 +192,10 @@ class AttentionBlock(nnx.Module):
     def __init__(
         self, features: int, *, head_width: int, groups: int, epsilon: float, dtype, rngs: nnx.Rngs
     ):
-        linear = functools.partial(nnx.Linear, features, features, dtype=dtype, rngs=rngs)
+        square = functools.partial(linear, features, features, dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(features, groups=groups, epsilon=epsilon)
-        self.query, self.key, self.value = linear(), linear(), linear()
-        self.out = linear(kernel_init=nnx.initializers.zeros_init())
+        self.query, self.key, self.value = square(), square(), square()
+        self.out = square(zero=True)
         self.heads = features // head_width
 
     def __call__(self, x):

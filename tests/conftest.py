@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy for all tests: two fake devices, full precision, silent transfers refused, real data where it is.
+
+Real volumes are found through $CONTOURDIFF_DATA, ../shared/data by default; tests that want them are
+skipped, saying so, where they are absent.
+"""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+import jax
+import numpy as np
+import pytest
+
+# Several fake CPU devices with un-awaited steps can wait for one another for ever.
+jax.config.update("jax_cpu_enable_async_dispatch", False)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+DATA = Path(os.environ.get("CONTOURDIFF_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    if not (DATA / "nifti").is_dir():
+        pytest.skip(f"no real volumes at {DATA}; set CONTOURDIFF_DATA")
+    return DATA
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def phantom_data(tmp_path_factory) -> Path:
+    """Generated heads of 32 px: three to train on, two to translate, with truth."""
+    from contourdiff_jax.data.phantoms import phantoms
+
+    out = tmp_path_factory.mktemp("phantoms") / "data"
+    phantoms(out, subjects=6, test=2, train_ct=1, size=32, slices=5, thickness=24)
+    return out
+
+
+@pytest.fixture(scope="session")
+def store_path(phantom_data, tmp_path_factory) -> Path:
+    """A store of their MR on a 32 px grid, one subject held out."""
+    from contourdiff_jax.data.prepare import prepare
+
+    out = tmp_path_factory.mktemp("stores") / "mr"
+    prepare(phantom_data / "train_mr", out, "mr", spacing=7.2, size=32, validation=0.34)
+    return out
+
+
+@pytest.fixture
+def tiny():
+    """A configuration that trains a tiny network in seconds."""
+    from contourdiff_jax import config
+
+    settings = config.default()
+    settings.model.update(channels=(8, 16), attention=(False, True), head_width=8, groups=4)
+    settings.train.update(images=32, batch=4, log=4, evaluate=16, sample=0, checkpoint=0)
+    settings.train.update(warmup=8, ema_halflife=16)
+    settings.sampler.update(steps=4, batch=4)
+    return settings
+
+
+@pytest.fixture(scope="session")
+def trained(store_path, tmp_path_factory) -> Path:
+    """A run of that tiny network."""
+    from contourdiff_jax import config
+    from contourdiff_jax.train import train
+
+    settings = config.default()
+    settings.model.update(channels=(8, 16), attention=(False, True), head_width=8, groups=4)
+    settings.train.update(images=16, batch=4, log=4, evaluate=8, sample=0, checkpoint=0, warmup=4)
+    settings.train.condition_dropout = 0.1
+    settings.sampler.update(steps=4, batch=4)
+    run = tmp_path_factory.mktemp("runs") / "mr"
+    assert train(settings, store_path, run)
+    return run

@@ -1,0 +1,544 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation: the numbers equal a computation by hand, and what cannot be scored is named."""
+
+import csv
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+from scipy import ndimage
+from skimage.metrics import structural_similarity
+
+from contourdiff_jax import evaluate as module
+from contourdiff_jax.data import contours, volumes
+from contourdiff_jax.data.grid import Grid
+from contourdiff_jax.data.intensity import PRESETS, Window
+from contourdiff_jax.data.masks import body_mask
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.evaluate import evaluate
+from contourdiff_jax.metrics.paired import PSNR_CAP
+
+AFFINE = np.diag([5.0, 5.0, 6.0, 1.0])
+GRID = {"axis": "axial", "spacing": 6.0, "size": 32}
+SHAPES = {"s1": (32, 28, 6), "s2": (30, 32, 7), "s3": (32, 32, 5)}
+
+
+def head(seed, shape):
+    """CT in HU and MR in arbitrary units of a blob with a shell and spots."""
+    rng = np.random.default_rng(seed)
+    x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    r = np.sqrt((x / 0.7) ** 2 + (y / (0.65 + 0.1 * rng.random())) ** 2 + 0.1 * z**2)
+    spots = ndimage.gaussian_filter(rng.standard_normal(shape), (3, 3, 1))
+    brain, bone = r < 0.8, (r >= 0.8) & (r < 1)
+    ct = np.where(bone, 900.0, np.where(brain, 35 + 40 * np.sign(spots), -1000.0))
+    mr = np.where(bone, 20.0, np.where(brain, 500 + 250 * np.sign(spots), 0.0))
+    return ct.astype(np.float32), ndimage.gaussian_filter(mr, (0.6, 0.6, 0)).astype(np.float32)
+
+
+def save(path, array, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    volumes.save(path, array, affine, np.float32)
+
+
+def sidecar(path, shown_through, **changes):
+    fields = {
+        "schema": 1,
+        "subject": volumes.subject_of(path),
+        "preset": {"source": "ct", "target": "mr"},
+        "window": [shown_through.low, shown_through.high],
+        "grid": GRID,
+        "contours": {name: contours.DEFAULTS[p].to_dict() for name, p in SIDES},
+        "training_subjects_sha256": [hashlib.sha256(b"someone else").hexdigest()],
+        "slices": 10,
+        "seconds": 2.5,
+    }
+    text = json.dumps(fields | changes)
+    path.with_name(f"{volumes.stem(path)}.json").write_text(text)
+
+
+SIDES = (("source", "ct"), ("target", "mr"))
+
+
+def own_window(array):
+    return PRESETS["mr"].volume_window(array)
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Three subjects: sources, truths, and translations that are the truths with some noise."""
+    monkeypatch.setattr(module, "PANELS", 0)  # drawing takes longer than all the rest
+    for seed, (subject, shape) in enumerate(SHAPES.items()):
+        ct, mr = head(seed, shape)
+        noise = np.random.default_rng(seed).normal(0, 30, shape).astype(np.float32)
+        save(tmp_path / "source" / f"{subject}_ct.nii.gz", ct)
+        save(tmp_path / "truth" / f"{subject}_mr.nii.gz", mr)
+        save(tmp_path / "masks" / f"{subject}_mask.nii.gz", (ct > -900).astype(np.float32))
+        path = tmp_path / "translated" / f"{subject}_ct.nii.gz"
+        save(path, mr + noise)
+        sidecar(path, own_window(mr))
+    return tmp_path
+
+
+def replace(data, subject, array, window):
+    """Another translation of a subject."""
+    path = data / "translated" / f"{subject}_ct.nii.gz"
+    path.unlink()
+    save(path, array)
+    sidecar(path, window)
+
+
+def truth_of(data, subject):
+    return volumes.read(data / "truth" / f"{subject}_mr.nii.gz").array
+
+
+def run(data, out="out", **options):
+    folders = {"truth": data / "truth", "source": data / "source", "masks": data / "masks"}
+    return evaluate(data / "translated", data / out, **(folders | options))
+
+
+def rows_of(folder):
+    with (folder / "rows.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+# ----------------------------------------------------------------------------------------------
+# Numbers
+# ----------------------------------------------------------------------------------------------
+
+
+def by_hand(data, cut):
+    """Means over slices, then over subjects, of scores from scikit-image and plain formulas."""
+    subjects = []
+    for subject in SHAPES:
+        truth = truth_of(data, subject)
+        window = own_window(truth)
+        translation = volumes.read(data / "translated" / f"{subject}_ct.nii.gz").array
+        mask = volumes.read(data / "masks" / f"{subject}_mask.nii.gz", labels=True).array
+        scale = window.high - window.low
+        cuts = [cut((a - window.low) / scale) for a in (translation, truth)] + [cut(mask)]
+        scores = []
+        for image, true, inside in zip(*cuts, strict=True):
+            image, true, inside = np.clip(image, 0, 1), np.clip(true, 0, 1), inside > 0.5
+            image, true = image.astype(np.float64), true.astype(np.float64)
+            ssim, ssim_map = structural_similarity(image, true, data_range=1, full=True)
+            error = image - true
+            scores.append(
+                {
+                    "ssim": ssim,
+                    "ssim_mask": ssim_map[inside].mean(),
+                    "mae": np.abs(error).mean(),
+                    "mae_mask": np.abs(error[inside]).mean(),
+                    "psnr": 10 * np.log10(1 / np.mean(error**2)),
+                    "psnr_mask": 10 * np.log10(1 / np.mean(error[inside] ** 2)),
+                }
+            )
+        subjects.append({k: np.mean([s[k] for s in scores]) for k in scores[0]})
+    return {k: np.mean([s[k] for s in subjects]) for k in subjects[0]}
+
+
+def native(array):
+    """Axial slices as they lie: the order of rows and columns does not change a score."""
+    return np.moveaxis(array, 2, 0)
+
+
+def model(array):
+    return Grid(**GRID).fit(array.shape, AFFINE).slices(array, 0)
+
+
+@pytest.mark.parametrize(("grid", "cut"), [("source", native), ("model", model)])
+def test_the_table_equals_a_computation_by_hand(data, grid, cut):
+    # the subjects have 5, 6 and 7 slices: a mean over all slices at once would differ
+    got = run(data, grid=grid).metrics["methods"]["translation"]
+    for metric, value in by_hand(data, cut).items():
+        assert got[metric]["value"] == pytest.approx(value, abs=1e-6), metric
+        assert got[metric]["n"] == 3
+        assert got[metric]["low"] <= got[metric]["value"] <= got[metric]["high"]
+
+
+def test_the_model_grid_is_said_in_the_data(data):
+    on_source, on_model = run(data, "a").metrics, run(data, "b", grid="model").metrics
+    assert "own" in on_source["data"]["grid of the comparison"]
+    assert "resampled" in on_model["data"]["grid of the comparison"]
+    ssim = [m["methods"]["translation"]["ssim"]["value"] for m in (on_source, on_model)]
+    assert ssim[0] != ssim[1]
+
+
+@pytest.mark.parametrize("grid", ["source", "model"])
+def test_a_perfect_translation_is_perfect_in_any_units(data, grid):
+    # the run's window is not the truth's: the same values lie at other numbers in the file
+    window = Window(100.0, 300.0)
+    for subject in SHAPES:
+        truth = truth_of(data, subject)
+        values = PRESETS["mr"].values(truth, own_window(truth))
+        replace(data, subject, PRESETS["mr"].native(values, window), window)
+    methods = run(data, grid=grid).metrics["methods"]
+    for region in ("", "_mask"):
+        assert methods["translation"][f"ssim{region}"]["value"] == pytest.approx(1, abs=1e-6)
+        assert methods["translation"][f"mae{region}"]["value"] == pytest.approx(0, abs=1e-6)
+        assert methods["translation"][f"psnr{region}"]["value"] == pytest.approx(PSNR_CAP, abs=1)
+    # what is perfect draws the contours of the truth
+    for metric, entry in methods["truth"].items():
+        assert methods["translation"][metric]["value"] == pytest.approx(entry["value"], abs=1e-3)
+
+
+def test_a_shifted_translation_is_worse(data):
+    before = run(data, "before").metrics["methods"]["translation"]
+    for subject in SHAPES:
+        array = volumes.read(data / "translated" / f"{subject}_ct.nii.gz").array
+        replace(data, subject, np.roll(array, 4, axis=0), own_window(truth_of(data, subject)))
+    after = run(data, "after").metrics["methods"]["translation"]
+    for metric in ("ssim", "ssim_mask", "psnr", "psnr_mask", "contour_f1"):
+        assert after[metric]["value"] < before[metric]["value"], metric
+    assert after["mae_mask"]["value"] > before["mae_mask"]["value"]
+
+
+def test_the_contours_of_the_source_itself_agree_fully(data):
+    # a source handed through, with one kind of settings: nothing moved, so the agreement is 1
+    same = {name: contours.DEFAULTS["mr"].to_dict() for name, _ in SIDES}
+    for subject in SHAPES:
+        path = data / "translated" / f"{subject}_ct.nii.gz"
+        window = own_window(truth_of(data, subject))
+        replace(data, subject, truth_of(data, subject), window)
+        sidecar(path, window, preset={"source": "mr", "target": "mr"}, contours=same)
+    methods = run(data, source=data / "truth").metrics["methods"]
+    for method in ("translation", "source", "truth"):
+        assert methods[method]["contour_f1"]["value"] == 1
+    # the truth is a ceiling for contours, it is not scored against itself
+    assert set(methods["truth"]) == {"contour_precision", "contour_recall", "contour_f1"}
+
+
+def test_hounsfield_errors_where_the_target_is_ct(data):
+    for subject in SHAPES:
+        ct = volumes.read(data / "source" / f"{subject}_ct.nii.gz").array
+        path = data / "translated" / f"{subject}_ct.nii.gz"
+        replace(data, subject, ct + np.where(ct > -900, 50, 0).astype(np.float32), Window(0, 1))
+        sidecar(path, Window(0, 1), preset={"source": "mr", "target": "ct"})
+    got = run(data, truth=data / "source", source=data / "truth").metrics["methods"]
+    assert got["translation"]["mae_hu_mask"]["value"] == pytest.approx(50, abs=1e-3)
+    assert got["translation"]["mae_mask"]["value"] == pytest.approx(50 / 2000, abs=1e-6)
+    body = np.mean([(native(head(i, s)[0]) > -900).mean() for i, s in enumerate(SHAPES.values())])
+    assert got["translation"]["mae_hu"]["value"] == pytest.approx(50 * body, abs=1e-3)
+
+
+def test_fill_outside_the_scanner_does_not_rule_the_error(data):
+    # -3024 HU marks what the scanner did not see; the error there is that of air
+    ct = volumes.read(data / "source" / "s1_ct.nii.gz").array
+    ct[0, 0] = -3024
+    shutil.rmtree(data / "translated")
+    save(data / "true" / "s1_ct.nii.gz", ct)
+    path = data / "translated" / "s1_mr.nii.gz"
+    save(path, np.maximum(ct, -1000))
+    sidecar(path, Window(0, 1), preset={"source": "mr", "target": "ct"})
+    got = evaluate(data / "translated", data / "out", truth=data / "true").metrics["methods"]
+    assert got["translation"]["mae_hu"]["value"] == pytest.approx(24 / (32 * 28), abs=1e-4)
+
+
+def test_rows_average_to_the_table(data):
+    metrics = run(data).metrics
+    values, seconds = {}, {}
+    for row in rows_of(data / "out"):
+        key = (row["method"], row["metric"], row["subject"])
+        values.setdefault(key, []).append(float(row["value"]))
+        seconds.setdefault(row["method"], set()).add(row["seconds"])
+    for method, scores in metrics["methods"].items():
+        for metric, entry in scores.items():
+            subjects = [np.mean(v) for k, v in values.items() if k[:2] == (method, metric)]
+            assert np.mean(subjects) == pytest.approx(entry["value"], rel=1e-5)
+    # 2.5 s for 10 slices; the baselines took no time worth writing down
+    assert seconds.pop("translation") == {"0.25"}
+    assert set().union(*seconds.values()) == {""}
+    assert metrics["data"]["slices"] == sum(shape[2] for shape in SHAPES.values())
+
+
+def test_files_are_paired_by_subject_whatever_their_order(data):
+    before = run(data, "before").metrics["methods"]
+    for subject, new in (("s1", "z9"), ("s2", "a0"), ("s3", "m5")):
+        for folder in ("translated", "truth", "source", "masks"):
+            for path in (data / folder).glob(f"{subject}_*"):
+                path.rename(path.with_name(path.name.replace(subject, new)))
+    after = run(data, "after").metrics["methods"]
+    for method, scores in before.items():
+        for metric, entry in scores.items():
+            assert after[method][metric]["value"] == pytest.approx(entry["value"], rel=1e-12)
+
+
+def test_slices_without_a_body_have_no_score_inside_it(data):
+    path = data / "masks" / "s2_mask.nii.gz"
+    mask = volumes.read(path, labels=True).array
+    mask[:, :, 0] = 0
+    path.unlink()
+    save(path, mask)
+    run(data)
+    rows = [r for r in rows_of(data / "out") if r["subject"] == "s2" and r["slice"] == "0"]
+    assert {r["metric"] for r in rows} == {"mae", "psnr", "ssim"}
+
+
+def test_slices_run_along_the_axis_of_the_sidecar(data):
+    for path in (data / "translated").glob("*.nii.gz"):
+        window = own_window(truth_of(data, volumes.subject_of(path)))
+        sidecar(path, window, grid=GRID | {"axis": "sagittal", "size": 40})
+    thin = [
+        reason for _, reason in run(data, "thin").failed
+    ]  # 5 and 6 pixels, less than SSIM takes
+    assert len(thin) == 2 and all("at least 7 x 7 are needed" in reason for reason in thin)
+    for folder in ("translated", "truth", "source", "masks"):
+        for path in (data / folder).glob("*.nii.gz"):
+            array = np.repeat(volumes.read(path, labels=folder == "masks").array, 2, axis=2)
+            path.unlink()
+            save(path, array)
+    assert run(data).metrics["data"]["slices"] == 32 + 30 + 32
+
+
+# ----------------------------------------------------------------------------------------------
+# Baselines
+# ----------------------------------------------------------------------------------------------
+
+
+def test_baselines_are_the_truth_where_it_can_be_had_without_a_model(data):
+    """If all real heads are this head, their mean is the truth, up to resampling; if its source is
+    a monotone map of it, so is the matched histogram."""
+    shutil.rmtree(data / "translated")
+    truth = truth_of(data, "s1")
+    for name in ("r1", "r2"):
+        save(data / "real" / f"{name}_mr.nii.gz", 3 * truth)  # another scanner's unit
+    path = data / "translated" / "s1_ct.nii.gz"
+    save(path, truth[::-1])
+    sidecar(path, own_window(truth), grid=GRID | {"spacing": 5.0})
+    for folder, array in (
+        ("source", -1000 + 2000 * (truth / truth.max()) ** 0.5),
+        ("masks", body_mask(truth, AFFINE, "mr").astype(np.float32)),
+    ):
+        old = next((data / folder).glob("s1_*"))
+        old.unlink()
+        save(old, array)
+    metrics = run(data, real=data / "real").metrics
+    methods = metrics["methods"]
+    assert list(methods) == ["translation", "source", "histogram", "mean", "truth"]
+    assert metrics["data"]["real volumes of the baselines"] == 2
+    assert methods["mean"]["ssim"]["value"] > 0.98
+    assert methods["histogram"]["mae_mask"]["value"] < 0.01
+    assert methods["source"]["mae_mask"]["value"] > 0.05
+
+
+def test_copying_the_source_scores_its_greys_as_they_are_shown(data):
+    run(data)
+    truth = truth_of(data, "s1")
+    ct = volumes.read(data / "source" / "s1_ct.nii.gz").array
+    shown = (np.clip(ct, -1000, 1000) + 1000) / 2000
+    error = np.abs(shown - own_window(truth).fraction(truth))
+    got = [
+        float(r["value"])
+        for r in rows_of(data / "out")
+        if (r["subject"], r["method"], r["metric"]) == ("s1", "source", "mae")
+    ]
+    assert got == pytest.approx(native(error).mean((1, 2)), abs=1e-6)
+
+
+def test_baselines_never_see_the_subjects_that_are_scored(data):
+    for seed in (7, 8):
+        save(data / "real" / f"r{seed}_mr.nii.gz", head(seed, (32, 32, 6))[1])
+    before = run(data, "before", real=data / "real").metrics
+    shutil.copy(data / "truth" / "s1_mr.nii.gz", data / "real" / "s1_mr.nii.gz")
+    after = run(data, "after", real=data / "real").metrics
+    assert after["methods"] == before["methods"]
+    assert after["data"]["real volumes left out"] == ["s1"]
+    with pytest.raises(InputError, match="no baselines"):
+        run(data, "only", real=data / "truth")
+
+
+def test_a_real_volume_that_cannot_be_read_is_reported(data):
+    save(data / "real" / "r1_mr.nii.gz", head(7, (32, 32, 6))[1])
+    (data / "real" / "r2_mr.nii.gz").write_bytes(b"not an image")
+    result = run(data, real=data / "real")
+    assert [path.name for path, _ in result.failed] == ["r2_mr.nii.gz"]
+    assert result.metrics["data"]["real volumes of the baselines"] == 1
+
+
+# ----------------------------------------------------------------------------------------------
+# What is left out of the comparison
+# ----------------------------------------------------------------------------------------------
+
+
+def test_without_truth_only_contours_are_scored(data):
+    methods = run(data, truth=None).metrics["methods"]
+    assert set(methods) == {"translation", "source"}
+    assert set(methods["translation"]) == {"contour_precision", "contour_recall", "contour_f1"}
+
+
+def test_without_source_only_images_are_scored(data):
+    methods = run(data, source=None, masks=None).metrics["methods"]
+    assert set(methods) == {"translation"}
+    assert not any(metric.startswith("contour") for metric in methods["translation"])
+
+
+def test_other_tools_need_no_sidecar(data):
+    for path in (data / "translated").glob("*.json"):
+        path.unlink()
+    with pytest.raises(InputError, match=r"s1_ct\.nii\.gz: no sidecar.*--preset"):
+        run(data)
+    with pytest.raises(InputError, match="--source_preset"):
+        run(data, preset="mr")
+    metrics = run(data, preset="mr", source_preset="ct").metrics
+    assert metrics["methods"]["translation"]["ssim"]["value"] > 0.5
+    assert metrics["data"]["model grid"] == "axial, 32 x 32 px of 5 mm"
+
+
+def test_one_subject_has_no_interval_and_the_file_is_valid_json(data):
+    for path in (data / "translated").glob("s[23]*"):
+        path.unlink()
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    replace(data, "s1", truth_of(data, "s1"), own_window(truth_of(data, "s1")))
+    run(data)
+    text = (data / "out" / "metrics.json").read_text()
+    entry = json.loads(text, parse_constant=refuse)["methods"]["translation"]["psnr"]
+    assert entry == {"value": PSNR_CAP, "low": None, "high": None, "n": 1}
+
+
+# ----------------------------------------------------------------------------------------------
+# Bad input
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_subject_of_the_training_data_is_an_error(data):
+    digests = [hashlib.sha256(name).hexdigest() for name in (b"s0", b"s2")]
+    sidecar(data / "translated" / "s2_ct.nii.gz", Window(0, 1), training_subjects_sha256=digests)
+    with pytest.raises(InputError, match=r"'s2' was used for training"):
+        run(data)
+    assert not (data / "out").exists()
+
+
+def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(data, capsys):
+    (data / "truth" / "s1_mr.nii.gz").unlink()
+    (data / "translated" / "s2_ct.json").write_text("{broken")
+    values = flags.FlagValues()
+    module.define_flags(values)
+    folders = [f"--{name}={data / name}" for name in ("translated", "truth", "source", "masks")]
+    values(["evaluate", *folders, f"--out={data / 'out'}"])
+    assert module.main(values) == 1
+    printed = capsys.readouterr()
+    assert "no volume of the subject 's1' in --truth" in printed.err
+    assert "s2_ct.json: cannot be read as JSON" in printed.err
+    assert "1 subjects scored" in printed.out and "contour_f1" in printed.out
+    metrics = json.loads((data / "out" / "metrics.json").read_text())
+    assert metrics["data"]["subjects"] == ["s3"] and len(metrics["data"]["failed"]) == 2
+
+
+@pytest.mark.parametrize("wrong", ["shape", "affine"])
+def test_another_grid_is_refused(data, wrong):
+    path = data / "truth" / "s1_mr.nii.gz"
+    truth = volumes.read(path).array
+    path.unlink()
+    if wrong == "shape":
+        save(path, truth[:-1])
+    else:
+        moved = AFFINE.copy()
+        moved[0, 3] = (
+            2.0  # mm, less than half a voxel, and yet every pixel is compared with another
+        )
+        save(path, truth, moved)
+    result = run(data)
+    assert len(result.failed) == 1
+    assert "s1_mr.nii.gz lies on another grid" in result.failed[0][1]
+
+
+def test_rounding_in_a_header_is_not_another_grid(data):
+    path = data / "truth" / "s1_mr.nii.gz"
+    truth = volumes.read(path).array
+    path.unlink()
+    save(path, truth, AFFINE + 1e-4 * np.eye(4)[:, ::-1] * [[1], [1], [1], [0]])
+    assert not run(data).failed
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 2}, "not a sidecar of schema 1"),
+        ({"window": [1]}, "damaged sidecar"),
+        ({"window": [1, 1]}, "damaged sidecar"),
+        ({"slices": 0}, "damaged sidecar"),
+        ({"preset": {"source": "ct", "target": "pet"}}, "no intensity preset 'pet'"),
+        ({"contours": {"source": {}, "target": {}}}, "contours"),
+    ],
+)
+def test_damaged_sidecars_are_one_line(data, changes, message):
+    path = data / "translated" / "s1_ct.nii.gz"
+    sidecar(path, own_window(truth_of(data, "s1")), **changes)
+    result = run(data)
+    assert message in result.failed[0][1] and "s1_ct.json" in result.failed[0][1]
+    assert "\n" not in result.failed[0][1]
+
+
+def test_translations_of_different_runs_are_not_mixed(data):
+    window = own_window(truth_of(data, "s3"))
+    sidecar(data / "translated" / "s3_ct.nii.gz", window, grid=GRID | {"spacing": 3.0})
+    with pytest.raises(InputError, match=r"s3_ct\.nii\.gz: made with another preset, grid"):
+        run(data)
+    (data / "translated" / "s3_ct.json").unlink()
+    with pytest.raises(InputError, match=r"s3_ct\.nii\.gz: no sidecar"):
+        run(data)
+
+
+def test_bad_requests(data):
+    with pytest.raises(InputError, match="nothing to compare with"):
+        run(data, truth=None, source=None)
+    with pytest.raises(InputError, match="--grid=native"):
+        run(data, grid="native")
+    with pytest.raises(InputError, match=r"no \.nii"):
+        evaluate(data, data / "out", truth=data / "truth")
+    with pytest.raises(InputError, match="--preset=ct, but the sidecars say mr"):
+        run(data, preset="ct")
+    shutil.copy(data / "truth" / "s1_mr.nii.gz", data / "truth" / "s1_t1.nii.gz")
+    with pytest.raises(InputError, match=r"s1_t1\.nii\.gz: s1_mr\.nii\.gz belongs"):
+        run(data)
+
+
+def test_nothing_scored_leaves_nothing_behind(data):
+    for path in (data / "truth").iterdir():
+        path.rename(path.with_name(f"x{path.name}"))
+    before = sorted(data.iterdir())
+    with pytest.raises(InputError, match=r"none of 3 volumes could be scored: .*'s1'"):
+        run(data)
+    assert sorted(data.iterdir()) == before
+
+
+def test_only_an_evaluation_is_ever_replaced(data):
+    run(data)
+    with pytest.raises(InputError, match="--overwrite"):
+        run(data)
+    (data / "out" / "old.png").touch()
+    run(data, overwrite=True)
+    assert not (data / "out" / "old.png").exists()
+    with pytest.raises(InputError, match="is not an evaluation"):
+        run(data, "truth", overwrite=True)
+    assert len(list((data / "truth").iterdir())) == 3
+
+
+# ----------------------------------------------------------------------------------------------
+# Panels
+# ----------------------------------------------------------------------------------------------
+
+
+def test_panels_show_every_subject(data, monkeypatch):
+    monkeypatch.setattr(module, "PANELS", 8)
+    run(data)
+    panels = sorted((data / "out" / "panels").iterdir())
+    assert [path.name for path in panels] == ["s1.png", "s2.png", "s3.png"]
+    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in panels]
+    assert all(picture.std() > 30 for picture in pictures)  # pictures, not empty axes
+    # source, contours, translation, truth and error are wider than they would be without truth
+    run(data, "contours_only", truth=None)
+    narrow = np.asarray(Image.open(data / "contours_only" / "panels" / "s1.png"))
+    assert narrow.shape[1] < pictures[0].shape[1]
+
+
+def test_panels_are_few(data, monkeypatch):
+    monkeypatch.setattr(module, "PANELS", 2)
+    run(data)
+    assert len(list((data / "out" / "panels").iterdir())) == 2

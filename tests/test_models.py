@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from contourdiff_jax import config, models
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.models import blocks
+
+
+@pytest.fixture
+def settings():
+    section = config.default().model
+    section.update(channels=(8, 16), attention=(False, True), head_width=8, groups=4)
+    return section
+
+
+def inputs(dims: int, size: int = 8):
+    z_t = jax.random.normal(jax.random.key(1), (2, *(size,) * dims, 1))
+    condition = {"contour": jax.random.normal(jax.random.key(2), (2, *(size,) * dims, 2))}
+    return z_t, jnp.array([3, 700]), condition
+
+
+def network(settings, dims: int = 2):
+    """(params, compiled apply) with parameters none of which is zero, so that every layer counts."""
+    model = models.build(settings, {"contour": 2}, dims=dims)
+    return perturbed(jax.jit(model.init)(jax.random.key(0))), jax.jit(model.apply)
+
+
+def perturbed(params):
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(9), len(leaves))
+    return tree.unflatten(
+        [p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_the_same_code_serves_any_number_of_dimensions(settings, dims):
+    params, apply = network(settings, dims)
+    z_t, t, condition = inputs(dims)
+    assert apply(params, z_t, t, condition).shape == z_t.shape
+
+
+def test_parameters_are_a_plain_dict_of_float32(settings):
+    settings.dtype = "bfloat16"
+    params, _ = network(settings)
+    assert type(params) is dict
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+
+def test_initialisation_follows_its_key(settings):
+    init = jax.jit(models.build(settings, {"contour": 2}).init)
+    same, again, other = (init(jax.random.key(k)) for k in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, same, again)
+    assert not np.array_equal(same["conv_in"]["kernel"], other["conv_in"]["kernel"])
+
+
+def test_every_parameter_and_every_input_matters(settings):
+    params, apply = network(settings)
+    z_t, t, condition = inputs(2)
+
+    def loss(params, z_t, condition):
+        return jnp.square(apply(params, z_t, t, condition)).mean()
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(params, z_t, condition)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
+        # A shift of all keys changes no softmax, so the bias of the keys alone has no gradient.
+        if "'key']['bias']" not in jax.tree_util.keystr(path):
+            assert np.abs(gradient).max() > 1e-7, jax.tree_util.keystr(path)
+    later = apply(params, z_t, t + 50, condition)
+    assert not np.allclose(later, apply(params, z_t, t, condition))
+
+
+def test_examples_of_a_batch_do_not_see_each_other(settings):
+    params, apply = network(settings)
+    z_t, t, condition = inputs(2)
+    both = apply(params, z_t, t, condition)
+    first = apply(params, z_t[:1], t[:1], {"contour": condition["contour"][:1]})
+    np.testing.assert_allclose(both[:1], first, atol=1e-5)
+
+
+def test_bfloat16_agrees_with_float32_to_its_precision(settings):
+    outputs = {}
+    for dtype in ("float32", "bfloat16"):
+        settings.dtype = dtype
+        params, apply = network(settings)
+        outputs[dtype] = apply(params, *inputs(2))
+        assert outputs[dtype].dtype == jnp.float32
+    scale = float(outputs["float32"].std())
+    np.testing.assert_allclose(outputs["bfloat16"], outputs["float32"], atol=0.1 * scale)
+    assert not np.array_equal(outputs["bfloat16"], outputs["float32"])
+
+
+def test_dropout_acts_only_with_a_key(settings):
+    settings.dropout = 0.5
+    params, apply = network(settings)
+    quiet = apply(params, *inputs(2))
+    np.testing.assert_array_equal(quiet, apply(params, *inputs(2)))
+    noisy = [apply(params, *inputs(2), key=jax.random.key(k)) for k in (0, 1)]
+    assert not np.allclose(noisy[0], quiet)
+    assert not np.allclose(noisy[0], noisy[1])
+
+
+def test_group_norm_is_flax_group_norm(rng):
+    x = jnp.asarray(rng.normal(2, 3, (2, 6, 5, 8)), jnp.float32)
+    scale, bias = (jnp.asarray(rng.normal(size=8), jnp.float32) for _ in range(2))
+    reference = flax.linen.GroupNorm(num_groups=4, epsilon=1e-5)
+    expected = reference.apply({"params": {"scale": scale, "bias": bias}}, x)
+    ours = blocks.GroupNorm(8, groups=4, epsilon=1e-5)
+    ours.scale[...], ours.bias[...] = scale, bias
+    np.testing.assert_allclose(ours(x), expected, atol=1e-5)
+    np.testing.assert_allclose(ours.then_silu(x), jax.nn.silu(expected), atol=1e-5)
+
+
+def test_attention_is_jax_attention(rng):
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 9, 3, 4)), jnp.float32) for _ in range(3))
+    np.testing.assert_allclose(
+        blocks.attend(q, k, v), jax.nn.dot_product_attention(q, k, v), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"channels": ()}, "channels"),
+        ({"attention": (True,)}, "attention"),
+        ({"channels": (6, 16)}, "groups"),
+        ({"head_width": 5}, "head_width"),
+        ({"dtype": "float16"}, "float16"),
+    ],
+)
+def test_bad_settings_are_named(settings, fields, named):
+    settings.update(fields)
+    with pytest.raises(InputError, match=named):
+        models.build(settings, {"contour": 2})
+
+
+def test_a_size_that_cannot_be_halved_is_named_with_one_that_can(settings):
+    models.check_size(settings, 32)
+    with pytest.raises(InputError, match="--size=34"):
+        models.check_size(settings, 33)

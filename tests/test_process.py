@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from contourdiff_jax.diffusion import process, schedules
+from contourdiff_jax.errors import InputError
+
+SCHEDULE = schedules.cosine(100)
+T = jnp.array([0, 3, 50, 98])
+
+
+def pair():
+    keys = jax.random.split(jax.random.key(0))
+    shape = (len(T), 8, 8, 1)
+    return jnp.clip(jax.random.normal(keys[0], shape), -1, 1), jax.random.normal(keys[1], shape)
+
+
+@pytest.mark.parametrize("prediction", process.PREDICTIONS)
+def test_a_perfect_prediction_gives_the_image_back(prediction):
+    x_0, eps = pair()
+    z_t = process.diffuse(SCHEDULE, x_0, eps, T)
+    output = process.target(SCHEDULE, prediction, x_0, eps, T)
+    # Dividing by a small amount of signal costs digits, for eps most of all.
+    digits = 1e-3 if prediction == "eps" else 1e-5
+    np.testing.assert_allclose(
+        process.to_x_0(SCHEDULE, prediction, output, z_t, T), x_0, atol=digits
+    )
+
+
+def test_diffused_images_have_the_stated_moments():
+    """q(z_t | x_0) has mean a_t x_0 and variance 1 - alpha_bar_t (Ho et al. 2020, equation 4)."""
+    t = jnp.array([60])
+    x_0 = jnp.full((1, 200, 200, 1), 0.7)
+    z_t = process.diffuse(SCHEDULE, x_0, jax.random.normal(jax.random.key(1), x_0.shape), t)
+    assert float(z_t.mean()) == pytest.approx(0.7 * float(SCHEDULE.signal[60]), abs=0.02)
+    assert float(z_t.var()) == pytest.approx(1 - float(SCHEDULE.alpha_bar[60]), rel=0.03)
+
+
+@pytest.mark.parametrize("prediction", process.PREDICTIONS)
+def test_min_snr_weighs_the_same_error_alike_however_it_is_predicted(prediction):
+    """The weighted loss of one and the same wrong x_0 must not depend on the parameterisation."""
+    x_0, eps = pair()
+    wrong = x_0 + 0.1
+    z_t = process.diffuse(SCHEDULE, x_0, eps, T)
+    a, s = process.at(SCHEDULE.signal, T, z_t), process.at(SCHEDULE.noise, T, z_t)
+    wrong_eps = (z_t - a * wrong) / s
+    output = process.target(SCHEDULE, prediction, wrong, wrong_eps, T)
+    error = jnp.square(output - process.target(SCHEDULE, prediction, x_0, eps, T)).mean((1, 2, 3))
+    weighted = process.weight(SCHEDULE, prediction, "min_snr", 5.0, T) * error
+    snr = SCHEDULE.alpha_bar[T] / (1 - SCHEDULE.alpha_bar[T])
+    np.testing.assert_allclose(weighted, 0.01 * np.minimum(snr, 5.0), rtol=2e-3)
+
+
+def test_timesteps_are_uniform_and_spread_over_the_batch():
+    drawn = jax.vmap(lambda k: process.timesteps(k, 10, 1000))(
+        jax.random.split(jax.random.key(2), 500)
+    )
+    drawn = np.asarray(drawn)
+    assert drawn.min() >= 0
+    assert drawn.max() <= 999
+    # Each batch has one timestep in each tenth of the range ...
+    assert (np.sort(drawn // 100, axis=1) == np.arange(10)).all()
+    # ... and each position, taken over many batches, is uniform.
+    assert drawn[:, 3].mean() == pytest.approx(499.5, abs=50)
+
+
+def test_dropping_makes_whole_conditions_null_with_the_stated_probability():
+    condition = {"contour": jnp.ones((4000, 2, 2, 2)), "other": jnp.ones((4000, 2, 2, 1))}
+    dropped = process.drop(jax.random.key(0), condition, 0.3)
+    for value in dropped.values():
+        kept = np.asarray(value).reshape(4000, -1)
+        assert (kept.min(1) == kept.max(1)).all()
+        assert 1 - kept[:, 0].mean() == pytest.approx(0.3, abs=0.03)
+    # Each condition is dropped by itself.
+    assert not np.array_equal(dropped["contour"][:, 0, 0, 0], dropped["other"][:, 0, 0, 0])
+
+
+def test_the_loss_of_a_perfect_network_is_zero_and_of_a_silent_one_the_power_of_its_target():
+    config = ConfigDict({"prediction": "eps", "weighting": "none", "gamma": 5.0})
+    x_0 = jnp.zeros((64, 8, 8, 1))
+    example = {"x": x_0, "condition": {}}
+
+    def knows(params, z_t, t, condition, *, key=None):
+        return z_t / process.at(SCHEDULE.noise, t, z_t)  # x_0 is 0, so z_t = s_t eps
+
+    def silent(params, z_t, t, condition, *, key=None):
+        return jnp.zeros_like(z_t)
+
+    key = jax.random.key(0)
+    assert float(process.loss(knows, SCHEDULE, config)({}, example, key)[0]) < 1e-9
+    assert float(process.loss(silent, SCHEDULE, config)({}, example, key)[0]) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("field", ["prediction", "weighting"])
+def test_unknown_names_are_named(field):
+    config = ConfigDict({"prediction": "v", "weighting": "none", "gamma": 5.0})
+    config[field] = "score"
+    with pytest.raises(InputError, match=f"{field}.*score"):
+        process.loss(None, SCHEDULE, config)
