@@ -34,6 +34,9 @@ def default() -> ConfigDict:
                 "layers": 1,  # residual blocks per resolution
                 "attention": (False, False, False, True),  # self-attention at each resolution
                 "middle_attention": True,
+                # A convolution with each change of resolution, as published; plain means and
+                # repetition save a third of the work.
+                "resample_convolution": False,
                 "head_width": 32,  # features per attention head
                 "groups": 8,  # of group normalisation
                 "epsilon": 1e-5,  # of group normalisation

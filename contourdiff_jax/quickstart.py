@@ -8,7 +8,6 @@ Example:
     contourdiff quickstart --workdir=quickstart --minutes=5
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -32,22 +31,24 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> int:
     if values.workdir is None:
         raise InputError("--workdir is required")
-    quickstart(Path(values.workdir), minutes=values.minutes, seed=values.seed)
-    return 0
+    finished = quickstart(Path(values.workdir), minutes=values.minutes, seed=values.seed)
+    return 0 if finished else 1
 
 
 def config(seed: int = 0):
-    """The configuration of the quickstart, but for the number of images, which its time budget decides."""
+    """The configuration of the quickstart; the number of images follows from the time given."""
     settings = configuration.default()
     settings.seed = seed
-    settings.train.learning_rate = 2e-3
-    settings.train.ema_halflife = 2_000
-    settings.train.warmup = 1_000
     return settings
 
 
-def quickstart(workdir: Path, *, minutes: float, seed: int) -> None:
-    """See the module's docstring. Raises InputError where `workdir` is taken by something else."""
+def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
+    """See the module's docstring; returns whether it came to the end (SIGTERM stops training).
+
+    What an earlier call has finished is kept, so an interrupted quickstart goes on.
+    """
+    # Imported here: `contourdiff quickstart --help` needs none of it.
+    from contourdiff_jax import run
     from contourdiff_jax.data.phantoms import phantoms
     from contourdiff_jax.data.prepare import prepare
     from contourdiff_jax.evaluate import evaluate
@@ -56,7 +57,7 @@ def quickstart(workdir: Path, *, minutes: float, seed: int) -> None:
     from contourdiff_jax.translate import translate
 
     began = time.perf_counter()
-    data, store, run = workdir / "data", workdir / "store", workdir / "run"
+    data, store, trained = workdir / "data", workdir / "store", workdir / "run"
     if not data.exists():
         _say("generating heads")
         phantoms(data, **SUBJECTS, size=SIZE, spacing=SPACING, seed=seed)
@@ -64,26 +65,28 @@ def quickstart(workdir: Path, *, minutes: float, seed: int) -> None:
         _say("preparing the MR of the training subjects")
         prepare(data / "train_mr", store, "mr", spacing=SPACING, size=SIZE)
 
-    settings = config(seed)
-    budget = workdir / "budget.json"
-    if not budget.exists():
-        # The time is turned into a number of images once, so that a resumed run is the same run.
+    if (trained / "config.json").exists():
+        settings = run.load(trained).config
+    else:
+        # The time becomes a number of images once: a resumed run must be the same run.
+        settings = config(seed)
         speed = images_per_second(settings, store)
-        images = int(speed * minutes * 60)
-        budget.write_text(json.dumps({"minutes": minutes, "images": images}) + "\n")
-        _say(f"{speed:.1f} images/s on this machine: {images:,} images in {minutes:g} minutes")
-    settings.train.images = json.loads(budget.read_text())["images"]
-    settings.train.evaluate = max(1, settings.train.images // 8)
-    settings.train.sample = max(1, settings.train.images // 4)
-    settings.train.checkpoint = max(1, settings.train.images // 4)
-    settings.train.log = max(1, settings.train.images // 50)
+        images = max(settings.train.batch, int(speed * minutes * 60))
+        settings.train.update(
+            images=images,
+            log=images // 50,
+            evaluate=images // 10,
+            sample=images // 4,
+            checkpoint=images // 4,
+        )
+        _say(f"{speed:.0f} images/s here, so {minutes:g} minutes of training are {images:,} images")
 
     _say("training on MR alone")
-    if not train(settings, store, run):
-        raise InputError(f"{workdir}: training was stopped; the same command goes on")
-    _say("translating CT that training has not seen, from its contours")
-    translate(run, data / "test_ct", workdir / "translated", preset="ct", seed=seed)
-    _say("scoring against the MR of the same heads")
+    if not train(settings, store, trained):
+        return False
+    _say("translating CT of other heads, from its contours alone")
+    translate(trained, data / "test_ct", workdir / "translated", preset="ct", seed=seed)
+    _say("scoring against the MR of those heads")
     evaluate(
         workdir / "translated",
         workdir / "scores",
@@ -92,8 +95,10 @@ def quickstart(workdir: Path, *, minutes: float, seed: int) -> None:
         real=data / "train_mr",
         overwrite=True,
     )
-    report(workdir / "report.html", [run, workdir / "scores"], overwrite=True)
-    _say(f"done after {(time.perf_counter() - began) / 60:.1f} minutes: see {workdir / 'report.html'}")
+    page = workdir / "report.html"
+    report(page, [trained, workdir / "scores"], overwrite=True)
+    _say(f"done in {(time.perf_counter() - began) / 60:.1f} minutes; open {page}")
+    return True
 
 
 def _say(text: str) -> None:

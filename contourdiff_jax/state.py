@@ -84,6 +84,7 @@ def step(config, loss: Callable) -> Callable:
       loss: (params, example, key) -> (loss, metrics); see diffusion/process.py.
 
     With config.accumulate = A, the batch is computed in A parts one after the other and their gradients averaged.
+    Where loss or gradient is not finite, the state stays as it was, its step counter included.
     """
     transform = optimiser(config)
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
@@ -117,10 +118,13 @@ def step(config, loss: Callable) -> Callable:
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(config, (state.step + 1) * config.batch)
         ema = jax.tree.map(lambda average, p: decay * average + (1 - decay) * p, state.ema, params)
+        after = TrainState(state.step + 1, state.key, params, ema, optimiser_state)
+
         metrics |= {
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(config)(state.step),
         }
-        return TrainState(state.step + 1, state.key, params, ema, optimiser_state), metrics
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), metrics
 
     return train_step

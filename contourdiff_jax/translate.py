@@ -273,7 +273,7 @@ def _translate_volume(volume, mask, source_preset, settings, trained, batch, dra
     resampling = trained.grid.fit(volume.array.shape, volume.affine)
     values = source_preset.values(volume.array, source_preset.volume_window(volume.array))
     slices = resampling.slices(values, source_preset.air)
-    inside = resampling.slices(mask.astype(np.float32), 0) > 0.5
+    inside = resampling.masks(mask)
     condition = batches.given(contours.stack(slices, inside, settings))
 
     # Every volume starts a new batch, padded to full size: what a slice becomes depends on nothing else.

@@ -22,6 +22,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 DATA = Path(os.environ.get("CONTOURDIFF_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory) -> None:
+    """What is compiled again, as when a run is resumed, is found compiled."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
 @pytest.fixture(scope="session")
 def data_root() -> Path:
     if not (DATA / "nifti").is_dir():
@@ -36,11 +43,11 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def phantom_data(tmp_path_factory) -> Path:
-    """Generated heads of 32 px: three to train on, two to translate, with truth."""
+    """Generated heads of 32 px: four with MR to train on, two to translate, with truth."""
     from contourdiff_jax.data.phantoms import phantoms
 
     out = tmp_path_factory.mktemp("phantoms") / "data"
-    phantoms(out, subjects=6, test=2, train_ct=1, size=32, slices=5, thickness=24)
+    phantoms(out, subjects=7, test=2, train_ct=1, size=32, slices=5, thickness=24)
     return out
 
 
@@ -50,7 +57,7 @@ def store_path(phantom_data, tmp_path_factory) -> Path:
     from contourdiff_jax.data.prepare import prepare
 
     out = tmp_path_factory.mktemp("stores") / "mr"
-    prepare(phantom_data / "train_mr", out, "mr", spacing=7.2, size=32, validation=0.34)
+    prepare(phantom_data / "train_mr", out, "mr", spacing=7.2, size=32, validation=0.25)
     return out
 
 

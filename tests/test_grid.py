@@ -238,3 +238,12 @@ def test_impossible_grids_are_refused():
     ):
         with pytest.raises(InputError):
             Grid(*arguments)
+
+
+def test_a_mask_covers_a_pixel_that_it_fills_by_more_than_half():
+    """One rule wherever a mask meets the grid: in stores, in translation, in scores."""
+    mask = np.zeros((2, 2, 3), bool)
+    mask[0, :, 0] = True  # two of the four voxels of a pixel, then three, then none
+    mask[:, :, 1] = [[True, True], [True, False]]
+    masks = Grid("axial", spacing=2.0, size=1).fit(mask.shape, np.eye(4)).masks(mask)
+    assert masks.dtype == bool and masks.ravel().tolist() == [False, True, False]

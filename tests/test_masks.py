@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from contourdiff_jax.data import volumes
-from contourdiff_jax.data.masks import body_mask
+from contourdiff_jax.data.masks import body_mask, extent
 
 SHAPE, SIZES = (96, 112, 40), (2.0, 2.0, 4.0)
 AIR, SKIN, BONE, BRAIN, SINUS, HOLDER = range(6)
@@ -145,6 +145,22 @@ def test_small_and_flat_volumes_have_masks(rng):
     tissue, body = head()
     mouse = body_mask(render(tissue, "ct", rng), np.diag([0.06, 0.06, 0.12, 1]), "ct")
     assert mouse[body].mean() > 0.95
+
+
+@pytest.mark.parametrize("planes", [3, 4])
+def test_a_volume_of_a_few_planes_is_not_a_colour_picture(rng, planes):
+    """scikit-image takes a last axis of 3 or 4 for channels, and warns; a stack may be as thin."""
+    tissue, body = head()
+    array = render(tissue, "T1", rng)[:, :, 20 : 20 + planes]
+    found = body_mask(array, np.diag([*SIZES, 1]), "mr")
+    assert dice(found, body[:, :, 20 : 20 + planes]) > 0.95
+
+
+def test_the_extent_is_from_the_first_to_the_last_slice_that_shows_the_body():
+    masks = np.zeros((6, 3, 3), bool)
+    assert extent(masks) == (0, 5)
+    masks[[1, 3], 1, 1] = True
+    assert extent(masks) == (1, 3)
 
 
 def test_memory_is_bounded(rng):

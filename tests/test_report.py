@@ -127,7 +127,12 @@ def test_the_page_holds_all_it_shows(scores, run, tmp_path):
     # strips, scatter, two panels; curves and the last three samples
     assert len(page.pictures) == 4 + 4
     assert module.NOTICE in page.text
-    for shown in ("Evaluation scores", "Training run mr", "144 images seen, 50 a second", "numpy"):
+    for shown in (
+        "Evaluation: scores",
+        "Training run: mr",
+        "144 images seen, 50 a second",
+        "numpy",
+    ):
         assert shown in page.text
 
 
@@ -153,7 +158,7 @@ def test_the_best_mean_is_bold_and_the_ceiling_does_not_compete(scores, tmp_path
     # headline: ssim up, mae down, contours up; then again among all, with mae, which source wins
     assert page.bold[:3] == ["0.610", "0.110", "0.800"]
     assert sorted(page.bold[3:]) == ["0.090", "0.110", "0.610", "0.800"]
-    assert "ceiling" in page.text
+    assert "does not compete" in page.text
 
 
 def test_the_table_shows_values_and_intervals(scores, tmp_path):
@@ -207,9 +212,9 @@ def test_a_copy_of_metrics_stands_for_itself(scores, tmp_path):
     copy = scores / "published.json"
     copy.write_bytes((scores / "metrics.json").read_bytes())
     page = Page(report(tmp_path / "copy.html", [copy]))
-    assert "Evaluation published" in page.text and page.pictures == []
+    assert "Evaluation: published" in page.text and page.pictures == []
     whole = Page(report(tmp_path / "whole.html", [scores / "metrics.json"]))
-    assert "Evaluation scores" in whole.text and len(whole.pictures) == 4
+    assert "Evaluation: scores" in whole.text and len(whole.pictures) == 4
 
 
 def test_equal_inputs_make_equal_pages(scores, run, tmp_path):
@@ -217,9 +222,28 @@ def test_equal_inputs_make_equal_pages(scores, run, tmp_path):
     assert pages[0] == pages[1]
 
 
-def test_inputs_appear_in_the_order_given(scores, run, tmp_path):
-    text = Page(report(tmp_path / "report.html", [run, scores])).text
-    assert text.index("Training run") < text.index("Evaluation")
+def test_the_headline_comes_first_and_inputs_keep_their_order(scores, run, tmp_path):
+    write_json(tmp_path / "other" / "metrics.json", {"schema": 1, "methods": METHODS})
+    text = Page(report(tmp_path / "report.html", [run, tmp_path / "other", scores])).text
+    places = [
+        text.index(name) for name in ("Evaluation: other", "Evaluation: scores", "Training run: mr")
+    ]
+    assert places == sorted(places)
+
+
+def test_the_page_says_how_to_read_its_rows(scores, tmp_path):
+    """Contours agree by chance: without the rows to compare with, their score misleads."""
+    metrics = json.loads((scores / "metrics.json").read_text())
+    text = Page(report(tmp_path / "partly.html", [scores])).text
+    assert "the source itself" in text and "histogram of real" not in text
+    assert "against the rows mean and truth" in text
+    assert "evaluate with --real for mean." in text  # truth is there, mean is not
+    whole = METHODS | {"mean": {"contour_f1": entry(0.8)}}
+    write_json(scores / "metrics.json", metrics | {"methods": whole})
+    assert "evaluate with" not in Page(report(tmp_path / "whole.html", [scores])).text
+    images = {"translation": METHODS["translation"]}
+    write_json(scores / "metrics.json", metrics | {"methods": images})
+    assert "contour F1" not in Page(report(tmp_path / "images.html", [scores])).text
 
 
 # ----------------------------------------------------------------------------------------------
@@ -305,7 +329,7 @@ def test_the_command_takes_its_inputs_after_the_flags(scores, tmp_path, capsys):
     arguments = values(["report", f"--out={tmp_path / 'report.html'}", str(scores)])[1:]
     assert module.main(values, arguments) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
-    assert "Evaluation scores" in Page(tmp_path / "report.html").text
+    assert "Evaluation: scores" in Page(tmp_path / "report.html").text
     bare = flags.FlagValues()
     module.define_flags(bare)
     bare(["report"])

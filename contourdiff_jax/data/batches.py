@@ -35,7 +35,7 @@ def indices(seed: int, step: int, batch: int, total: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, total: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(total)
+    return np.random.default_rng((seed, 0, epoch)).permutation(total)
 
 
 def given(edges: np.ndarray) -> np.ndarray:

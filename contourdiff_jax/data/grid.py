@@ -80,12 +80,16 @@ class Resampling:
         Linear, antialiased where the grid is coarser. The array may also be a part of the volume
         along the slicing axis: slices do not mix.
         """
-        return _apply(self._forward, self._planes(array), fill)
+        return _apply(self._forward, self.planes(array), fill)
 
     def volume(self, slices, fill: float) -> np.ndarray:
         """Slices [N, H, W] -> volume [X, Y, Z] float32, the way back; `fill` outside the grid."""
         planes = _apply(self._backward, slices, fill)
         return np.ascontiguousarray(np.transpose(np.flip(planes, (1, 2)), np.argsort(self.axes)))
+
+    def masks(self, array) -> np.ndarray:
+        """Mask [X, Y, Z] -> masks [N, H, W] bool: where more than half of a pixel is covered."""
+        return self.slices(array, 0) > 0.5
 
     def labels(self, array) -> np.ndarray:
         """Label volume [X, Y, Z] of whole numbers -> labels [N, H, W] uint16; 0 outside.
@@ -93,7 +97,7 @@ class Resampling:
         Every pixel gets the label that covers most of it, so that none is favoured by where the
         pixel's centre falls.
         """
-        planes = self._planes(array)
+        planes = self.planes(array)
         labels = np.zeros((len(planes), self.grid.size, self.grid.size), np.uint16)
         share = np.zeros(labels.shape, np.float32)
         for label in np.unique(array):
@@ -104,8 +108,8 @@ class Resampling:
             share[rows] = np.maximum(covered, share[rows])
         return labels
 
-    def _planes(self, array) -> np.ndarray:
-        """Volume [X, Y, Z] -> its planes [N, R, C] as they are seen, on their own voxels."""
+    def planes(self, array) -> np.ndarray:
+        """Volume [X, Y, Z] -> its planes [N, R, C] turned as the slices, on their own voxels."""
         return np.flip(np.transpose(array, self.axes), (1, 2))
 
 

@@ -55,6 +55,12 @@ def body_mask(array: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarra
     return _skin(array, threshold, _body(solid, spacing * factors), factors)
 
 
+def extent(masks: np.ndarray) -> tuple[int, int]:
+    """First and last slice of masks [N, H, W] that shows the body; all slices where none does."""
+    shown = np.flatnonzero(masks.any((1, 2)))
+    return (int(shown[0]), int(shown[-1])) if shown.size else (0, len(masks) - 1)
+
+
 def _block_means(array: np.ndarray, factors: np.ndarray) -> np.ndarray:
     """Means of blocks of `factors` voxels, float32 [x, y, z]; blocks at the end may be smaller."""
     for axis, factor in enumerate(factors):
@@ -71,7 +77,8 @@ def _mr_threshold(coarse: np.ndarray) -> float:
     Otsu's threshold parts bright tissue from the rest, the same on the rest parts most of the dim
     tissue from air. The air left is uniform up to noise, so that all that stands out of it is body.
     """
-    bright = threshold_otsu(coarse)
+    # Flat, or three or four planes are taken for the channels of a colour picture.
+    bright = threshold_otsu(coarse.ravel())
     rest = coarse[coarse < bright]
     if not rest.size:  # nothing but texture finer than the coarse voxels
         return -np.inf

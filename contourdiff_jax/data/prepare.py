@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from contourdiff_jax.data import intensity, volumes
+from contourdiff_jax.data import intensity, pairs, volumes
 from contourdiff_jax.data.grid import AXES, Grid
 from contourdiff_jax.data.masks import body_mask
 from contourdiff_jax.data.store import SPLITS, StoreWriter, check_is_free
@@ -84,7 +84,9 @@ def prepare(
         raise InputError(f"--validation must be at least 0 and below 1, not {validation}")
     paths = volumes.find(source)
     check_is_free(Path(out), overwrite)
-    label_paths, mask_paths = _by_subject(labels), _by_subject(masks)
+    label_paths, mask_paths = (
+        None if folder is None else pairs.by_subject(folder) for folder in (labels, masks)
+    )
     given = None
     if split is not None:
         given = read_splits(split, {volumes.subject_of(path) for path in paths})
@@ -125,13 +127,14 @@ def _slices(volume, preset, grid, label_paths, mask_paths) -> dict:
     if mask_paths is None:
         mask = body_mask(volume.array, volume.affine, preset.modality)
     else:
-        mask = _partner(volume, mask_paths, "mask") > 0
+        mask = pairs.partner(volume, mask_paths, "masks", labels=True).array > 0
     labels = None
     if label_paths is not None:
-        labels = resampling.labels(_partner(volume, label_paths, "label map"))
+        partner = pairs.partner(volume, label_paths, "labels", labels=True)
+        labels = resampling.labels(partner.array)
     return {
         "values": resampling.slices(preset.values(volume.array, window), preset.air),
-        "masks": resampling.slices(mask, 0) >= 0.5,
+        "masks": resampling.masks(mask),
         "labels": labels,
         "positions": resampling.positions,
         "window": window,
@@ -139,35 +142,6 @@ def _slices(volume, preset, grid, label_paths, mask_paths) -> dict:
         "sha256": volumes.sha256(volume.path),
         "kept": resampling.kept,
     }
-
-
-def _by_subject(folder) -> dict[str, Path] | None:
-    """Files of a folder by their subject."""
-    if folder is None:
-        return None
-    files = {}
-    for path in volumes.find(folder):
-        subject = volumes.subject_of(path)
-        if subject in files:
-            raise InputError(
-                f"{path}: {files[subject].name} belongs to the subject {subject!r} too; keep one"
-            )
-        files[subject] = path
-    return files
-
-
-def _partner(volume, paths: dict[str, Path], what: str) -> np.ndarray:
-    """The subject's array [X, Y, Z] from another file on the volume's own grid."""
-    subject = volumes.subject_of(volume.path)
-    if subject not in paths:
-        raise InputError(f"{volume.path}: no {what} of the subject {subject!r}")
-    other = volumes.read(paths[subject], labels=True)
-    # Headers are rounded: a tenth of a voxel at two far corners is the same grid.
-    corners = np.array([[0, 0, 0, 1], [*volume.array.shape, 1]]).T
-    shift = np.linalg.norm((volume.affine - other.affine)[:3] @ corners, axis=0).max()
-    if other.array.shape != volume.array.shape or shift > volumes.spacing(volume.affine).min() / 10:
-        raise InputError(f"{volume.path}: its {what} {other.path.name} lies on another grid")
-    return other.array
 
 
 def _grid(paths: list[Path], axis: str, spacing: float | None, size: int | None) -> Grid:

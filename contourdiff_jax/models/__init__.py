@@ -50,6 +50,7 @@ def build(config, conditions: Mapping[str, int], *, channels: int = 1, dims: int
             layers=config.layers,
             attention=tuple(config.attention),
             middle_attention=config.middle_attention,
+            resample_convolution=config.resample_convolution,
             head_width=config.head_width,
             groups=config.groups,
             epsilon=config.epsilon,

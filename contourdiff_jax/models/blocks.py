@@ -209,22 +209,30 @@ class AttentionBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halve every spatial axis with a stride-2 convolution."""
+    """Halve every spatial axis: with a stride-2 convolution, or with means of 2 x 2 (x 2)."""
 
-    def __init__(self, features: int, *, dims: int, dtype, rngs: nnx.Rngs):
-        self.conv = convolution(features, features, dims=dims, stride=2, dtype=dtype, rngs=rngs)
+    def __init__(self, features: int, *, convolve: bool, dims: int, dtype, rngs: nnx.Rngs):
+        self.conv = (
+            convolution(features, features, dims=dims, stride=2, dtype=dtype, rngs=rngs)
+            if convolve
+            else None
+        )
 
     def __call__(self, x):
-        return self.conv(x)
+        if self.conv is not None:
+            return self.conv(x)
+        return nnx.avg_pool(x, *((2,) * (x.ndim - 2),) * 2)
 
 
 class Upsample(nnx.Module):
-    """Double every spatial axis by repetition, then a convolution."""
+    """Double every spatial axis by repetition, followed by a convolution or not."""
 
-    def __init__(self, features: int, *, dims: int, dtype, rngs: nnx.Rngs):
-        self.conv = convolution(features, features, dims=dims, dtype=dtype, rngs=rngs)
+    def __init__(self, features: int, *, convolve: bool, dims: int, dtype, rngs: nnx.Rngs):
+        self.conv = (
+            convolution(features, features, dims=dims, dtype=dtype, rngs=rngs) if convolve else None
+        )
 
     def __call__(self, x):
         for axis in range(1, x.ndim - 1):
             x = jnp.repeat(x, 2, axis)
-        return self.conv(x)
+        return x if self.conv is None else self.conv(x)

@@ -22,6 +22,8 @@ class UNet(nnx.Module):
       channels: features of each resolution; every further entry halves the image once more.
       layers: residual blocks per resolution (the decoder has one more).
       attention: per resolution, whether its residual blocks are followed by self-attention.
+      resample_convolution: whether a convolution goes with each change of resolution (as published),
+        or plain means and repetition, which saves a third of the work.
       conditions: name -> channels of each condition, concatenated in this order.
     """
 
@@ -35,6 +37,7 @@ class UNet(nnx.Module):
         layers: int,
         attention: Sequence[bool],
         middle_attention: bool,
+        resample_convolution: bool,
         head_width: int,
         groups: int,
         epsilon: float,
@@ -63,7 +66,7 @@ class UNet(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        resample = {"dims": dims, "dtype": dtype, "rngs": rngs}
+        resample = {"convolve": resample_convolution, "dims": dims, "dtype": dtype, "rngs": rngs}
 
         self.time = blocks.TimeEmbedding(channels[0], width, dtype=dtype, rngs=rngs)
         self.conv_in = conv(image_channels + sum(conditions.values()), channels[0])

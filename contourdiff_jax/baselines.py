@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Baselines: what can be had without a model, from the source and from real target volumes.
+
+    source      the source's greys as they are shown, read as the target's
+    histogram   the source with the histogram of the real volumes
+    mean        the mean of the real volumes, stretched to where the body lies
+
+Shapes: [X, Y, Z] volumes, [N, H, W] slices and [K, H, W] levels on the model's grid, all values.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from skimage.exposure import match_histograms
+from tqdm import tqdm
+
+from contourdiff_jax import cases
+from contourdiff_jax.cases import Case, Settings
+from contourdiff_jax.data import masks, volumes
+from contourdiff_jax.errors import InputError
+
+LEVELS = 128  # of the mean image, from the lowest to the highest slice that shows the body
+QUANTILES = 10_001  # by which a volume's histogram is known
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """What the real volumes of the target domain tell.
+
+    Attributes:
+      histogram: values inside the body, the same number from each volume.
+      mean: [LEVELS, H, W] mean image on the model's grid, from the bottom of the body to its top.
+      count: volumes seen.
+      left_out: their subjects are scored, and so not learned from.
+      failed: (path, reason) of volumes that could not be read.
+    """
+
+    histogram: np.ndarray
+    mean: np.ndarray
+    count: int
+    left_out: list[str]
+    failed: list[tuple[Path, str]]
+
+
+def learn(real, scored: set[str], settings: Settings) -> Baselines:
+    """Baselines of the real volumes of a folder, but for those of the subjects `scored`."""
+    histograms, total, left_out, failed = [], 0, [], []
+    target = settings.target
+    for path in tqdm(volumes.find(real), desc="baselines", unit="volume", disable=None):
+        if volumes.subject_of(path) in scored:
+            left_out.append(volumes.subject_of(path))
+            continue
+        try:
+            volume = volumes.read(path)
+            values = cases.values_of(volume, target)
+        except InputError as error:
+            failed.append((path, str(error)))
+            continue
+        mask = masks.body_mask(volume.array, volume.affine, target.modality)
+        resampling = settings.grid.fit(values.shape, volume.affine)
+        histograms.append(np.quantile(values[mask], np.linspace(0, 1, QUANTILES)))
+        levels = np.linspace(*masks.extent(resampling.masks(mask)), LEVELS)
+        total = total + _between(resampling.slices(values, target.air), levels)
+    if not histograms:
+        raise InputError(f"{real}: no volume of a subject that is not scored, so no baselines")
+    count = len(histograms)
+    return Baselines(np.concatenate(histograms), total / count, count, left_out, failed)
+
+
+def methods(case: Case, learned: Baselines | None) -> dict[str, np.ndarray]:
+    """Target values [X, Y, Z] of every baseline that the case and what was learned allow."""
+    made, target = {}, case.settings.target
+    if case.source is not None:
+        made["source"] = target.image.inverse(case.settings.source.image.unit(case.source))
+    if case.source is not None and learned is not None:
+        # Inside the body: how much air surrounds it says something of the scan, not of tissues.
+        made["histogram"] = np.full_like(case.source, target.air)
+        made["histogram"][case.mask] = match_histograms(case.source[case.mask], learned.histogram)
+    if learned is not None:
+        made["mean"] = _stretched(case, learned.mean)
+    return made
+
+
+def _stretched(case: Case, mean: np.ndarray) -> np.ndarray:
+    """The mean image [X, Y, Z], stretched along the axis to the body's extent; air beyond it."""
+    air = case.settings.target.air
+    first, last = masks.extent(case.body)
+    number = np.arange(len(case.body))
+    level = (number - first) / max(last - first, 1) * (LEVELS - 1)
+    slices = _between(mean, np.clip(level, 0, LEVELS - 1))
+    slices[(number < first) | (number > last)] = air
+    return case.resampling.volume(slices, air)
+
+
+def _between(slices: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Slices [K, H, W] at fractional numbers `where` [K] of slices [N, H, W], linearly."""
+    below = np.floor(where).astype(int)
+    above = np.minimum(below + 1, len(slices) - 1)
+    weight = (where - below)[:, None, None].astype(np.float32)
+    return (1 - weight) * slices[below] + weight * slices[above]

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases: what is compared of a subject, read, paired and brought into one set of units.
+
+Shapes: [X, Y, Z] volumes in closest-canonical RAS, [N, H, W] slices on the model's grid. "Values"
+are numbers in the units of a preset: HU, or the fraction of an MR volume's percentile window.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from contourdiff_jax.data import contours, intensity, pairs, volumes
+from contourdiff_jax.data.contours import ContourSettings
+from contourdiff_jax.data.grid import AXES, Grid, Resampling
+from contourdiff_jax.data.intensity import Preset, Window
+from contourdiff_jax.data.masks import body_mask
+from contourdiff_jax.data.volumes import Volume
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.metrics.paired import SSIM_WINDOW
+
+SIDECAR_SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all translated volumes of a folder have in common."""
+
+    source: Preset | None
+    target: Preset
+    grid: Grid
+    contours: dict[str, ContourSettings]  # of 'source' and 'target'
+
+
+@dataclasses.dataclass(frozen=True)
+class Sidecar:
+    """What `translate` wrote beside a volume."""
+
+    settings: Settings
+    window: Window  # of the translation, in its native units
+    seconds: float  # that a slice took to translate
+    training_subjects: frozenset[str]  # SHA-256 of their names
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One subject: values [X, Y, Z] on the translation's own grid, None where not given."""
+
+    subject: str
+    settings: Settings
+    translation: np.ndarray
+    truth: np.ndarray | None
+    source: np.ndarray | None
+    mask: np.ndarray  # bool, the body
+    resampling: Resampling  # to the model's grid and back
+    seconds: float | None  # that a slice took to translate
+
+    def slices(self, values: np.ndarray) -> np.ndarray:
+        """Target values [X, Y, Z] -> [N, H, W] on the model's grid."""
+        return self.resampling.slices(values, self.settings.target.air)
+
+    @functools.cached_property
+    def body(self) -> np.ndarray:
+        """The mask on the model's grid, bool [N, H, W]."""
+        return self.resampling.masks(self.mask)
+
+    @functools.cached_property
+    def condition(self) -> np.ndarray:
+        """Contours [N, H, W] of the source on the model's grid: all that the model was given."""
+        slices = self.resampling.slices(self.source, self.settings.source.air)
+        return contours.stack(slices, self.body, self.settings.contours["source"])
+
+
+def read(path: Path, sidecar: Sidecar | None, partners: dict, settings: Settings) -> Case:
+    """A subject's volumes, all on one grid.
+
+    Args:
+      path: the translated volume.
+      sidecar: what lies beside it.
+      partners: {'truth', 'source', 'masks': {subject: path}}, of those that are given at least the
+        truth or the source.
+      settings: of all translated volumes.
+    """
+    volume = volumes.read(path)
+    found = {
+        name: pairs.partner(volume, files, name, labels=name == "masks")
+        for name, files in partners.items()
+    }
+    truth, source = found.get("truth"), found.get("source")
+    if "masks" in found:
+        mask = found["masks"].array > 0
+        if not mask.any():
+            raise InputError(f"{found['masks'].path}: an empty mask")
+    elif source is not None:
+        mask = body_mask(source.array, source.affine, settings.source.modality)
+    else:
+        mask = body_mask(truth.array, truth.affine, settings.target.modality)
+    resampling = settings.grid.fit(volume.array.shape, volume.affine)
+    height, width = resampling.planes(mask).shape[1:]
+    if min(height, width) < SSIM_WINDOW:
+        raise InputError(
+            f"{path}: {settings.grid.axis} slices of {height} x {width} pixels; "
+            f"at least {SSIM_WINDOW} x {SSIM_WINDOW} are needed"
+        )
+    return Case(
+        subject=volumes.subject_of(path),
+        settings=settings,
+        translation=values_of(volume, settings.target, sidecar and sidecar.window),
+        truth=None if truth is None else values_of(truth, settings.target),
+        source=None if source is None else values_of(source, settings.source),
+        mask=mask,
+        resampling=resampling,
+        seconds=sidecar and sidecar.seconds,
+    )
+
+
+def values_of(volume: Volume, preset: Preset, window: Window | None = None) -> np.ndarray:
+    """Values of a volume through a window, its own one by default."""
+    try:
+        return preset.values(volume.array, window or preset.volume_window(volume.array))
+    except InputError as error:
+        raise InputError(f"{volume.path}: {error}") from error
+
+
+# ----------------------------------------------------------------------------------------------
+# Sidecars
+# ----------------------------------------------------------------------------------------------
+
+
+def read_sidecars(paths: dict[str, Path]) -> tuple[dict[str, Sidecar | None], list]:
+    """Sidecars by subject, None where there is none, and the failures: (path, reason).
+
+    Raises InputError for a subject that the model was trained on.
+    """
+    sidecars, failed = {}, []
+    for subject, path in paths.items():
+        try:
+            sidecar = _read_sidecar(path)
+        except InputError as error:
+            failed.append((path, str(error)))
+            continue
+        digest = hashlib.sha256(subject.encode()).hexdigest()
+        if sidecar is not None and digest in sidecar.training_subjects:
+            raise InputError(f"{path}: the subject {subject!r} was used for training; leave it out")
+        sidecars[subject] = sidecar
+    if not sidecars:
+        raise InputError(failed[0][1])
+    return sidecars, failed
+
+
+def _read_sidecar(path: Path) -> Sidecar | None:
+    file = path.with_name(f"{volumes.stem(path)}.json")
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read as JSON: {volumes.reason(error)}") from error
+    if not isinstance(fields, dict) or fields.get("schema") != SIDECAR_SCHEMA:
+        raise InputError(f"{file}: not a sidecar of schema {SIDECAR_SCHEMA}; translate again")
+    try:
+        low, high = map(float, fields["window"])
+        if not low < high:
+            raise ValueError(f"window {low} to {high}")
+        settings = Settings(
+            **{side: intensity.preset(fields["preset"][side]) for side in ("source", "target")},
+            grid=Grid(**fields["grid"]),
+            contours={
+                side: ContourSettings.from_dict(fields["contours"][side])
+                for side in ("source", "target")
+            },
+        )
+        return Sidecar(
+            settings,
+            window=Window(low, high),
+            seconds=fields["seconds"] / fields["slices"],
+            training_subjects=frozenset(fields.get("training_subjects_sha256", ())),
+        )
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{file}: a damaged sidecar ({type(error).__name__}: {error}); translate again"
+        ) from error
+
+
+# ----------------------------------------------------------------------------------------------
+# Settings
+# ----------------------------------------------------------------------------------------------
+
+
+def common_settings(
+    paths: dict[str, Path],
+    sidecars: dict[str, Sidecar | None],
+    preset: str | None,
+    source_preset: str | None,
+    needs_source: bool,
+) -> Settings:
+    """The settings that all sidecars agree on; where there are none, what the presets imply."""
+    first = next(iter(sidecars))
+    lacking = [subject for subject, sidecar in sidecars.items() if sidecar is None]
+    if lacking:
+        path = paths[lacking[0]]
+        if len(lacking) < len(sidecars):
+            raise InputError(f"{path}: no sidecar, where other volumes have theirs")
+        if preset is None or (needs_source and source_preset is None):
+            raise InputError(
+                f"{path}: no sidecar beside it, so --preset and, for --source, --source_preset "
+                f"must say what the intensities are"
+            )
+        return _implied_settings(paths[first], preset, source_preset)
+    settings = sidecars[first].settings
+    for subject, sidecar in sidecars.items():
+        if sidecar.settings != settings:
+            raise InputError(
+                f"{paths[subject]}: made with another preset, grid or other contours than "
+                f"{paths[first].name}; score one translation at a time"
+            )
+    for flag, given, known in (
+        ("preset", preset, settings.target),
+        ("source_preset", source_preset, settings.source),
+    ):
+        if given not in (None, known.name):
+            raise InputError(f"--{flag}={given}, but the sidecars say {known.name}")
+    return settings
+
+
+def _implied_settings(path: Path, preset: str, source_preset: str | None) -> Settings:
+    """Default contours, and a grid of axial slices that covers the volume at its finest spacing."""
+    target = intensity.preset(preset)
+    source = None if source_preset is None else intensity.preset(source_preset)
+    shape, affine = volumes.geometry(path)
+    sizes, plane = volumes.spacing(affine), list(AXES["axial"][1:])
+    spacing = sizes[plane].min()
+    size = np.ceil(np.round((np.array(shape) * sizes)[plane].max() / spacing, 3))
+    sides = {"source": source or target, "target": target}
+    return Settings(
+        source,
+        target,
+        Grid("axial", float(spacing), int(size)),
+        {name: contours.DEFAULTS[side.name] for name, side in sides.items()},
+    )

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures: panels of one subject's slices, scores by subject and by slice, and training curves.
+
+Shapes: n slices shown, H rows, W columns. A score is a row of rows.csv: a dict of subject, slice,
+method, metric, value and seconds. A statistic is a line of stats.jsonl.
+"""
+
+import io
+import math
+from collections import defaultdict
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
+
+# The object interface throughout: pyplot's global figures would outlive their file.
+
+DPI = 120
+WIDTH = 11.0  # inches at most, so that a page does not shrink the letters
+COLOURS = colormaps["tab10"].colors
+PANEL_ROWS = 5  # slices of a panel
+CELL = 1.9  # inches a picture of a panel is wide
+ERROR_TOP = 0.5  # absolute error that saturates, as a fraction of the intensity window
+IMAGES = "images seen"
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; equal figures make equal files."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})  # no version in it
+    return stream.getvalue()
+
+
+def panel(
+    title: str,
+    columns: dict[str, np.ndarray],
+    error: np.ndarray | None,
+    positions: np.ndarray,
+) -> Figure:
+    """One subject's slices side by side, for the eye to check what the numbers say.
+
+    Args:
+      title: of the figure.
+      columns: pictures [n, H, W] in [0, 1] by their title; the grey scale is 0 to 1 in all of them.
+      error: [n, H, W] absolute error, a last column in colours with its bar; None leaves it out.
+      positions: [n] in mm along the slicing axis.
+    """
+    across = len(columns) + (error is not None)
+    size = (CELL * across + 0.9, CELL * len(positions) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+    axes = figure.subplots(len(positions), across, squeeze=False)
+    for column, (name, slices) in enumerate(columns.items()):
+        axes[0, column].set_title(name, fontsize=10)
+        for row, picture in enumerate(slices):
+            axes[row, column].imshow(picture, cmap="gray", vmin=0, vmax=1)
+    if error is not None:
+        axes[0, -1].set_title("absolute error", fontsize=10)
+        for row, picture in enumerate(error):
+            shown = axes[row, -1].imshow(picture, cmap="inferno", vmin=0, vmax=ERROR_TOP)
+        bar = figure.colorbar(shown, ax=axes[:, -1], shrink=0.6, extend="max")
+        bar.set_label("fraction of the intensity window", fontsize=8)
+        bar.ax.tick_params(labelsize=8)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for row, position in enumerate(positions):
+        axes[row, 0].set_ylabel(f"{position:.1f} mm", fontsize=8)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+# ----------------------------------------------------------------------------------------------
+# Scores
+# ----------------------------------------------------------------------------------------------
+
+
+def subjects(scores: list[dict], titles: dict[str, str]) -> Figure | None:
+    """Strip plot: an axis for each metric of `titles`, methods across, a point a subject."""
+    values = defaultdict(list)
+    for score in scores:
+        values[score["metric"], score["method"], score["subject"]].append(score["value"])
+    metrics = [metric for metric in titles if any(key[0] == metric for key in values)]
+    if not metrics:
+        return None
+    names = list(dict.fromkeys(score["subject"] for score in scores))
+    across = min(4, len(metrics))
+    down = math.ceil(len(metrics) / across)
+    figure = Figure(figsize=(WIDTH / 4 * across, 3.2 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).flat
+    for axis in axes[len(metrics) :]:
+        axis.set_axis_off()
+    for axis, metric in zip(axes, metrics, strict=False):
+        methods = list(dict.fromkeys(key[1] for key in values if key[0] == metric))
+        means = np.array(
+            [[np.mean(values.get((metric, m, s), np.nan)) for m in methods] for s in names]
+        )
+        # A small sideways offset for each subject, so that equal scores stay visible.
+        offset = 0.25 * (np.arange(len(names)) - (len(names) - 1) / 2) / len(names)
+        places = np.arange(len(methods)) + offset[:, None]
+        axis.plot(places.T, means.T, color="0.8", linewidth=0.8, zorder=1)
+        for column, method in enumerate(methods):
+            colour = _colour(scores, method)
+            axis.scatter(places[:, column], means[:, column], s=22, color=colour, zorder=2)
+        axis.set_xticks(range(len(methods)), methods, rotation=35, ha="right")
+        axis.set_title(titles[metric], fontsize=10)
+        _tidy(axis)
+    return figure
+
+
+def slices(scores: list[dict]) -> Figure | None:
+    """PSNR against SSIM of every slice: by method, and by the seconds that a slice took."""
+    points = defaultdict(dict)
+    for score in scores:
+        if score["metric"] in ("psnr_mask", "ssim_mask"):
+            key = (score["method"], score["subject"], score["slice"])
+            points[key] |= {score["metric"]: score["value"], "seconds": score["seconds"]}
+    points = {key: p for key, p in points.items() if {"psnr_mask", "ssim_mask"} <= p.keys()}
+    if not points:
+        return None
+    timed = [p for p in points.values() if math.isfinite(p["seconds"])]
+    by_time = len({p["seconds"] for p in timed}) > 1
+    figure = Figure(figsize=(WIDTH if by_time else 6.5, 4.4), layout="constrained")
+    axes = figure.subplots(1, 1 + by_time, squeeze=False, sharex=True, sharey=True)[0]
+    for method in dict.fromkeys(key[0] for key in points):
+        of_method = [p for key, p in points.items() if key[0] == method]
+        axes[0].scatter(
+            *_columns(of_method, "ssim_mask", "psnr_mask"),
+            **{"s": 12, "alpha": 0.6, "linewidths": 0, "label": method},
+            color=_colour(scores, method),
+        )
+    axes[0].legend(fontsize=9)
+    axes[0].set_title("by method", fontsize=10)
+    axes[0].set_ylabel("PSNR in the body [dB]")
+    if by_time:
+        ssim, psnr, seconds = _columns(timed, "ssim_mask", "psnr_mask", "seconds")
+        shown = axes[1].scatter(ssim, psnr, c=seconds, s=12, linewidths=0, cmap="viridis")
+        axes[1].set_title("by the time to translate", fontsize=10)
+        figure.colorbar(shown, ax=axes[1], label="seconds per slice")
+    for axis in axes:
+        axis.set_xlabel("SSIM in the body")
+        _tidy(axis)
+    return figure
+
+
+def _colour(scores: list[dict], method: str):
+    """One colour for a method in all figures of an evaluation."""
+    methods = list(dict.fromkeys(score["method"] for score in scores))
+    return COLOURS[methods.index(method) % len(COLOURS)]
+
+
+# ----------------------------------------------------------------------------------------------
+# Training
+# ----------------------------------------------------------------------------------------------
+
+
+def curves(stats: list[dict]) -> Figure | None:
+    """Loss, held-out loss by timestep and learning rate, as far as they were recorded."""
+    draws = [
+        draw
+        for draw, names in (
+            (_losses, ("loss", "heldout_loss")),
+            (_timesteps, ("heldout_loss_t",)),
+            (_learning_rate, ("learning_rate",)),
+        )
+        if any(name in line for line in stats for name in names)
+    ]
+    if not draws:
+        return None
+    figure = Figure(figsize=(WIDTH / 3 * len(draws), 3.2), layout="constrained")
+    for draw, axis in zip(draws, figure.subplots(1, len(draws), squeeze=False)[0], strict=True):
+        draw(axis, stats)
+        if axis.get_yscale() == "log":
+            # Losses span a decade or two: name 1, 2 and 5 of each, as plain numbers.
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        if axis.get_xlabel() == IMAGES:
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        _tidy(axis)
+    return figure
+
+
+def _losses(axis, stats: list[dict]) -> None:
+    for name, label, style in (
+        ("loss", "training", {"linewidth": 1}),
+        ("heldout_loss", "held out", {"marker": "o", "markersize": 4}),
+    ):
+        found = [line for line in stats if name in line]
+        if found:
+            axis.plot(*_columns(found, "images", name), label=label, **style)
+    axis.set(yscale="log", xlabel=IMAGES, title="loss")
+    axis.legend(fontsize=9)
+
+
+def _timesteps(axis, stats: list[dict]) -> None:
+    """Held-out loss in equal bins of t, of up to six times of training: later is darker."""
+    found = [line for line in stats if "heldout_loss_t" in line]
+    shown = np.unique(np.linspace(0, len(found) - 1, 6).round().astype(int))
+    for order, index in enumerate(shown):
+        losses = found[index]["heldout_loss_t"]
+        middle = (np.arange(len(losses)) + 0.5) / len(losses)
+        colour = colormaps["viridis_r"]((order + 1) / len(shown))
+        label = f"{found[index]['images']:,} images"
+        axis.plot(middle, losses, marker="o", markersize=3, color=colour, label=label)
+    axis.set(yscale="log", xlabel="t / T", title="held-out loss by timestep")
+    axis.legend(fontsize=8)
+
+
+def _learning_rate(axis, stats: list[dict]) -> None:
+    found = [line for line in stats if "learning_rate" in line]
+    axis.plot(*_columns(found, "images", "learning_rate"), linewidth=1)
+    axis.set(xlabel=IMAGES, title="learning rate")
+    axis.set_ylim(bottom=0)
+
+
+def _columns(points: list[dict], *names: str) -> list[list[float]]:
+    return [[point[name] for point in points] for name in names]
+
+
+def _tidy(axis) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.3)
+    axis.set_axisbelow(True)

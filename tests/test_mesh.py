@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The mesh on two (fake) devices: its shapes, what lies where, and what it refuses."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from ml_collections import ConfigDict
+
+from contourdiff_jax import mesh as meshes
+from contourdiff_jax.errors import InputError
+
+
+def make(data: int, fsdp: int):
+    return meshes.make(ConfigDict({"data": data, "fsdp": fsdp}))
+
+
+@pytest.mark.parametrize(
+    ("asked", "shape"),
+    [
+        ((-1, 1), (2, 1)),
+        ((1, -1), (1, 2)),
+        ((-1, 2), (1, 2)),
+        ((2, 1), (2, 1)),
+        ((1, 2), (1, 2)),
+        ((1, 1), (1, 1)),  # smaller than the machine
+    ],
+)
+def test_a_mesh_has_the_shape_asked_for(asked, shape):
+    mesh = make(*asked)
+    assert tuple(mesh.shape[axis] for axis in ("data", "fsdp")) == shape
+    assert mesh.devices.ravel().tolist() == jax.devices()[: mesh.size]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ((3, 1), "asks for 3 devices, there are 2"),
+        ((2, 2), "asks for 4 devices"),
+        ((-1, 3), "asks for 3 devices"),
+        ((-1, -1), "one may be -1"),
+        ((0, 1), "data=0"),
+        ((1, 0), "fsdp=0"),
+        ((-2, 1), "data=-2"),
+    ],
+)
+def test_impossible_meshes_are_refused(asked, named):
+    with pytest.raises(InputError, match=f"config.mesh.*{named}"):
+        make(*asked)
+
+
+def test_a_batch_is_split_over_all_devices():
+    for mesh in (make(2, 1), make(1, 2)):
+        batch = np.arange(24.0).reshape(4, 3, 2)
+        placed = meshes.put(meshes.batch(mesh), {"x": batch})["x"]
+        assert [shard.data.shape for shard in placed.addressable_shards] == [(2, 3, 2)] * 2
+        np.testing.assert_array_equal(placed, batch)
+
+
+def test_large_arrays_are_split_along_their_largest_divisible_axis():
+    """Each in as many parts as 'fsdp' has devices; what is small, or odd everywhere, stays whole."""
+    shapes = {
+        "kernel": ((3, 3, 64, 128), PartitionSpec(None, None, None, "fsdp")),
+        "tall": ((4096, 2), PartitionSpec("fsdp")),
+        "odd last": ((3, 64, 129), PartitionSpec(None, "fsdp")),
+        "odd": ((65, 129), PartitionSpec()),
+        "small": ((64, 64), PartitionSpec()),  # 4096 elements
+        "scalar": ((), PartitionSpec()),
+    }
+    tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, (shape, _) in shapes.items()}
+    sharded = meshes.state(make(1, 2), tree)
+    assert {n: s.spec for n, s in sharded.items()} == {n: spec for n, (_, spec) in shapes.items()}
+    assert sharded["tall"].shard_shape((4096, 2)) == (2048, 2)
+    # Without 'fsdp' every device keeps everything.
+    assert all(s.is_fully_replicated for s in meshes.state(make(2, 1), tree).values())
+
+
+def test_batches_that_the_mesh_does_not_divide_are_refused_with_one_that_it_does():
+    mesh = make(2, 1)
+    meshes.check_batch(mesh, 6, "config.train.batch")
+    for size, better in ((7, 8), (5, 4), (1, 2), (0, 2), (-3, 2)):
+        with pytest.raises(InputError, match=f"config.train.batch: {size} .* 2 devices.*try {better}"):
+            meshes.check_batch(mesh, size, "config.train.batch")
