@@ -3,9 +3,9 @@
 
     experiments/001_heads/run.sh      renders, prepares, trains, translates, scores
 
-Whole-head label maps of real anatomy rendered as CT and T1-weighted MR, five heads to train on, three
-others to test. 96 px of 2.4 mm; twelve minutes of training on two CPU cores, without a GPU.
-Results, hardware and picture: experiments/001_heads/README.md.
+Whole-head label maps of real anatomy rendered as CT and T1-weighted MR, five heads to
+train on, three others to test. 96 px of 2.4 mm; twelve minutes of training on two CPU
+cores, without a GPU. Results, hardware and picture: experiments/001_heads/README.md.
 """
 
 from contourdiff_jax import config

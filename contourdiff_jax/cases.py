@@ -241,5 +241,5 @@ def _implied_settings(path: Path, preset: str, source_preset: str | None) -> Set
         source,
         target,
         Grid("axial", float(spacing), int(size)),
-        {name: contours.DEFAULTS[side.name] for name, side in sides.items()},
+        {name: contours.preset("default", side.modality) for name, side in sides.items()},
     )

@@ -6,8 +6,12 @@ A checkpoint has four items, so that translation reads the average alone:
     progress                 {'step', 'key'}
 """
 
+import gc
 import hashlib
 import logging
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -17,8 +21,10 @@ import orbax.checkpoint as ocp
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.state import TrainState
 
-# Orbax reports every file it touches; what users need to know is said by the commands.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every file it touches, and a failure once for each of its
+# threads, with tracebacks; what users need to know is said by the commands.
+for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
 
 ITEMS = ("params", "ema", "optimiser", "progress")
 
@@ -33,29 +39,30 @@ def manager(run: Path, keep: int | None = None) -> ocp.CheckpointManager:
 
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
-    """Begin to write the state; returns once it is copied off the device. Writing is waited for by `finish`."""
+    """Begin to write the state; returns once it is copied off the device.
+
+    Writing is waited for by `finish`. Raises InputError where this or the write before it failed,
+    a full disk for one.
+    """
     step = int(state.step)
     if step in checkpoints.all_steps():
         return
-    checkpoints.save(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            ema=ocp.args.StandardSave(state.ema),
-            optimiser=ocp.args.StandardSave(state.optimiser),
-            progress=ocp.args.StandardSave({"step": state.step, "key": state.key}),
-        ),
+    items = ocp.args.Composite(
+        params=ocp.args.StandardSave(state.params),
+        ema=ocp.args.StandardSave(state.ema),
+        optimiser=ocp.args.StandardSave(state.optimiser),
+        progress=ocp.args.StandardSave({"step": state.step, "key": state.key}),
     )
+    _attempt(lambda: checkpoints.save(step, args=items), _unwritten(checkpoints))
 
 
-def finish(checkpoints: ocp.CheckpointManager, run: Path) -> None:
-    """Wait for writing to end; raises InputError where it failed, a full disk for one."""
-    try:
-        checkpoints.wait_until_finished()
-    except Exception as error:
-        raise InputError(
-            f"{run}: the checkpoint could not be written ({_reason(error)}); the one before it is intact"
-        ) from error
+def finish(checkpoints: ocp.CheckpointManager) -> None:
+    """Wait for writing to end; raises InputError where it failed."""
+    _attempt(checkpoints.wait_until_finished, _unwritten(checkpoints))
+
+
+def _unwritten(checkpoints: ocp.CheckpointManager) -> str:
+    return f"{checkpoints.directory}: a checkpoint could not be written; those before it are intact"
 
 
 def restore(checkpoints: ocp.CheckpointManager, run: Path, like: TrainState) -> TrainState:
@@ -81,6 +88,11 @@ def restore_ema(checkpoints: ocp.CheckpointManager, run: Path, like) -> tuple[in
     return latest_step(checkpoints, run), _restore(checkpoints, run, {"ema": like})["ema"]
 
 
+def exists(run: Path) -> bool:
+    """Whether a run has a checkpoint; looks without making a folder for them."""
+    return any(path.name.isdigit() for path in (Path(run) / "checkpoints").glob("*"))
+
+
 def latest_step(checkpoints: ocp.CheckpointManager, run: Path) -> int:
     step = checkpoints.latest_step()
     if step is None:
@@ -90,27 +102,46 @@ def latest_step(checkpoints: ocp.CheckpointManager, run: Path) -> int:
 
 def _restore(checkpoints, run, items: dict):
     step = latest_step(checkpoints, run)
-    for name, like in items.items():
-        _check(checkpoints.item_metadata(step)[name], like, f"{run}/checkpoints/{step}")
-    arguments = {name: ocp.args.StandardRestore(like) for name, like in items.items()}
+    name = f"{run}/checkpoints/{step}"
+    damaged = f"{name}: cannot be read; remove it to go on from the one before"
+    metadata = _attempt(lambda: checkpoints.item_metadata(step), damaged)
+    for item, like in items.items():
+        _check(metadata.get(item), like, name)
+    arguments = {item: ocp.args.StandardRestore(like) for item, like in items.items()}
+    return _attempt(
+        lambda: checkpoints.restore(step, args=ocp.args.Composite(**arguments)), damaged
+    )
+
+
+def _attempt(action: Callable, problem: str):
+    """What `action` returns; any failure becomes an InputError that says `problem` and the reason.
+
+    Orbax reads and writes in threads and coroutines that go on after the first failure. What they
+    report then, with tracebacks, would bury that line, so they are waited for and not listened to.
+    """
+    report, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        return checkpoints.restore(step, args=ocp.args.Composite(**arguments))
-    except Exception as error:
-        raise InputError(
-            f"{run}/checkpoints/{step}: cannot be read ({_reason(error)}); remove it to go on from the one before"
-        ) from error
+        try:
+            return action()
+        except Exception as error:
+            failure = InputError(f"{problem} ({_reason(error)})")
+        time.sleep(0.2)
+        gc.collect()
+        raise failure
+    finally:
+        sys.unraisablehook = report
 
 
 def _check(metadata, like, name: str) -> None:
-    """Raise InputError where a checkpoint's arrays are not those of the network it is wanted for."""
+    """Raise InputError where a checkpoint's arrays are not those of the network that wants it."""
     if metadata is None:
         raise InputError(f"{name}: incomplete; remove it to go on from the checkpoint before")
     stored, wanted = (_shapes(tree) for tree in (metadata, like))
     for path in sorted(stored.keys() | wanted.keys()):
         if stored.get(path) != wanted.get(path):
             raise InputError(
-                f"{name}: of another architecture: {path} is {stored.get(path, 'absent')} there and "
-                f"{wanted.get(path, 'absent')} in the configuration's network"
+                f"{name}: of another architecture: {path} is {stored.get(path, 'absent')} there "
+                f"and {wanted.get(path, 'absent')} in the configuration's network"
             )
 
 
@@ -133,4 +164,5 @@ def digest(params) -> str:
 
 
 def _reason(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:200]
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "no space left on the device" if "No space left" in text else text[:200]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: `contourdiff <command> --flag=value`.
 
-Commands are imported when they are called, so that help is instant. Exit status: 0 all done, 1 some inputs failed
-and are listed, 2 nothing done.
+Commands are imported when they are called, so that help is instant.
+Exit status: 0 all done, 1 some inputs failed and are listed, 2 nothing done.
 """
 
 import ast
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(f"{name}: interrupted; the same command goes on where it can")
     except BrokenPipeError:  # the reader of our output has gone
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open to the end
         return 1
 
 

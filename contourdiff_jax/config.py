@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration of a run: every field, its default and its unit.
 
-A file under configs/ starts from `default()` and changes what its experiment is about; on the command line,
-`--config.train.batch=8` changes a field. What a run was made with is kept in its config.json.
+A file under configs/ starts from `default()` and changes what its experiment is about; on the
+command line, `--config.train.batch=8` changes a field. What a run was made with is kept in its
+config.json.
 """
 
 import json
@@ -17,10 +18,20 @@ def default() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
-            # The grid belongs to the store. Zero or empty accepts the store's; anything else must agree with it.
+            # The grid belongs to the store. Zero or empty accepts the store's; anything else must
+            # agree with it.
             "grid": {"axis": "", "spacing": 0.0, "size": 0},
-            # Contours of the training domain. Empty windows: the defaults of the store's preset.
-            "contours": {"windows": (), "low": 0.0, "high": 0.0, "blur": 3, "apart": 0},
+            # Contours of the training domain: default, united or published (data/contours.py).
+            # Where windows or a curve are given, they and what follows count instead.
+            "contours": {
+                "preset": "default",
+                "windows": (),
+                "curve": (),
+                "low": 20.0,
+                "high": 50.0,
+                "blur": 3,
+                "apart": 0,
+            },
             "augment": {
                 "flip": 0.5,  # probability of exchanging left and right
                 "probability": 0.9,  # of any of the following
@@ -52,17 +63,17 @@ def default() -> ConfigDict:
             },
             "train": {
                 "images": 200_000,  # seen in all, repeats counted
-                "batch": 16,  # images per optimiser step, over all devices
-                "accumulate": 1,  # parts a batch is computed in, one after the other, to save memory
+                "batch": 4,  # images per optimiser step, over all devices
+                "accumulate": 1,  # parts a batch is computed in, in turn, to save memory
                 "learning_rate": 1e-3,  # at its peak
-                "warmup": 2_000,  # images of linear warm-up, before the cosine to zero
+                "warmup": 400,  # images of linear warm-up, before the cosine to zero
                 "weight_decay": 1e-4,
                 "clip": 1.0,  # largest global norm of the gradient
-                "ema_halflife": 10_000,  # images after which a parameter counts half in the average
+                "ema_halflife": 1_000,  # images after which a parameter counts half in the average
                 "ema_rampup": 0.05,  # the half-life is at most this share of the images seen so far
                 "condition_dropout": 0.0,  # probability of training without condition, for guidance
                 # How often, in images; 0: at the end only.
-                "log": 1_600,
+                "log": 400,
                 "evaluate": 20_000,  # held-out loss
                 "sample": 50_000,  # sample grid
                 "checkpoint": 50_000,
@@ -73,7 +84,7 @@ def default() -> ConfigDict:
                 "steps": 20,
                 "eta": 0.0,  # of ddim: 0 is deterministic, 1 as random as ddpm
                 "clip": True,  # estimates of x_0 to [-1, 1]
-                "guidance": 1.0,  # classifier-free guidance; other than 1 needs train.condition_dropout
+                "guidance": 1.0,  # classifier-free; other than 1 needs train.condition_dropout
                 "batch": 16,  # slices sampled at once
             },
             # Devices along each axis of the mesh; -1: all that are left.
@@ -97,7 +108,7 @@ def from_dict(fields: dict) -> ConfigDict:
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """Dotted names of the fields in which two runs differ; on which devices they ran does not count."""
+    """Dotted names of the fields in which two runs differ; the devices they ran on do not count."""
     a, b = (_flat(json.loads(json.dumps(c.to_dict()))) for c in (ours, theirs))
     return sorted(
         name

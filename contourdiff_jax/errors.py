@@ -5,6 +5,6 @@
 class InputError(Exception):
     """What the user gave cannot be used.
 
-    The message is one line that names the file or setting, says what is wrong and what to do about it.
-    The command line prints it without a traceback and exits with status 2.
+    The message is one line that names the file or setting, says what is wrong and what to do
+    about it. The command line prints it without a traceback and exits with status 2.
     """

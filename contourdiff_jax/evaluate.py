@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores translated volumes against their truth and against the contours that they were made from.
+"""Score translated volumes against their truth and the contours that they were made from.
 
 Volumes of --translated, --truth, --source and --masks belong together when their names agree up to
 the modality (head01_ct, head01_mr). With --truth, images are compared in the target's intensity

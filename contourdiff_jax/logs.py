@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run says about itself: stats.jsonl, sample pictures and, where installed, TensorBoard.
 
-clu.metric_writers has the same verbs but needs TensorFlow. stats.jsonl is the record: one JSON object a line.
+clu.metric_writers has the same verbs but needs TensorFlow.
+stats.jsonl is the record: one JSON object a line.
 """
 
 import json
@@ -16,7 +17,8 @@ class Logs:
 
     Args:
       run: the run's folder.
-      step: the step training resumes from; lines beyond it, which will be written again, are cut off.
+      step: the step training resumes from; lines beyond it, which will be written again, are
+        cut off.
     """
 
     def __init__(self, run: Path, step: int = 0):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device mesh and what lies where on it: the one file that knows about sharding.
 
-Two axes. 'data' splits the batch; 'fsdp' splits the batch too and, with it, every large parameter and what the
-optimiser and the average keep of it (fully sharded data parallelism, Rajbhandari et al. 2020, arXiv 1910.02054).
-The same lines serve one CPU, one GPU and a pod: the compiler inserts the communication.
+Two axes. 'data' splits the batch; 'fsdp' splits the batch too and, with it,
+every large parameter and what the optimiser and the average keep of it (fully
+sharded data parallelism, Rajbhandari et al. 2020, arXiv 1910.02054). The same
+lines serve one CPU, one GPU and a pod: the compiler inserts the communication.
 """
 
 import math
@@ -15,13 +16,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from contourdiff_jax.errors import InputError
 
 AXES = ("data", "fsdp")
-SMALL = 4096  # elements up to which a parameter is kept whole: splitting it would cost more than it saves
+# Elements up to which a parameter is kept whole: splitting it would cost more than it saves.
+SMALL = 4096
 
 
 def make(config) -> Mesh:
-    """The mesh of a `mesh` section (see config.py): data x fsdp devices, either may be -1 for the rest.
+    """The mesh of a `mesh` section (see config.py): data x fsdp devices.
 
-    A mesh smaller than the machine takes the first devices; with several processes, all must be in it.
+    Either may be -1 for the rest. A mesh smaller than the machine takes the first devices; with
+    several processes, all must be in it.
     """
     available = jax.device_count()
     shape = [config.data, config.fsdp]
@@ -34,8 +37,8 @@ def make(config) -> Mesh:
     total = math.prod(shape)
     if total > available or (jax.process_count() > 1 and total < available):
         raise InputError(
-            f"config.mesh: data={config.data} times fsdp={config.fsdp} asks for {total} devices, there "
-            f"are {available}"
+            f"config.mesh: data={config.data} times fsdp={config.fsdp} asks for {total} devices, "
+            f"there are {available}"
         )
     # Auto: the compiler propagates shardings. With explicit axes, gathers such as alpha_bar[t]
     # would need annotations.
@@ -57,7 +60,7 @@ def batch(mesh: Mesh) -> NamedSharding:
 
 
 def state(mesh: Mesh, tree):
-    """Shardings for a tree of arrays: the largest axis that 'fsdp' divides, of every large array."""
+    """Shardings for a tree of arrays: of every large one, the largest axis that 'fsdp' divides."""
     parts = mesh.shape["fsdp"]
 
     def sharding(leaf):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything once, in minutes, on generated heads: train on MR, translate CT, score, report.
 
-Makes phantoms, trains on the MR of some, translates the CT of others from its contours alone, scores the
-result against the MR that these others would have had, and writes WORKDIR/report.html.
+Makes phantoms, trains on the MR of some, translates the CT of others from its contours alone,
+scores the result against the MR that these others would have had, and writes WORKDIR/report.html.
 
 Example:
     contourdiff quickstart --workdir=quickstart --minutes=5

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes one self-contained HTML page about training runs and evaluations.
+"""Write one self-contained HTML page about training runs and evaluations.
 
 Arguments are run folders (config.json, stats.jsonl, samples/), evaluation folders (metrics.json,
 rows.csv, panels/) or metrics.json files. Evaluations come first, then runs, each in the order

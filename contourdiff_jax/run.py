@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run: a folder that is enough to go on training, or to translate with.
 
-config.json    this file's business: the configuration, and what of the training data a translation needs
+config.json    this file: the configuration, and what of the training data a translation needs
 checkpoints/   checkpoint.py
 stats.jsonl    logs.py, as are samples/*.png and tensorboard/
 """
@@ -15,8 +15,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from contourdiff_jax import config as configuration
-from contourdiff_jax.data import intensity
-from contourdiff_jax.data.contours import DEFAULTS, ContourSettings
+from contourdiff_jax.data import contours, intensity
+from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.intensity import Preset, Window
 from contourdiff_jax.data.store import Store
@@ -32,7 +32,8 @@ class Run:
     Attributes:
       config: the configuration, complete.
       preset: of the training data.
-      window: median window of the training volumes in their native units, the inverse of a percentile preset.
+      window: median window of the training volumes in their native units, the inverse of a
+        percentile preset.
       grid: of the store.
       contours: how contours were taken.
       subjects: sha256 of each training subject's name: enough to recognise one, not to name it.
@@ -74,7 +75,8 @@ def begin(config: ConfigDict, store: Store) -> Run:
     """The run that training `config` on `store` is.
 
     Raises:
-      InputError: the store has no training subjects, or is not on the grid that the configuration names.
+      InputError: the store has no training subjects, or is not on the grid that the
+        configuration names.
     """
     subjects = store.subjects("train")
     if not subjects:
@@ -83,12 +85,16 @@ def begin(config: ConfigDict, store: Store) -> Run:
         actual = getattr(store.grid, field)
         if wanted and wanted != actual:
             raise InputError(
-                f"{store.path}: prepared with {field} {actual}, but config.grid.{field} is {wanted}; "
-                f"prepare again with --{field}={wanted} or change the configuration"
+                f"{store.path}: prepared with {field} {actual}, but config.grid.{field} is "
+                f"{wanted}; prepare again with --{field}={wanted} or change the configuration"
             )
     fields = config.contours.to_dict()
+    name = fields.pop("preset")
+    custom = fields["windows"] or fields["curve"]
     settings = (
-        ContourSettings.from_dict(fields) if fields["windows"] else DEFAULTS[store.preset.name]
+        ContourSettings.from_dict(fields)
+        if custom
+        else contours.preset(name, store.preset.modality)
     )
     return Run(
         config,
@@ -124,12 +130,12 @@ def load(folder: Path) -> Run:
         return Run(
             configuration.from_dict(fields["config"]),
             intensity.preset(data["preset"]),
-            Window(*data["window"]),
+            Window(*map(float, data["window"])),
             Grid(**data["grid"]),
             ContourSettings.from_dict(data["contours"]),
             tuple(data["subjects"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: field {error} is missing or wrong; restore the file from a copy"
         ) from None

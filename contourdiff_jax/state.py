@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training state and one optimiser step.
 
-Everything periodic or scheduled is counted in images seen, so that a change of batch size changes nothing else.
+Everything periodic or scheduled is counted in images seen, so that a change of batch size
+changes nothing else.
 """
 
 from collections.abc import Callable
@@ -41,7 +42,10 @@ def learning_rate(config) -> optax.Schedule:
 
 
 def optimiser(config) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) with warm-up, cosine decay to zero and clipping, of a `train` section."""
+    """AdamW (Loshchilov & Hutter 2019) of a `train` section.
+
+    With warm-up, cosine decay to zero and clipping.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(learning_rate(config), weight_decay=config.weight_decay, mask=_decayed),
@@ -54,7 +58,10 @@ def _decayed(params):
 
 
 def init(config, model_init: Callable, key) -> TrainState:
-    """The state before the first step; jit it with out_shardings and no device ever holds it whole."""
+    """The state before the first step.
+
+    Jit it with out_shardings and no device ever holds it whole.
+    """
     params_key, run_key = jax.random.split(key)
     params = model_init(params_key)
     return TrainState(
@@ -67,10 +74,11 @@ def init(config, model_init: Callable, key) -> TrainState:
 
 
 def ema_decay(config, images):
-    """Decay of one step after `images` seen (Karras et al. 2024, arXiv 2312.02696, and EDM's ramp-up).
+    """Decay of one step after `images` seen.
 
-    Half-life h in images: decay = 0.5^(batch / h), with h at most `ema_rampup` of the images seen, so that the
-    random first parameters do not linger in the average.
+    Half-life h in images: decay = 0.5^(batch / h), with h at most `ema_rampup` of the images seen,
+    so that the random first parameters do not linger in the average (Karras et al. 2024, arXiv
+    2312.02696, and EDM's ramp-up).
     """
     halflife = jnp.minimum(config.ema_halflife, images * config.ema_rampup)
     return 0.5 ** (config.batch / jnp.maximum(halflife, 1e-8))
@@ -83,8 +91,9 @@ def step(config, loss: Callable) -> Callable:
       config: a `train` section.
       loss: (params, example, key) -> (loss, metrics); see diffusion/process.py.
 
-    With config.accumulate = A, the batch is computed in A parts one after the other and their gradients averaged.
-    Where loss or gradient is not finite, the state stays as it was, its step counter included.
+    With config.accumulate = A, the batch is computed in A parts one after the other and their
+    gradients averaged. Where loss or gradient is not finite, the state stays as it was, its step
+    counter included.
     """
     transform = optimiser(config)
     value_and_grad = jax.value_and_grad(loss, has_aux=True)

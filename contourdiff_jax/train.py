@@ -25,7 +25,7 @@ from tqdm import tqdm
 from contourdiff_jax import checkpoint, models, run, state, translate
 from contourdiff_jax import config as configuration
 from contourdiff_jax import mesh as meshes
-from contourdiff_jax.data import batches
+from contourdiff_jax.data import batches, volumes
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.diffusion import process, schedules
 from contourdiff_jax.errors import InputError
@@ -56,13 +56,14 @@ def main(values: flags.FlagValues) -> int:
     for name in ("store", "workdir"):
         if values[name].value is None:
             raise InputError(f"train: --{name} is required")
-    finished = train(values.config, values.store, values.workdir, init=values.init)
+    config = configuration.from_dict(values.config.to_dict())
+    finished = train(config, values.store, values.workdir, init=values.init)
     return 0 if finished else 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What is fixed before the first step: the network, its loss, where arrays lie, the compiled step."""
+    """What is fixed before the first step: network, loss, where arrays lie, the compiled step."""
 
     mesh: jax.sharding.Mesh
     model: models.Model
@@ -83,8 +84,8 @@ def setup(config, size: int) -> Setup:
     meshes.check_batch(mesh, config.train.batch, "config.train.batch")
     if config.train.accumulate < 1 or config.train.batch % (config.train.accumulate * mesh.size):
         raise InputError(
-            f"config.train.accumulate: a batch of {config.train.batch} on {mesh.size} devices cannot be "
-            f"computed in {config.train.accumulate} equal parts"
+            f"config.train.accumulate: a batch of {config.train.batch} on {mesh.size} devices "
+            f"cannot be computed in {config.train.accumulate} equal parts"
         )
     models.check_size(config.model, size)
     model = models.build(config.model, batches.CONDITIONS)
@@ -145,16 +146,19 @@ def train(
     # ------------------------------------------------------------------------------------------
     # The state: 1. a checkpoint in the workdir, else 2. the weights of --init, else 3. fresh
     # ------------------------------------------------------------------------------------------
+    resumed = checkpoint.exists(workdir)
+    weights = None if init is None or resumed else _weights(Path(init), plan)
     _claim(workdir, ours)
     checkpoints = checkpoint.manager(workdir, config.train.keep)
-    if checkpoints.latest_step() is not None:
+    if resumed:
         current = checkpoint.restore(checkpoints, workdir, plan.like)
     else:
         current = plan.init(jax.random.key(config.seed))
-        if init is not None:
-            current = _with_weights(current, Path(init), plan)
+        if weights is not None:
+            current = current._replace(params=weights, ema=jax.tree.map(jnp.copy, weights))
     start = int(current.step)
     if start >= total:
+        checkpoints.close()
         print(f"{workdir}: trained on {start * batch:,} images already; nothing left to do")
         return True
 
@@ -192,10 +196,10 @@ def train(
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not all(math.isfinite(value) for value in scalars.values()):
             checkpoint.save(checkpoints, current)
-            checkpoint.finish(checkpoints, workdir)
+            checkpoint.finish(checkpoints)
             raise InputError(
-                f"{workdir}: the loss of step {step} is not finite; the state before it is saved. Lower "
-                f"config.train.learning_rate or look at the images of that step"
+                f"{workdir}: the loss of step {step} is not finite; the state is saved without that "
+                f"step. Lower config.train.learning_rate or look at the images of that step"
             )
         if logs and due(step, config.train.log):
             seconds = time.perf_counter() - began
@@ -208,8 +212,8 @@ def train(
             if bar.disable and is_main:
                 left = (total - step) * batch / speed
                 print(
-                    f"{step * batch:>10,} images  loss {scalars['loss']:.4f}  {speed:.1f} images/s  "
-                    f"{_duration(left)} left",
+                    f"{step * batch:>10,} images  loss {scalars['loss']:.4f}  {speed:.1f} "
+                    f"images/s  {_duration(left)} left",
                     flush=True,
                 )
 
@@ -240,7 +244,7 @@ def train(
     # The end
     # ------------------------------------------------------------------------------------------
     bar.close()
-    checkpoint.finish(checkpoints, workdir)
+    checkpoint.finish(checkpoints)
     checkpoints.close()
     if logs:
         logs.close()
@@ -267,7 +271,10 @@ def images_per_second(config, store: str | Path, *, steps: int = 4) -> float:
 
 
 def _due(step: int, every: int, total: int) -> bool:
-    """Whether something is to happen after `step`: every so many steps (0: never before) and at the end."""
+    """Whether something is to happen after `step`: every so many steps and at the end.
+
+    Where `every` is 0, only at the end.
+    """
     return step == total or (every > 0 and step % every == 0)
 
 
@@ -298,29 +305,34 @@ def _claim(workdir: Path, ours: run.Run) -> None:
         different = configuration.differences(ours.config, theirs.config)
         if different:
             raise InputError(
-                f"{workdir}: holds a run with another {', '.join(different)}; choose another --workdir, or the "
-                f"same configuration to resume"
+                f"{workdir}: holds a run with another {', '.join(different)}; choose another "
+                f"--workdir, or the same configuration to resume"
             )
         if ours.to_dict()["data"] != theirs.to_dict()["data"]:
             raise InputError(f"{workdir}: holds a run on other data; choose another --workdir")
         return
-    if workdir.exists() and any(workdir.iterdir()):
-        raise InputError(f"{workdir}: not empty and not a run; choose another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        ours.save(workdir)
+    try:
+        if workdir.exists() and any(workdir.iterdir()):
+            raise InputError(f"{workdir}: not empty and not a run; choose another --workdir")
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            ours.save(workdir)
+    except OSError as error:
+        raise InputError(f"{workdir}: cannot be written: {volumes.reason(error)}") from error
 
 
-def _with_weights(fresh: state.TrainState, source: Path, plan: Setup) -> state.TrainState:
-    """`fresh` with the averaged weights of another run, as parameters and as average."""
+def _weights(source: Path, plan: Setup):
+    """The averaged weights of another run."""
     run.load(source)
-    _, weights = checkpoint.restore_ema(checkpoint.manager(source), source, plan.like.ema)
-    return fresh._replace(params=weights, ema=jax.tree.map(jnp.copy, weights))
+    checkpoints = checkpoint.manager(source)
+    _, weights = checkpoint.restore_ema(checkpoints, source, plan.like.ema)
+    checkpoints.close()
+    return weights
 
 
 @dataclasses.dataclass(frozen=True)
 class _Observer:
-    """What is looked at while training: never learnt from, always the same slices and the same noise."""
+    """What is looked at while training: never learnt from, always the same slices and noise."""
 
     held_out: Callable[[Any], dict] | None
     samples: Callable[[Any], np.ndarray]
@@ -392,10 +404,11 @@ def _summary(plan: Setup, ours: run.Run, store: Store, start: int) -> str:
     slices, subjects = len(store.rows("train")), len(ours.subjects)
     config = ours.config.train
     return (
-        f"{sum(sizes):,} parameters on {plan.mesh.size} {jax.devices()[0].device_kind} device(s): "
-        f"{held / 2**20:,.0f} MiB of state and {plan.step_bytes / 2**20:,.0f} MiB a step on each\n"
-        f"{slices:,} slices of {subjects} subjects, {ours.grid.size} px of {ours.grid.spacing:g} mm; "
-        f"{config.images:,} images in batches of {config.batch}"
+        f"{sum(sizes):,} parameters on {plan.mesh.size} {jax.devices()[0].device_kind} "
+        f"device(s): {held / 2**20:,.0f} MiB of state and {plan.step_bytes / 2**20:,.0f} MiB "
+        f"a step on each\n"
+        f"{slices:,} slices of {subjects} subjects, {ours.grid.size} px of {ours.grid.spacing:g} "
+        f"mm; {config.images:,} images in batches of {config.batch}"
         + (f", resuming after {start * config.batch:,}" if start else "")
     )
 

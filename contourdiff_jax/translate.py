@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translate volumes of another modality from their contours alone, each onto its own grid.
 
-Volumes already translated with the same settings are kept, so an interrupted command is continued by repeating it.
+Volumes already translated with the same settings are kept,
+so an interrupted command is continued by repeating it.
 
 Example:
     contourdiff translate --run=runs/mr --source=data/test_ct --preset=ct --out=translated
@@ -41,7 +42,10 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("out", None, "folder for the translated volumes", flag_values=values)
     flags.DEFINE_string("preset", None, "modality of the source: ct or mr", flag_values=values)
     flags.DEFINE_string(
-        "contours", None, "JSON file with contour settings for the source", flag_values=values
+        "contours",
+        None,
+        "contours of the source: a JSON file, or default, united or published",
+        flag_values=values,
     )
     flags.DEFINE_string("masks", None, "folder with body masks of the source", flag_values=values)
     flags.DEFINE_string(
@@ -98,10 +102,11 @@ class Result:
 
 
 def sampler(config, model: models.Model, schedule: schedules.Schedule, mesh) -> Callable:
-    """The compiled sampler of a run's `config`: (params, condition {name: [B, *S, c]}, keys [B, 2]) -> x [B, *S, 1].
+    """The compiled sampler of a run's `config`.
 
-    All randomness of a slice comes from its own key, so neither its neighbours in the batch nor the number of
-    devices change it.
+    (params, condition {name: [B, *S, c]}, keys [B, 2]) -> x [B, *S, 1].
+    All randomness of a slice comes from its own key, so neither its neighbours in the batch nor
+    the number of devices change it.
     """
     draw_from = samplers.build(config.sampler)
 
@@ -161,12 +166,12 @@ def translate(
     devices: int | None = None,
     overwrite: bool = False,
 ) -> Result:
-    """Translate a volume, or every volume of a folder, into `out`: same names, sidecars beside them.
+    """Translate a volume, or every volume of a folder, into `out`: same names, sidecars beside.
 
     Args:
       run_folder: a run made by `train`.
       preset: modality of the source, 'ct' or 'mr'.
-      contours_file: JSON of ContourSettings for the source; the preset's defaults without it.
+      contours_file: JSON of ContourSettings for the source, or the name of a contour preset.
       body_masks: folder with a mask for each subject; computed without it.
       devices: how many to use; all without it.
       sampler_name, steps, guidance_scale, batch_size: the run's `sampler` section without them.
@@ -191,7 +196,7 @@ def translate(
             f"--config.train.condition_dropout=0.1"
         )
     source_preset = intensity.preset(preset)
-    settings = _contour_settings(contours_file, trained, source_preset.name)
+    settings = _contour_settings(contours_file, trained, source_preset)
     paths = volumes.find(source)
     mesh = meshes.make(ConfigDict({"data": devices or -1, "fsdp": 1}))
     meshes.check_batch(mesh, config.sampler.batch, "--batch_size")
@@ -248,7 +253,7 @@ def translate(
                 seed,
             )
             sidecar |= {"slices": count, "seconds": round(time.perf_counter() - began, 3)}
-            # The sidecar first: a volume beside a sidecar is whole, whenever the command was interrupted.
+            # The sidecar first: a volume beside a sidecar is whole, whenever the command stopped.
             target.unlink(missing_ok=True)
             _write_json(_sidecar(target), sidecar)
             volumes.write(target, array, volume, trained.preset.dtype)
@@ -260,10 +265,12 @@ def translate(
         if not any(out.iterdir()):
             out.rmdir()
         raise InputError(
-            f"{source}: none of {len(paths)} volumes could be translated; the first: {result.failed[0][1]}"
+            f"{source}: none of {len(paths)} volumes could be translated; "
+            f"the first: {result.failed[0][1]}"
         )
     print(
-        f"{out}: {len(result.done)} translated, {len(result.kept)} kept from before, {len(result.failed)} failed"
+        f"{out}: {len(result.done)} translated, {len(result.kept)} kept from before, "
+        f"{len(result.failed)} failed"
     )
     return result
 
@@ -276,7 +283,8 @@ def _translate_volume(volume, mask, source_preset, settings, trained, batch, dra
     inside = resampling.masks(mask)
     condition = batches.given(contours.stack(slices, inside, settings))
 
-    # Every volume starts a new batch, padded to full size: what a slice becomes depends on nothing else.
+    # Every volume starts a new batch, padded to full size: what a slice becomes depends on
+    # nothing else.
     count = len(slices)
     padded = -(-count // batch) * batch
     condition = np.concatenate(
@@ -312,16 +320,20 @@ def _body_mask(volume, modality: str, folder: str | Path | None) -> np.ndarray:
     return mask
 
 
-def _contour_settings(path, trained: run.Run, source: str) -> ContourSettings:
-    if path is None:
-        # Within one modality the settings of training are right; across, the modality's own.
-        return trained.contours if source == trained.preset.name else contours.DEFAULTS[source]
+def _contour_settings(given, trained: run.Run, source: intensity.Preset) -> ContourSettings:
+    """Settings for the source: of the file or preset named, else of training or its default."""
+    if given is None:
+        # Within a modality what training saw is right; across, the modality's own.
+        same = source.modality == trained.preset.modality
+        return trained.contours if same else contours.preset("default", source.modality)
+    if str(given) in contours.PRESETS:
+        return contours.preset(str(given), source.modality)
     try:
-        return ContourSettings.from_dict(json.loads(Path(path).read_text()))
+        return ContourSettings.from_dict(json.loads(Path(given).read_text()))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+        raise InputError(f"{given}: cannot be read as JSON ({error})") from None
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise InputError(f"{given}: {error}") from None
 
 
 # ----------------------------------------------------------------------------------------------

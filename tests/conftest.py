@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Policy for all tests: two fake devices, full precision, silent transfers refused, real data where it is.
+"""Policy for all tests.
 
-Real volumes are found through $CONTOURDIFF_DATA, ../shared/data by default; tests that want them are
-skipped, saying so, where they are absent.
+Two fake devices, full precision, silent transfers refused, real data where it is.
+Real volumes are found through $CONTOURDIFF_DATA, ../shared/data by default; tests that want them
+are skipped, saying so, where they are absent.
 """
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -59,6 +62,41 @@ def store_path(phantom_data, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("stores") / "mr"
     prepare(phantom_data / "train_mr", out, "mr", spacing=7.2, size=32, validation=0.25)
     return out
+
+
+@pytest.fixture(scope="module")
+def two_convolutions() -> Iterator[None]:
+    """In place of the U-Net, a network that compiles at once: to test all that is around it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("contourdiff_jax.models.build", _two_convolutions)
+        yield
+
+
+def _two_convolutions(config, conditions):
+    from contourdiff_jax import models
+
+    models.check(config)
+    width = config.channels[0]
+    shapes = {"first": (3, 3, 1 + sum(conditions.values()), width), "last": (3, 3, width, 1)}
+    ends = np.cumsum([np.prod(shape) for shape in shapes.values()])
+
+    def init(key):
+        noise = jnp.split(0.1 * jax.random.normal(key, ends[-1:]), ends[:-1])
+        return {
+            name: {"kernel": piece.reshape(shape), "bias": jnp.zeros(shape[-1])}
+            for (name, shape), piece in zip(shapes.items(), noise, strict=True)
+        }
+
+    def apply(params, z_t, t, condition, *, key=None):
+        def convolve(x, kernel, bias):
+            layout = ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+            return y + bias.reshape(1, 1, 1, -1)
+
+        x = jnp.concatenate([z_t, *condition.values()], -1)
+        return convolve(jnp.tanh(convolve(x, **params["first"])), **params["last"])
+
+    return models.Model(init, apply)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from contourdiff_jax.data import augment, batches, intensity
-from contourdiff_jax.data.contours import DEFAULTS, contours
+from contourdiff_jax.data.contours import contours, preset
 from contourdiff_jax.data.store import open_store
 
 MR = intensity.preset("mr")
@@ -26,7 +26,7 @@ def examples(store, tiny):
 
     def make(start, stop, **options):
         return list(
-            batches.training(store, DEFAULTS["mr"], tiny, start=start, stop=stop, **options)
+            batches.training(store, preset("default", "mr"), tiny, start=start, stop=stop, **options)
         )
 
     return make
@@ -86,7 +86,7 @@ def test_outside_the_body_there_is_air(rng):
     values = rng.random((3, 16, 16), np.float32)
     masks = np.zeros((3, 16, 16), np.uint8)
     masks[:, 4:12, 3:10] = 1
-    x = batches.make(values, masks, MR, DEFAULTS["mr"])["x"][..., 0]
+    x = batches.make(values, masks, MR, preset("default", "mr"))["x"][..., 0]
     assert (x[masks == 0] == -1).all()
     np.testing.assert_allclose(x[masks == 1], 2 * values[masks == 1] - 1, atol=1e-6)
 
@@ -95,7 +95,7 @@ def test_values_beyond_the_image_window_are_clipped():
     """A store keeps more of CT than the model sees."""
     values = np.linspace(-1024, 3071, 64, dtype=np.float32).reshape(1, 8, 8)
     ct = intensity.preset("ct")
-    x = batches.make(values, np.ones((1, 8, 8), np.uint8), ct, DEFAULTS["ct"])["x"]
+    x = batches.make(values, np.ones((1, 8, 8), np.uint8), ct, preset("default", "ct"))["x"]
     assert x.min() == -1 and x.max() == 1
     np.testing.assert_allclose(x.ravel(), np.clip(values.ravel() / 1000, -1, 1), atol=1e-6)
 
@@ -112,15 +112,15 @@ def test_contours_are_taken_from_the_augmented_slice(store, rng):
     rows = store.rows("train")[2:3]
     values, masks = store.values(rows), store.masks[rows]
     transform = augment.Transform(True, (1.1, 0.95), 8.0, (0.04, -0.03))
-    example = batches.make(values, masks, MR, DEFAULTS["mr"], [transform])
+    example = batches.make(values, masks, MR, preset("default", "mr"), [transform])
     warped, mask = augment.apply(transform, values[0], masks[0], MR.air)
-    edges = contours(warped, mask, DEFAULTS["mr"])
+    edges = contours(warped, mask, preset("default", "mr"))
     assert edges.any()
     np.testing.assert_array_equal(example["condition"]["contour"][0, ..., 0], edges)
     expected = MR.image.unit(np.where(mask > 0, warped, MR.air))
     np.testing.assert_array_equal(example["x"][0, ..., 0], expected)
-    still = batches.make(values, masks, MR, DEFAULTS["mr"])
-    assert_same(batches.make(values, masks, MR, DEFAULTS["mr"], [STILL]), still)
+    still = batches.make(values, masks, MR, preset("default", "mr"))
+    assert_same(batches.make(values, masks, MR, preset("default", "mr"), [STILL]), still)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def test_only_training_subjects_are_learnt(store, examples, tiny):
     tiny.augment.update(flip=0.0, probability=0.0)
     rows = store.rows("train")
     assert len(store.rows("val"))
-    slices = batches.make(store.values(rows), store.masks[rows], MR, DEFAULTS["mr"])["x"]
+    slices = batches.make(store.values(rows), store.masks[rows], MR, preset("default", "mr"))["x"]
     known = {image.tobytes() for image in slices}
     steps = -(-len(rows) // tiny.train.batch)
     seen = itertools.chain.from_iterable(example["x"] for example in examples(0, steps))

@@ -136,9 +136,10 @@ def test_images_without_borders_have_no_contours(shape, value):
     assert not edges.any()
 
 
-@pytest.mark.parametrize("group", ["DEFAULTS", "PUBLISHED"])
-def test_settings_travel_through_json(group):
-    for settings in getattr(module, group).values():
+@pytest.mark.parametrize("name", module.PRESETS)
+def test_settings_travel_through_json(name):
+    for settings in module.PRESETS[name].values():
+        assert module.preset(name, "ct") is module.PRESETS[name]["ct"]
         assert ContourSettings.from_dict(settings.to_dict()) == settings
         assert ContourSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
         assert hash(ContourSettings.from_dict(settings.to_dict())) == hash(settings)
@@ -160,6 +161,9 @@ def test_what_may_be_left_out_has_its_default():
         ({"windows": [[80, -20]]}, r"\(80.0, -20.0\)"),
         ({"windows": [[0, 1, 2]]}, "windows"),
         ({"windows": [[0, float("nan")]]}, "windows"),
+        ({"curve": [[0, 0]]}, "curve.*two or more"),
+        ({"curve": [[0, 0], [0, 1]]}, "curve.*rise"),
+        ({"curve": [[0, 0], [1, 1.5]]}, "curve.*between 0 and 1"),
         ({"blur": 4}, "blur: 4"),
         ({"blur": 0}, "blur: 0"),
         ({"blur": -3}, "blur: -3"),
@@ -174,9 +178,33 @@ def test_bad_settings_are_named(fields, named):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["windows", "low", "high"])
+@pytest.mark.parametrize("name", ["low", "high"])
 def test_missing_settings_are_named(name):
     fields = {"windows": [[0, 1]], "low": 20, "high": 50}
     del fields[name]
     with pytest.raises(InputError, match=f"missing.*{name}"):
         ContourSettings.from_dict(fields)
+
+
+def test_a_curve_of_two_points_is_a_window(rng):
+    values = np.float32(rng.normal(size=(64, 64)))
+    window = ContourSettings(windows=((-1, 2),), low=80, high=150)
+    curve = ContourSettings(curve=((-1, 0), (2, 1)), low=80, high=150)
+    assert contours(values, EVERYWHERE, window).any()
+    np.testing.assert_array_equal(
+        contours(values, EVERYWHERE, curve), contours(values, EVERYWHERE, window)
+    )
+
+
+def test_a_curve_draws_a_border_once_where_windows_draw_it_twice():
+    """Bone beside fat, three pixels of partial volume between them: MR has one border there."""
+    columns = np.interp(np.arange(64), [30, 34], [-100, 1000])
+    values = np.tile(columns, (64, 1)).astype(np.float32)
+    united, curve = (module.preset(name, "ct") for name in ("united", "default"))
+    assert contours(values, EVERYWHERE, curve)[32].sum() == 1
+    assert contours(values, EVERYWHERE, united)[32].sum() > 1
+
+
+def test_an_unknown_preset_is_named():
+    with pytest.raises(InputError, match=r"mediffuse.*default"):
+        module.preset("mediffuse", "ct")

@@ -51,7 +51,7 @@ def sidecar(path, shown_through, **changes):
         "preset": {"source": "ct", "target": "mr"},
         "window": [shown_through.low, shown_through.high],
         "grid": GRID,
-        "contours": {name: contours.DEFAULTS[p].to_dict() for name, p in SIDES},
+        "contours": {name: contours.preset("default", p).to_dict() for name, p in SIDES},
         "training_subjects_sha256": [hashlib.sha256(b"someone else").hexdigest()],
         "slices": 10,
         "seconds": 2.5,
@@ -198,7 +198,7 @@ def test_a_shifted_translation_is_worse(data):
 
 def test_the_contours_of_the_source_itself_agree_fully(data):
     # a source handed through, with one kind of settings: nothing moved, so the agreement is 1
-    same = {name: contours.DEFAULTS["mr"].to_dict() for name, _ in SIDES}
+    same = {name: contours.preset("default", "mr").to_dict() for name, _ in SIDES}
     for subject in SHAPES:
         path = data / "translated" / f"{subject}_ct.nii.gz"
         window = own_window(truth_of(data, subject))

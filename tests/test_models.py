@@ -24,7 +24,7 @@ def inputs(dims: int, size: int = 8):
 
 
 def network(settings, dims: int = 2):
-    """(params, compiled apply) with parameters none of which is zero, so that every layer counts."""
+    """(params, compiled apply), none of the parameters zero, so that every layer counts."""
     model = models.build(settings, {"contour": 2}, dims=dims)
     return perturbed(jax.jit(model.init)(jax.random.key(0))), jax.jit(model.apply)
 

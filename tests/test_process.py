@@ -91,7 +91,9 @@ def test_the_loss_of_a_perfect_network_is_zero_and_of_a_silent_one_the_power_of_
 
     key = jax.random.key(0)
     assert float(process.loss(knows, SCHEDULE, config)({}, example, key)[0]) < 1e-9
-    assert float(process.loss(silent, SCHEDULE, config)({}, example, key)[0]) == pytest.approx(1, abs=0.1)
+    assert float(process.loss(silent, SCHEDULE, config)({}, example, key)[0]) == pytest.approx(
+        1, abs=0.1
+    )
 
 
 @pytest.mark.parametrize("field", ["prediction", "weighting"])

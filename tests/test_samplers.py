@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samplers against a denoiser that is known exactly.
 
-If x_0 ~ N(mu, tau^2), the posterior mean given z_t = a x_0 + s eps is linear in z_t, so the best possible denoiser is
-known and every sampler must bring z_T ~ N(0, 1) to N(mu, tau^2).
+If x_0 ~ N(mu, tau^2), the posterior mean given z_t = a x_0 + s eps is linear in z_t, so the
+best possible denoiser is known and every sampler must bring z_T ~ N(0, 1) to N(mu, tau^2).
 """
 
 import jax
@@ -45,13 +45,16 @@ def test_samples_have_the_distribution_of_the_data(name, options, steps):
 
 @pytest.mark.parametrize("name", ["ddim", "dpmpp_2m"])
 def test_deterministic_samplers_follow_the_probability_flow(name):
-    """For Gaussian data the flow is a map of quantiles: x_0 = mu + tau z_T (almost: alpha_bar_T is not quite 0)."""
+    """For Gaussian data the flow is a map of quantiles: x_0 = mu + tau z_T.
+
+    Almost: alpha_bar_T is not quite 0.
+    """
     drawn, z_T = sample(name, 250, clip=False)
     np.testing.assert_allclose(drawn, MU + TAU * z_T, atol=0.03)
 
 
 def test_dpm_solver_is_of_higher_order_than_ddim():
-    """Twice the steps halve the error of DDIM and cut that of the second-order solver to a quarter or less."""
+    """Twice the steps halve the error of DDIM and at least quarter that of the other."""
     error = {}
     for name in ("ddim", "dpmpp_2m"):
         for steps in (20, 40):
@@ -78,7 +81,9 @@ def test_one_step_gives_the_denoised_image(name):
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_clipping_keeps_the_last_estimate_in_range(name):
     z_T = jax.random.normal(jax.random.key(0), (100, 1, 1, 1))
-    drawn = samplers.SAMPLERS[name](lambda z, t: 3 * z, SCHEDULE, z_T, lambda i: jnp.zeros_like(z_T), 8)
+    drawn = samplers.SAMPLERS[name](
+        lambda z, t: 3 * z, SCHEDULE, z_T, lambda i: jnp.zeros_like(z_T), 8
+    )
     assert np.abs(drawn).max() <= 1
 
 

@@ -28,7 +28,7 @@ def test_linear_is_the_published_schedule():
 
 
 def test_cosine_follows_its_closed_form():
-    """Wherever no beta is cut off at 0.999, the product of (1 - beta) is the squared cosine itself."""
+    """Where no beta is cut off at 0.999, the product of (1 - beta) is the squared cosine itself."""
     steps, s = 200, 0.008
     u = np.arange(1, steps) / steps
     closed = np.cos((u + s) / (1 + s) * np.pi / 2) ** 2 / np.cos(s / (1 + s) * np.pi / 2) ** 2
@@ -37,7 +37,10 @@ def test_cosine_follows_its_closed_form():
 
 @pytest.mark.parametrize(
     ("fields", "named"),
-    [({"schedule": "square", "steps": 10}, "square"), ({"schedule": "linear", "steps": 1}, "steps")],
+    [
+        ({"schedule": "square", "steps": 10}, "square"),
+        ({"schedule": "linear", "steps": 1}, "steps"),
+    ],
 )
 def test_bad_settings_are_named(fields, named):
     with pytest.raises(InputError, match=named):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation: random parameters are drawn first and applied afterwards, so that each one can be replayed.
+"""Augmentation: parameters are drawn first and applied afterwards, so that each can be replayed.
 
 Contours are taken from the augmented slice, at full sharpness, not warped along with it.
 Shapes: H rows, W columns.
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Transform(NamedTuple):
-    """An affine map of the plane about the image's centre: flip, then scale, then rotate, then shift."""
+    """An affine map of the plane about the image's centre: flip, scale, rotate, then shift."""
 
     flip: bool  # left and right exchanged
     scale: tuple[float, float]  # along columns and rows, > 1 enlarges
@@ -49,7 +49,10 @@ def draw(rng: np.random.Generator, config) -> Transform:
 
 
 def apply(transform: Transform, values: np.ndarray, mask: np.ndarray, air: float):
-    """Warp values [H, W] float32 (linear) and mask [H, W] uint8 (nearest); `air` and 0 flow in from outside."""
+    """Warp values [H, W] float32 (linear) and mask [H, W] uint8 (nearest).
+
+    What flows in from outside is `air` in the values and 0 in the mask.
+    """
     height, width = values.shape
     matrix = transform.matrix(height, width)
     warp = {"borderMode": cv2.BORDER_CONSTANT, "dsize": (width, height)}

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches: which slices a step trains on, and the examples made of them.
 
-Everything is a pure function of (seed, step), so resuming needs no iterator state, and every process of a cluster
-can make its own part of the same global batch.
+Everything is a pure function of (seed, step), so resuming needs no iterator state,
+and every process of a cluster can make its own part of the same global batch.
 
 Shapes: B batch, H rows, W columns, N slices of the store.
 
     example = {'x': [B, H, W, 1] in [-1, 1], 'condition': {name: [B, H, W, c]}}
 
-The last channel of a condition is 1 where it is given. The null condition is zero in every channel, so a slice of
-air, which has no contour either, is not mistaken for a missing one.
+The last channel of a condition is 1 where it is given. The null condition is zero in every
+channel, so a slice of air, which has no contour either, is not mistaken for a missing one.
 """
 
 import functools
@@ -28,7 +28,10 @@ CONDITIONS = {"contour": 2}
 
 
 def indices(seed: int, step: int, batch: int, total: int) -> np.ndarray:
-    """Positions [B] in [0, total) of the global batch of a step: epoch after epoch, each in its own order."""
+    """Positions [B] in [0, total) of the global batch of a step.
+
+    Epoch follows epoch, each in its own order.
+    """
     flat = step * batch + np.arange(batch)
     return np.array([_permutation(seed, i // total, total)[i % total] for i in flat.tolist()])
 
@@ -51,7 +54,7 @@ def make(values, masks, preset: Preset, settings: ContourSettings, transforms=No
       masks: [B, H, W] uint8, the body.
       transforms: one augment.Transform per slice, or None.
 
-    Outside the body the image is air: head holders and background noise have no contour to be made from.
+    Outside the body the image is air: head holders and background noise have no contour.
     """
     images, edges = [], []
     for i, (value, mask) in enumerate(zip(values, masks, strict=True)):

@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contours: all that crosses from the source modality to the target.
 
-Shapes: H rows, W columns of the model grid; values are in the preset's units (CT in HU, MR as fraction of its
-volume's window). Contours are computed at the resolution of the model and never resized.
+Shapes: H rows, W columns of the model grid; values are in the preset's
+units (CT in HU, MR as fraction of its volume's window). Contours are
+computed at the resolution of the model and never resized.
 
-ContourDiff (Chen et al. 2024, arXiv 2403.10786, section 3.1) takes Canny edges (Canny 1986) of an 8-bit image. With
-one wide window a CT shows little inside the skull, so here the edges of several windows are united; and the air
-outside the body mask is made uniform first, so that a head holder leaves none.
+ContourDiff (Chen et al. 2024, arXiv 2403.10786, section 3.1) takes Canny edges (Canny 1986) of an
+8-bit image. With one wide window a CT shows little inside the skull. Two remedies: the edges of
+several windows united, and a curve that gives each tissue a grey of its own, as the look-up table
+of a viewer does (DICOM PS3.3, section C.11.2, VOI LUT). The air outside the body mask is made
+uniform first, so that a head holder leaves no edge.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import cv2
@@ -23,32 +27,46 @@ class ContourSettings:
     """How contours are taken.
 
     Attributes:
-      windows: (low, high) in the preset's units; each is stretched to 8 bits and searched for edges.
-      low, high: Canny's hysteresis thresholds, on the L1 norm of the 3x3 Sobel gradient of that 8-bit image.
+      low, high: Canny's hysteresis thresholds, on the L1 norm of the 3x3 Sobel gradient of an
+        8-bit image.
+      windows: (low, high) in the preset's units; each is stretched to 8 bits and searched
+        for edges.
+      curve: (value, grey) points, values rising, greys in [0, 1]; straight lines between them turn
+        values into one more 8-bit image to search.
       blur: width in pixels of the Gaussian kernel that precedes Canny, odd; 1 for none.
-      apart: edges of a later window are left out within this many pixels of those of an earlier one: where
-        a window saturates, it draws the same border again a little to the side.
+      apart: edges of a later image are left out within this many pixels of those of an earlier one:
+        where a window saturates, it draws the same border again a little to the side.
     """
 
-    windows: tuple[tuple[float, float], ...]
     low: float
     high: float
+    windows: tuple[tuple[float, float], ...] = ()
+    curve: tuple[tuple[float, float], ...] = ()
     blur: int = 3
     apart: int = 0
 
     def __post_init__(self):
         # Lists come from JSON and ConfigDict; tuples compare and hash.
-        object.__setattr__(self, "windows", tuple(tuple(map(float, w)) for w in self.windows))
-        if not self.windows:
-            raise InputError("contours.windows: at least one (low, high) window is needed")
+        for name in ("windows", "curve"):
+            pairs = tuple(tuple(map(float, pair)) for pair in getattr(self, name))
+            object.__setattr__(self, name, pairs)
+            for pair in pairs:
+                if len(pair) != 2:
+                    raise InputError(f"contours.{name}: {pair} is not a pair of numbers")
+        if not self.windows and not self.curve:
+            raise InputError("contours.windows: one (low, high) window or a curve is needed")
         for window in self.windows:
-            if len(window) != 2 or not window[0] < window[1]:
-                raise InputError(
-                    f"contours.windows: {window} is not a pair (low, high) with low < high"
-                )
+            if not window[0] < window[1]:
+                raise InputError(f"contours.windows: {window} must be (low, high) with low < high")
+        values, greys = ([pair[i] for pair in self.curve] for i in range(2))
+        if len(self.curve) == 1 or any(a >= b for a, b in itertools.pairwise(values)):
+            raise InputError(f"contours.curve: the values {values} must be two or more and rise")
+        if any(not 0 <= grey <= 1 for grey in greys):
+            raise InputError(f"contours.curve: the greys {greys} must lie between 0 and 1")
         if not 0 <= self.low <= self.high:
             raise InputError(
-                f"contours: the thresholds low={self.low} and high={self.high} must satisfy 0 <= low <= high"
+                f"contours: the thresholds low={self.low} and high={self.high} "
+                f"must satisfy 0 <= low <= high"
             )
         if self.blur < 1 or self.blur % 2 == 0:
             raise InputError(f"contours.blur: {self.blur} is not an odd number of pixels")
@@ -62,23 +80,39 @@ class ContourSettings:
     def from_dict(cls, fields: Mapping) -> "ContourSettings":
         """Raises InputError for fields that are not the settings' own."""
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown, missing = set(fields) - known, {"windows", "low", "high"} - set(fields)
+        unknown, missing = set(fields) - known, {"low", "high"} - set(fields)
         if unknown or missing:
             problem = f"unknown {sorted(unknown)}" if unknown else f"missing {sorted(missing)}"
             raise InputError(f"contours: {problem}; the fields are {', '.join(sorted(known))}")
         return cls(**fields)
 
 
-DEFAULTS = {
-    # Bone, soft tissue and fluid: chosen on rendered heads, see experiments/.
-    "ct": ContourSettings(windows=((-500, 1500), (-150, 250), (-20, 80)), low=60, high=120),
-    "mr": ContourSettings(windows=((0, 1),), low=20, high=50),
+MR = ContourSettings(windows=((0, 1),), low=20, high=50)
+# Greys in the order of T1: air, fat, fluid, brain and muscle, bone. In this order every border is
+# drawn once and where MR has it; measured in experiments/001_heads.
+CT_CURVE = ((-1000, 0), (-200, 0.8), (-50, 0.8), (0, 0.2), (38, 0.45), (80, 0.45), (800, 0))
+
+# name -> modality -> settings
+PRESETS = {
+    "default": {"ct": ContourSettings(curve=CT_CURVE, low=20, high=50), "mr": MR},
+    # Fluid and brain, fat, bone.
+    "united": {
+        "ct": ContourSettings(windows=((-20, 60), (-300, 0), (60, 1500)), low=60, high=120),
+        "mr": MR,
+    },
+    # One wide window and the thresholds of the published command line.
+    "published": {
+        "ct": ContourSettings(windows=((-1000, 1000),), low=80, high=150),
+        "mr": ContourSettings(windows=((0, 1),), low=80, high=150),
+    },
 }
-# One wide window and the thresholds of the published command line.
-PUBLISHED = {
-    "ct": ContourSettings(windows=((-1000, 1000),), low=80, high=150),
-    "mr": ContourSettings(windows=((0, 1),), low=80, high=150),
-}
+
+
+def preset(name: str, modality: str) -> ContourSettings:
+    """The settings of that name for a modality; raises InputError for an unknown name."""
+    if name not in PRESETS:
+        raise InputError(f"no contour preset {name!r}; known: {', '.join(PRESETS)}")
+    return PRESETS[name][modality]
 
 
 def contours(values: np.ndarray, mask: np.ndarray, settings: ContourSettings) -> np.ndarray:
@@ -86,16 +120,16 @@ def contours(values: np.ndarray, mask: np.ndarray, settings: ContourSettings) ->
 
     Args:
       values: [H, W] float, in the preset's units.
-      mask: [H, W] bool, the body; what lies outside becomes the lower end of each window.
+      mask: [H, W] bool, the body; what lies outside becomes black.
 
     Returns:
       [H, W] uint8, 1 on a contour and 0 elsewhere.
     """
     mask = np.asarray(mask, bool)
     united = np.zeros(values.shape, np.uint8)
-    for low, high in settings.windows:
-        grey = np.clip((values - low) * (255 / (high - low)), 0, 255)
-        grey = np.where(mask, np.round(grey), 0).astype(np.uint8)
+    for xs, greys in [(window, (0, 1)) for window in settings.windows] + _points(settings.curve):
+        grey = np.round(255 * np.interp(values, xs, greys))
+        grey = np.where(mask, grey, 0).astype(np.uint8)
         if settings.blur > 1:
             grey = cv2.GaussianBlur(grey, (settings.blur, settings.blur), 0)
         edges = cv2.Canny(grey, settings.low, settings.high, apertureSize=3, L2gradient=False) > 0
@@ -104,6 +138,11 @@ def contours(values: np.ndarray, mask: np.ndarray, settings: ContourSettings) ->
             edges &= cv2.dilate(united, np.ones((reach, reach), np.uint8)) == 0
         united |= edges.astype(np.uint8)
     return united
+
+
+def _points(curve) -> list[tuple]:
+    """[(values, greys)] of a curve, or nothing where there is none."""
+    return [tuple(zip(*curve, strict=True))] if curve else []
 
 
 def stack(values: np.ndarray, masks: np.ndarray, settings: ContourSettings) -> np.ndarray:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From network to denoiser: parameterisation and classifier-free guidance, hidden behind (z_t, t) -> x_0.
+"""From network to denoiser: (z_t, t) -> x_0.
+
+Behind it hide the parameterisation and classifier-free guidance.
 
 Shapes: B batch, *S space, C channels (last).
 """
@@ -24,8 +26,9 @@ def denoiser(
 ) -> Callable:
     """denoise(z_t [B, *S, C], t scalar) -> estimate of x_0 [B, *S, C], not clipped.
 
-    With guidance w != 1, output = null + w (conditional - null) (Ho & Salimans 2022, arXiv 2207.12598, equation 6,
-    where w is our w - 1), taken on the network's own prediction; both halves go through the network in one batch.
+    With guidance w != 1, output = null + w (conditional - null) (Ho & Salimans
+    2022, arXiv 2207.12598, equation 6, where w is our w - 1), taken on the
+    network's own prediction; both halves go through the network in one batch.
     """
 
     def output(z_t, t):

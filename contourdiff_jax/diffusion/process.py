@@ -4,8 +4,8 @@
 Shapes: B batch, *S space, C channels (last); t [B] or a scalar, integers in [0, T).
 
 With a_t = sqrt(alpha_bar_t) and s_t = sqrt(1 - alpha_bar_t) (Schedule.signal, Schedule.noise),
-    z_t = a_t x_0 + s_t eps                                              (Ho et al. 2020, equation 4)
-    v_t = a_t eps - s_t x_0                                              (Salimans & Ho 2022, appendix D)
+    z_t = a_t x_0 + s_t eps                        (Ho et al. 2020, equation 4)
+    v_t = a_t eps - s_t x_0                        (Salimans & Ho 2022, appendix D)
 so that x_0 = a_t z_t - s_t v_t and eps = s_t z_t + a_t v_t.
 """
 
@@ -53,8 +53,9 @@ def to_x_0(schedule: Schedule, prediction: str, output, z_t, t):
 def weight(schedule: Schedule, prediction: str, weighting: str, gamma: float, t):
     """Weight [B] of the squared error, relative to the error of the predicted quantity.
 
-    'min_snr' (Hang et al. 2023, arXiv 2303.09556, section 3.4) weights the error in x_0 by min(SNR, gamma). The
-    same error measured in eps is SNR times larger and in v SNR + 1 times, hence the divisors.
+    'min_snr' (Hang et al. 2023, arXiv 2303.09556, section 3.4) weights
+    the error in x_0 by min(SNR, gamma). The same error measured in eps
+    is SNR times larger and in v SNR + 1 times, hence the divisors.
     """
     if weighting == "none":
         return jnp.ones(t.shape, jnp.float32)
@@ -64,9 +65,10 @@ def weight(schedule: Schedule, prediction: str, weighting: str, gamma: float, t)
 
 
 def timesteps(key, batch: int, steps: int):
-    """t [B], uniform on [0, T) and spread evenly over the batch (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+    """t [B], uniform on [0, T) and spread evenly over the batch.
 
-    One uniform number shifts an even grid: each t is uniform by itself, the mean loss varies far less.
+    One uniform number shifts an even grid: each t is uniform by itself, the mean loss varies far
+    less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
     """
     offset = jax.random.uniform(key)
     u = jnp.mod(offset + jnp.arange(batch, dtype=jnp.float32) / batch, 1.0)
@@ -74,9 +76,10 @@ def timesteps(key, batch: int, steps: int):
 
 
 def drop(key, condition, probability: float):
-    """Condition {name: [B, *S, c]} with whole examples replaced by the null condition, which is zero everywhere.
+    """Condition {name: [B, *S, c]} with whole examples replaced by the null condition.
 
-    A given condition carries a channel of ones (see data/batches.py), so null is never mistaken for an empty one.
+    That is zero everywhere. A given condition carries a channel of ones (see data/batches.py), so
+    null is never mistaken for an empty one.
     """
 
     def dropped(key, value):
@@ -101,7 +104,9 @@ def errors(apply, schedule: Schedule, config, params, example, t, eps, *, key=No
 def loss(
     apply: Callable, schedule: Schedule, config, *, condition_dropout: float = 0.0
 ) -> Callable:
-    """The training loss: (params, example, key) -> (loss, {'loss': ..}), the weighted mean of `errors`.
+    """The training loss: (params, example, key) -> (loss, {'loss': ..}).
+
+    It is the weighted mean of `errors`.
 
     Args:
       apply: see models.Model.

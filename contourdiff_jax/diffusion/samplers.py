@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Samplers: from noise z_T to an image z_0, given a denoiser. One function each, one signature for all.
+"""Samplers: from noise z_T to an image z_0, given a denoiser.
+
+One function each, one signature for all:
 
     sampler(denoise, schedule, z_T, noise, steps, *, clip=True, ...) -> z_0
 
-Shapes: z [B, *S, C]. `denoise(z_t, t)` estimates x_0 and does not clip (guidance.py); `noise(i)` gives the random
-array of step i, shaped like z: all of a sampler's randomness, so the caller decides what it is keyed by. Every
-sampler is a pure lax.scan over `steps` of the schedule's T timesteps.
+Shapes: z [B, *S, C]. `denoise(z_t, t)` estimates x_0 and does not clip
+(guidance.py); `noise(i)` gives the random array of step i, shaped like z:
+all of a sampler's randomness, so the caller decides what it is keyed by.
+Every sampler is a pure lax.scan over `steps` of the schedule's T timesteps.
 
-With a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t); r is the timestep after t on the way down. After the last
-timestep comes clean data: a = 1, s = 0.
+With a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t); r is the timestep
+after t on the way down. After the last timestep comes clean data: a = 1, s = 0.
 """
 
 import functools
@@ -23,9 +26,10 @@ from contourdiff_jax.errors import InputError
 
 
 def timesteps(total: int, steps: int) -> np.ndarray:
-    """`steps` timesteps from T - 1 downwards, evenly spaced ("trailing", Lin et al. 2023, arXiv 2305.08891, table 2).
+    """`steps` timesteps from T - 1 downwards, evenly spaced.
 
-    Starts at the noisiest timestep, which the published "leading" spacing misses.
+    "Trailing" spacing (Lin et al. 2023, arXiv 2305.08891, table 2): it starts at the noisiest
+    timestep, which the published "leading" spacing misses.
     """
     if not 1 <= steps <= total:
         raise InputError(f"sampler steps: {steps} must lie between 1 and the schedule's {total}")
@@ -47,15 +51,16 @@ def _levels(schedule: Schedule, steps: int) -> dict[str, jax.Array]:
 
 
 def _estimate(denoise, z_t, level, clip: bool):
-    """x_0 hat, kept in the range of data: without it, errors at high noise leave the range and stay out."""
+    """x_0 hat, kept in the range of data: errors at high noise would leave it and stay out."""
     x_0 = denoise(z_t, level["t"])
     return jnp.clip(x_0, -1, 1) if clip else x_0
 
 
 def ddpm(denoise, schedule: Schedule, z_T, noise: Callable, steps: int, *, clip: bool = True):
-    """Ancestral sampling (Ho et al. 2020, algorithm 2) over strided timesteps, with the posterior's variance.
+    """Ancestral sampling (Ho et al. 2020, algorithm 2) over strided timesteps.
 
-    q(z_r | z_t, x_0) is Gaussian (equations 6 and 7); the variance is beta-tilde, "fixed small".
+    q(z_r | z_t, x_0) is Gaussian (equations 6 and 7); the posterior's variance is
+    beta-tilde, "fixed small".
     """
 
     def step(z_t, level):
@@ -102,10 +107,11 @@ def ddim(
 
 
 def dpmpp_2m(denoise, schedule: Schedule, z_T, noise: Callable, steps: int, *, clip: bool = True):
-    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2): second order, deterministic.
+    """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
-    lambda = log(a / s) is the half log-SNR, h its increase over a step. The first step has no history and the last
-    ends at lambda = infinity: both are first order, where they equal DDIM.
+    Second order, deterministic. lambda = log(a / s) is the half log-SNR, h its increase over a
+    step. The first step has no history and the last ends at lambda = infinity: both are first
+    order, where they equal DDIM.
     """
     del noise  # deterministic
     levels = _levels(schedule, steps)
@@ -134,7 +140,7 @@ SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
 
 
 def build(config) -> Callable:
-    """The sampler of a `sampler` section (see config.py), its options bound: (denoise, schedule, z_T, noise) -> z_0."""
+    """The sampler of a `sampler` section, options bound: (denoise, schedule, z_T, noise) -> z_0."""
     if config.name not in SAMPLERS:
         raise InputError(
             f"config.sampler.name: {config.name!r} is not one of {', '.join(SAMPLERS)}"

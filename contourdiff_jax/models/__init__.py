@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The networks, and the only place that knows Flax: outside, a model is two pure functions over plain dicts."""
+"""The networks, and the only place that knows Flax.
+
+Outside, a model is two pure functions over plain dicts.
+"""
 
 import itertools
 from collections.abc import Callable, Mapping
@@ -19,10 +22,12 @@ TRUNCATED_DEVIATION = 0.8796256610342398
 
 
 class Model(NamedTuple):
-    """init(key) -> params (a plain nested dict of arrays);
-    apply(params, z_t [B, *S, C], t [B], condition {name: [B, *S, c]}, *, key=None) -> prediction [B, *S, C].
+    """Two pure functions over params, a plain nested dict of arrays.
 
-    `key` turns dropout on.
+        init(key) -> params
+        apply(params, z_t, t, condition, *, key=None) -> prediction
+
+    z_t and prediction [B, *S, C], t [B], condition {name: [B, *S, c]}. `key` turns dropout on.
     """
 
     init: Callable[..., Params]
@@ -100,13 +105,14 @@ def check(config) -> None:
         )
     if len(attention) != len(channels):
         raise InputError(
-            f"config.model.attention: {len(attention)} entries for the {len(channels)} resolutions of "
-            f"config.model.channels; give one for each"
+            f"config.model.attention: {len(attention)} entries for the {len(channels)} resolutions "
+            f"of config.model.channels; give one for each"
         )
     for features in channels:
         if features % config.groups:
             raise InputError(
-                f"config.model.channels: {features} is not a multiple of config.model.groups={config.groups}"
+                f"config.model.channels: {features} is not a multiple of "
+                f"config.model.groups={config.groups}"
             )
     attentive = [c for c, a in zip(channels, attention, strict=True) if a]
     attentive += channels[-1:] if config.middle_attention else []
@@ -125,6 +131,7 @@ def check_size(config, size: int) -> None:
     factor = 2 ** (len(tuple(config.channels)) - 1)
     if size % factor:
         raise InputError(
-            f"the store's images of {size} px cannot be halved {len(tuple(config.channels)) - 1} times: prepare "
-            f"with --size={-(-size // factor) * factor}, or shorten config.model.channels"
+            f"the store's images of {size} px cannot be halved {len(tuple(config.channels)) - 1} "
+            f"times: prepare with --size={-(-size // factor) * factor}, or shorten "
+            f"config.model.channels"
         )

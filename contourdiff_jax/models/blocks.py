@@ -2,11 +2,11 @@
 """Building blocks of the denoising networks, for any number of spatial dimensions.
 
 Shapes: B batch, *S space (H W or D H W), C channels (last), E width of the time embedding.
-The number of spatial dimensions is read off the kernels, never written twice: a 3-D network is the same
-code with `dims=3`.
+The number of spatial dimensions is read off the kernels, never written twice: a 3-D network is
+the same code with `dims=3`.
 
-Parameters are float32; `dtype` is what the layers compute in (bfloat16 on accelerators that have it).
-Normalisation statistics and the softmax are float32 whatever the dtype.
+Parameters are float32; `dtype` is what the layers compute in (bfloat16 on accelerators
+that have it). Normalisation statistics and the softmax are float32 whatever the dtype.
 """
 
 import functools
@@ -18,10 +18,12 @@ from flax import nnx
 
 
 def deviation(_key, shape, dtype, _sharding=None):
-    """Standard deviation of a new kernel, in every element: 1 / sqrt(fan-in) (LeCun et al. 1998, section 4.6).
+    """Standard deviation of a new kernel, in every element: 1 / sqrt(fan-in).
 
-    `models.build` multiplies kernels by noise it draws in one piece: a generator for each of a network's
-    hundred kernels would take longer to compile than the network.
+    After LeCun et al. 1998, section 4.6.
+
+    `models.build` multiplies kernels by noise it draws in one piece: a generator for
+    each of a network's hundred kernels would take longer to compile than the network.
     """
     return jnp.full(shape, math.prod(shape[:-1]) ** -0.5, dtype)
 
@@ -61,23 +63,24 @@ def linear(
     features_in: int, features_out: int, *, zero: bool = False, dtype, rngs: nnx.Rngs
 ) -> nnx.Linear:
     """A matrix product over the last axis, plus bias."""
-    return nnx.Linear(
-        features_in, features_out, kernel_init=_kernel(zero), dtype=dtype, rngs=rngs
-    )
+    return nnx.Linear(features_in, features_out, kernel_init=_kernel(zero), dtype=dtype, rngs=rngs)
 
 
 @functools.partial(jax.checkpoint, static_argnums=(3, 4))
 def normalise_and_activate(x, scale, bias, groups: int, epsilon: float):
     """SiLU(GroupNorm(x)) (Wu & He 2018, arXiv 1803.08494), statistics in float32.
 
-    Rematerialised: recomputing this elementwise chain in the backward pass costs less memory traffic than
-    keeping its intermediates, on a CPU as on a GPU.
+    Rematerialised: recomputing this elementwise chain in the backward pass costs
+    less memory traffic than keeping its intermediates, on a CPU as on a GPU.
     """
     return jax.nn.silu(_group_norm(x, scale, bias, groups, epsilon))
 
 
 def _group_norm(x, scale, bias, groups: int, epsilon: float):
-    """Moments per channel first, then per group: on a CPU ten times faster than reducing [.., groups, C / groups]."""
+    """Moments per channel first, then per group.
+
+    On a CPU this is ten times faster than reducing [.., groups, C / groups].
+    """
     batch, features = x.shape[0], x.shape[-1]
     space = tuple(range(1, x.ndim - 1))
     wide = x.astype(jnp.float32)
@@ -114,7 +117,10 @@ class GroupNorm(nnx.Module):
 
 
 def sinusoids(t, features: int, max_period: float = 10_000.0):
-    """Timesteps [B] -> [B, features], cosines first (Vaswani et al. 2017, section 3.5; Ho et al. 2020, appendix B)."""
+    """Timesteps [B] -> [B, features], cosines first.
+
+    Vaswani et al. 2017, section 3.5; Ho et al. 2020, appendix B.
+    """
     half = features // 2
     frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
@@ -135,7 +141,10 @@ class TimeEmbedding(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """norm, SiLU, convolution, + time; norm, SiLU, dropout, convolution; + shortcut (Ho et al. 2020, appendix B)."""
+    """norm, SiLU, convolution, + time; norm, SiLU, dropout, convolution; + shortcut.
+
+    Ho et al. 2020, appendix B.
+    """
 
     def __init__(
         self,
@@ -174,8 +183,8 @@ class ResidualBlock(nnx.Module):
 def attend(query, key, value):
     """Scaled dot-product attention over [B, N, heads, width] (Vaswani et al. 2017, equation 1).
 
-    The exponentials are normalised after the second product: N x width divisions instead of N x N, which on a
-    CPU is most of the cost where heads are narrow.
+    The exponentials are normalised after the second product: N x width divisions
+    instead of N x N, which on a CPU is most of the cost where heads are narrow.
     """
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     scores = scores * query.shape[-1] ** -0.5

@@ -2,8 +2,9 @@
 """The conditional U-Net: noisy image, timestep and named conditions in, prediction out.
 
 Shapes: B batch, *S space (H W or D H W), C channels (last).
-The topology is that of DDPM's U-Net (Ho et al. 2020, appendix B) as diffusers' `UNet2DModel` arranges it, the one
-ContourDiff uses: conditions are concatenated to the noisy image at every timestep and are not noised.
+The topology is that of DDPM's U-Net (Ho et al. 2020, appendix B) as
+diffusers' `UNet2DModel` arranges it, the one ContourDiff uses: conditions
+are concatenated to the noisy image at every timestep and are not noised.
 """
 
 import functools
@@ -22,8 +23,8 @@ class UNet(nnx.Module):
       channels: features of each resolution; every further entry halves the image once more.
       layers: residual blocks per resolution (the decoder has one more).
       attention: per resolution, whether its residual blocks are followed by self-attention.
-      resample_convolution: whether a convolution goes with each change of resolution (as published),
-        or plain means and repetition, which saves a third of the work.
+      resample_convolution: whether a convolution goes with each change of resolution (as
+        published), or plain means and repetition, which saves a third of the work.
       conditions: name -> channels of each condition, concatenated in this order.
     """
 
@@ -109,7 +110,7 @@ class UNet(nnx.Module):
         self.conv_out = conv(features, image_channels, zero=True)
 
     def __call__(self, z_t, t, condition: Mapping, rngs: nnx.Rngs | None = None):
-        """z_t [B, *S, C], t [B] integers, condition {name: [B, *S, c]} -> prediction [B, *S, C], float32."""
+        """z_t [B, *S, C], t [B], condition {name: [B, *S, c]} -> prediction [B, *S, C], float32."""
         h = jnp.concatenate([z_t, *(condition[name] for name in self.conditions)], -1)
         time = self.time(t)
         h = self.conv_in(h.astype(self.dtype))

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Rendered heads: train on the MR of five, translate the CT of three others, score against their MR.
+#
+#   CONTOURDIFF_DATA=DIR experiments/001_heads/run.sh OUT
+#
+# DIR/nifti/synthseg_labels holds the label maps (README.md says from where).
+set -euo pipefail
+here=$(dirname "$0")
+out=${1:?usage: run.sh OUT}
+heads=$out/heads
+mkdir -p "$out"
+
+[ -d "$heads" ] || python "$here/render_heads.py" \
+    --labels "${CONTOURDIFF_DATA:?name the folder that holds nifti/synthseg_labels}/nifti/synthseg_labels" --out "$heads"
+[ -d "$out/store" ] || contourdiff prepare --source="$heads/train_mr" --out="$out/store" --preset=mr \
+    --spacing=2.4 --size=96 --validation=0
+contourdiff train --config="$here/../../configs/heads.py" --store="$out/store" --workdir="$out/run"
+
+score() { # NAME SOURCE PRESET: translate a folder of the test heads and compare with their MR
+    contourdiff translate --run="$out/run" --source="$heads/$2" --preset="$3" --out="$out/$1"
+    contourdiff evaluate --translated="$out/$1" --truth="$heads/test_mr" --source="$heads/$2" \
+        --real="$heads/train_mr" --grid=model --overwrite --out="$out/scores_$1"
+}
+score ct test_ct ct  # what the method is for
+score mr test_mr mr  # the ceiling: contours of the truth itself
+score t2 test_t2 mr  # another source domain, which training never saw either
+
+contourdiff report --overwrite --out="$out/report.html" "$out/run" "$out"/scores_{ct,mr,t2}
+python - "$out" >"$here/result.json" <<'PYTHON'
+import json, sys
+from pathlib import Path
+
+out = Path(sys.argv[1])
+scores = {n: json.loads((out / f"scores_{n}/metrics.json").read_text())["methods"] for n in ("ct", "mr", "t2")}
+last = [json.loads(line) for line in (out / "run/stats.jsonl").read_text().splitlines()]
+last = [line for line in last if "images_per_second" in line][-1]
+print(json.dumps({"training": last, "scores": scores}, indent=1))
+PYTHON

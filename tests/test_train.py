@@ -1,0 +1,449 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training: the same on any mesh and after any interruption, and what a run folder holds.
+
+All but the first tests put two convolutions in place of the network: it is the loop that is tested.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from contourdiff_jax import checkpoint, config, models, train
+from contourdiff_jax import mesh as meshes
+from contourdiff_jax.data import batches
+from contourdiff_jax.data.prepare import prepare
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.logs import Logs
+
+UNET = models.build
+SIZE = 32
+STEPS = 8
+
+
+def settings(**train_fields):
+    """Eight steps of four images, observed in the middle and at the end."""
+    ours = config.default()
+    ours.model.update(channels=(8, 16), attention=(False, True), head_width=8, groups=4)
+    ours.train.update(images=4 * STEPS, batch=4, log=4, evaluate=16, sample=16, checkpoint=0)
+    ours.train.update(warmup=8, ema_halflife=16)
+    ours.train.update(train_fields)
+    ours.sampler.update(steps=2, batch=4)
+    return ours
+
+
+def assert_same(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+# ----------------------------------------------------------------------------------------------
+# The mesh, with a U-Net
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_meshes():
+    """(data, fsdp) -> (moments of the gradient after one step, losses of 50 steps).
+
+    Every parameter that can be split is, and all begin away from zero, where some layers begin.
+    """
+    ours = settings(images=200)
+    ours.model.update(channels=(8,), attention=(True,), middle_attention=False)
+    ours.train.clip = 1e9
+    generator = np.random.default_rng(0)
+    x = generator.uniform(-1, 1, (4, 8, 8, 1)).astype(np.float32)
+    contour = generator.integers(0, 2, (4, 8, 8, 2)).astype(np.float32)
+    example = {"x": x, "condition": {"contour": contour}}
+
+    def run(data, fsdp):
+        ours.mesh.update(data=data, fsdp=fsdp)
+        plan = train.setup(ours, 8)
+        noise = np.random.default_rng(1)
+
+        def place(struct):
+            drawn = noise.normal(0, 0.1, struct.shape).astype(struct.dtype)
+            return jax.device_put(drawn, struct.sharding)
+
+        params = jax.tree.map(place, plan.like.params)
+        ema = jax.tree.map(lambda p: p.copy(), params)
+        current = plan.init(jax.random.key(0))._replace(params=params, ema=ema)
+        batch = meshes.put(meshes.batch(plan.mesh), example)
+        losses, moments = [], None
+        for _ in range(50):
+            current, metrics = plan.step(current, batch)
+            losses.append(float(metrics["loss"]))
+            if moments is None:
+                moments = jax.device_get(current.optimiser[1][0].mu)
+        split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
+        return moments, losses, split
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "build", UNET)
+        patch.setattr(meshes, "SMALL", 0)
+        yield {shape: run(*shape) for shape in ((1, 1), (2, 1), (1, 2))}
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
+def test_gradients_are_the_same_on_any_mesh(on_meshes, shape):
+    """Adam's first moment after a step is a tenth of the gradient at the same parameters."""
+    alone, together = on_meshes[1, 1][0], on_meshes[shape][0]
+    largest = max(np.abs(m).max() for m in jax.tree.leaves(alone))
+    assert largest > 1e-3
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest),
+        together,
+        alone,
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 2)])
+def test_losses_are_the_same_on_any_mesh(on_meshes, shape):
+    _, alone, _ = on_meshes[1, 1]
+    _, together, split = on_meshes[shape]
+    np.testing.assert_allclose(together, alone, atol=1e-4)
+    assert alone[-1] < alone[0]
+    assert (split > 10) == (shape == (1, 2))
+
+
+# ----------------------------------------------------------------------------------------------
+# The loop, with two convolutions
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plan(two_convolutions):
+    return train.setup(settings(), SIZE)
+
+
+@pytest.fixture(scope="module")
+def whole(two_convolutions, store_path, tmp_path_factory):
+    """A run that was never interrupted."""
+    workdir = tmp_path_factory.mktemp("whole")
+    workdir.rmdir()
+    assert train.train(settings(), store_path, workdir)
+    return workdir
+
+
+def last_state(workdir, plan):
+    checkpoints = checkpoint.manager(workdir)
+    state = checkpoint.restore(checkpoints, workdir, plan.like)
+    checkpoints.close()
+    return jax.device_get(state)
+
+
+def stats(workdir):
+    return [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
+
+
+def untimed(lines):
+    """What does not depend on the clock."""
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+
+def at_step(monkeypatch, step, action):
+    """Do something once the metrics of that step are written."""
+    write = Logs.write_scalars
+
+    def write_and_act(self, number, images, scalars):
+        write(self, number, images, scalars)
+        if number == step and "loss" in scalars:
+            action()
+
+    monkeypatch.setattr(Logs, "write_scalars", write_and_act)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def contents(folder):
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize(("accumulate", "stops"), [(1, (1, 5)), (2, (3,))])
+def test_stopping_and_resuming_changes_nothing(
+    store_path, plan, whole, tmp_path, accumulate, stops
+):
+    """Parameters, average, optimiser, records and samples: to the bit, on a cluster's notice."""
+    ours, workdir = settings(accumulate=accumulate), tmp_path / "run"
+    if accumulate > 1:
+        whole = tmp_path / "whole"
+        assert train.train(ours, store_path, whole)
+    for stop in stops:
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, stop, terminate)
+            assert not train.train(ours, store_path, workdir)
+        assert last_state(workdir, plan).step < STEPS
+    assert train.train(ours, store_path, workdir)
+    assert_same(last_state(workdir, plan), last_state(whole, plan))
+    assert untimed(stats(workdir)) == untimed(stats(whole))
+    ours, theirs = (list(contents(run / "samples").values()) for run in (workdir, whole))
+    assert ours == theirs
+
+
+def test_what_a_killed_run_had_not_saved_is_done_again(store_path, plan, whole, tmp_path):
+    """Without a notice it goes on from its last checkpoint, and cuts its record back to that."""
+    ours, workdir = settings(), tmp_path / "run"
+    ours.train.checkpoint = 8  # images: every second step
+
+    class Killed(BaseException):
+        pass
+
+    def kill():
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 5, kill)
+        with pytest.raises(Killed):
+            train.train(ours, store_path, workdir)
+    assert stats(workdir)[-1]["step"] == 5
+    assert train.train(ours, store_path, workdir)
+    assert_same(last_state(workdir, plan), last_state(whole, plan))
+    assert untimed(stats(workdir)) == untimed(stats(whole))
+
+
+def test_looking_changes_nothing(store_path, plan, whole, tmp_path):
+    """Held-out loss, samples, records and checkpoints have no part in what is learnt."""
+    ours = settings(log=0, evaluate=0, sample=0, checkpoint=4)
+    assert train.train(ours, store_path, tmp_path / "run")
+    assert_same(last_state(tmp_path / "run", plan), last_state(whole, plan))
+
+
+def test_the_notice_is_for_training_only(store_path, tmp_path, monkeypatch):
+    """The handler that was there before is there afterwards."""
+    before = signal.getsignal(signal.SIGTERM)
+    at_step(monkeypatch, 1, terminate)
+    assert not train.train(settings(), store_path, tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_run_may_go_on_on_another_mesh(store_path, plan, whole, tmp_path, monkeypatch):
+    ours, workdir = settings(), tmp_path / "run"
+    monkeypatch.setattr(meshes, "SMALL", 0)
+    at_step(monkeypatch, 3, terminate)
+    assert not train.train(ours, store_path, workdir)
+    ours.mesh.update(data=1, fsdp=2)
+    assert train.train(ours, store_path, workdir)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+        last_state(workdir, plan).params,
+        last_state(whole, plan).params,
+    )
+
+
+# ----------------------------------------------------------------------------------------------
+# Which run
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_finished_run_is_left_alone(store_path, whole, capsys):
+    before = contents(whole)
+    assert train.train(settings(), store_path, whole)
+    assert "nothing left to do" in capsys.readouterr().out
+    assert contents(whole) == before
+
+
+def test_another_configuration_is_refused_by_field(store_path, whole):
+    before = contents(whole)
+    ours = settings(learning_rate=5e-4)
+    ours.seed = 1
+    with pytest.raises(InputError, match=f"{whole}.*another seed, train.learning_rate;"):
+        train.train(ours, store_path, whole)
+    assert contents(whole) == before
+
+
+def test_other_data_are_refused(phantom_data, whole, tmp_path):
+    prepare(phantom_data / "train_mr", tmp_path / "store", "mr", spacing=6.0, size=SIZE)
+    with pytest.raises(InputError, match=f"{whole}: holds a run on other data"):
+        train.train(settings(), tmp_path / "store", whole)
+
+
+def test_no_other_folder_is_trained_in(store_path, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    for taken in (tmp_path, tmp_path / "letter.txt"):
+        with pytest.raises(InputError, match=str(taken)):
+            train.train(settings(), store_path, taken)
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_weights_come_from_another_run(store_path, plan, whole, tmp_path):
+    """Its average; the first step of the warm-up has a learning rate of zero, so shows it."""
+    ours, workdir = settings(images=4), tmp_path / "run"
+    ours.train.warmup = 4
+    ours.seed = 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.state, "learning_rate", lambda section: lambda step: 0.0)
+        assert train.train(ours, store_path, workdir, init=whole)
+    begun, source = last_state(workdir, plan), last_state(whole, plan)
+    assert_same(begun.params, source.ema)
+    assert_same(begun.ema, source.ema)
+    assert begun.step == 1
+    # With a checkpoint of its own the run needs the other no more.
+    assert train.train(ours, store_path, workdir, init=tmp_path / "gone")
+
+
+def test_weights_of_no_run_leave_nothing_behind(store_path, tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path / 'absent'}: not a run"):
+        train.train(settings(), store_path, tmp_path / "run", init=tmp_path / "absent")
+    assert not any(tmp_path.iterdir())
+
+
+# ----------------------------------------------------------------------------------------------
+# Losses that are not finite
+# ----------------------------------------------------------------------------------------------
+
+
+def poison(monkeypatch, step):
+    """Put a NaN into the images of a step."""
+    training = batches.training
+
+    def poisoned(*arguments, start, **options):
+        for number, example in enumerate(training(*arguments, start=start, **options), start + 1):
+            if number == step:
+                example["x"][0, 3, 3] = np.nan
+            yield example
+
+    monkeypatch.setattr(batches, "training", poisoned)
+
+
+@pytest.mark.parametrize("step", [1, 4, STEPS])
+def test_a_loss_that_is_not_finite_stops_the_run_in_a_finite_state(
+    store_path, plan, tmp_path, step
+):
+    workdir = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        poison(patch, step)
+        with pytest.raises(InputError, match=f"{workdir}: the loss of step {step} is not finite"):
+            train.train(settings(), store_path, workdir)
+    saved = last_state(workdir, plan)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
+    assert saved.step <= step
+    assert "NaN" not in (workdir / "stats.jsonl").read_text()
+    # Once the image is mended the same command goes on.
+    assert train.train(settings(), store_path, workdir)
+    assert [line["step"] for line in stats(workdir) if "loss" in line][-1] == STEPS
+
+
+# ----------------------------------------------------------------------------------------------
+# What a run folder holds
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_folder_holds_what_it_says(whole):
+    names = {path.name for path in whole.iterdir()} - {"tensorboard"}
+    assert names == {"config.json", "checkpoints", "stats.jsonl", "samples"}
+    assert [path.name for path in (whole / "checkpoints").iterdir()] == [str(STEPS)]
+
+
+def test_the_record_has_its_keys_and_increasing_steps(whole):
+    lines = stats(whole)
+    steps = [line["step"] for line in lines]
+    assert steps == sorted(steps)
+    assert all(line["images"] == 4 * line["step"] for line in lines)
+    logged = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in logged] == list(range(1, STEPS + 1))
+    keys = {"loss", "grad_norm", "learning_rate", "seconds", "images_per_second"}
+    for line in logged:
+        assert line.keys() == {"step", "images"} | keys
+        assert all(isinstance(line[key], float) for key in keys)
+    seconds = [line["seconds"] for line in logged]
+    assert seconds == sorted(seconds) and seconds[0] > 0
+
+
+def test_the_held_out_loss_is_there_and_by_timestep(whole):
+    held = [line for line in stats(whole) if "heldout_loss" in line]
+    assert [line["step"] for line in held] == [4, 8]
+    for line in held:
+        assert len(line["heldout_loss_t"]) == train.BINS
+        assert 0 < min(line["heldout_loss_t"]) < line["heldout_loss"] < max(line["heldout_loss_t"])
+
+
+def test_without_held_out_subjects_there_is_no_held_out_loss(phantom_data, tmp_path):
+    store = tmp_path / "store"
+    prepare(phantom_data / "train_mr", store, "mr", spacing=7.2, size=SIZE, validation=0)
+    assert train.train(settings(), store, tmp_path / "run")
+    assert all("heldout_loss" not in line for line in stats(tmp_path / "run"))
+    assert len(list((tmp_path / "run" / "samples").iterdir())) == 2
+
+
+def test_sample_grids_show_truth_contour_and_sample(whole):
+    paths = sorted((whole / "samples").iterdir())
+    assert [path.name for path in paths] == ["000000016.png", "000000032.png"]
+    grids = [np.asarray(Image.open(path)) for path in paths]
+    for grid in grids:
+        assert grid.shape == (train.SAMPLES * SIZE, 3 * SIZE)
+        truth, contour, _ = np.split(grid, 3, axis=1)
+        assert set(np.unique(contour)) == {0, 255}
+        assert truth.std() > 10
+    # The same slices each time; only the samples change.
+    np.testing.assert_array_equal(grids[0][:, : 2 * SIZE], grids[1][:, : 2 * SIZE])
+    assert (grids[0][:, 2 * SIZE :] != grids[1][:, 2 * SIZE :]).any()
+
+
+def test_learning_lowers_the_held_out_loss(store_path, tmp_path):
+    ours = settings(images=1200, learning_rate=1e-2, log=400, evaluate=400, sample=0)
+    assert train.train(ours, store_path, tmp_path / "run")
+    held = [line["heldout_loss"] for line in stats(tmp_path / "run") if "heldout_loss" in line]
+    assert held[-1] < 0.8 * held[0]
+
+
+def test_only_the_main_process_speaks_in_numbers(whole, store_path, capsys, tmp_path):
+    """One summary, then a line for each record, without a terminal."""
+    assert train.train(settings(log=16), store_path, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert re.search(r"parameters on 2 .* device\(s\).*MiB of state.*MiB a step", out)
+    assert re.search(r"15 slices of 3 subjects, 32 px of 7.2 mm; 32 images in batches of 4", out)
+    assert len(re.findall(r"images  loss \d\.\d+  .* images/s  \d:\d\d:\d\d left", out)) == 2
+
+
+def test_speed_is_measured_with_the_input(two_convolutions, store_path):
+    assert train.images_per_second(settings(), store_path, steps=2) > 0
+
+
+# ----------------------------------------------------------------------------------------------
+# Settings that cannot work
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"train": {"batch": 3}}, "config.train.batch: 3 .*try 4"),
+        ({"train": {"batch": 0}}, "config.train.batch"),
+        ({"train": {"accumulate": 4}}, "config.train.accumulate.*4 equal parts"),
+        ({"train": {"accumulate": 0}}, "config.train.accumulate"),
+        ({"mesh": {"data": 3}}, "config.mesh"),
+        ({"model": {"channels": (8, 16, 32), "attention": (False,) * 3}}, "--size=32"),
+        ({"model": {"groups": 3}}, "config.model.groups"),
+        ({"diffusion": {"schedule": "sqrt"}}, "config.diffusion.schedule.*sqrt"),
+        ({"diffusion": {"prediction": "score"}}, "config.diffusion.prediction.*score"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(two_convolutions, fields, named):
+    ours = settings()
+    ours.update(fields)
+    with pytest.raises(InputError, match=named):
+        train.setup(ours, 30)
+
+
+def test_nothing_is_made_for_settings_that_cannot_work(two_convolutions, store_path, tmp_path):
+    with pytest.raises(InputError):
+        train.train(settings(batch=3), store_path, tmp_path / "run")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [(3, [3, 6, 8]), (4, [4, 8]), (0, [8]), (100, [8]), (1, list(range(1, 9)))]
+)
+def test_what_is_periodic_happens_at_the_end_too(every, steps):
+    assert [step for step in range(1, 9) if train._due(step, every, 8)] == steps
