@@ -28,7 +28,9 @@ def get_config():
         groups=32,
         dtype="bfloat16",
     )
-    settings.diffusion.update(schedule="linear", prediction="eps")
+    settings.diffusion.update(
+        schedule="linear", prediction="eps", weighting="none", time_exponent=1.0
+    )
     settings.train.update(
         images=2_000_000,
         batch=4,

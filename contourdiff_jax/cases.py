@@ -7,42 +7,19 @@ are numbers in the units of a preset: HU, or the fraction of an MR volume's perc
 
 import dataclasses
 import functools
-import hashlib
-import json
 from pathlib import Path
 
 import numpy as np
 
+from contourdiff_jax import sidecars
 from contourdiff_jax.data import contours, intensity, pairs, volumes
-from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.grid import AXES, Grid, Resampling
 from contourdiff_jax.data.intensity import Preset, Window
 from contourdiff_jax.data.masks import body_mask
 from contourdiff_jax.data.volumes import Volume
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.metrics.paired import SSIM_WINDOW
-
-SIDECAR_SCHEMA = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What all translated volumes of a folder have in common."""
-
-    source: Preset | None
-    target: Preset
-    grid: Grid
-    contours: dict[str, ContourSettings]  # of 'source' and 'target'
-
-
-@dataclasses.dataclass(frozen=True)
-class Sidecar:
-    """What `translate` wrote beside a volume."""
-
-    settings: Settings
-    window: Window  # of the translation, in its native units
-    seconds: float  # that a slice took to translate
-    training_subjects: frozenset[str]  # SHA-256 of their names
+from contourdiff_jax.sidecars import Settings, Sidecar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,10 +96,7 @@ def read(path: Path, sidecar: Sidecar | None, partners: dict, settings: Settings
 
 def values_of(volume: Volume, preset: Preset, window: Window | None = None) -> np.ndarray:
     """Values of a volume through a window, its own one by default."""
-    try:
-        return preset.values(volume.array, window or preset.volume_window(volume.array))
-    except InputError as error:
-        raise InputError(f"{volume.path}: {error}") from error
+    return preset.values(volume.array, window or preset.window_of(volume))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -135,56 +109,20 @@ def read_sidecars(paths: dict[str, Path]) -> tuple[dict[str, Sidecar | None], li
 
     Raises InputError for a subject that the model was trained on.
     """
-    sidecars, failed = {}, []
+    found, failed = {}, []
     for subject, path in paths.items():
         try:
-            sidecar = _read_sidecar(path)
+            sidecar = sidecars.read(path)
         except InputError as error:
             failed.append((path, str(error)))
             continue
-        digest = hashlib.sha256(subject.encode()).hexdigest()
+        digest = volumes.subject_digest(subject)
         if sidecar is not None and digest in sidecar.training_subjects:
             raise InputError(f"{path}: the subject {subject!r} was used for training; leave it out")
-        sidecars[subject] = sidecar
-    if not sidecars:
+        found[subject] = sidecar
+    if not found:
         raise InputError(failed[0][1])
-    return sidecars, failed
-
-
-def _read_sidecar(path: Path) -> Sidecar | None:
-    file = path.with_name(f"{volumes.stem(path)}.json")
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON: {volumes.reason(error)}") from error
-    if not isinstance(fields, dict) or fields.get("schema") != SIDECAR_SCHEMA:
-        raise InputError(f"{file}: not a sidecar of schema {SIDECAR_SCHEMA}; translate again")
-    try:
-        low, high = map(float, fields["window"])
-        if not low < high:
-            raise ValueError(f"window {low} to {high}")
-        settings = Settings(
-            **{side: intensity.preset(fields["preset"][side]) for side in ("source", "target")},
-            grid=Grid(**fields["grid"]),
-            contours={
-                side: ContourSettings.from_dict(fields["contours"][side])
-                for side in ("source", "target")
-            },
-        )
-        return Sidecar(
-            settings,
-            window=Window(low, high),
-            seconds=fields["seconds"] / fields["slices"],
-            training_subjects=frozenset(fields.get("training_subjects_sha256", ())),
-        )
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(
-            f"{file}: a damaged sidecar ({type(error).__name__}: {error}); translate again"
-        ) from error
+    return found, failed
 
 
 # ----------------------------------------------------------------------------------------------

@@ -59,16 +59,15 @@ def _run(name: str, argv: list[str]) -> int:
     sys.argv = argv
     command = importlib.import_module(COMMANDS[name])
     values = flags.FlagValues()
-    command.define_flags(values)
-    if any(a in ("--help", "-h", "-help") for a in argv[1:]):
-        print(_command_help(name, command.__doc__, values))
-        return 0
     try:
+        command.define_flags(values)
+        if any(a in ("--help", "-h", "-help") for a in argv[1:]):
+            print(_command_help(name, command.__doc__, values))
+            return 0
         arguments = values(argv)[1:]
     except flags.Error as error:
         raise InputError(_one_line(error)) from None
-    except (KeyError, AttributeError, TypeError, ValueError, OSError) as error:
-        # What a configuration file or an override can do wrong.
+    except Exception as error:  # a configuration file is a program, and can fail as one
         raise InputError(f"--config: {_one_line(error)}") from None
     if len(inspect.signature(command.main).parameters) > 1:
         return command.main(values, arguments)
@@ -105,7 +104,11 @@ def _command_help(name: str, doc: str, values) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error.args[0] if error.args else error).split())
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    # Of a KeyError, str gives the representation of its message.
+    text = error.args[0] if isinstance(error, KeyError) else error
+    return " ".join(str(text).split())
 
 
 def _fail(message: str) -> int:

@@ -58,7 +58,12 @@ def default() -> ConfigDict:
                 "steps": 1000,  # T
                 "schedule": "cosine",  # or linear, as published
                 "prediction": "v",  # or eps, as published, or x0
-                "weighting": "none",  # or min_snr
+                # Weight of the squared error: none (as published), x0 or min_snr. What contours say
+                # is learnt where there is much noise: x0 puts the weight there, an exponent below
+                # 1 the timesteps, t = T u^exponent with u uniform. With little training nothing
+                # else here is worth as much (experiments/001_heads).
+                "weighting": "x0",
+                "time_exponent": 0.5,
                 "gamma": 5.0,  # of min_snr
             },
             "train": {

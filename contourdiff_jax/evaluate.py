@@ -42,9 +42,9 @@ from contourdiff_jax.data import intensity, pairs, volumes
 from contourdiff_jax.data.masks import extent
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.metrics import bootstrap, paired
+from contourdiff_jax.sidecars import NOTICE
 
 SCHEMA = 1  # of metrics.json
-NOTICE = "Synthetic images, not for diagnosis."
 COLUMNS = ("subject", "slice", "method", "metric", "value", "seconds")  # of rows.csv
 PANELS = 8  # subjects that are drawn
 

@@ -26,9 +26,9 @@ from contourdiff_jax import figures, webpage
 from contourdiff_jax.data.volumes import reason
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.metrics import bootstrap
+from contourdiff_jax.sidecars import NOTICE
 
 SCHEMA = 1  # of metrics.json
-NOTICE = "Synthetic images, not for diagnosis."
 SAMPLES = 3  # sample grids shown of a run, the last ones
 PANELS = 4  # panels shown of an evaluation, the first ones
 

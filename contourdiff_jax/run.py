@@ -7,7 +7,6 @@ stats.jsonl    logs.py, as are samples/*.png and tensorboard/
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from contourdiff_jax import config as configuration
-from contourdiff_jax.data import contours, intensity
+from contourdiff_jax.data import contours, intensity, volumes
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.intensity import Preset, Window
@@ -67,10 +66,6 @@ class Run:
         os.replace(part, path)
 
 
-def digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
-
-
 def begin(config: ConfigDict, store: Store) -> Run:
     """The run that training `config` on `store` is.
 
@@ -102,7 +97,7 @@ def begin(config: ConfigDict, store: Store) -> Run:
         store.median_window(),
         store.grid,
         settings,
-        tuple(digest(s) for s in subjects),
+        tuple(volumes.subject_digest(s) for s in subjects),
     )
 
 

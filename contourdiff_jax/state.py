@@ -12,6 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from contourdiff_jax.errors import InputError
+
+PERIODIC = ("log", "evaluate", "sample", "checkpoint")  # fields of a `train` section
+
 
 class TrainState(NamedTuple):
     """All that training carries from step to step, and all that a checkpoint holds.
@@ -24,6 +28,20 @@ class TrainState(NamedTuple):
     params: Any
     ema: Any  # exponential moving average of params, what is sampled with
     optimiser: Any  # optax state
+
+
+def check(config) -> None:
+    """Raise InputError for a `train` section with a number that cannot be."""
+    for name in ("images", "clip", "ema_halflife", "keep"):
+        if not config[name] > 0:
+            raise InputError(f"config.train.{name}: {config[name]} must be above 0")
+    for name in ("learning_rate", "warmup", "weight_decay", "ema_rampup", *PERIODIC):
+        if not config[name] >= 0:
+            raise InputError(f"config.train.{name}: {config[name]} must not be negative")
+    if not 0 <= config.condition_dropout <= 1:
+        raise InputError(
+            f"config.train.condition_dropout: {config.condition_dropout} must lie between 0 and 1"
+        )
 
 
 def steps(config) -> int:

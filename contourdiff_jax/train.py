@@ -7,6 +7,7 @@ Example:
     contourdiff train --store=stores/mr --workdir=runs/mr --config.train.images=100000
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from contourdiff_jax import checkpoint, models, run, state, translate
@@ -55,10 +57,21 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> int:
     for name in ("store", "workdir"):
         if values[name].value is None:
-            raise InputError(f"train: --{name} is required")
-    config = configuration.from_dict(values.config.to_dict())
-    finished = train(config, values.store, values.workdir, init=values.init)
+            raise InputError(f"--{name} is required; see `contourdiff train --help`")
+    finished = train(_given(values), values.store, values.workdir, init=values.init)
     return 0 if finished else 1
+
+
+def _given(values: flags.FlagValues):
+    """The configuration of --config and what overrides it."""
+    from ml_collections import config_flags
+
+    path = config_flags.get_config_filename(values["config"])
+    if not Path(path).is_file():
+        raise InputError(f"--config={path}: no such file")
+    if not isinstance(values.config, ConfigDict):
+        raise InputError(f"--config={path}: get_config must return a ConfigDict")
+    return configuration.from_dict(values.config.to_dict())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +93,9 @@ def setup(config, size: int) -> Setup:
     Raises:
       InputError: a setting that cannot work, named.
     """
+    if config.seed < 0:
+        raise InputError(f"config.seed: {config.seed} must not be negative")
+    state.check(config.train)
     mesh = meshes.make(config.mesh)
     meshes.check_batch(mesh, config.train.batch, "config.train.batch")
     if config.train.accumulate < 1 or config.train.batch % (config.train.accumulate * mesh.size):
@@ -198,7 +214,7 @@ def train(
             checkpoint.save(checkpoints, current)
             checkpoint.finish(checkpoints)
             raise InputError(
-                f"{workdir}: the loss of step {step} is not finite; the state is saved without that "
+                f"{workdir}: the loss of step {step} is not finite; saved without that "
                 f"step. Lower config.train.learning_rate or look at the images of that step"
             )
         if logs and due(step, config.train.log):
@@ -217,7 +233,7 @@ def train(
                     flush=True,
                 )
 
-    with stop:
+    with stop, bar, contextlib.closing(logs) if logs else contextlib.nullcontext():
         for step in range(start + 1, total + 1):
             example = meshes.put(meshes.batch(plan.mesh), next(examples))
             with jax.transfer_guard("disallow"):
@@ -243,11 +259,8 @@ def train(
     # ------------------------------------------------------------------------------------------
     # The end
     # ------------------------------------------------------------------------------------------
-    bar.close()
     checkpoint.finish(checkpoints)
     checkpoints.close()
-    if logs:
-        logs.close()
     if stop.requested and step < total:
         print(f"{workdir}: stopped and saved at {step * batch:,} images; the same command resumes")
         return False

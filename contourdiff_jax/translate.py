@@ -9,10 +9,11 @@ Example:
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
-import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,15 +24,14 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from contourdiff_jax import checkpoint, models, run
+from contourdiff_jax import checkpoint, models, run, sidecars
 from contourdiff_jax import mesh as meshes
-from contourdiff_jax.data import batches, contours, intensity, masks, volumes
+from contourdiff_jax.data import batches, contours, intensity, masks, pairs, volumes
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.diffusion import guidance, samplers, schedules
 from contourdiff_jax.errors import InputError
 
-SCHEMA = 1  # of the sidecar
-NOTICE = "Synthetic image, not for diagnosis."
+KEPT_WHOLE = 0.999  # less of the field of view inside the grid than this is worth a warning
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -55,7 +55,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "guidance", None, "classifier-free guidance; the run's by default", flag_values=values
     )
-    flags.DEFINE_integer("seed", 0, "seed of the noise", flag_values=values)
+    flags.DEFINE_integer("seed", 0, "seed of the noise", lower_bound=0, flag_values=values)
     flags.DEFINE_integer(
         "batch_size", None, "slices at once; the run's by default", flag_values=values
     )
@@ -68,7 +68,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> int:
     for name in ("run", "source", "out", "preset"):
         if values[name].value is None:
-            raise InputError(f"translate: --{name} is required")
+            raise InputError(f"--{name} is required; see `contourdiff translate --help`")
     result = translate(
         values.run,
         values.source,
@@ -109,6 +109,7 @@ def sampler(config, model: models.Model, schedule: schedules.Schedule, mesh) -> 
     the number of devices change it.
     """
     draw_from = samplers.build(config.sampler)
+    samplers.timesteps(schedule.steps, config.sampler.steps)  # refuses an impossible number now
 
     def sample(params, condition, key_data):
         shape = (*next(iter(condition.values())).shape[1:-1], 1)
@@ -198,6 +199,8 @@ def translate(
     source_preset = intensity.preset(preset)
     settings = _contour_settings(contours_file, trained, source_preset)
     paths = volumes.find(source)
+    _check_places(paths, out)
+    mask_paths = None if body_masks is None else pairs.by_subject(body_masks)
     mesh = meshes.make(ConfigDict({"data": devices or -1, "fsdp": 1}))
     meshes.check_batch(mesh, config.sampler.batch, "--batch_size")
 
@@ -208,10 +211,17 @@ def translate(
         lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=meshes.replicated(mesh)), like
     )
     step, ema = checkpoint.restore_ema(checkpoints, Path(run_folder), like)
-    draw = sampler(config, model, schedules.build(config.diffusion), mesh)
+    checkpoints.close()
+    draw = functools.partial(
+        _draw,
+        sampler(config, model, schedules.build(config.diffusion), mesh),
+        ema,
+        meshes.batch(mesh),
+        config.sampler.batch,
+    )
     common = {
-        "schema": SCHEMA,
-        "notice": NOTICE,
+        "schema": sidecars.SCHEMA,
+        "notice": sidecars.NOTICE,
         "preset": {"source": source_preset.name, "target": trained.preset.name},
         "window": [trained.window.low, trained.window.high],
         "grid": dataclasses.asdict(trained.grid),
@@ -228,39 +238,29 @@ def translate(
         "config": config.to_dict(),
     }
 
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {volumes.reason(error)}") from error
     result = Result([], [], [])
     for path in tqdm(paths, unit=" volumes", disable=None):
         target = out / path.name
         try:
             sidecar = common | _identity(path)
-            if _is_done(target, sidecar, overwrite):
+            if sidecars.is_done(target, sidecar, overwrite):
                 result.kept.append(target)
                 continue
             began = time.perf_counter()
             volume = volumes.read(path)
-            mask = _body_mask(volume, source_preset.modality, body_masks)
+            mask = _body_mask(volume, source_preset.modality, mask_paths)
             array, count = _translate_volume(
-                volume,
-                mask,
-                source_preset,
-                settings,
-                trained,
-                config.sampler.batch,
-                draw,
-                ema,
-                mesh,
-                seed,
+                volume, mask, source_preset, settings, trained, draw, seed
             )
             sidecar |= {"slices": count, "seconds": round(time.perf_counter() - began, 3)}
-            # The sidecar first: a volume beside a sidecar is whole, whenever the command stopped.
-            target.unlink(missing_ok=True)
-            _write_json(_sidecar(target), sidecar)
-            volumes.write(target, array, volume, trained.preset.dtype)
+            sidecars.write(target, array, volume, trained.preset.dtype, sidecar)
             result.done.append(target)
         except InputError as error:
             result.failed.append((path, str(error)))
-            tqdm.write(str(error))
     if not result.done and not result.kept:
         if not any(out.iterdir()):
             out.rmdir()
@@ -268,6 +268,8 @@ def translate(
             f"{source}: none of {len(paths)} volumes could be translated; "
             f"the first: {result.failed[0][1]}"
         )
+    for _, reason in result.failed:
+        print(f"not translated: {reason}", file=sys.stderr)
     print(
         f"{out}: {len(result.done)} translated, {len(result.kept)} kept from before, "
         f"{len(result.failed)} failed"
@@ -275,49 +277,56 @@ def translate(
     return result
 
 
-def _translate_volume(volume, mask, source_preset, settings, trained, batch, draw, ema, mesh, seed):
+def _check_places(paths: list[Path], out: Path) -> None:
+    """Raise InputError where a translation would be written over its source, or over another."""
+    if out.resolve() == paths[0].parent.resolve():
+        raise InputError(f"{out}: holds the source itself; choose another --out")
+    names = {}
+    for path in paths:
+        other = names.setdefault(volumes.stem(path), path)
+        if other != path:
+            raise InputError(f"{path}: {other.name} would have the same sidecar; keep one of them")
+
+
+def _translate_volume(volume, mask, source_preset, settings, trained, draw, seed):
     """-> (array [X, Y, Z] in the target's native units, number of slices)."""
     resampling = trained.grid.fit(volume.array.shape, volume.affine)
-    values = source_preset.values(volume.array, source_preset.volume_window(volume.array))
-    slices = resampling.slices(values, source_preset.air)
-    inside = resampling.masks(mask)
-    condition = batches.given(contours.stack(slices, inside, settings))
-
-    # Every volume starts a new batch, padded to full size: what a slice becomes depends on
-    # nothing else.
-    count = len(slices)
-    padded = -(-count // batch) * batch
-    condition = np.concatenate(
-        [condition, np.zeros((padded - count, *condition.shape[1:]), np.float32)]
-    )
-    slice_keys = keys(seed, volumes.subject_of(volume.path), np.arange(padded))
-    drawn = []
-    for first in range(0, padded, batch):
-        part = slice(first, first + batch)
-        example = meshes.put(meshes.batch(mesh), {"contour": condition[part]})
-        drawn.append(
-            np.asarray(draw(ema, example, meshes.put(meshes.batch(mesh), slice_keys[part])))
+    if resampling.kept < KEPT_WHOLE:
+        tqdm.write(
+            f"warning: {volume.path} is larger than the run's grid: {resampling.kept:.0%} of its "
+            f"field of view is translated, the rest is air",
+            file=sys.stderr,
         )
-    unit = np.concatenate(drawn)[:count, ..., 0]
+    values = source_preset.values(volume.array, source_preset.window_of(volume))
+    slices = resampling.slices(values, source_preset.air)
+    condition = batches.given(contours.stack(slices, resampling.masks(mask), settings))
+    numbers = np.arange(len(slices))
+    unit = draw(condition, keys(seed, volumes.subject_of(volume.path), numbers))
 
     target = trained.preset
     translated = resampling.volume(target.image.inverse(unit), target.air)
-    return target.native(translated, trained.window), count
+    return target.native(translated, trained.window), len(slices)
 
 
-def _body_mask(volume, modality: str, folder: str | Path | None) -> np.ndarray:
-    if folder is None:
+def _draw(sample, params, sharding, batch: int, condition, slice_keys) -> np.ndarray:
+    """Samples [N, H, W] of a volume's conditions [N, H, W, c] and keys [N, 2].
+
+    Every volume starts a new batch, padded to full size: what a slice becomes depends on nothing
+    else.
+    """
+    count = len(condition)
+    drawn = []
+    for first in range(0, count, batch):
+        part = np.minimum(np.arange(first, first + batch), count - 1)
+        example = meshes.put(sharding, {"contour": condition[part]})
+        drawn.append(np.asarray(sample(params, example, meshes.put(sharding, slice_keys[part]))))
+    return np.concatenate(drawn)[:count, ..., 0]
+
+
+def _body_mask(volume, modality: str, files: dict[str, Path] | None) -> np.ndarray:
+    if files is None:
         return masks.body_mask(volume.array, volume.affine, modality)
-    subject = volumes.subject_of(volume.path)
-    found = [p for p in volumes.find(folder) if volumes.subject_of(p) == subject]
-    if not found:
-        raise InputError(f"{folder}: no body mask for subject {subject} of {volume.path}")
-    mask = volumes.read(found[0]).array > 0
-    if mask.shape != volume.array.shape:
-        raise InputError(
-            f"{found[0]}: shape {mask.shape}, but {volume.path} has {volume.array.shape}"
-        )
-    return mask
+    return pairs.partner(volume, files, "masks", labels=True).array > 0
 
 
 def _contour_settings(given, trained: run.Run, source: intensity.Preset) -> ContourSettings:
@@ -336,51 +345,11 @@ def _contour_settings(given, trained: run.Run, source: intensity.Preset) -> Cont
         raise InputError(f"{given}: {error}") from None
 
 
-# ----------------------------------------------------------------------------------------------
-# Sidecars
-# ----------------------------------------------------------------------------------------------
-
-
 def _identity(path: Path) -> dict:
     return {
         "subject": volumes.subject_of(path),
         "source": {"name": path.name, "sha256": volumes.sha256(path)},
     }
-
-
-def _sidecar(target: Path) -> Path:
-    return target.with_name(f"{volumes.stem(target)}.json")
-
-
-def _is_done(target: Path, sidecar: dict, overwrite: bool) -> bool:
-    """Whether `target` is already what this command would make.
-
-    Raises:
-      InputError: it is there but was made from something else.
-    """
-    if not target.exists():
-        return False
-    try:
-        before = json.loads(_sidecar(target).read_text())
-    except (OSError, ValueError):
-        before = {}
-    if all(before.get(name) == value for name, value in json.loads(json.dumps(sidecar)).items()):
-        return True
-    if overwrite:
-        return False
-    raise InputError(
-        f"{target}: made with other settings; choose another --out or give --overwrite"
-    )
-
-
-def _write_json(path: Path, fields: dict) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(json.dumps(fields, indent=2) + "\n")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror}); free some space") from None
 
 
 def _versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from contourdiff_jax.errors import InputError
 
 SCHEDULE = schedules.cosine(100)
 T = jnp.array([0, 3, 50, 98])
+FIELDS = {"prediction": "v", "weighting": "none", "gamma": 5.0, "time_exponent": 1.0}
 
 
 def pair():
@@ -40,7 +41,8 @@ def test_diffused_images_have_the_stated_moments():
 
 
 @pytest.mark.parametrize("prediction", process.PREDICTIONS)
-def test_min_snr_weighs_the_same_error_alike_however_it_is_predicted(prediction):
+@pytest.mark.parametrize("weighting", ["x0", "min_snr"])
+def test_the_same_error_weighs_alike_however_it_is_predicted(prediction, weighting):
     """The weighted loss of one and the same wrong x_0 must not depend on the parameterisation."""
     x_0, eps = pair()
     wrong = x_0 + 0.1
@@ -49,9 +51,10 @@ def test_min_snr_weighs_the_same_error_alike_however_it_is_predicted(prediction)
     wrong_eps = (z_t - a * wrong) / s
     output = process.target(SCHEDULE, prediction, wrong, wrong_eps, T)
     error = jnp.square(output - process.target(SCHEDULE, prediction, x_0, eps, T)).mean((1, 2, 3))
-    weighted = process.weight(SCHEDULE, prediction, "min_snr", 5.0, T) * error
+    weighted = process.weight(SCHEDULE, prediction, weighting, 5.0, T) * error
     snr = SCHEDULE.alpha_bar[T] / (1 - SCHEDULE.alpha_bar[T])
-    np.testing.assert_allclose(weighted, 0.01 * np.minimum(snr, 5.0), rtol=2e-3)
+    expected = 1.0 if weighting == "x0" else np.minimum(snr, 5.0)
+    np.testing.assert_allclose(weighted, 0.01 * expected, rtol=2e-3)
 
 
 def test_timesteps_are_uniform_and_spread_over_the_batch():
@@ -67,6 +70,12 @@ def test_timesteps_are_uniform_and_spread_over_the_batch():
     assert drawn[:, 3].mean() == pytest.approx(499.5, abs=50)
 
 
+def test_an_exponent_below_one_favours_noisy_timesteps():
+    """t = T sqrt(u): the density rises linearly with t, so its mean is 2 T / 3."""
+    t = process.timesteps(jax.random.key(0), 10_000, 1000, 0.5)
+    assert float(t.mean()) == pytest.approx(1000 * 2 / 3, abs=2)
+
+
 def test_dropping_makes_whole_conditions_null_with_the_stated_probability():
     condition = {"contour": jnp.ones((4000, 2, 2, 2)), "other": jnp.ones((4000, 2, 2, 1))}
     dropped = process.drop(jax.random.key(0), condition, 0.3)
@@ -79,7 +88,7 @@ def test_dropping_makes_whole_conditions_null_with_the_stated_probability():
 
 
 def test_the_loss_of_a_perfect_network_is_zero_and_of_a_silent_one_the_power_of_its_target():
-    config = ConfigDict({"prediction": "eps", "weighting": "none", "gamma": 5.0})
+    config = ConfigDict(FIELDS | {"prediction": "eps"})
     x_0 = jnp.zeros((64, 8, 8, 1))
     example = {"x": x_0, "condition": {}}
 
@@ -98,7 +107,7 @@ def test_the_loss_of_a_perfect_network_is_zero_and_of_a_silent_one_the_power_of_
 
 @pytest.mark.parametrize("field", ["prediction", "weighting"])
 def test_unknown_names_are_named(field):
-    config = ConfigDict({"prediction": "v", "weighting": "none", "gamma": 5.0})
+    config = ConfigDict(FIELDS)
     config[field] = "score"
     with pytest.raises(InputError, match=f"{field}.*score"):
         process.loss(None, SCHEDULE, config)

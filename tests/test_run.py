@@ -7,6 +7,7 @@ import json
 import pytest
 
 from contourdiff_jax import config, run
+from contourdiff_jax.data import volumes
 from contourdiff_jax.data.contours import ContourSettings, preset
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
@@ -46,7 +47,7 @@ def test_a_run_knows_its_training_data(store, tiny):
     assert ours.preset == store.preset
     assert ours.grid == store.grid
     assert ours.window == store.median_window()
-    assert ours.subjects == tuple(run.digest(name) for name in store.subjects("train"))
+    assert ours.subjects == tuple(volumes.subject_digest(name) for name in store.subjects("train"))
 
 
 def test_subjects_are_recognised_but_not_named(saved, store):
@@ -54,8 +55,8 @@ def test_subjects_are_recognised_but_not_named(saved, store):
     text = (folder / "config.json").read_text()
     for name in store.subjects():
         assert name not in text
-    assert run.digest(store.subjects("train")[0]) in text
-    assert run.digest(store.subjects("val")[0]) not in text
+    assert volumes.subject_digest(store.subjects("train")[0]) in text
+    assert volumes.subject_digest(store.subjects("val")[0]) not in text
 
 
 def test_contours_are_those_of_the_preset_unless_given(store, tiny):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from contourdiff_jax import config, state
+from contourdiff_jax.errors import InputError
 
 TARGET = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
 
@@ -157,6 +158,27 @@ def test_the_average_is_its_own_copy(section):
         for t in (current.ema, current.params)
     )
     assert not ours & theirs
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("images", 0),
+        ("clip", 0.0),
+        ("ema_halflife", -1),
+        ("keep", 0),
+        ("learning_rate", -1e-3),
+        ("learning_rate", float("nan")),
+        ("warmup", -1),
+        ("checkpoint", -5),
+        ("condition_dropout", 1.5),
+    ],
+)
+def test_numbers_that_cannot_be_are_named(section, field, value):
+    state.check(section)
+    section[field] = value
+    with pytest.raises(InputError, match=f"config.train.{field}: {value}"):
+        state.check(section)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training: the same on any mesh and after any interruption, and what a run folder holds.
 
-All but the first tests put two convolutions in place of the network: it is the loop that is tested.
+Two convolutions stand in for the network where it is the loop that is tested.
 """
 
-import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -46,36 +45,36 @@ def assert_same(ours, theirs):
 
 
 # ----------------------------------------------------------------------------------------------
-# The mesh, with a U-Net
+# The mesh
 # ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def on_meshes():
-    """(data, fsdp) -> (moments of the gradient after one step, losses of 50 steps).
+@pytest.fixture(
+    scope="module", params=["convolutions", pytest.param("U-Net", marks=pytest.mark.slow)]
+)
+def on_meshes(request, two_convolutions):
+    """(data, fsdp) -> (moments of the gradient after one step, losses of 50 steps, arrays split).
 
-    Every parameter that can be split is, and all begin away from zero, where some layers begin.
+    Everything that can be split is, and all parameters begin away from zero, where some layers do.
     """
     ours = settings(images=200)
-    ours.model.update(channels=(8,), attention=(True,), middle_attention=False)
+    ours.model.update(channels=(8,), attention=(True,))
     ours.train.clip = 1e9
     generator = np.random.default_rng(0)
     x = generator.uniform(-1, 1, (4, 8, 8, 1)).astype(np.float32)
     contour = generator.integers(0, 2, (4, 8, 8, 2)).astype(np.float32)
-    example = {"x": x, "condition": {"contour": contour}}
 
     def run(data, fsdp):
         ours.mesh.update(data=data, fsdp=fsdp)
         plan = train.setup(ours, 8)
         noise = np.random.default_rng(1)
-
-        def place(struct):
-            drawn = noise.normal(0, 0.1, struct.shape).astype(struct.dtype)
-            return jax.device_put(drawn, struct.sharding)
-
-        params = jax.tree.map(place, plan.like.params)
-        ema = jax.tree.map(lambda p: p.copy(), params)
-        current = plan.init(jax.random.key(0))._replace(params=params, ema=ema)
+        params = jax.tree.map(
+            lambda s: jax.device_put(noise.normal(0, 0.1, s.shape).astype(s.dtype), s.sharding),
+            plan.like.params,
+        )
+        split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
+        current = plan.init(jax.random.key(0))._replace(params=params)
+        example = {"x": x, "condition": {"contour": contour}}
         batch = meshes.put(meshes.batch(plan.mesh), example)
         losses, moments = [], None
         for _ in range(50):
@@ -83,12 +82,12 @@ def on_meshes():
             losses.append(float(metrics["loss"]))
             if moments is None:
                 moments = jax.device_get(current.optimiser[1][0].mu)
-        split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
         return moments, losses, split
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models, "build", UNET)
         patch.setattr(meshes, "SMALL", 0)
+        if request.param == "U-Net":
+            patch.setattr(models, "build", UNET)
         yield {shape: run(*shape) for shape in ((1, 1), (2, 1), (1, 2))}
 
 
@@ -99,7 +98,7 @@ def test_gradients_are_the_same_on_any_mesh(on_meshes, shape):
     largest = max(np.abs(m).max() for m in jax.tree.leaves(alone))
     assert largest > 1e-3
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest),
         together,
         alone,
     )
@@ -110,8 +109,8 @@ def test_losses_are_the_same_on_any_mesh(on_meshes, shape):
     _, alone, _ = on_meshes[1, 1]
     _, together, split = on_meshes[shape]
     np.testing.assert_allclose(together, alone, atol=1e-4)
-    assert alone[-1] < alone[0]
-    assert (split > 10) == (shape == (1, 2))
+    assert min(alone[-5:]) < alone[0]
+    assert (split > 0) == (shape == (1, 2))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -277,17 +276,14 @@ def test_no_other_folder_is_trained_in(store_path, tmp_path):
 
 
 def test_weights_come_from_another_run(store_path, plan, whole, tmp_path):
-    """Its average; the first step of the warm-up has a learning rate of zero, so shows it."""
-    ours, workdir = settings(images=4), tmp_path / "run"
-    ours.train.warmup = 4
+    """Its average, which a learning rate of zero leaves as it was."""
+    ours, workdir = settings(images=4, learning_rate=0.0), tmp_path / "run"
     ours.seed = 3
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.state, "learning_rate", lambda section: lambda step: 0.0)
-        assert train.train(ours, store_path, workdir, init=whole)
+    assert train.train(ours, store_path, workdir, init=whole)
     begun, source = last_state(workdir, plan), last_state(whole, plan)
     assert_same(begun.params, source.ema)
     assert_same(begun.ema, source.ema)
-    assert begun.step == 1
+    assert begun.step == 1 and not np.array_equal(begun.key, source.key)
     # With a checkpoint of its own the run needs the other no more.
     assert train.train(ours, store_path, workdir, init=tmp_path / "gone")
 
@@ -391,14 +387,16 @@ def test_sample_grids_show_truth_contour_and_sample(whole):
 
 
 def test_learning_lowers_the_held_out_loss(store_path, tmp_path):
-    ours = settings(images=1200, learning_rate=1e-2, log=400, evaluate=400, sample=0)
+    ours = settings(images=400, learning_rate=1e-2, log=400, evaluate=4, sample=0)
     assert train.train(ours, store_path, tmp_path / "run")
     held = [line["heldout_loss"] for line in stats(tmp_path / "run") if "heldout_loss" in line]
-    assert held[-1] < 0.8 * held[0]
+    assert len(held) == 100
+    assert held[-1] < 0.6 * held[0]
 
 
-def test_only_the_main_process_speaks_in_numbers(whole, store_path, capsys, tmp_path):
-    """One summary, then a line for each record, without a terminal."""
+def test_without_a_terminal_there_is_a_summary_and_a_line_for_each_record(
+    two_convolutions, store_path, capsys, tmp_path
+):
     assert train.train(settings(log=16), store_path, tmp_path / "run")
     out = capsys.readouterr().out
     assert re.search(r"parameters on 2 .* device\(s\).*MiB of state.*MiB a step", out)
@@ -420,6 +418,8 @@ def test_speed_is_measured_with_the_input(two_convolutions, store_path):
     [
         ({"train": {"batch": 3}}, "config.train.batch: 3 .*try 4"),
         ({"train": {"batch": 0}}, "config.train.batch"),
+        ({"train": {"images": 0}}, "config.train.images"),
+        ({"seed": -1}, "config.seed"),
         ({"train": {"accumulate": 4}}, "config.train.accumulate.*4 equal parts"),
         ({"train": {"accumulate": 0}}, "config.train.accumulate"),
         ({"mesh": {"data": 3}}, "config.mesh"),
@@ -447,3 +447,31 @@ def test_nothing_is_made_for_settings_that_cannot_work(two_convolutions, store_p
 )
 def test_what_is_periodic_happens_at_the_end_too(every, steps):
     assert [step for step in range(1, 9) if train._due(step, every, 8)] == steps
+
+
+@pytest.mark.slow
+def test_a_terminated_command_resumes(store_path, tmp_path):
+    """From outside: SIGTERM to the process gives exit status 1, the same command again 0."""
+    workdir = tmp_path / "run"
+    fields = {
+        "model.channels": "(8, 16)",
+        "model.attention": "(False, False)",
+        "model.groups": 4,
+        "model.head_width": 8,
+        "train.images": 400,
+        "train.batch": 4,
+        "train.log": 4,
+    }
+    command = [sys.executable, "-m", "contourdiff_jax", "train"]
+    command += [f"--store={store_path}", f"--workdir={workdir}"]
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        record = workdir / "stats.jsonl"
+        while process.poll() is None and not (record.exists() and record.read_text()):
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait() == 1
+    (stopped,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert 0 < stopped < 100
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    assert [line["step"] for line in stats(workdir) if "loss" in line] == list(range(1, 101))

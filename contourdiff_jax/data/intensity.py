@@ -86,6 +86,13 @@ class Preset:
             )
         return Window(float(low), float(high))
 
+    def window_of(self, volume) -> Window:
+        """`volume_window` of a volumes.Volume; an InputError names its file."""
+        try:
+            return self.volume_window(volume.array)
+        except InputError as error:
+            raise InputError(f"{volume.path}: {error}") from error
+
     def values(self, array, window: Window):
         """Native units -> values, float32, not clipped."""
         return window.relative(array)

@@ -119,10 +119,7 @@ def prepare(
 
 def _slices(volume, preset, grid, label_paths, mask_paths) -> dict:
     """What a store keeps of a volume, and the fraction of its field of view that is kept."""
-    try:
-        window = preset.volume_window(volume.array)
-    except InputError as error:
-        raise InputError(f"{volume.path}: {error}") from error
+    window = preset.window_of(volume)
     resampling = grid.fit(volume.array.shape, volume.affine)
     if mask_paths is None:
         mask = body_mask(volume.array, volume.affine, preset.modality)

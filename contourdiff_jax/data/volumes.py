@@ -95,6 +95,11 @@ def subject_of(path: str | Path) -> str:
     return MODALITY.sub("", stem(path))
 
 
+def subject_digest(subject: str) -> str:
+    """SHA-256 of a subject's name: enough to recognise the subject, not to name it."""
+    return hashlib.sha256(subject.encode()).hexdigest()
+
+
 def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of the file's bytes."""
     with _open(Path(path)) as file:

@@ -18,7 +18,7 @@ from contourdiff_jax.diffusion.schedules import Schedule
 from contourdiff_jax.errors import InputError
 
 PREDICTIONS = ("eps", "x0", "v")
-WEIGHTINGS = ("none", "min_snr")
+WEIGHTINGS = ("none", "x0", "min_snr")
 
 
 def at(values, t, like):
@@ -53,26 +53,28 @@ def to_x_0(schedule: Schedule, prediction: str, output, z_t, t):
 def weight(schedule: Schedule, prediction: str, weighting: str, gamma: float, t):
     """Weight [B] of the squared error, relative to the error of the predicted quantity.
 
-    'min_snr' (Hang et al. 2023, arXiv 2303.09556, section 3.4) weights
-    the error in x_0 by min(SNR, gamma). The same error measured in eps
-    is SNR times larger and in v SNR + 1 times, hence the divisors.
+    'x0' weights the error in x_0 alike at all timesteps: most of it arises where there is much
+    noise, and there the contours decide what is drawn. 'min_snr' weights it by min(SNR, gamma)
+    (Hang et al. 2023, arXiv 2303.09556, section 3.4). The same error measured in eps is SNR times
+    larger and in v SNR + 1 times, hence the divisors.
     """
     if weighting == "none":
         return jnp.ones(t.shape, jnp.float32)
     snr = schedule.alpha_bar[t] / (1 - schedule.alpha_bar[t])
     divisor = {"eps": snr, "x0": jnp.ones_like(snr), "v": snr + 1}[prediction]
-    return jnp.minimum(snr, gamma) / divisor
+    return (1.0 if weighting == "x0" else jnp.minimum(snr, gamma)) / divisor
 
 
-def timesteps(key, batch: int, steps: int):
-    """t [B], uniform on [0, T) and spread evenly over the batch.
+def timesteps(key, batch: int, steps: int, exponent: float = 1.0):
+    """t [B] = T u^exponent, u uniform and spread evenly over the batch.
 
-    One uniform number shifts an even grid: each t is uniform by itself, the mean loss varies far
-    less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1).
+    One random number shifts an even grid: each u is uniform by itself, the mean loss varies far
+    less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1). Exponents below 1 favour noisy
+    timesteps.
     """
     offset = jax.random.uniform(key)
     u = jnp.mod(offset + jnp.arange(batch, dtype=jnp.float32) / batch, 1.0)
-    return jnp.minimum((u * steps).astype(jnp.int32), steps - 1)
+    return jnp.minimum((u**exponent * steps).astype(jnp.int32), steps - 1)
 
 
 def drop(key, condition, probability: float):
@@ -118,7 +120,7 @@ def loss(
     def training_loss(params, example, key):
         key_t, key_eps, key_drop, key_network = jax.random.split(key, 4)
         x_0 = example["x"]
-        t = timesteps(key_t, x_0.shape[0], schedule.steps)
+        t = timesteps(key_t, x_0.shape[0], schedule.steps, config.time_exponent)
         eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
         if condition_dropout:
             example = example | {
@@ -139,3 +141,5 @@ def check(config) -> None:
             raise InputError(
                 f"config.diffusion.{field}: {config[field]!r} is not one of {', '.join(known)}"
             )
+    if not config.time_exponent > 0:
+        raise InputError(f"config.diffusion.time_exponent: {config.time_exponent} must be positive")

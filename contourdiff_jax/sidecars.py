@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sidecars: the JSON beside every translated volume that says what it is and how it was made.
+
+    {"schema", "notice", "subject", "source": {"name", "sha256"}, "preset": {"source", "target"},
+     "window": [low, high], "grid", "contours": {"source", "target"},
+     "checkpoint": {"step", "images", "digest"}, "sampler", "seed", "training_subjects_sha256",
+     "slices", "seconds", "versions", "config"}
+
+Nothing of the source's header is in it. "window" is the translation's in its native units.
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from contourdiff_jax.data import intensity, volumes
+from contourdiff_jax.data.contours import ContourSettings
+from contourdiff_jax.data.grid import Grid
+from contourdiff_jax.data.intensity import Preset, Window
+from contourdiff_jax.data.volumes import Volume
+from contourdiff_jax.errors import InputError
+
+SCHEMA = 1
+NOTICE = "Synthetic images, not for diagnosis."
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all translated volumes of a folder have in common."""
+
+    source: Preset | None
+    target: Preset
+    grid: Grid
+    contours: dict[str, ContourSettings]  # of 'source' and 'target'
+
+
+@dataclasses.dataclass(frozen=True)
+class Sidecar:
+    """What `translate` wrote beside a volume."""
+
+    settings: Settings
+    window: Window  # of the translation, in its native units
+    seconds: float  # that a slice took to translate
+    training_subjects: frozenset[str]  # SHA-256 of their names
+
+
+def beside(volume: Path) -> Path:
+    """Where a volume's sidecar lies."""
+    return volume.with_name(f"{volumes.stem(volume)}.json")
+
+
+def read(path: Path) -> Sidecar | None:
+    """The sidecar of a translated volume, None where there is none; InputError if damaged."""
+    file = beside(path)
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file}: cannot be read as JSON: {volumes.reason(error)}") from error
+    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        raise InputError(f"{file}: not a sidecar of schema {SCHEMA}; translate again")
+    try:
+        low, high = map(float, fields["window"])
+        if not low < high:
+            raise ValueError(f"window {low} to {high}")
+        settings = Settings(
+            **{side: intensity.preset(fields["preset"][side]) for side in ("source", "target")},
+            grid=Grid(**fields["grid"]),
+            contours={
+                side: ContourSettings.from_dict(fields["contours"][side])
+                for side in ("source", "target")
+            },
+        )
+        return Sidecar(
+            settings,
+            window=Window(low, high),
+            seconds=fields["seconds"] / fields["slices"],
+            training_subjects=frozenset(fields.get("training_subjects_sha256", ())),
+        )
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{file}: a damaged sidecar ({type(error).__name__}: {error}); translate again"
+        ) from error
+
+
+def is_done(target: Path, fields: dict, overwrite: bool) -> bool:
+    """Whether `target` and its sidecar already are what `fields` say.
+
+    Raises:
+      InputError: it is there but was made from something else.
+    """
+    if not target.exists():
+        return False
+    try:
+        before = json.loads(beside(target).read_text())
+    except (OSError, ValueError):
+        before = None
+    wanted = json.loads(json.dumps(fields))
+    if isinstance(before, dict) and wanted.items() <= before.items():
+        return True
+    if overwrite:
+        return False
+    raise InputError(
+        f"{target}: made with other settings; choose another --out or give --overwrite"
+    )
+
+
+def write(target: Path, array, like: Volume, dtype, fields: dict) -> None:
+    """Write a translated volume and its sidecar, both or none.
+
+    The sidecar first: a volume beside a sidecar is whole, whenever the command is interrupted.
+    """
+    path = beside(target)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        target.unlink(missing_ok=True)
+        part.write_text(json.dumps(fields, indent=2) + "\n")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written: {volumes.reason(error)}") from error
+    try:
+        volumes.write(target, array, like, dtype)
+    except InputError:
+        path.unlink(missing_ok=True)
+        raise
