@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= quickstart
-MINUTES ?= 5
+MINUTES ?= 5.5
 BIN := $(VENV)/bin
 
 .PHONY: quickstart test test-all lint wheel clean

@@ -14,5 +14,6 @@ from contourdiff_jax import config
 def get_config():
     settings = config.default()
     settings.grid.update(axis="axial", spacing=2.4, size=96)
+    settings.diffusion.time_exponent = 0.5
     settings.train.update(images=8_600, sample=4_300, checkpoint=4_300)
     return settings

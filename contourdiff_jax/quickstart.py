@@ -24,7 +24,7 @@ SUBJECTS = {"subjects": 38, "test": 6, "train_ct": 4}  # the other 28 are traine
 
 def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("workdir", None, "folder for everything that is made", flag_values=values)
-    flags.DEFINE_float("minutes", 5.0, "time to train", lower_bound=0.05, flag_values=values)
+    flags.DEFINE_float("minutes", 5.5, "time to train", lower_bound=0.05, flag_values=values)
     flags.DEFINE_integer("seed", 0, "seed of phantoms, training and noise", flag_values=values)
 
 
@@ -39,6 +39,7 @@ def config(seed: int = 0):
     """The configuration of the quickstart; the number of images follows from the time given."""
     settings = configuration.default()
     settings.seed = seed
+    settings.train.learning_rate = 2e-3
     return settings
 
 

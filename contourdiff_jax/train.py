@@ -84,6 +84,7 @@ class Setup:
     init: Callable[[jax.Array], state.TrainState]
     like: state.TrainState  # ShapeDtypeStructs with shardings
     step: Callable[[state.TrainState, dict], tuple[state.TrainState, dict]]
+    sampler: Callable  # see translate.sampler
     step_bytes: int  # memory of a step beside the state, on one device
 
 
@@ -109,6 +110,7 @@ def setup(config, size: int) -> Setup:
     loss = process.loss(
         model.apply, schedule, config.diffusion, condition_dropout=config.train.condition_dropout
     )
+    sampler = translate.sampler(config, model, schedule, mesh)
 
     init = functools.partial(state.init, config.train, model.init)
     shapes = jax.eval_shape(init, jax.random.key(0))
@@ -131,6 +133,7 @@ def setup(config, size: int) -> Setup:
         init=jax.jit(init, out_shardings=sharding),
         like=like,
         step=compiled,
+        sampler=sampler,
         step_bytes=getattr(memory, "temp_size_in_bytes", 0),
     )
 
@@ -362,13 +365,12 @@ def _observer(ours: run.Run, store: Store, plan: Setup) -> _Observer:
     # Samples are drawn in one fixed batch that any mesh divides.
     size = SAMPLES * plan.mesh.size
     shown = examples(np.resize(sampled, size))
-    sampler = translate.sampler(config, plan.model, plan.schedule, plan.mesh)
     keys = translate.keys(config.seed, "samples", np.arange(size))
     put = functools.partial(meshes.put, meshes.batch(plan.mesh))
     condition = put(shown["condition"])
 
     def samples(ema) -> np.ndarray:
-        drawn = np.asarray(sampler(ema, condition, put(keys)))[: len(sampled), ..., 0]
+        drawn = np.asarray(plan.sampler(ema, condition, put(keys)))[: len(sampled), ..., 0]
         columns = [
             shown["x"][: len(sampled), ..., 0],
             2 * shown["condition"]["contour"][: len(sampled), ..., 0] - 1,

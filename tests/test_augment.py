@@ -99,6 +99,11 @@ def test_the_order_is_flip_scale_rotate_shift():
     np.testing.assert_allclose(moved(full, (20.0, 9.0)), point, atol=1e-9)
 
 
+def test_shifts_are_fractions_of_the_width():
+    matrix = IDENTITY._replace(shift=(0.1, 0.2)).matrix(12, 20)
+    np.testing.assert_allclose(matrix, [[1, 0, 2], [0, 1, 4]], atol=1e-9)
+
+
 def test_air_flows_in_from_outside():
     values, mask = np.ones((20, 20), np.float32), np.ones((20, 20), np.uint8)
     shifted, shifted_mask = apply(IDENTITY._replace(shift=(0.5, 0.0)), values, mask, air=-1000.0)

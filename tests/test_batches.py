@@ -26,7 +26,9 @@ def examples(store, tiny):
 
     def make(start, stop, **options):
         return list(
-            batches.training(store, preset("default", "mr"), tiny, start=start, stop=stop, **options)
+            batches.training(
+                store, preset("default", "mr"), tiny, start=start, stop=stop, **options
+            )
         )
 
     return make
@@ -101,7 +103,7 @@ def test_values_beyond_the_image_window_are_clipped():
 
 
 def test_no_condition_is_not_an_empty_contour():
-    """Slices of air have no contour either; the last channel tells them from a missing condition."""
+    """Slices of air have none either; the last channel tells them from a missing condition."""
     empty = batches.given(np.zeros((2, 4, 4), np.uint8))
     assert (empty[..., 0] == 0).all()
     assert (empty != np.zeros_like(empty)).any((1, 2, 3)).all()

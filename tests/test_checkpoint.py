@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: on any mesh, and what happens when they are damaged, incomplete or of another network."""
+"""Checkpoints: on any mesh; and when they are damaged, incomplete or of another network."""
 
 import contextlib
 import gc
@@ -223,7 +223,7 @@ def deaf(monkeypatch):
 
 @pytest.mark.parametrize("when", ["save", "finish"])
 def test_a_failed_write_is_one_line_and_leaves_the_one_before(run, when, deaf):
-    """No file may grow: as on a full disk. Writing goes on in the background, so it may be noticed late."""
+    """No file may grow, as on a full disk; in the background, so it may be noticed late."""
     checkpoints = checkpoint.manager(run)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
@@ -250,13 +250,15 @@ def test_the_digest_changes_with_a_bit_and_with_a_name():
     known = checkpoint.digest(params)
     assert len(known) == 64
     assert checkpoint.digest(jax.tree.map(jnp.asarray, params)) == known
-    flipped = params["a"]["kernel"].view(np.uint32).copy()
-    flipped[3] ^= 1
-    others = [
-        params | {"a": {"kernel": flipped.view(np.float32)}},
+    others = []
+    for position in (0, 3, 5):
+        flipped = params["a"]["kernel"].view(np.uint32).copy()
+        flipped[position] ^= 1
+        others.append(params | {"a": {"kernel": flipped.view(np.float32)}})
+    others += [
         {"a": params["a"], "c": params["b"]},
         params | {"b": np.zeros(4, np.float32)},
         {"a": params["a"]},
     ]
     digests = {known, *(checkpoint.digest(p) for p in others)}
-    assert len(digests) == 5
+    assert len(digests) == 7

@@ -78,7 +78,7 @@ def test_the_windows_are_united(rng):
 
 
 def test_doubled_borders_are_left_out():
-    """A soft border lies elsewhere for each window; `apart` keeps the first, and all that is far from it."""
+    """A soft border lies elsewhere for each window; `apart` keeps the first and all far from it."""
     values = np.clip(24 - radius(), 0, 8) / 8  # from 0 to 1 over 8 pixels
     values[30:34, 30:34] = 0.5  # inside, for the second window alone
     windows = ((0, 0.5), (0.6, 1.0))

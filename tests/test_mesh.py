@@ -58,7 +58,7 @@ def test_a_batch_is_split_over_all_devices():
 
 
 def test_large_arrays_are_split_along_their_largest_divisible_axis():
-    """Each in as many parts as 'fsdp' has devices; what is small, or odd everywhere, stays whole."""
+    """In as many parts as 'fsdp' has devices; what is small, or odd everywhere, stays whole."""
     shapes = {
         "kernel": ((3, 3, 64, 128), PartitionSpec(None, None, None, "fsdp")),
         "tall": ((4096, 2), PartitionSpec("fsdp")),
@@ -77,7 +77,7 @@ def test_large_arrays_are_split_along_their_largest_divisible_axis():
 
 def test_batches_that_the_mesh_does_not_divide_are_refused_with_one_that_it_does():
     mesh = make(2, 1)
-    meshes.check_batch(mesh, 6, "config.train.batch")
+    meshes.check_batch(mesh, 6, "--batch")
     for size, better in ((7, 8), (5, 4), (1, 2), (0, 2), (-3, 2)):
-        with pytest.raises(InputError, match=f"config.train.batch: {size} .* 2 devices.*try {better}"):
-            meshes.check_batch(mesh, size, "config.train.batch")
+        with pytest.raises(InputError, match=f"--batch: {size} .* 2 devices.*try {better}"):
+            meshes.check_batch(mesh, size, "--batch")

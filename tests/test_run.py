@@ -69,9 +69,7 @@ def test_contours_are_those_of_the_preset_unless_given(store, tiny):
         run.begin(tiny, store)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("axis", "coronal"), ("spacing", 1.5), ("size", 64)]
-)
+@pytest.mark.parametrize(("field", "value"), [("axis", "coronal"), ("spacing", 1.5), ("size", 64)])
 def test_a_store_on_another_grid_is_refused(store, tiny, field, value):
     """The message says how to prepare a store on that grid."""
     tiny.grid[field] = value
@@ -107,7 +105,9 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
             run.load(folder)
 
 
-@pytest.mark.parametrize("text", ["", "{", "\x00\xff", "[1, 2]", "null", "5", '{"schema": 0}', "{}"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "\x00\xff", "[1, 2]", "null", "5", '{"schema": 0}', "{}"]
+)
 def test_broken_files_are_refused_in_one_line(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)

@@ -203,7 +203,8 @@ def test_the_learning_rate_warms_up_and_ends_at_zero(section, batch):
     assert rate(4000 // batch) == pytest.approx(0.05)  # half-way down the cosine
     assert rate(6400 // batch) == pytest.approx(0, abs=1e-9)
     rates = np.array([rate(s) for s in range(6400 // batch)])
-    assert (np.diff(rates[: 1600 // batch]) > 0).all() and (np.diff(rates[1600 // batch :]) < 0).all()
+    rising, falling = np.split(np.diff(rates), [1600 // batch])
+    assert (rising > 0).all() and (falling < 0).all()
 
 
 def test_a_short_run_still_reaches_its_peak(section):
@@ -219,7 +220,7 @@ def decays(section, images):
 
 
 def test_the_average_forgets_half_in_its_half_life(section):
-    """After the ramp-up: a parameter that jumps from 0 to 1 counts half after `ema_halflife` images."""
+    """After the ramp-up: what a parameter was counts half `ema_halflife` images later."""
     section.update(ema_halflife=1000, batch=8)
     after_ramp = np.arange(50_000, 51_000, 8)
     assert np.prod(decays(section, after_ramp).astype(np.float64)) == pytest.approx(0.5, rel=1e-4)
@@ -227,7 +228,7 @@ def test_the_average_forgets_half_in_its_half_life(section):
 
 @pytest.mark.parametrize("batch", [4, 16])
 def test_the_first_parameters_do_not_linger_in_the_average(section, batch):
-    """Half-lives grow with the images seen, so that what is older than most of them is forgotten."""
+    """Half-lives grow with the images seen, so what is older than most of them is forgotten."""
     section.update(ema_halflife=100_000, ema_rampup=0.05, batch=batch)
     images = np.arange(batch, 2001, batch)
     decay = decays(section, images)

@@ -391,7 +391,7 @@ def test_learning_lowers_the_held_out_loss(store_path, tmp_path):
     assert train.train(ours, store_path, tmp_path / "run")
     held = [line["heldout_loss"] for line in stats(tmp_path / "run") if "heldout_loss" in line]
     assert len(held) == 100
-    assert held[-1] < 0.6 * held[0]
+    assert held[-1] < 0.7 * held[0]
 
 
 def test_without_a_terminal_there_is_a_summary_and_a_line_for_each_record(

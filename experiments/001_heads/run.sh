@@ -26,13 +26,22 @@ score mr test_mr mr  # the ceiling: contours of the truth itself
 score t2 test_t2 mr  # another source domain, which training never saw either
 
 contourdiff report --overwrite --out="$out/report.html" "$out/run" "$out"/scores_{ct,mr,t2}
-python - "$out" >"$here/result.json" <<'PYTHON'
-import json, sys
+python - "$out" "$here" <<'PYTHON'
+import json
+import sys
 from pathlib import Path
 
-out = Path(sys.argv[1])
-scores = {n: json.loads((out / f"scores_{n}/metrics.json").read_text())["methods"] for n in ("ct", "mr", "t2")}
-last = [json.loads(line) for line in (out / "run/stats.jsonl").read_text().splitlines()]
-last = [line for line in last if "images_per_second" in line][-1]
-print(json.dumps({"training": last, "scores": scores}, indent=1))
+from PIL import Image
+
+out, here = map(Path, sys.argv[1:])
+scores = {
+    name: json.loads((out / f"scores_{name}/metrics.json").read_text())["methods"]
+    for name in ("ct", "mr", "t2")
+}
+lines = [json.loads(line) for line in (out / "run/stats.jsonl").read_text().splitlines()]
+training = [line for line in lines if "images_per_second" in line][-1]
+text = json.dumps({"training": training, "scores": scores}, indent=1)
+(here / "result.json").write_text(text + "\n")
+panel = Image.open(out / "scores_ct/panels/head05.png").convert("RGB")
+panel.quantize(128).save(here / "figure.png", optimize=True)
 PYTHON
