@@ -43,5 +43,5 @@ training = [line for line in lines if "images_per_second" in line][-1]
 text = json.dumps({"training": training, "scores": scores}, indent=1)
 (here / "result.json").write_text(text + "\n")
 panel = Image.open(out / "scores_ct/panels/head05.png").convert("RGB")
-panel.quantize(128).save(here / "figure.png", optimize=True)
+panel.quantize(256).save(here / "figure.png", optimize=True)
 PYTHON

@@ -21,5 +21,5 @@ methods = json.loads((out / "scores/metrics.json").read_text())["methods"]
 result = {"seconds": seconds, "images": config["train"]["images"], "methods": methods}
 (here / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 panel = Image.open(sorted((out / "scores/panels").glob("*.png"))[0]).convert("RGB")
-panel.quantize(128).save(here / "figure.png", optimize=True)
+panel.quantize(256).save(here / "figure.png", optimize=True)
 PYTHON
