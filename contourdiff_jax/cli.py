@@ -59,16 +59,17 @@ def _run(name: str, argv: list[str]) -> int:
     sys.argv = argv
     command = importlib.import_module(COMMANDS[name])
     values = flags.FlagValues()
+    wants_help = any(a in ("--help", "-h", "-help") for a in argv[1:])
     try:
         command.define_flags(values)
-        if any(a in ("--help", "-h", "-help") for a in argv[1:]):
-            print(_command_help(name, command.__doc__, values))
-            return 0
-        arguments = values(argv)[1:]
+        arguments = [] if wants_help else values(argv)[1:]
     except flags.Error as error:
         raise InputError(_one_line(error)) from None
     except Exception as error:  # a configuration file is a program, and can fail as one
         raise InputError(f"--config: {_one_line(error)}") from None
+    if wants_help:
+        print(_command_help(name, command.__doc__, values))
+        return 0
     if len(inspect.signature(command.main).parameters) > 1:
         return command.main(values, arguments)
     if arguments:
