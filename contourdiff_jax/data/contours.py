@@ -14,6 +14,7 @@ uniform first, so that a head holder leaves no edge.
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Mapping
 
 import cv2
@@ -56,7 +57,7 @@ class ContourSettings:
         if not self.windows and not self.curve:
             raise InputError("contours.windows: one (low, high) window or a curve is needed")
         for window in self.windows:
-            if not window[0] < window[1]:
+            if not -math.inf < window[0] < window[1] < math.inf:
                 raise InputError(f"contours.windows: {window} must be (low, high) with low < high")
         values, greys = ([pair[i] for pair in self.curve] for i in range(2))
         if len(self.curve) == 1 or any(a >= b for a, b in itertools.pairwise(values)):
@@ -68,7 +69,7 @@ class ContourSettings:
                 f"contours: the thresholds low={self.low} and high={self.high} "
                 f"must satisfy 0 <= low <= high"
             )
-        if self.blur < 1 or self.blur % 2 == 0:
+        if not isinstance(self.blur, int) or self.blur < 1 or self.blur % 2 == 0:
             raise InputError(f"contours.blur: {self.blur} is not an odd number of pixels")
         if self.apart < 0:
             raise InputError(f"contours.apart: {self.apart} is negative")
@@ -84,7 +85,10 @@ class ContourSettings:
         if unknown or missing:
             problem = f"unknown {sorted(unknown)}" if unknown else f"missing {sorted(missing)}"
             raise InputError(f"contours: {problem}; the fields are {', '.join(sorted(known))}")
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"contours: a value of the wrong type ({error})") from None
 
 
 MR = ContourSettings(windows=((0, 1),), low=20, high=50)
