@@ -250,11 +250,12 @@ def train(
                 logs.write_scalars(step, step * batch, observe.held_out(current.ema))
             if due(step, config.train.sample) and logs:
                 logs.write_image(step * batch, observe.samples(current.ema))
-            if due(step, config.train.checkpoint) or stop.requested:
+            stopping = stop.requested  # read once: a notice that comes while saving is for later
+            if due(step, config.train.checkpoint) or stopping:
                 read(*pending)
                 pending = None
                 checkpoint.save(checkpoints, current)
-            if stop.requested:
+            if stopping:
                 break
         if pending:
             read(*pending)

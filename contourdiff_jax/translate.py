@@ -28,10 +28,9 @@ from contourdiff_jax import checkpoint, models, run, sidecars
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches, contours, intensity, masks, pairs, volumes
 from contourdiff_jax.data.contours import ContourSettings
+from contourdiff_jax.data.grid import KEPT_WHOLE
 from contourdiff_jax.diffusion import guidance, samplers, schedules
 from contourdiff_jax.errors import InputError
-
-KEPT_WHOLE = 0.999  # less of the field of view inside the grid than this is worth a warning
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -22,6 +22,7 @@ from contourdiff_jax.errors import InputError
 # pictures begin at the patient's anterior, superior and right ends, which in RAS are the far ends.
 AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
+KEPT_WHOLE = 0.999  # less of the field of view inside the grid than this is worth a warning
 CHUNK = 32  # slices resampled at a time, which bounds the memory of the intermediate products
 
 

@@ -26,13 +26,12 @@ from absl import flags
 from tqdm import tqdm
 
 from contourdiff_jax.data import intensity, pairs, volumes
-from contourdiff_jax.data.grid import AXES, Grid
+from contourdiff_jax.data.grid import AXES, KEPT_WHOLE, Grid
 from contourdiff_jax.data.masks import body_mask
 from contourdiff_jax.data.store import SPLITS, StoreWriter, check_is_free
 from contourdiff_jax.errors import InputError
 
 SIZE_STEP = 32  # a size that five halvings divide suits any U-Net
-KEPT_WHOLE = 0.999  # less of the field of view inside the grid than this is worth a warning
 
 
 @dataclasses.dataclass(frozen=True)
