@@ -15,9 +15,9 @@ import numpy as np
 from skimage.exposure import match_histograms
 from tqdm import tqdm
 
-from contourdiff_jax import cases
+from contourdiff_jax import cases, layouts
 from contourdiff_jax.cases import Case, Settings
-from contourdiff_jax.data import masks, volumes
+from contourdiff_jax.data import masks
 from contourdiff_jax.errors import InputError
 
 LEVELS = 128  # of the mean image, from the lowest to the highest slice that shows the body
@@ -47,15 +47,16 @@ def learn(real, scored: set[str], settings: Settings) -> Baselines:
     """Baselines of the real volumes of a folder, but for those of the subjects `scored`."""
     histograms, total, left_out, failed = [], 0, [], []
     target = settings.target
-    for path in tqdm(volumes.find(real), desc="baselines", unit="volume", disable=None):
-        if volumes.subject_of(path) in scored:
-            left_out.append(volumes.subject_of(path))
+    found = layouts.find(real, modality=target.modality)
+    for scan in tqdm(found.scans, desc="baselines", unit="volume", disable=None):
+        if scan.subject in scored:
+            left_out.append(scan.subject)
             continue
         try:
-            volume = volumes.read(path)
+            volume = scan.read().even()
             values = cases.values_of(volume, target)
         except InputError as error:
-            failed.append((path, str(error)))
+            failed.append((scan.path, str(error)))
             continue
         mask = masks.body_mask(volume.array, volume.affine, target.modality)
         resampling = settings.grid.fit(values.shape, volume.affine)

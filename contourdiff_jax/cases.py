@@ -7,7 +7,6 @@ are numbers in the units of a preset: HU, or the fraction of an MR volume's perc
 
 import dataclasses
 import functools
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from contourdiff_jax.data.intensity import Preset, Window
 from contourdiff_jax.data.masks import body_mask
 from contourdiff_jax.data.volumes import Volume
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.layouts.scans import Scan
 from contourdiff_jax.metrics.paired import SSIM_WINDOW
 from contourdiff_jax.sidecars import Settings, Sidecar
 
@@ -51,20 +51,20 @@ class Case:
         return contours.stack(slices, self.body, self.settings.contours["source"])
 
 
-def read(path: Path, sidecar: Sidecar | None, partners: dict, settings: Settings) -> Case:
+def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings) -> Case:
     """A subject's volumes, all on one grid.
 
     Args:
-      path: the translated volume.
+      scan: the translated volume.
       sidecar: what lies beside it.
-      partners: {'truth', 'source', 'masks': {subject: path}}, of those that are given at least the
+      partners: {'truth', 'source', 'masks': {name: scan}}, of those that are given at least the
         truth or the source.
       settings: of all translated volumes.
     """
-    volume = volumes.read(path)
+    volume = scan.read().even()
     found = {
-        name: pairs.partner(volume, files, name, labels=name == "masks")
-        for name, files in partners.items()
+        what: pairs.partner(volume, scan.name, others, what, labels=what == "masks")
+        for what, others in partners.items()
     }
     truth, source = found.get("truth"), found.get("source")
     if "masks" in found:
@@ -79,11 +79,11 @@ def read(path: Path, sidecar: Sidecar | None, partners: dict, settings: Settings
     height, width = resampling.planes(mask).shape[1:]
     if min(height, width) < SSIM_WINDOW:
         raise InputError(
-            f"{path}: {settings.grid.axis} slices of {height} x {width} pixels; "
+            f"{scan.path}: {settings.grid.axis} slices of {height} x {width} pixels; "
             f"at least {SSIM_WINDOW} x {SSIM_WINDOW} are needed"
         )
     return Case(
-        subject=volumes.subject_of(path),
+        subject=scan.name,
         settings=settings,
         translation=values_of(volume, settings.target, sidecar and sidecar.window),
         truth=None if truth is None else values_of(truth, settings.target),
@@ -104,22 +104,24 @@ def values_of(volume: Volume, preset: Preset, window: Window | None = None) -> n
 # ----------------------------------------------------------------------------------------------
 
 
-def read_sidecars(paths: dict[str, Path]) -> tuple[dict[str, Sidecar | None], list]:
-    """Sidecars by subject, None where there is none, and the failures: (path, reason).
+def read_sidecars(scans: dict[str, Scan]) -> tuple[dict[str, Sidecar | None], list]:
+    """Sidecars by the names of their scans, None where there is none, and failures: (path, reason).
 
     Raises InputError for a subject that the model was trained on.
     """
     found, failed = {}, []
-    for subject, path in paths.items():
+    for name, scan in scans.items():
         try:
-            sidecar = sidecars.read(path)
+            sidecar = sidecars.read(scan)
         except InputError as error:
-            failed.append((path, str(error)))
+            failed.append((scan.path, str(error)))
             continue
-        digest = volumes.subject_digest(subject)
+        digest = volumes.subject_digest(scan.subject)
         if sidecar is not None and digest in sidecar.training_subjects:
-            raise InputError(f"{path}: the subject {subject!r} was used for training; leave it out")
-        found[subject] = sidecar
+            raise InputError(
+                f"{scan.path}: the subject {scan.subject!r} was used for training; leave it out"
+            )
+        found[name] = sidecar
     if not found:
         raise InputError(failed[0][1])
     return found, failed
@@ -131,7 +133,7 @@ def read_sidecars(paths: dict[str, Path]) -> tuple[dict[str, Sidecar | None], li
 
 
 def common_settings(
-    paths: dict[str, Path],
+    scans: dict[str, Scan],
     sidecars: dict[str, Sidecar | None],
     preset: str | None,
     source_preset: str | None,
@@ -141,7 +143,7 @@ def common_settings(
     first = next(iter(sidecars))
     lacking = [subject for subject, sidecar in sidecars.items() if sidecar is None]
     if lacking:
-        path = paths[lacking[0]]
+        path = scans[lacking[0]].path
         if len(lacking) < len(sidecars):
             raise InputError(f"{path}: no sidecar, where other volumes have theirs")
         if preset is None or (needs_source and source_preset is None):
@@ -149,13 +151,13 @@ def common_settings(
                 f"{path}: no sidecar beside it, so --preset and, for --source, --source_preset "
                 f"must say what the intensities are"
             )
-        return _implied_settings(paths[first], preset, source_preset)
+        return _implied_settings(scans[first], preset, source_preset)
     settings = sidecars[first].settings
     for subject, sidecar in sidecars.items():
         if sidecar.settings != settings:
             raise InputError(
-                f"{paths[subject]}: made with another preset, grid or other contours than "
-                f"{paths[first].name}; score one translation at a time"
+                f"{scans[subject].path}: made with another preset, grid or other contours than "
+                f"{scans[first].path.name}; score one translation at a time"
             )
     for flag, given, known in (
         ("preset", preset, settings.target),
@@ -166,11 +168,11 @@ def common_settings(
     return settings
 
 
-def _implied_settings(path: Path, preset: str, source_preset: str | None) -> Settings:
+def _implied_settings(scan: Scan, preset: str, source_preset: str | None) -> Settings:
     """Default contours, and a grid of axial slices that covers the volume at its finest spacing."""
     target = intensity.preset(preset)
     source = None if source_preset is None else intensity.preset(source_preset)
-    shape, affine = volumes.geometry(path)
+    shape, affine = scan.geometry()
     sizes, plane = volumes.spacing(affine), list(AXES["axial"][1:])
     spacing = sizes[plane].min()
     size = np.ceil(np.round((np.array(shape) * sizes)[plane].max() / spacing, 3))

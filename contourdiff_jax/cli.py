@@ -19,6 +19,7 @@ from contourdiff_jax.errors import InputError
 COMMANDS = {
     "quickstart": "contourdiff_jax.quickstart",
     "phantoms": "contourdiff_jax.data.phantoms",
+    "inspect": "contourdiff_jax.inspect",
     "prepare": "contourdiff_jax.data.prepare",
     "train": "contourdiff_jax.train",
     "translate": "contourdiff_jax.translate",

@@ -107,7 +107,12 @@ get_config = default
 
 def from_dict(fields: dict) -> ConfigDict:
     """A configuration from plain dicts; raises InputError for fields that are not ours."""
+    if not isinstance(fields, dict):
+        raise InputError(f"config: {fields!r}, where a dictionary of sections belongs")
     config = default()
+    for name, section in config.items():
+        if isinstance(section, ConfigDict) and not isinstance(fields.get(name, {}), dict):
+            raise InputError(f"config.{name}: {fields[name]!r}, where a section of fields belongs")
     try:
         config.update(ConfigDict(fields))
     except (KeyError, TypeError, AttributeError) as error:

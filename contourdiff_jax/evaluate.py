@@ -97,13 +97,18 @@ def evaluate(
     given = {name: folder for name, folder in given.items() if folder is not None}
 
     # Read: what there is to score, and in which terms.
-    paths = pairs.by_subject(translated)
-    partners = {name: pairs.by_subject(folder) for name, folder in given.items()}
-    sidecars, failed = cases.read_sidecars(paths)
-    settings = cases.common_settings(paths, sidecars, preset, source_preset, "source" in given)
+    scans = pairs.by_name(translated)
+    sidecars, failed = cases.read_sidecars(scans)
+    settings = cases.common_settings(scans, sidecars, preset, source_preset, "source" in given)
+    shown = {"truth": settings.target, "source": settings.source}
+    partners = {
+        what: pairs.by_name(folder, shown[what].modality if what in shown else None)
+        for what, folder in given.items()
+    }
     learned = None
     if real is not None:
-        learned = baselines.learn(real, set(sidecars), settings)
+        scored_subjects = {scans[name].subject for name in sidecars}
+        learned = baselines.learn(real, scored_subjects, settings)
         failed += learned.failed
 
     with _new_folder(out, overwrite) as folder:
@@ -111,17 +116,17 @@ def evaluate(
         rows, scored = [], []
         for subject in tqdm(sidecars, desc="evaluate", unit="volume", disable=None):
             try:
-                case = cases.read(paths[subject], sidecars[subject], partners, settings)
+                case = cases.read(scans[subject], sidecars[subject], partners, settings)
                 rows += scores.rows(case, baselines.methods(case, learned), grid)
             except InputError as error:
-                failed.append((paths[subject], str(error)))
+                failed.append((scans[subject].path, str(error)))
                 continue
             scored.append(subject)
             if len(scored) <= PANELS:
                 (folder / "panels" / f"{subject}.png").write_bytes(figures.png(_panel(case)))
         if not scored:
             raise InputError(
-                f"{translated}: none of {len(paths)} volumes could be scored: {failed[0][1]}"
+                f"{translated}: none of {len(scans)} volumes could be scored: {failed[0][1]}"
             )
 
         # Summarise and write.

@@ -11,15 +11,14 @@ Nothing of the source's header is in it. "window" is the translation's in its na
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 from contourdiff_jax.data import intensity, volumes
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.intensity import Preset, Window
-from contourdiff_jax.data.volumes import Volume
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.layouts.scans import Scan
 
 SCHEMA = 1
 NOTICE = "Synthetic images, not for diagnosis."
@@ -45,14 +44,20 @@ class Sidecar:
     training_subjects: frozenset[str]  # SHA-256 of their names
 
 
-def beside(volume: Path) -> Path:
-    """Where a volume's sidecar lies."""
-    return volume.with_name(f"{volumes.stem(volume)}.json")
+def beside(scan: Scan) -> Path:
+    """Where the sidecar of a translated scan lies: beside its file, or beside a series' folder."""
+    first = scan.files[0]
+    suffix = volumes.suffix_of(first)
+    if suffix in volumes.DICOM:
+        return scan.path.with_name(f"{scan.path.name}.json")
+    if suffix in volumes.PICTURES:  # several pictures share a folder with those of others
+        return first.with_name(f"{scan.stem}.json")
+    return first.with_name(f"{volumes.stem(first)}.json")
 
 
-def read(path: Path) -> Sidecar | None:
-    """The sidecar of a translated volume, None where there is none; InputError if damaged."""
-    file = beside(path)
+def read(scan: Scan) -> Sidecar | None:
+    """The sidecar of a translated scan, None where there is none; InputError if damaged."""
+    file = beside(scan)
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -85,46 +90,3 @@ def read(path: Path) -> Sidecar | None:
         raise InputError(
             f"{file}: a damaged sidecar ({type(error).__name__}: {error}); translate again"
         ) from error
-
-
-def is_done(target: Path, fields: dict, overwrite: bool) -> bool:
-    """Whether `target` and its sidecar already are what `fields` say.
-
-    Raises:
-      InputError: it is there but was made from something else.
-    """
-    if not target.exists():
-        return False
-    try:
-        before = json.loads(beside(target).read_text())
-    except (OSError, ValueError):
-        before = None
-    wanted = json.loads(json.dumps(fields))
-    if isinstance(before, dict) and wanted.items() <= before.items():
-        return True
-    if overwrite:
-        return False
-    raise InputError(
-        f"{target}: made with other settings; choose another --out or give --overwrite"
-    )
-
-
-def write(target: Path, array, like: Volume, dtype, fields: dict) -> None:
-    """Write a translated volume and its sidecar, both or none.
-
-    The sidecar first: a volume beside a sidecar is whole, whenever the command is interrupted.
-    """
-    path = beside(target)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        target.unlink(missing_ok=True)
-        part.write_text(json.dumps(fields, indent=2) + "\n")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {volumes.reason(error)}") from error
-    try:
-        volumes.write(target, array, like, dtype)
-    except InputError:
-        path.unlink(missing_ok=True)
-        raise

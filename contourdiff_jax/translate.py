@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translate volumes of another modality from their contours alone, each onto its own grid.
 
-Volumes already translated with the same settings are kept,
-so an interrupted command is continued by repeating it.
+--source is a volume or a folder in any layout that `contourdiff inspect` knows. Translations come
+back in the format of their source, or as --format says: nifti, dicom (a derived series), bids (a
+derivative) or nnunet (with the source's labels, ready to train on). Volumes already translated with
+the same settings are kept, so an interrupted command is continued by repeating it.
 
 Example:
     contourdiff translate --run=runs/mr --source=data/test_ct --preset=ct --out=translated
@@ -24,13 +26,16 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from contourdiff_jax import checkpoint, models, run, sidecars
+from contourdiff_jax import checkpoint, layouts, models, outputs, run, sidecars
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches, contours, intensity, masks, pairs, volumes
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.grid import KEPT_WHOLE
+from contourdiff_jax.data.volumes import UNKNOWN, Assumed
 from contourdiff_jax.diffusion import guidance, samplers, schedules
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.layouts import scans
+from contourdiff_jax.layouts.scans import Scan
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -47,6 +52,15 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("masks", None, "folder with body masks of the source", flag_values=values)
+    flags.DEFINE_enum(
+        "format", "same", list(outputs.FORMATS), "format of the translations", flag_values=values
+    )
+    flags.DEFINE_string(
+        "kind", None, "what the target shows, as in names of BIDS: T1w, ct", flag_values=values
+    )
+    flags.DEFINE_string(
+        "labels", None, "folder with label maps of the source, for nnunet", flag_values=values
+    )
     flags.DEFINE_string(
         "sampler", None, "ddim, ddpm or dpmpp_2m; the run's by default", flag_values=values
     )
@@ -62,6 +76,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "overwrite", False, "replace translations made with other settings", flag_values=values
     )
+    scans.define_flags(values)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -75,6 +90,10 @@ def main(values: flags.FlagValues) -> int:
         preset=values.preset,
         contours_file=values.contours,
         body_masks=values.masks,
+        **scans.from_flags(values),
+        form=values.format,
+        kind=values.kind,
+        labels=values.labels,
         sampler_name=values.sampler,
         steps=values.steps,
         guidance_scale=values.guidance,
@@ -158,6 +177,12 @@ def translate(
     preset: str,
     contours_file: str | Path | None = None,
     body_masks: str | Path | None = None,
+    layout: str = "auto",
+    select: str | None = None,
+    assumed: Assumed = UNKNOWN,
+    form: str = "same",
+    kind: str | None = None,
+    labels: str | Path | None = None,
     sampler_name: str | None = None,
     steps: int | None = None,
     guidance_scale: float | None = None,
@@ -172,7 +197,11 @@ def translate(
       run_folder: a run made by `train`.
       preset: modality of the source, 'ct' or 'mr'.
       contours_file: JSON of ContourSettings for the source, or the name of a contour preset.
-      body_masks: folder with a mask for each subject; computed without it.
+      body_masks: folder with a mask for each scan; the layout's or computed without it.
+      layout, select, assumed: how the source is understood, see `layouts.find`.
+      form: format of the translations, one of outputs.FORMATS.
+      kind: what the target shows, in names of BIDS and nnU-Net; the target's preset without it.
+      labels: folder with label maps of the source, for nnU-Net; the layout's without it.
       devices: how many to use; all without it.
       sampler_name, steps, guidance_scale, batch_size: the run's `sampler` section without them.
 
@@ -197,9 +226,19 @@ def translate(
         )
     source_preset = intensity.preset(preset)
     settings = _contour_settings(contours_file, trained, source_preset)
-    paths = volumes.find(source)
-    _check_places(paths, out)
-    mask_paths = None if body_masks is None else pairs.by_subject(body_masks)
+    found = layouts.find(
+        source, layout=layout, select=select, modality=source_preset.modality, assumed=assumed
+    )
+    place = outputs.Output(
+        folder=out,
+        format=form,
+        preset=trained.preset,
+        window=trained.window,
+        kind=kind or trained.preset.name,
+        labels=None if labels is None else pairs.by_name(labels),
+    )
+    targets = _targets(found.scans, place)
+    mask_scans = None if body_masks is None else pairs.by_name(body_masks)
     mesh = meshes.make(ConfigDict({"data": devices or -1, "fsdp": 1}))
     meshes.check_batch(mesh, config.sampler.batch, "--batch_size")
 
@@ -241,32 +280,33 @@ def translate(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {volumes.reason(error)}") from error
-    result = Result([], [], [])
-    for path in tqdm(paths, unit=" volumes", disable=None):
-        target = out / path.name
+    for note in found.notes:
+        print(f"note: {note}")
+    result = Result([], [], list(found.failed))
+    for scan, target in tqdm(targets, unit=" volumes", disable=None):
         try:
-            sidecar = common | _identity(path)
-            if sidecars.is_done(target, sidecar, overwrite):
-                result.kept.append(target)
+            sidecar = common | _identity(scan)
+            if target.is_done(sidecar, overwrite):
+                result.kept.append(target.files[0])
                 continue
             began = time.perf_counter()
-            volume = volumes.read(path)
-            mask = _body_mask(volume, source_preset.modality, mask_paths)
-            array, count = _translate_volume(
-                volume, mask, source_preset, settings, trained, draw, seed
+            volume, array, count = _translate_scan(
+                scan, source_preset, settings, trained, mask_scans, draw, seed
             )
             sidecar |= {"slices": count, "seconds": round(time.perf_counter() - began, 3)}
-            sidecars.write(target, array, volume, trained.preset.dtype, sidecar)
-            result.done.append(target)
+            target.write(array, volume, sidecar)
+            result.done.append(target.files[0])
+            result.failed.extend(volume.failed)
         except InputError as error:
-            result.failed.append((path, str(error)))
+            result.failed.append((scan.path, str(error)))
     if not result.done and not result.kept:
         if not any(out.iterdir()):
             out.rmdir()
         raise InputError(
-            f"{source}: none of {len(paths)} volumes could be translated; "
+            f"{source}: none of {len(targets)} volumes could be translated; "
             f"the first: {result.failed[0][1]}"
         )
+    place.finish(source)
     for _, reason in result.failed:
         print(f"not translated: {reason}", file=sys.stderr)
     print(
@@ -276,35 +316,54 @@ def translate(
     return result
 
 
-def _check_places(paths: list[Path], out: Path) -> None:
-    """Raise InputError where a translation would be written over its source, or over another."""
-    if out.resolve() == paths[0].parent.resolve():
-        raise InputError(f"{out}: holds the source itself; choose another --out")
-    names = {}
-    for path in paths:
-        other = names.setdefault(volumes.stem(path), path)
-        if other != path:
-            raise InputError(f"{path}: {other.name} would have the same sidecar; keep one of them")
+def _targets(found: list[Scan], place: outputs.Output) -> list[tuple[Scan, outputs.Target]]:
+    """Where every scan's translation goes.
+
+    Raises InputError where one would be written over a source, or over another.
+    """
+    sources = {path.resolve() for scan in found for path in scan.files}
+    targets, owners = [], {}
+    for scan in found:
+        target = place.target(scan)
+        for path in target.files:
+            if path.resolve() in sources or path.resolve().parent in {s.parent for s in sources}:
+                raise InputError(f"{place.folder}: holds the source itself; choose another --out")
+        other = owners.setdefault(target.sidecar, scan)
+        if other is not scan:
+            raise InputError(
+                f"{scan.path}: {other.path.name} would have the same sidecar; keep one of them"
+            )
+        targets.append((scan, target))
+    return targets
 
 
-def _translate_volume(volume, mask, source_preset, settings, trained, draw, seed):
-    """-> (array [X, Y, Z] in the target's native units, number of slices)."""
-    resampling = trained.grid.fit(volume.array.shape, volume.affine)
+def _translate_scan(scan, source_preset, settings, trained, mask_scans, draw, seed):
+    """-> (the scan's volume, its translation [X, Y, Z] in native units, number of slices)."""
+    volume = scan.read()
+    window = source_preset.window_of(volume)
+    volume, resampling = trained.grid.fit_volume(volume)
     if resampling.kept < KEPT_WHOLE:
-        tqdm.write(
-            f"warning: {volume.path} is larger than the run's grid: {resampling.kept:.0%} of its "
-            f"field of view is translated, the rest is air",
-            file=sys.stderr,
+        _say(
+            f"warning: {scan.path} is larger than the run's grid: {resampling.kept:.0%} of its "
+            f"field of view is translated, the rest is air"
         )
-    values = source_preset.values(volume.array, source_preset.window_of(volume))
-    slices = resampling.slices(values, source_preset.air)
-    condition = batches.given(contours.stack(slices, resampling.masks(mask), settings))
-    numbers = np.arange(len(slices))
-    unit = draw(condition, keys(seed, volumes.subject_of(volume.path), numbers))
+    for note in volume.notes:
+        _say(f"note: {scan.path}: {note}")
+    mask = pairs.companion(volume, scan, mask_scans, "masks")
+    if mask is None:
+        mask = masks.body_mask(volume.array, volume.affine, source_preset.modality)
+    slices = resampling.slices(source_preset.values(volume.array, window), source_preset.air)
+    condition = batches.given(contours.stack(slices, resampling.masks(mask > 0), settings))
+    unit = draw(condition, keys(seed, scan.name, np.arange(len(slices))))
 
     target = trained.preset
     translated = resampling.volume(target.image.inverse(unit), target.air)
-    return target.native(translated, trained.window), len(slices)
+    return volume, target.native(translated, trained.window), len(slices)
+
+
+def _say(text: str) -> None:
+    """A line above the progress bar."""
+    tqdm.write(text, file=sys.stderr)
 
 
 def _draw(sample, params, sharding, batch: int, condition, slice_keys) -> np.ndarray:
@@ -320,12 +379,6 @@ def _draw(sample, params, sharding, batch: int, condition, slice_keys) -> np.nda
         example = meshes.put(sharding, {"contour": condition[part]})
         drawn.append(np.asarray(sample(params, example, meshes.put(sharding, slice_keys[part]))))
     return np.concatenate(drawn)[:count, ..., 0]
-
-
-def _body_mask(volume, modality: str, files: dict[str, Path] | None) -> np.ndarray:
-    if files is None:
-        return masks.body_mask(volume.array, volume.affine, modality)
-    return pairs.partner(volume, files, "masks", labels=True).array > 0
 
 
 def _contour_settings(given, trained: run.Run, source: intensity.Preset) -> ContourSettings:
@@ -344,10 +397,10 @@ def _contour_settings(given, trained: run.Run, source: intensity.Preset) -> Cont
         raise InputError(f"{given}: {error}") from None
 
 
-def _identity(path: Path) -> dict:
+def _identity(scan: Scan) -> dict:
     return {
-        "subject": volumes.subject_of(path),
-        "source": {"name": path.name, "sha256": volumes.sha256(path)},
+        "subject": scan.subject,
+        "source": {"name": scan.source, "sha256": scan.sha256},
     }
 
 

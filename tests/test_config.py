@@ -83,3 +83,8 @@ def test_a_configuration_is_not_shared():
     config.default().train.batch = 999
     assert config.default().train.batch != 999
     assert config.get_config().to_dict() == config.default().to_dict()
+
+
+def test_a_section_replaced_by_a_number_is_named():
+    with pytest.raises(InputError, match=r"config\.train: 7, where a section"):
+        config.from_dict({"train": 7})

@@ -247,3 +247,16 @@ def test_a_mask_covers_a_pixel_that_it_fills_by_more_than_half():
     mask[:, :, 1] = [[True, True], [True, False]]
     masks = Grid("axial", spacing=2.0, size=1).fit(mask.shape, np.eye(4)).masks(mask)
     assert masks.dtype == bool and masks.ravel().tolist() == [False, True, False]
+
+
+def test_uneven_slices_keep_their_places_or_become_even():
+    """Along the axis of acquisition nothing is interpolated, across it they are made even."""
+    offsets = np.array([0, 1, 2, 4.0])
+    native = volumes.NativeGrid((40, 36, 4), np.diag((1, 1, 3, 1.0)), offsets=offsets * 3 / 4)
+    array = np.arange(40 * 36 * 4, dtype=np.float32).reshape(40, 36, 4)
+    volume = volumes.Volume(array, native.affine, "uneven", native)
+    same, resampling = Grid("axial", 1.0, 48).fit_volume(volume)
+    assert same is volume
+    np.testing.assert_allclose(resampling.positions, offsets * 9 / 4)
+    even, resampling = Grid("coronal", 1.0, 48).fit_volume(volume)
+    assert even.array.shape == (40, 36, 5) and len(resampling.positions) == 36

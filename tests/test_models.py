@@ -123,6 +123,7 @@ def test_attention_is_jax_attention(rng):
     ("fields", "named"),
     [
         ({"channels": ()}, "channels"),
+        ({"channels": (8, "a")}, "channels"),
         ({"attention": (True,)}, "attention"),
         ({"channels": (6, 16)}, "groups"),
         ({"head_width": 5}, "head_width"),

@@ -171,8 +171,16 @@ def test_files_have_the_geometry_asked_for(folder):
         assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
         np.testing.assert_allclose(image.header.get_zooms(), (230 / 32, 230 / 32, 20), rtol=1e-6)
         middle = image.affine @ (15.5, 15.5, 2.5, 1)
-        np.testing.assert_allclose(middle[:3], phantoms.CENTRE, atol=1e-4)
+        np.testing.assert_allclose(middle[:3], (*phantoms.CENTRE, phantoms.LEVEL), atol=1e-4)
         assert image.get_data_dtype() == (np.uint8 if "labels" in path.name else np.int16)
+
+
+def test_the_level_moves_the_slices_and_not_the_head():
+    options = {"size": 32, "slices": 6, "thickness": 20}
+    low, _ = phantoms.render_subject(0, "one", ["labels"], level=4, **options)
+    high, affine = phantoms.render_subject(0, "one", ["labels"], level=24, **options)
+    np.testing.assert_array_equal(high["labels"][..., :-1], low["labels"][..., 1:])
+    assert (affine @ (0, 0, 2.5, 1))[2] == pytest.approx(24)
 
 
 def test_the_same_seed_gives_the_same_files_and_another_seed_does_not(folder, tmp_path):

@@ -247,7 +247,7 @@ def test_missing_and_misplaced_partners_fail_their_volume_only(source, tmp_path,
     assert set(reasons) == {"c_ct.nii.gz", "d_ct.nii.gz"}
     assert "another grid" in reasons["c_ct.nii.gz"]
     assert "of the subject 'd'" in reasons["d_ct.nii.gz"]
-    save(tmp_path / what, "a_mask.nii.gz", array)
+    save(tmp_path / what, "a_seg.nii", array)
     with pytest.raises(InputError, match="'a' too"):
         prepare(source, tmp_path / "other", "ct", **{what: tmp_path / what})
 

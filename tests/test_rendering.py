@@ -52,11 +52,13 @@ def test_ct_of_a_hand_made_label_map_has_the_table_s_hu(blocks):
 
 
 def test_ct_noise_has_the_wanted_standard_deviation(blocks):
+    """The texture of white matter, one HU, adds to it."""
+    wanted = np.hypot(10 * np.sqrt(rendering.CT_VOXEL / np.prod(SPACING)), 1)
     image = rendering.render_ct(
         blocks, SPACING, rng(), tissues=TABLE, noise=10, jitter=0, holder=False
     )
     white = interiors(image)[1]
-    assert np.std(white) == pytest.approx(10, rel=0.1)
+    assert np.std(white) == pytest.approx(wanted, rel=0.1)
 
 
 def test_mr_of_pure_tissue_is_the_spin_echo_signal(blocks):

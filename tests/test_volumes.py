@@ -12,6 +12,7 @@ import pytest
 
 from contourdiff_jax.data import volumes
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.formats import nifti
 
 # All 48 ways in which the three axes of a file can be ordered and flipped.
 ORDERS = list(itertools.permutations(range(3)))
@@ -109,7 +110,7 @@ def test_real_files_come_back_bit_for_bit(tmp_path, data_root):
         volumes.write(tmp_path / "out.nii", volume.array, volume, np.float32, overwrite=True)
         second = nib.load(tmp_path / "out.nii")
         np.testing.assert_array_equal(second.get_fdata(), first.get_fdata())
-        for field in volumes.GEOMETRY_FIELDS:
+        for field in nifti.GEOMETRY_FIELDS:
             np.testing.assert_array_equal(second.header[field], first.header[field], field)
 
 
@@ -344,8 +345,8 @@ def test_a_damaged_header_never_gives_another_error(tmp_path):
 
 
 def test_missing_files_and_other_types_are_refused(tmp_path):
-    (tmp_path / "a.mha").touch()
-    for name, match in (("none.nii", "no such"), ("a.mha", "unsupported"), (".", "a folder")):
+    (tmp_path / "a.txt").write_text("not an image")
+    for name, match in (("none.nii", "no such"), ("a.txt", "unsupported"), (".", "a folder")):
         with pytest.raises(InputError, match=match):
             volumes.read(tmp_path / name)
 
@@ -436,12 +437,68 @@ def test_subjects_are_named_by_their_files(name, subject):
     assert volumes.subject_of(f"folder_ct/{name}") == subject
 
 
-def test_find_lists_volumes_in_order(tmp_path):
-    for name in ("b.nii", "a.nii.gz", "c.png", "._a.nii.gz"):
-        (tmp_path / name).touch()
-    (tmp_path / "folder.nii").mkdir()
-    assert [path.name for path in volumes.find(tmp_path)] == ["a.nii.gz", "b.nii"]
-    assert volumes.find(tmp_path / "b.nii") == [tmp_path / "b.nii"]
-    for path, match in ((tmp_path / "none", "no such"), (tmp_path / "folder.nii", r"no \.nii")):
-        with pytest.raises(InputError, match=match):
-            volumes.find(path)
+# --------------------------------------------------------------------------------------------------
+# Unevenly spaced slices
+# --------------------------------------------------------------------------------------------------
+
+PLACES = np.array([0, 4, 8, 15, 22, 29.0])  # mm
+
+
+def uneven(order=(0, 1, 2), flips=(1, 1, 1)):
+    """A volume of slices at PLACES mm along the file's third axis, its values linear in place."""
+    shape = (5, 4, len(PLACES))
+    step = PLACES[-1] / (len(PLACES) - 1)
+    grid = volumes.NativeGrid(
+        shape, affine_of(order, flips, sizes=(1, 2, step)), offsets=PLACES / step
+    )
+    i, j = np.ogrid[:5, :4]
+    array = (100 * i + 10 * j)[..., None] + PLACES
+    return volumes._canonical(array.astype(np.float32), grid, "uneven", (), ())
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1)])
+def test_uneven_slices_become_even_without_moving(order, flips):
+    volume = uneven(order, flips)
+    even = volume.even()
+    # Slices 4 mm apart or a little less, from the first to the last; linear values stay linear.
+    assert even.native.shape == (5, 4, 9)
+    axis = even.native.orientation[2, 0].astype(int)
+    assert volumes.spacing(even.affine)[axis] == pytest.approx(29 / 8)
+    middle = even.to_native(even.array)[2, 1]
+    np.testing.assert_allclose(middle, 210 + np.linspace(0, 29, 9), atol=1e-4)
+    for corner in (0, -1):
+        np.testing.assert_array_equal(
+            even.to_native(even.array)[..., corner], volume.to_native(volume.array)[..., corner]
+        )
+    assert even.even() is even
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1)])
+def test_uneven_slices_are_known_where_they_are(order, flips):
+    volume = uneven(order, flips)
+    axis, offsets = volume.offsets
+    assert np.all(np.diff(offsets) > 0)
+    # The place of each slice along the axis, read from the values, is where its offset says.
+    line = np.moveaxis(volume.array, axis, -1)[0, 0]
+    start = np.eye(4)[3]
+    for offset, value in zip(offsets, line - line.min(), strict=True):
+        start[axis] = offset
+        place = (volume.affine @ start - volume.native.affine[:, 3])[:3]
+        expected = volume.native.affine[:3, 2] / volumes.spacing(volume.native.affine)[2]
+        assert place @ expected == pytest.approx(value, abs=1e-4)
+
+
+def test_uneven_slices_are_written_even(tmp_path):
+    volume = uneven()
+    volumes.write(tmp_path / "x.nii.gz", volume.array, volume, np.float32)
+    back = volumes.read(tmp_path / "x.nii.gz")
+    np.testing.assert_allclose(back.array, volume.even().array, atol=1e-4)
+    np.testing.assert_allclose(back.affine, volume.even().affine, atol=1e-4)
+
+
+def test_two_slices_that_almost_coincide_do_not_make_thousands():
+    offsets = np.array([0, 1, 2, 2.001, 3, 4.0])
+    grid = volumes.NativeGrid((5, 4, 6), np.eye(4), offsets=offsets * 5 / 4)
+    assert grid.even().shape[2] < 30

@@ -16,6 +16,7 @@ import dataclasses
 import numpy as np
 
 from contourdiff_jax.data import volumes
+from contourdiff_jax.data.volumes import Volume
 from contourdiff_jax.errors import InputError
 
 # Volume axes of (slices, rows, columns). Rows and columns run against the axes: radiological
@@ -42,9 +43,28 @@ class Grid:
         if self.size < 1:
             raise InputError(f"the grid's size must be at least 1 pixel, not {self.size}")
 
-    def fit(self, shape, affine) -> "Resampling":
-        """The resampling between volumes of that shape and affine [4, 4], and this grid."""
-        return Resampling(self, tuple(shape), np.asarray(affine, np.float64))
+    def fit(self, shape, affine, places=None) -> "Resampling":
+        """The resampling between volumes of that shape and affine [4, 4], and this grid.
+
+        `places` [N] says where the slices lie along the slicing axis, in voxels; without it they
+        are even.
+        """
+        return Resampling(self, tuple(shape), np.asarray(affine, np.float64), places)
+
+    def fit_volume(self, volume: Volume) -> tuple[Volume, "Resampling"]:
+        """The volume as it can be cut across the grid's axis, and its resampling.
+
+        Slices that were acquired along this axis stay as they are and where they are, however
+        uneven. Across another axis unevenly spaced slices are first interpolated to even ones.
+        """
+        places = None
+        if volume.offsets is not None:
+            axis, offsets = volume.offsets
+            if axis == AXES[self.axis][0]:
+                places = offsets
+            else:
+                volume = volume.even()
+        return volume, self.fit(volume.array.shape, volume.affine, places)
 
 
 class Resampling:
@@ -56,7 +76,7 @@ class Resampling:
       kept: fraction of the field of view that lies inside the grid; below 1 it is cropped.
     """
 
-    def __init__(self, grid: Grid, shape: tuple[int, int, int], affine: np.ndarray):
+    def __init__(self, grid: Grid, shape: tuple[int, int, int], affine: np.ndarray, places=None):
         self.grid = grid
         self.shape = shape
         self.axes = AXES[grid.axis]
@@ -65,7 +85,7 @@ class Resampling:
         depth, *plane = self.axes
         centre = (np.array(shape) - 1) / 2
         centres = np.repeat(centre[None], shape[depth], axis=0)
-        centres[:, depth] = np.arange(shape[depth])
+        centres[:, depth] = np.arange(shape[depth]) if places is None else places
         self.positions = centres @ affine[depth, :3] + affine[depth, 3]
 
         grid_side = (grid.size, grid.spacing)

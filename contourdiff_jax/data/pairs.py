@@ -1,47 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs: volumes of several folders that belong together, by their subject and on one grid.
+"""Pairs: volumes of several folders that belong together, by their name and on one grid.
 
 Names pair up to the modality word: head01_ct belongs to head01_mr and to head01_labels.
 """
 
-from pathlib import Path
-
 import numpy as np
 
+from contourdiff_jax import layouts
 from contourdiff_jax.data import volumes
 from contourdiff_jax.data.volumes import Volume
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.layouts.scans import Scan
 
 SAME_GRID = 0.1  # voxels between corners: more than headers lose by rounding, less than one sees
 
 
-def by_subject(folder) -> dict[str, Path]:
-    """The volumes of a folder by their subject, sorted; InputError where a subject has two."""
-    files = {}
-    for path in volumes.find(folder):
-        subject = volumes.subject_of(path)
-        if subject in files:
-            raise InputError(
-                f"{path}: {files[subject].name} belongs to the subject {subject!r} too; keep one"
-            )
-        files[subject] = path
-    return dict(sorted(files.items()))
+def by_name(folder, modality: str | None = None) -> dict[str, Scan]:
+    """The scans of a folder by their name, sorted; InputError where a name has two.
 
-
-def partner(volume: Volume, files: dict[str, Path], name: str, *, labels: bool = False) -> Volume:
-    """The volume of the same subject among `files`, the content of the folder --`name`.
-
-    Raises InputError where there is none, or where it does not lie on the volume's grid.
+    Where the layout tells modalities apart, those of `modality` ('ct', 'mr') are meant.
     """
-    subject = volumes.subject_of(volume.path)
-    if subject not in files:
-        raise InputError(f"{volume.path}: no volume of the subject {subject!r} in --{name}")
-    other = volumes.read(files[subject], labels=labels)
+    found = {}
+    for scan in layouts.find(folder, modality=modality).scans:
+        if scan.name in found:
+            raise InputError(
+                f"{scan.path}: {found[scan.name].path.name} belongs to {scan.name!r} too; keep one"
+            )
+        found[scan.name] = scan
+    return dict(sorted(found.items()))
+
+
+def partner(
+    volume: Volume, name: str, others: dict[str, Scan], what: str, *, labels: bool = False
+) -> Volume:
+    """The volume that belongs to `volume`, of that name, among `others`, what --`what` holds.
+
+    Its slices are even. Raises InputError where there is none, or where it does not lie on the
+    volume's grid.
+    """
+    if name not in others:
+        raise InputError(f"{volume.path}: no volume of the subject {name!r} in --{what}")
+    other = others[name].read(labels=labels).even()
+    _check_same_grid(volume, other)
+    return other
+
+
+def companion(
+    volume: Volume, scan: Scan, given: dict[str, Scan] | None, what: str
+) -> np.ndarray | None:
+    """The label map or mask [X, Y, Z] of a scan; `what` is 'labels' or 'masks'.
+
+    From what was given, else from the layout, None where there is none.
+    """
+    if given is not None:
+        return partner(volume, scan.name, given, what, labels=True).array
+    path = scan.labels if what == "labels" else scan.mask
+    if path is None:
+        return None
+    other = volumes.read(path, labels=True)
+    _check_same_grid(volume, other)
+    return other.array
+
+
+def _check_same_grid(volume: Volume, other: Volume) -> None:
+    """InputError where two volumes do not lie on one grid, voxel for voxel."""
     if not _same_grid(volume, other):
         raise InputError(
             f"{volume.path}: {other.path} lies on another grid; resample one onto the other's"
         )
-    return other
 
 
 def _same_grid(volume: Volume, other: Volume) -> bool:

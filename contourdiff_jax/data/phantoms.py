@@ -32,7 +32,8 @@ from contourdiff_jax.data import anatomy, rendering, volumes
 from contourdiff_jax.errors import InputError
 
 FIELD_OF_VIEW = 230.0  # mm, in plane
-CENTRE = np.array((0.0, 4.0, 4.0))  # mm, of the field of view: the nose counts, the neck does not
+CENTRE = (0.0, 4.0)  # mm, of the field of view in plane: the nose counts
+LEVEL = 4.0  # mm, height of the middle slice: the face counts, the neck does not
 OVERSAMPLING = (2, 2, 2)  # anatomy samples per voxel along each axis, for partial volume
 KINDS = {  # what is written of a subject, by its role
     "train_mr": ("mr", "labels"),
@@ -80,6 +81,7 @@ def render_subject(
     slices: int = 24,
     spacing: float = FIELD_OF_VIEW / 128,
     thickness: float = 6.0,
+    level: float = LEVEL,
     domain: Domain = Domain(),
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Volumes of one subject, which `seed` and its name determine.
@@ -88,6 +90,7 @@ def render_subject(
         kinds: any of 'ct', 'mr' (T1-weighted), 't2', 'labels'. None depends on the others.
         size, slices: voxels in plane and along z.
         spacing, thickness: in mm, in plane and along z.
+        level: height of the middle slice, in mm above the middle of the head.
 
     Returns:
         {kind: [X, Y, Z]} int16 (labels uint8), and the affine [4, 4] that they share.
@@ -104,9 +107,10 @@ def render_subject(
     in_plane = spacing * domain.field_of_view
     shape, voxel = np.array((size, size, slices)), np.array((in_plane, in_plane, thickness))
     fine = voxel / OVERSAMPLING  # spacing of the tissue map
+    middle = np.array((*CENTRE, level))
     axes = [
         centre + step * (np.arange(count) - (count - 1) / 2)
-        for centre, step, count in zip(CENTRE, fine, shape * OVERSAMPLING, strict=True)
+        for centre, step, count in zip(middle, fine, shape * OVERSAMPLING, strict=True)
     ]
     parts = anatomy.tissue_map(head, axes)
 
@@ -121,7 +125,7 @@ def render_subject(
         return rendering.render_mr(*scene, **options, weighting=weighting)
 
     affine = np.diag((*voxel, 1.0))
-    affine[:3, 3] = CENTRE - voxel * (shape - 1) / 2
+    affine[:3, 3] = middle - voxel * (shape - 1) / 2
     return {kind: picture(kind) for kind in kinds}, affine
 
 
@@ -135,6 +139,7 @@ def phantoms(
     slices: int = 24,
     spacing: float | None = None,
     thickness: float = 6.0,
+    level: float = LEVEL,
     seed: int = 0,
     bias: float = 0.0,
     overwrite: bool = False,
@@ -150,6 +155,7 @@ def phantoms(
         slices: along z.
         spacing: in-plane, in mm; by default what makes the field of view 230 mm.
         thickness: of the slices, in mm.
+        level: height of the middle slice, in mm above the middle of the head.
         seed: with a subject's name it determines the subject.
         bias: structural bias between the domains, see `domains`.
         overwrite: replace `out`, if all it holds is phantoms.
@@ -161,7 +167,7 @@ def phantoms(
         InputError: a number out of range, or `out` exists or cannot be written.
     """
     out = Path(out).absolute()
-    _check(size, slices, spacing, thickness, seed, bias)
+    _check(size, slices, spacing, thickness, level, seed, bias)
     roles = _roles(subjects, test, train_ct)
     _check_free(out, overwrite)
     geometry = {
@@ -169,6 +175,7 @@ def phantoms(
         "slices": slices,
         "spacing": FIELD_OF_VIEW / size if spacing is None else spacing,
         "thickness": thickness,
+        "level": level,
     }
     work = [(role, subject) for role, names in roles.items() for subject in names]
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
@@ -195,7 +202,7 @@ def phantoms(
     return roles
 
 
-def _check(size, slices, spacing, thickness, seed, bias):
+def _check(size, slices, spacing, thickness, level, seed, bias):
     if size < 32:
         raise InputError(f"phantoms: --size={size} is too small to show a head; use 32 or more")
     if slices < 1:
@@ -203,6 +210,8 @@ def _check(size, slices, spacing, thickness, seed, bias):
     for name, value in (("spacing", spacing), ("thickness", thickness)):
         if value is not None and not 0 < value < np.inf:
             raise InputError(f"phantoms: --{name}={value} must be a positive number of mm")
+    if not abs(level) <= 100:
+        raise InputError(f"phantoms: --level={level} misses the head; give -100 to 100 mm")
     if seed < 0:
         raise InputError(f"phantoms: --seed={seed} must be 0 or more")
     if not 0 <= bias <= 2:
@@ -256,6 +265,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("slices", 24, "slices per volume", flag_values=values)
     flags.DEFINE_float("thickness", 6.0, "slice thickness in mm", flag_values=values)
     flags.DEFINE_float(
+        "level",
+        LEVEL,
+        "height of the middle slice in mm: 28 leaves out the face",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
         "spacing", None, "in-plane spacing in mm (default: 230 mm / size)", flag_values=values
     )
     flags.DEFINE_integer("seed", 0, "seed of all randomness", flag_values=values)
@@ -277,6 +292,7 @@ def main(values: flags.FlagValues) -> int:
         slices=values.slices,
         spacing=values.spacing,
         thickness=values.thickness,
+        level=values.level,
         seed=values.seed,
         bias=values.bias,
         overwrite=values.overwrite,

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prepare volumes for training: a store of slices on one grid, with body masks and an index.
 
-Every NIfTI volume in --source is brought to one orientation, windowed by --preset, cut into slices
-along --axis and resampled to --size x --size pixels of --spacing mm. Without --spacing it is the
-median in-plane spacing of the volumes; without --size it is the smallest multiple of 32 that covers
-the largest field of view. Volumes of one subject (the file name without _ct, _t1, ...) share a
-split: that of --split, or train and, for a fraction of the subjects, val. A volume that cannot be
-used is reported and left out; the exit status is then 1.
+Every volume in --source (NIfTI, DICOM, .mha, .nrrd, or slices as PNG, TIFF, .npy) is brought to one
+orientation, windowed by --preset, cut into slices along --axis and resampled to --size x --size
+pixels of --spacing mm. Without --spacing it is the median in-plane spacing of the volumes; without
+--size it is the smallest multiple of 32 that covers the largest field of view. The layout of the
+folder is recognised, or given by --layout; where it holds several kinds of scans, --preset or
+--select says which. Volumes of one subject share a split: that of --split or of the layout, or
+train and, for a fraction of the subjects, val. What cannot be used is reported and left out; the
+exit status is then 1. `contourdiff inspect` shows beforehand how a folder is understood.
 
 Example:
   contourdiff prepare --source=scans/mr --out=stores/mr --preset=mr --spacing=1 --size=256
@@ -19,17 +21,23 @@ import math
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from contourdiff_jax import layouts
 from contourdiff_jax.data import intensity, pairs, volumes
 from contourdiff_jax.data.grid import AXES, KEPT_WHOLE, Grid
 from contourdiff_jax.data.masks import body_mask
 from contourdiff_jax.data.store import SPLITS, StoreWriter, check_is_free
+from contourdiff_jax.data.volumes import UNKNOWN, Assumed, Volume
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.layouts import scans
+from contourdiff_jax.layouts.scans import Scan
 
 SIZE_STEP = 32  # a size that five halvings divide suits any U-Net
 
@@ -44,6 +52,8 @@ class PrepareResult:
     grid: Grid
     slices: int
     splits: dict[str, str]  # subject -> split
+    layout: str
+    notes: list[str]  # what was assumed or mended
 
 
 def prepare(
@@ -51,6 +61,9 @@ def prepare(
     out,
     preset,
     *,
+    layout: str = "auto",
+    select: str | None = None,
+    assumed: Assumed = UNKNOWN,
     axis: str = "axial",
     spacing: float | None = None,
     size: int | None = None,
@@ -63,92 +76,134 @@ def prepare(
     """Writes a store from a folder of volumes.
 
     Args:
-      source: a volume or a folder of volumes.
+      source: a volume, or a folder of volumes in any of `layouts.LAYOUTS`.
       out: the store's folder.
       preset: name of the intensity preset, 'ct' or 'mr'.
+      layout: of the source, or a CSV file that says what belongs to whom.
+      select: which of several kinds of scans, where the preset does not tell.
+      assumed: what pictures do not say themselves.
       axis: slicing axis, 'axial', 'coronal' or 'sagittal'.
       spacing: of the grid's pixels [mm]; default: the volumes' median in plane, to two digits.
       size: of the grid [px]; default: the smallest multiple of 32 that covers every field of view.
-      labels: folder of label maps on the volumes' grids, paired by subject.
-      masks: folder of body masks, likewise; default: they are computed.
+      labels: folder of label maps on the volumes' grids, paired by name; default: the layout's.
+      masks: folder of body masks, likewise; default: the layout's, else they are computed.
       split: CSV file with the columns subject and split ('train', 'val' or 'test').
-      validation: fraction of the subjects whose split is 'val', where there is no `split`.
+      validation: fraction of the subjects to train on whose split is 'val', where neither `split`
+        nor the layout names any.
       overwrite: replace a store of that name.
 
-    Volumes that cannot be used are left out and listed in the result. Raises InputError when none
-    can be used.
+    Volumes that cannot be used are left out and listed in the result, and so are single slices.
+    Raises InputError when nothing can be used.
     """
     chosen = intensity.preset(preset)
     if not 0 <= validation < 1:
         raise InputError(f"--validation must be at least 0 and below 1, not {validation}")
-    paths = volumes.find(source)
+    found = layouts.find(
+        source, layout=layout, select=select, modality=chosen.modality, assumed=assumed
+    )
     check_is_free(Path(out), overwrite)
-    label_paths, mask_paths = (
-        None if folder is None else pairs.by_subject(folder) for folder in (labels, masks)
+    label_scans, mask_scans = (
+        None if folder is None else pairs.by_name(folder) for folder in (labels, masks)
     )
     given = None
     if split is not None:
-        given = read_splits(split, {volumes.subject_of(path) for path in paths})
-    grid = _grid(paths, axis, spacing, size)
+        given = read_splits(split, {scan.subject for scan in found.scans})
+    grid = _grid(found.scans, axis, spacing, size)
+    has_labels = labels is not None or all(scan.labels for scan in found.scans)
 
-    done, failed, cropped = [], [], []
-    with StoreWriter(out, chosen, grid, labels=labels is not None, overwrite=overwrite) as writer:
-        for path in tqdm(paths, desc="prepare", unit="volume", disable=None):
+    done, failed, cropped, notes = [], list(found.failed), [], []
+    with StoreWriter(out, chosen, grid, labels=has_labels, overwrite=overwrite) as writer:
+        progress = tqdm(total=len(found.scans), desc="prepare", unit="volume", disable=None)
+        for scan, volume in _read_ahead(found.scans):
+            progress.update()
             try:
-                volume = volumes.read(path)
-                slices = _slices(volume, chosen, grid, label_paths, mask_paths)
+                if isinstance(volume, InputError):
+                    raise volume
+                slices, kept = _slices(scan, volume, chosen, grid, label_scans, mask_scans)
             except InputError as error:
-                failed.append((path, str(error)))
+                failed.append((scan.path, str(error)))
                 continue
-            kept = slices.pop("kept")
-            writer.add(volumes.subject_of(path), **slices)
-            done.append(path)
+            writer.add(scan.subject, **slices)
+            done.append(scan.path)
+            failed += volume.failed
+            notes += volume.notes
             if kept < KEPT_WHOLE:
-                cropped.append((path, kept))
+                cropped.append((scan.path, kept))
+        progress.close()
         if not done:
-            raise InputError(f"{source}: none of {len(paths)} volumes can be used: {failed[0][1]}")
+            raise InputError(
+                f"{source}: none of {len(found.scans)} volumes can be used: {failed[0][1]}"
+            )
         subjects = writer.subjects
         if given is None:
-            splits = draw_splits(subjects, validation)
+            splits = _splits(found.scans, subjects, validation)
         else:
             splits = {subject: given[subject] for subject in subjects}
         writer.finish(splits)
-    return PrepareResult(done, failed, cropped, grid, len(writer), splits)
+    return PrepareResult(
+        done,
+        failed,
+        cropped,
+        grid,
+        len(writer),
+        splits,
+        found.layout,
+        [*found.notes, *scans.tally(notes)],
+    )
 
 
-def _slices(volume, preset, grid, label_paths, mask_paths) -> dict:
+def _read_ahead(scans: list[Scan]) -> Iterator[tuple[Scan, Volume | InputError]]:
+    """Every scan with its volume, or why it cannot be read.
+
+    While one volume is worked on the next is read: much of reading is decompression, which leaves
+    Python's lock to others. Three volumes are in memory at most.
+    """
+
+    def read(scan):
+        try:
+            return scan.read()
+        except InputError as error:
+            return error
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = None
+        for scan, following in zip(scans, [*scans[1:], None], strict=True):
+            volume = read(scan) if ahead is None else ahead.result()
+            ahead = following and reader.submit(read, following)
+            yield scan, volume
+
+
+def _slices(scan, volume, preset, grid, label_scans, mask_scans) -> tuple[dict, float]:
     """What a store keeps of a volume, and the fraction of its field of view that is kept."""
     window = preset.window_of(volume)
-    resampling = grid.fit(volume.array.shape, volume.affine)
-    if mask_paths is None:
+    volume, resampling = grid.fit_volume(volume)
+    mask = pairs.companion(volume, scan, mask_scans, "masks")
+    if mask is None:
         mask = body_mask(volume.array, volume.affine, preset.modality)
-    else:
-        mask = pairs.partner(volume, mask_paths, "masks", labels=True).array > 0
-    labels = None
-    if label_paths is not None:
-        partner = pairs.partner(volume, label_paths, "labels", labels=True)
-        labels = resampling.labels(partner.array)
-    return {
+    labels = pairs.companion(volume, scan, label_scans, "labels")
+    slices = {
         "values": resampling.slices(preset.values(volume.array, window), preset.air),
-        "masks": resampling.masks(mask),
-        "labels": labels,
+        "masks": resampling.masks(mask > 0),
+        "labels": None if labels is None else resampling.labels(labels),
         "positions": resampling.positions,
         "window": window,
-        "source": volume.path.name,
-        "sha256": volumes.sha256(volume.path),
-        "kept": resampling.kept,
+        "source": scan.source,
+        "sha256": scan.sha256,
     }
+    return slices, resampling.kept
 
 
-def _grid(paths: list[Path], axis: str, spacing: float | None, size: int | None) -> Grid:
+def _grid(scans: list[Scan], axis: str, spacing: float | None, size: int | None) -> Grid:
     """The grid, with defaults from the headers of the volumes."""
     if axis not in AXES:
         raise InputError(f"--axis={axis}: known are {', '.join(AXES)}")
+    if spacing is not None and size is not None:
+        return Grid(axis, spacing, size)
     plane = list(AXES[axis][1:])
     sizes, extents = [], []
-    for path in paths:
+    for scan in scans:
         try:
-            shape, affine = volumes.geometry(path)
+            shape, affine = scan.geometry()
         except InputError:  # it will be reported when its turn comes to be read
             continue
         sizes.append(volumes.spacing(affine)[plane])
@@ -162,6 +217,22 @@ def _grid(paths: list[Path], axis: str, spacing: float | None, size: int | None)
         pixels = np.max(extents) / spacing * KEPT_WHOLE
         size = SIZE_STEP * math.ceil(pixels / SIZE_STEP)
     return Grid(axis, spacing, size)
+
+
+def _splits(scans: list[Scan], subjects: list[str], validation: float) -> dict[str, str]:
+    """Splits {subject: split}: those of the layout; some of those to train on become 'val'."""
+    told = {}
+    for scan in scans:
+        split = scan.split or "train"
+        if told.setdefault(scan.subject, split) != split:
+            raise InputError(
+                f"{scan.path}: the subject {scan.subject!r} is in the splits {told[scan.subject]} "
+                f"and {split}; give --split"
+            )
+    told = {subject: told[subject] for subject in subjects}
+    if "val" in told.values():
+        return told
+    return told | draw_splits([s for s in subjects if told[s] == "train"], validation)
 
 
 def read_splits(path, subjects: set[str]) -> dict[str, str]:
@@ -208,18 +279,19 @@ def draw_splits(subjects: list[str], validation: float) -> dict[str, str]:
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff prepare`."""
     text, number = flags.DEFINE_string, flags.DEFINE_float
-    text("source", None, "A volume, or a folder of volumes (.nii, .nii.gz).", flag_values=values)
+    text("source", None, "A volume, or a folder of volumes or slices.", flag_values=values)
     text("out", None, "Folder of the store to write.", flag_values=values)
     presets = sorted(intensity.PRESETS)
     flags.DEFINE_enum("preset", None, presets, "What the intensities are.", flag_values=values)
     flags.DEFINE_enum("axis", "axial", list(AXES), "Slicing axis.", flag_values=values)
     number("spacing", None, "Pixel spacing of the grid in mm.", flag_values=values)
     flags.DEFINE_integer("size", None, "Pixels along a side of the grid.", flag_values=values)
-    text("labels", None, "Folder of label maps, paired by subject.", flag_values=values)
-    text("masks", None, "Folder of body masks, paired by subject.", flag_values=values)
+    text("labels", None, "Folder of label maps, paired by name.", flag_values=values)
+    text("masks", None, "Folder of body masks, paired by name.", flag_values=values)
     text("split", None, "CSV file with the columns subject,split.", flag_values=values)
     number("validation", 0.1, "Fraction of the subjects for val.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace a store of that name.", flag_values=values)
+    scans.define_flags(values)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -231,6 +303,7 @@ def main(values: flags.FlagValues) -> int:
         values.source,
         values.out,
         values.preset,
+        **scans.from_flags(values),
         axis=values.axis,
         spacing=values.spacing,
         size=values.size,
@@ -245,7 +318,11 @@ def main(values: flags.FlagValues) -> int:
     print(
         f"{values.out}: {result.slices} slices of {len(result.done)} volumes, subjects: {subjects}"
     )
-    print(f"{grid.axis}, {grid.size} x {grid.size} px of {grid.spacing:g} mm")
+    print(
+        f"layout {result.layout}; {grid.axis}, {grid.size} x {grid.size} px of {grid.spacing:g} mm"
+    )
+    for note in result.notes:
+        print(f"note: {note}")
     if result.cropped:
         path, kept = min(result.cropped, key=lambda item: item[1])
         count = f"{len(result.cropped)} of {len(result.done)}"

@@ -79,6 +79,9 @@ TISSUES: Mapping[str, Tissue] = {
     )
 }
 
+# Voxel [mm3] in which the noise of CT is given: 0.5 x 0.5 x 5 mm, a usual head scan.
+CT_VOXEL = 1.25
+
 GAIN = 2000  # MR units per unit of signal: int16 holds it all, with room for the bias field
 
 
@@ -128,7 +131,8 @@ def render_ct(
         spacing: of the label map in mm.
         tissues: what each label is.
         reduction: label voxels per picture voxel along each axis.
-        noise: standard deviation in HU.
+        noise: standard deviation in HU in voxels of CT_VOXEL. It falls as the root of their volume,
+            as counts of photons do (Kalender, Computed Tomography).
         jitter: relative standard deviation of the tissues' HU from picture to picture.
         holder: add a head holder, a bright shell under the occiput that MR does not show.
 
@@ -149,7 +153,7 @@ def render_ct(
         image = _add_holder(image, _paint(tissue_map, air, reduction), spacing)
     image = _blur(image, spacing)
     # Reconstruction kernels leave noise that is correlated between neighbours.
-    image += noise * _grain(rng, image.shape, 0.5)
+    image += noise * np.sqrt(CT_VOXEL / spacing.prod()) * _grain(rng, image.shape, 0.5)
     return np.clip(np.round(image), -1024, 3071).astype(np.int16)
 
 

@@ -99,9 +99,9 @@ def _scatter(key, params: Params) -> Params:
 def check(config) -> None:
     """Raise InputError for a `model` section that contradicts itself."""
     channels, attention = tuple(config.channels), tuple(config.attention)
-    if not channels or any(c < 1 for c in channels):
+    if not channels or not all(isinstance(c, int) and c > 0 for c in channels):
         raise InputError(
-            f"config.model.channels: {channels} must be positive numbers, one a resolution"
+            f"config.model.channels: {channels} must be positive whole numbers, one a resolution"
         )
     if len(attention) != len(channels):
         raise InputError(
