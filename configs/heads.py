@@ -14,6 +14,7 @@ from contourdiff_jax import config
 def get_config():
     settings = config.default()
     settings.grid.update(axis="axial", spacing=2.4, size=96)
-    settings.diffusion.time_exponent = 0.5
+    settings.diffusion.time_exponent = 0.25
+    settings.augment.probability = 0.5
     settings.train.update(images=8_600, sample=4_300, checkpoint=4_300)
     return settings

@@ -154,7 +154,7 @@ class Output:
         return Target((path,), path.with_name(f"{volumes.stem(path)}.json"), save)
 
     def _series(self, scan: Scan) -> Target:
-        path = self.folder / scan.stem
+        path = self.folder / scan.name
 
         def save(array, volume):
             from contourdiff_jax.formats import derived

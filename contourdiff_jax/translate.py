@@ -229,6 +229,11 @@ def translate(
     found = layouts.find(
         source, layout=layout, select=select, modality=source_preset.modality, assumed=assumed
     )
+    if form == "bids" and kind is None:
+        raise InputError(
+            f"--format=bids needs --kind, the BIDS suffix of what the {trained.preset.name} shows: "
+            f"T1w, T2w, ct, ..."
+        )
     place = outputs.Output(
         folder=out,
         format=form,
