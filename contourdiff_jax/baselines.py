@@ -18,6 +18,7 @@ from tqdm import tqdm
 from contourdiff_jax import cases, layouts
 from contourdiff_jax.cases import Case, Settings
 from contourdiff_jax.data import masks
+from contourdiff_jax.data.volumes import Assumed
 from contourdiff_jax.errors import InputError
 
 LEVELS = 128  # of the mean image, from the lowest to the highest slice that shows the body
@@ -47,7 +48,7 @@ def learn(real, scored: set[str], settings: Settings) -> Baselines:
     """Baselines of the real volumes of a folder, but for those of the subjects `scored`."""
     histograms, total, left_out, failed = [], 0, [], []
     target = settings.target
-    found = layouts.find(real, modality=target.modality)
+    found = layouts.find(real, modality=target.modality, assumed=Assumed(settings.assumed.spacing))
     for scan in tqdm(found.scans, desc="baselines", unit="volume", disable=None):
         if scan.subject in scored:
             left_out.append(scan.subject)

@@ -40,6 +40,7 @@ from contourdiff_jax import baselines, cases, figures, scores
 from contourdiff_jax.cases import Case, Settings
 from contourdiff_jax.data import intensity, pairs, volumes
 from contourdiff_jax.data.masks import extent
+from contourdiff_jax.data.volumes import Assumed
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.metrics import bootstrap, paired
 from contourdiff_jax.sidecars import NOTICE
@@ -100,11 +101,15 @@ def evaluate(
     scans = pairs.by_name(translated)
     sidecars, failed = cases.read_sidecars(scans)
     settings = cases.common_settings(scans, sidecars, preset, source_preset, "source" in given)
-    shown = {"truth": settings.target, "source": settings.source}
-    partners = {
-        what: pairs.by_name(folder, shown[what].modality if what in shown else None)
-        for what, folder in given.items()
+    # Pictures of a translation are as large as those of its source, and so are those of the truth.
+    alike = Assumed(settings.assumed.spacing)
+    scans = {name: dataclasses.replace(scan, assumed=alike) for name, scan in scans.items()}
+    understood = {
+        "truth": (settings.target.modality, alike),
+        "source": (settings.source and settings.source.modality, settings.assumed),
+        "masks": (None, alike),
     }
+    partners = {what: pairs.by_name(folder, *understood[what]) for what, folder in given.items()}
     learned = None
     if real is not None:
         scored_subjects = {scans[name].subject for name in sidecars}

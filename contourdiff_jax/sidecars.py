@@ -2,9 +2,9 @@
 """Sidecars: the JSON beside every translated volume that says what it is and how it was made.
 
     {"schema", "notice", "subject", "source": {"name", "sha256"}, "preset": {"source", "target"},
-     "window": [low, high], "grid", "contours": {"source", "target"},
-     "checkpoint": {"step", "images", "digest"}, "sampler", "seed", "training_subjects_sha256",
-     "slices", "seconds", "versions", "config"}
+     "assumed": {"spacing", "range"}, "window": [low, high], "grid",
+     "contours": {"source", "target"}, "checkpoint": {"step", "images", "digest"}, "sampler",
+     "seed", "training_subjects_sha256", "slices", "seconds", "versions", "config"}
 
 Nothing of the source's header is in it. "window" is the translation's in its native units.
 """
@@ -17,6 +17,7 @@ from contourdiff_jax.data import intensity, volumes
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.intensity import Preset, Window
+from contourdiff_jax.data.volumes import UNKNOWN, Assumed
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.layouts.scans import Scan
 
@@ -32,6 +33,7 @@ class Settings:
     target: Preset
     grid: Grid
     contours: dict[str, ContourSettings]  # of 'source' and 'target'
+    assumed: Assumed = UNKNOWN  # what the source's pictures, if it was such, do not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +79,7 @@ def read(scan: Scan) -> Sidecar | None:
                 side: ContourSettings.from_dict(fields["contours"][side])
                 for side in ("source", "target")
             },
+            assumed=Assumed.from_dict(fields.get("assumed", {})),
         )
         return Sidecar(
             settings,

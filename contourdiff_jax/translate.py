@@ -266,6 +266,7 @@ def translate(
         "schema": sidecars.SCHEMA,
         "notice": sidecars.NOTICE,
         "preset": {"source": source_preset.name, "target": trained.preset.name},
+        "assumed": dataclasses.asdict(assumed),
         "window": [trained.window.low, trained.window.high],
         "grid": dataclasses.asdict(trained.grid),
         "contours": {"source": settings.to_dict(), "target": trained.contours.to_dict()},

@@ -13,12 +13,15 @@ import pytest
 import SimpleITK
 from PIL import Image
 
-from contourdiff_jax import config, layouts
-from contourdiff_jax.data import volumes
+from contourdiff_jax import cases, config, layouts, sidecars
+from contourdiff_jax.data import pairs, volumes
+from contourdiff_jax.data.grid import AXES
 from contourdiff_jax.data.prepare import prepare
+from contourdiff_jax.data.store import open_store
 from contourdiff_jax.data.volumes import Assumed
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluate import evaluate
+from contourdiff_jax.formats import derived
 from contourdiff_jax.train import train
 from contourdiff_jax.translate import translate
 
@@ -41,6 +44,13 @@ def plain(mr_run, phantom_data, tmp_path_factory):
     out = tmp_path_factory.mktemp("plain") / "out"
     translate(mr_run, phantom_data / "test_ct", out, preset="ct")
     return {path.name[:10]: volumes.read(path) for path in sorted(out.glob("*.nii.gz"))}
+
+
+def series(folder):
+    """The DICOM series of a folder as SimpleITK reads it."""
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return reader.Execute()
 
 
 def same_place(ours, theirs, tolerance):
@@ -155,9 +165,7 @@ def test_a_dicom_series_lies_where_the_volume_lies(mr_run, phantom_data, plain, 
         assert (out / f"{folder.name}.json").is_file() and folder.name.startswith(name)
         back = volumes.read(sorted(folder.iterdir()))
         same_place(back, expected, tolerance=np.ptp(expected.array) / 65535)
-        reader = SimpleITK.ImageSeriesReader()
-        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
-        seen = reader.Execute()
+        seen = series(folder)
         corner = np.diag((-1, -1, 1)) @ seen.TransformIndexToPhysicalPoint((0, 0, 0))
         place = back.native.affine[:3, 3]
         np.testing.assert_allclose(corner, place, atol=1e-3)
@@ -173,8 +181,6 @@ def test_a_dicom_series_lies_where_the_volume_lies(mr_run, phantom_data, plain, 
 
 def test_dicom_in_gives_nifti_at_true_positions(mr_run, tmp_path, phantom_data):
     ct = volumes.read(next((phantom_data / "test_ct").iterdir()))
-    from contourdiff_jax.formats import derived
-
     derived.write(
         tmp_path / "scans" / "p1", ct.array, ct, "ct", "p1", "notice", "software", (0, 80)
     )
@@ -217,6 +223,16 @@ def test_pictures_become_pictures_of_their_names(mr_run, pictures, plain, tmp_pa
         assert np.corrcoef(mine.ravel(), expected.array.ravel())[0, 1] > 0.9
     again = translate(mr_run, pictures, out, preset="ct", assumed=assumed)
     assert len(again.kept) == 2 and not again.done
+    # Scored as what they were taken for: a CT in HU, of that size.
+    scored = evaluate(out, tmp_path / "scores", source=pictures)
+    assert scored.metrics["methods"]["translation"]["contour_f1"]["n"] == 2
+    one = cases.read(
+        pairs.by_name(out, assumed=Assumed(7.1875))["phantom005"],
+        sidecars.read(pairs.by_name(out)["phantom005"]),
+        {"source": pairs.by_name(pictures, "ct", assumed)},
+        sidecars.read(pairs.by_name(out)["phantom005"]).settings,
+    )
+    assert one.source.min() == -1000 and one.settings.assumed == assumed
 
 
 def test_bad_pictures_are_left_out_and_said(mr_run, pictures, tmp_path):
@@ -287,3 +303,53 @@ def test_no_header_text_is_found_anywhere(two_convolutions, mr_run, tmp_path, ca
         texts += [str(path).encode(), data]
     for secret in dicom_series.SECRETS:
         assert not any(secret.encode() in text for text in texts), secret
+
+
+# ----------------------------------------------------------------------------------------------
+# Places
+# ----------------------------------------------------------------------------------------------
+
+
+def seen_by_itk(image):
+    """Where [mm, RAS] SimpleITK sees the brightest voxel of an image."""
+    array = SimpleITK.GetArrayFromImage(image)
+    index = np.unravel_index(array.argmax(), array.shape)[::-1]
+    return np.array(image.TransformIndexToPhysicalPoint([int(i) for i in index])) * (-1, -1, 1)
+
+
+@pytest.mark.parametrize("step", [3.0, -3.0])
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
+def test_a_landmark_stays_within_half_a_voxel_on_its_way(tmp_path, axis, step):
+    """From DICOM to a store, to NIfTI and to DICOM, where SimpleITK says that it lies."""
+    columns, rows, _ = np.indices((40, 36, 9))
+    array = np.where((columns - 19) ** 2 + (rows - 17) ** 2 < 15**2, 40, -1000)
+    array[26:28, 11:13, 5] = 3000
+    folder, pixel = tmp_path / "scans" / "p1", (2.0, 2.5)
+    folder.parent.mkdir()
+    paths = dicom_series.write_series(
+        folder,
+        array.astype(np.int16),
+        axes=dicom_series.ORIENTATIONS[axis],
+        spacing=pixel,
+        step=step,
+    )
+    truth = seen_by_itk(series(folder))
+    half = np.array([*pixel, abs(step)]).max() / 2
+
+    # The store: rows and columns of a slice run against the axes, from the middle of the volume.
+    prepare(folder.parent, tmp_path / "store", "ct", axis=axis, spacing=2, size=64)
+    store, volume = open_store(tmp_path / "store"), volumes.read(paths)
+    number, row, column = np.unravel_index(store.slices.argmax(), store.slices.shape)
+    place = volume.affine[:3] @ [*(np.array(volume.array.shape) - 1) / 2, 1]
+    depth, down, across = AXES[axis]
+    place[depth] = store.index["position"][number]
+    place[down] -= (row - 31.5) * 2
+    place[across] -= (column - 31.5) * 2
+    assert np.abs(place - truth).max() <= half
+
+    # Back to files.
+    volumes.write(tmp_path / "x.nii.gz", volume.array, volume, np.int16)
+    image = SimpleITK.ReadImage(str(tmp_path / "x.nii.gz"))
+    assert np.abs(seen_by_itk(image) - truth).max() <= half
+    derived.write(tmp_path / "series", volume.array, volume, "ct", "p1", "notice", "us", (0, 80))
+    assert np.abs(seen_by_itk(series(tmp_path / "series")) - truth).max() <= half

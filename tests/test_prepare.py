@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 from absl import flags
+from PIL import Image
 
 from contourdiff_jax.data import prepare as command
 from contourdiff_jax.data import store as stores
@@ -250,6 +251,30 @@ def test_missing_and_misplaced_partners_fail_their_volume_only(source, tmp_path,
     save(tmp_path / what, "a_seg.nii", array)
     with pytest.raises(InputError, match="'a' too"):
         prepare(source, tmp_path / "other", "ct", **{what: tmp_path / what})
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".png"])
+def test_three_bad_files_of_a_hundred_are_listed_and_the_others_done(tmp_path, capsys, suffix):
+    """Volumes, and slices of ten volumes of which three lose one."""
+    folder, rng = tmp_path / "scans", np.random.default_rng(0)
+    folder.mkdir()
+    grey = rng.integers(0, 200, (100, 24, 24), np.uint8)
+    for number, picture in enumerate(grey):
+        if suffix == ".png":
+            Image.fromarray(picture).save(folder / f"head{number // 10}-{number % 10:02d}.png")
+        else:
+            save(folder, f"head{number:02d}.nii.gz", picture[..., None].astype(np.float32))
+    files = sorted(folder.iterdir())
+    bad = [files[12], files[55], files[98]]
+    for path, content in zip(bad, (b"", b"no image", files[0].read_bytes()[:60]), strict=True):
+        path.write_bytes(content)
+    out = tmp_path / "store"
+    assert run(f"--source={folder}", f"--out={out}", "--preset=mr", "--size=32") == 1
+    assert len(open_store(out)) == 97
+    listed = [line for line in capsys.readouterr().err.splitlines() if "left out: " in line]
+    assert sorted(line.split("left out: ")[1].split(": ")[0] for line in listed) == [
+        str(path) for path in sorted(bad)
+    ]
 
 
 def test_a_full_disk_leaves_no_store(source, tmp_path, monkeypatch):

@@ -8,20 +8,21 @@ import numpy as np
 
 from contourdiff_jax import layouts
 from contourdiff_jax.data import volumes
-from contourdiff_jax.data.volumes import Volume
+from contourdiff_jax.data.volumes import UNKNOWN, Assumed, Volume
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.layouts.scans import Scan
 
 SAME_GRID = 0.1  # voxels between corners: more than headers lose by rounding, less than one sees
 
 
-def by_name(folder, modality: str | None = None) -> dict[str, Scan]:
+def by_name(folder, modality: str | None = None, assumed: Assumed = UNKNOWN) -> dict[str, Scan]:
     """The scans of a folder by their name, sorted; InputError where a name has two.
 
-    Where the layout tells modalities apart, those of `modality` ('ct', 'mr') are meant.
+    Where the layout tells modalities apart, those of `modality` ('ct', 'mr') are meant. `assumed`
+    is what pictures do not say themselves.
     """
     found = {}
-    for scan in layouts.find(folder, modality=modality).scans:
+    for scan in layouts.find(folder, modality=modality, assumed=assumed).scans:
         if scan.name in found:
             raise InputError(
                 f"{scan.path}: {found[scan.name].path.name} belongs to {scan.name!r} too; keep one"

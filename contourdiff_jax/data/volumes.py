@@ -122,6 +122,12 @@ class Assumed:
     spacing: float | None = None
     range: tuple[float, float] | None = None
 
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Assumed":
+        """The inverse of dataclasses.asdict after a way through JSON."""
+        span = fields.get("range")
+        return cls(fields.get("spacing"), None if span is None else tuple(map(float, span)))
+
 
 UNKNOWN = Assumed()
 
