@@ -95,9 +95,9 @@ MR = ContourSettings(windows=((0, 1),), low=20, high=50)
 # Greys in the order of T1: air, fat, fluid, white and grey matter, muscle, bone. So every border is
 # drawn once and where MR has it; measured in experiments/001_heads.
 CT_CURVE = (
-    *((-1000, 0), (-200, 0.9), (-50, 0.9)),
+    *((-1000, 0), (-100, 0.9), (-50, 0.9)),
     *((0, 0.25), (30, 0.6), (38, 0.54), (60, 0.4), (120, 0.4)),
-    (800, 0),
+    (1100, 0),
 )
 
 # name -> modality -> settings

@@ -16,11 +16,13 @@ Example:
 
 import csv
 import dataclasses
+import functools
 import hashlib
+import itertools
 import math
 import os
 import sys
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,12 +36,13 @@ from contourdiff_jax.data import intensity, pairs, volumes
 from contourdiff_jax.data.grid import AXES, KEPT_WHOLE, Grid
 from contourdiff_jax.data.masks import body_mask
 from contourdiff_jax.data.store import SPLITS, StoreWriter, check_is_free
-from contourdiff_jax.data.volumes import UNKNOWN, Assumed, Volume
+from contourdiff_jax.data.volumes import UNKNOWN, Assumed
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.layouts import scans
 from contourdiff_jax.layouts.scans import Scan
 
 SIZE_STEP = 32  # a size that five halvings divide suits any U-Net
+WORKERS = 2  # volumes worked on at a time: each takes its size in memory several times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,22 +116,21 @@ def prepare(
 
     done, failed, cropped, notes = [], list(found.failed), [], []
     with StoreWriter(out, chosen, grid, labels=has_labels, overwrite=overwrite) as writer:
+        cut = functools.partial(
+            _cut, preset=chosen, grid=grid, label_scans=label_scans, mask_scans=mask_scans
+        )
         progress = tqdm(total=len(found.scans), desc="prepare", unit="volume", disable=None)
-        for scan, volume in _read_ahead(found.scans):
+        for scan, piece in _in_order(cut, found.scans):
             progress.update()
-            try:
-                if isinstance(volume, InputError):
-                    raise volume
-                slices, kept = _slices(scan, volume, chosen, grid, label_scans, mask_scans)
-            except InputError as error:
-                failed.append((scan.path, str(error)))
+            if isinstance(piece, InputError):
+                failed.append((scan.path, str(piece)))
                 continue
-            writer.add(scan.subject, **slices)
+            writer.add(scan.subject, **piece.slices)
             done.append(scan.path)
-            failed += volume.failed
-            notes += volume.notes
-            if kept < KEPT_WHOLE:
-                cropped.append((scan.path, kept))
+            failed += piece.failed
+            notes += piece.notes
+            if piece.kept < KEPT_WHOLE:
+                cropped.append((scan.path, piece.kept))
         progress.close()
         if not done:
             raise InputError(
@@ -152,29 +154,54 @@ def prepare(
     )
 
 
-def _read_ahead(scans: list[Scan]) -> Iterator[tuple[Scan, Volume | InputError]]:
-    """Every scan with its volume, or why it cannot be read.
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """What a store keeps of a scan.
 
-    While one volume is worked on the next is read: much of reading is decompression, which leaves
-    Python's lock to others. Three volumes are in memory at most.
+    Attributes:
+      slices: arguments of StoreWriter.add.
+      kept: fraction of the field of view that lies inside the grid.
+      failed, notes: of the volume.
     """
 
-    def read(scan):
+    slices: dict
+    kept: float
+    failed: tuple[tuple[Path, str], ...]
+    notes: tuple[str, ...]
+
+
+def _in_order(cut, scans: list[Scan]) -> Iterator[tuple[Scan, _Piece | InputError]]:
+    """Every scan with its piece, or why there is none, in the order of the scans.
+
+    Several are worked on at a time: decompression, resampling and morphology leave Python's lock to
+    others. As many as that, and one more that is done, are in memory.
+    """
+
+    def attempt(scan):
         try:
-            return scan.read()
+            return cut(scan)
         except InputError as error:
             return error
 
-    with ThreadPoolExecutor(1) as reader:
-        ahead = None
-        for scan, following in zip(scans, [*scans[1:], None], strict=True):
-            volume = read(scan) if ahead is None else ahead.result()
-            ahead = following and reader.submit(read, following)
-            yield scan, volume
+    workers = min(WORKERS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting, left = deque(), iter(scans)
+        try:
+            for scan in itertools.islice(left, workers):
+                waiting.append((scan, pool.submit(attempt, scan)))
+            while waiting:
+                scan, future = waiting.popleft()
+                piece = future.result()
+                waiting.extend((s, pool.submit(attempt, s)) for s in itertools.islice(left, 1))
+                yield scan, piece
+        finally:  # after an error the others need not be begun
+            for _, future in waiting:
+                future.cancel()
 
 
-def _slices(scan, volume, preset, grid, label_scans, mask_scans) -> tuple[dict, float]:
-    """What a store keeps of a volume, and the fraction of its field of view that is kept."""
+def _cut(scan: Scan, *, preset, grid, label_scans, mask_scans) -> _Piece:
+    """A scan cut into slices on the grid."""
+    volume = scan.read()
     window = preset.window_of(volume)
     volume, resampling = grid.fit_volume(volume)
     mask = pairs.companion(volume, scan, mask_scans, "masks")
@@ -190,7 +217,7 @@ def _slices(scan, volume, preset, grid, label_scans, mask_scans) -> tuple[dict, 
         "source": scan.source,
         "sha256": scan.sha256,
     }
-    return slices, resampling.kept
+    return _Piece(slices, resampling.kept, volume.failed, volume.notes)
 
 
 def _grid(scans: list[Scan], axis: str, spacing: float | None, size: int | None) -> Grid:

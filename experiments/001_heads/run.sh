@@ -17,7 +17,7 @@ mkdir -p "$out"
 contourdiff train --config="$here/../../configs/heads.py" --store="$out/store" --workdir="$out/run"
 
 score() { # NAME SOURCE PRESET: translate a folder of the test heads and compare with their MR
-    contourdiff translate --run="$out/run" --source="$heads/$2" --preset="$3" --out="$out/$1"
+    contourdiff translate --run="$out/run" --source="$heads/$2" --preset="$3" --steps=2 --out="$out/$1"
     contourdiff evaluate --translated="$out/$1" --truth="$heads/test_mr" --source="$heads/$2" \
         --real="$heads/train_mr" --grid=model --overwrite --out="$out/scores_$1"
 }
