@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """DICOM comes in as SimpleITK reads it, at its true places; what is broken is told in one line."""
 
+import locale
 import resource
 import time
 import tracemalloc
@@ -246,8 +247,16 @@ def test_transfer_syntaxes(tmp_path, rng, syntax, signed):
     np.testing.assert_array_equal(read(paths)[1], array - 24.0)
 
 
+@pytest.fixture
+def same_locale():
+    """GDCM's encoders leave the whole process in the C locale."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
 @pytest.mark.parametrize("compressor", ["JPEG", "JPEG2000"])
-def test_files_that_gdcm_compressed(tmp_path, rng, compressor):
+def test_files_that_gdcm_compressed(tmp_path, rng, same_locale, compressor):
     """An encoder that shares nothing with the decoders here."""
     plain = write_series(tmp_path, rng.integers(-1000, 3000, (40, 50, 1)).astype(np.int16))[0]
     writer, path = sitk.ImageFileWriter(), tmp_path / "compressed.dcm"

@@ -181,12 +181,14 @@ def test_a_dicom_series_lies_where_the_volume_lies(mr_run, phantom_data, plain, 
 
 def test_dicom_in_gives_nifti_at_true_positions(mr_run, tmp_path, phantom_data):
     ct = volumes.read(next((phantom_data / "test_ct").iterdir()))
-    derived.write(
-        tmp_path / "scans" / "p1", ct.array, ct, "ct", "p1", "notice", "software", (0, 80)
-    )
-    result = translate(mr_run, tmp_path / "scans", tmp_path / "out", preset="ct")
-    assert [path.name for path in result.done] == ["p1.nii.gz"]
+    # A folder may be called as files are, by subject and modality.
+    scan = tmp_path / "p1_ct"
+    derived.write(scan, ct.array, ct, "ct", "p1", "notice", "software", (0, 80))
+    result = translate(mr_run, scan, tmp_path / "out", preset="ct")
+    assert [path.name for path in result.done] == ["p1_ct.nii.gz"]
     np.testing.assert_allclose(volumes.read(result.done[0]).affine, ct.affine, atol=1e-3)
+    scored = evaluate(tmp_path / "out", tmp_path / "scores", source=scan)
+    assert scored.metrics["data"]["subjects"] == ["p1"]
 
 
 # ----------------------------------------------------------------------------------------------

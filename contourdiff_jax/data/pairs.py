@@ -4,6 +4,8 @@
 Names pair up to the modality word: head01_ct belongs to head01_mr and to head01_labels.
 """
 
+import dataclasses
+
 import numpy as np
 
 from contourdiff_jax import layouts
@@ -23,12 +25,18 @@ def by_name(folder, modality: str | None = None, assumed: Assumed = UNKNOWN) -> 
     """
     found = {}
     for scan in layouts.find(folder, modality=modality, assumed=assumed).scans:
-        if scan.name in found:
+        name = _plain(scan.name)
+        if name in found:
             raise InputError(
-                f"{scan.path}: {found[scan.name].path.name} belongs to {scan.name!r} too; keep one"
+                f"{scan.path}: {found[name].path.name} belongs to {name!r} too; keep one"
             )
-        found[scan.name] = scan
+        found[name] = dataclasses.replace(scan, name=name)
     return dict(sorted(found.items()))
+
+
+def _plain(name: str) -> str:
+    """The name without modality words: a folder head01_ct pairs with a file head01_mr.nii.gz."""
+    return volumes.MODALITY.sub("", name) or name
 
 
 def partner(
@@ -39,6 +47,7 @@ def partner(
     Its slices are even. Raises InputError where there is none, or where it does not lie on the
     volume's grid.
     """
+    name = _plain(name)
     if name not in others:
         raise InputError(f"{volume.path}: no volume of the subject {name!r} in --{what}")
     other = others[name].read(labels=labels).even()
