@@ -79,12 +79,11 @@ class NativeGrid:
         return shape, self.affine @ inv_ornt_aff(orientation, self.shape3)
 
     def even(self) -> "NativeGrid":
-        """The grid with slices as far apart as the nearest two of it, over the same extent."""
+        """The grid with slices as far apart as where they are dense in it, over the same extent."""
         if self.offsets is None:
             return self
-        gaps = np.diff(self.offsets)
-        # Two slices that almost coincide do not make thousands of others.
-        step = max(gaps.min(), np.median(gaps) / 4)
+        # A quarter of the gaps are no wider: two slices that almost coincide make no others.
+        step = np.quantile(np.diff(self.offsets), 0.25, method="lower")
         count = int(np.ceil(self.offsets[-1] / step - EVEN)) + 1
         affine = self.affine @ np.diag((1, 1, self.offsets[-1] / (count - 1), 1))
         return NativeGrid((*self.shape[:2], count), affine)

@@ -12,8 +12,8 @@ scan=${CONTOURDIFF_DATA:?name the folder that holds dicom}/dicom/ge_head_ct
 mkdir -p "$out"
 
 contourdiff inspect --overwrite --out="$out/inspected" "$scan"
-contourdiff translate --run="$run" --source="$scan" --preset=ct --out="$out/translated"
-contourdiff translate --run="$run" --source="$scan" --preset=ct --format=dicom --out="$out/series"
+contourdiff translate --run="$run" --source="$scan" --preset=ct --steps=2 --out="$out/translated"
+contourdiff translate --run="$run" --source="$scan" --preset=ct --format=dicom --steps=2 --out="$out/series"
 contourdiff evaluate --translated="$out/translated" --source="$scan" --overwrite --out="$out/scores"
 python "$here/places.py" "$scan" "$out" > "$out/places.json"
 python "$here/../record.py" "$out" "$here"
