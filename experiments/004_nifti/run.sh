@@ -14,8 +14,8 @@ contourdiff inspect --overwrite --out="$out/inspected" "$data/longitudinal_raw" 
 [ -d "$out/store" ] || contourdiff prepare --source="$data/longitudinal_raw" --select=T1W --preset=mr \
     --spacing=2.4 --size=96 --out="$out/store"
 contourdiff train --store="$out/store" --workdir="$out/run" --config.train.images=3600 \
-    --config.diffusion.time_exponent=0.25 --config.train.sample=0 --config.train.checkpoint=0
-contourdiff translate --run="$out/run" --source="$data/mni/patient07_T2.nii.gz" --preset=mr --steps=4 \
+    --config.diffusion.time_exponent=0.1 --config.augment.probability=0.5 --config.train.sample=0 --config.train.checkpoint=0
+contourdiff translate --run="$out/run" --source="$data/mni/patient07_T2.nii.gz" --preset=mr --steps=1 \
     --out="$out/translated"
 contourdiff evaluate --translated="$out/translated" --truth="$data/mni/patient07_T1.nii.gz" \
     --source="$data/mni/patient07_T2.nii.gz" --grid=model --overwrite --out="$out/scores"
