@@ -22,7 +22,7 @@ from contourdiff_jax.data.phantoms import phantoms
 from contourdiff_jax.data.prepare import prepare
 
 GRID = {"axis": "axial", "spacing": 0.9, "size": 256}
-RUNS = 5
+RUNS = 3
 COUNTS = (10, 40)  # volumes
 
 
