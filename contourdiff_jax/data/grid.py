@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model's grid: square slices of one pixel spacing, cut from volumes and put back into them.
 
-A slice is resampled along rows and columns by two sparse matrices of linear weights, and back by two
-more. Both ways share the centre: the middle of the field of view is the middle of the grid.
+A slice is resampled along rows and columns by two sparse matrices of linear weights; the way back
+is two more. Both ways share the centre: the middle of the field of view is the middle of the grid.
 Nothing is stretched; what is too large is cropped, what is too small is filled. Slices are those of
 the volume itself: an oblique volume is cut along its own axes.
 
@@ -171,5 +171,6 @@ def _apply(sides, planes, fill: float) -> np.ndarray:
             target[:] = (columns @ (rows @ plane).T).T
     if cover.min() < 1:
         out *= cover
-        out += np.float32(fill) * (1 - cover)
+        if fill:
+            out += np.float32(fill) * (1 - cover)
     return out

@@ -103,7 +103,9 @@ class Preset:
 
     def encode(self, values):
         """Values -> uint16 as kept in a store, clipped to `storage`."""
-        return np.rint(self.storage.fraction(values) * 65535).astype(np.uint16)
+        raw = self.storage.fraction(values)
+        raw *= 65535
+        return np.rint(raw, out=raw).astype(np.uint16)
 
     def decode(self, raw):
         """uint16 of a store -> values, float32."""

@@ -145,7 +145,7 @@ def _fill_planes(mask: np.ndarray) -> np.ndarray:
 
 def _fill_holes(plane: np.ndarray) -> np.ndarray:
     """The mask [X, Y] uint8 with everything that its outside cannot reach, bool."""
-    outside = np.pad(plane, 1)
+    outside = cv2.copyMakeBorder(plane, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     cv2.floodFill(outside, None, (0, 0), 2)
     return outside[1:-1, 1:-1] != 2
 
