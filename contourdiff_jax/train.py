@@ -33,6 +33,7 @@ from contourdiff_jax.diffusion import process, schedules
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.logs import Logs
 
+TIMED = 8  # steps from which the time that a run takes is told
 HELD_OUT = 64  # slices of the held-out loss
 BINS = 10  # of its timesteps
 SAMPLES = 4  # slices of a sample grid
@@ -204,12 +205,23 @@ def train(
     )
     stop = _StopRequest()
     began, pending = time.perf_counter(), None
+    compiled = began
 
     # ------------------------------------------------------------------------------------------
     # The loop. Metrics of a step are read once the next one is on its way.
     # ------------------------------------------------------------------------------------------
     def due(step: int, every: int) -> bool:
         return _due(step, max(1, every // batch) if every else 0, total)
+
+    def tell_time(step: int) -> None:
+        """Says early how long it will take: the first step compiles, the next few are timed."""
+        nonlocal compiled
+        if step == start + 1:
+            compiled = time.perf_counter()
+        elif step == start + 1 + TIMED and is_main:
+            speed = TIMED * batch / (time.perf_counter() - compiled)
+            left = _duration((total - step) * batch / speed)
+            print(f"about {left} to go at {speed:.1f} images/s", flush=True)
 
     def read(step: int, metrics: dict) -> None:
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -220,6 +232,7 @@ def train(
                 f"{workdir}: the loss of step {step} is not finite; saved without that "
                 f"step. Lower config.train.learning_rate or look at the images of that step"
             )
+        tell_time(step)
         if logs and due(step, config.train.log):
             seconds = time.perf_counter() - began
             speed = (step - start) * batch / seconds

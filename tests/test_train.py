@@ -397,11 +397,12 @@ def test_learning_lowers_the_held_out_loss(store_path, tmp_path):
 def test_without_a_terminal_there_is_a_summary_and_a_line_for_each_record(
     two_convolutions, store_path, capsys, tmp_path
 ):
-    assert train.train(settings(log=16), store_path, tmp_path / "run")
+    assert train.train(settings(images=64, log=16), store_path, tmp_path / "run")
     out = capsys.readouterr().out
     assert re.search(r"parameters on 2 .* device\(s\).*MiB of state.*MiB a step", out)
-    assert re.search(r"15 slices of 3 subjects, 32 px of 7.2 mm; 32 images in batches of 4", out)
-    assert len(re.findall(r"images  loss \d\.\d+  .* images/s  \d:\d\d:\d\d left", out)) == 2
+    assert re.search(r"15 slices of 3 subjects, 32 px of 7.2 mm; 64 images in batches of 4", out)
+    assert re.search(r"about \d:\d\d:\d\d to go at \d+\.\d images/s", out)
+    assert len(re.findall(r"images  loss \d\.\d+  .* images/s  \d:\d\d:\d\d left", out)) == 4
 
 
 def test_speed_is_measured_with_the_input(two_convolutions, store_path):
