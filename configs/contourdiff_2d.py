@@ -43,5 +43,5 @@ def get_config():
         sample=200_000,
         checkpoint=100_000,
     )
-    settings.sampler.update(name="ddpm", steps=50)
+    settings.sampler.update(name="ddpm", steps=50, spacing="leading")
     return settings

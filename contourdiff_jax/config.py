@@ -59,7 +59,10 @@ def default() -> ConfigDict:
             },
             "diffusion": {
                 "steps": 1000,  # T
-                "schedule": "cosine",  # or linear, as published
+                "schedule": "cosine",  # or linear, as published, or scaled_linear
+                "beta_first": 1e-4,  # of linear and scaled_linear
+                "beta_last": 0.02,
+                "zero_terminal_snr": False,  # no signal at all at the last timestep; not with eps
                 "prediction": "v",  # or eps, as published, or x0
                 # Weight of the squared error: none (as published), x0 or min_snr. What contours say
                 # is learnt where there is much noise: x0 puts the weight there, an exponent below
@@ -90,8 +93,11 @@ def default() -> ConfigDict:
             "sampler": {
                 "name": "ddim",  # or ddpm, as published, or dpmpp_2m
                 "steps": 20,
+                "spacing": "trailing",  # of the timesteps; or leading, as published, or linspace
+                "offset": 0,  # of leading: added to every timestep
                 "eta": 0.0,  # of ddim: 0 is deterministic, 1 as random as ddpm
                 "clip": True,  # estimates of x_0 to [-1, 1]
+                "clipped_eps": True,  # of ddim: eps follows from the clipped x_0; else as predicted
                 "guidance": 1.0,  # classifier-free; other than 1 needs train.condition_dropout
                 "batch": 16,  # slices sampled at once
             },

@@ -126,8 +126,7 @@ def sampler(config, model: models.Model, schedule: schedules.Schedule, mesh) -> 
     All randomness of a slice comes from its own key, so neither its neighbours in the batch nor
     the number of devices change it.
     """
-    draw_from = samplers.build(config.sampler)
-    samplers.timesteps(schedule.steps, config.sampler.steps)  # refuses an impossible number now
+    draw_from = samplers.build(config.sampler, schedule.steps)
 
     def sample(params, condition, key_data):
         shape = (*next(iter(condition.values())).shape[1:-1], 1)

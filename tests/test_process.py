@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from contourdiff_jax.diffusion import process, schedules
 from contourdiff_jax.errors import InputError
 
-SCHEDULE = schedules.cosine(100)
+SCHEDULE = schedules.from_betas(schedules.cosine(100))
 T = jnp.array([0, 3, 50, 98])
 FIELDS = {"prediction": "v", "weighting": "none", "gamma": 5.0, "time_exponent": 1.0}
 

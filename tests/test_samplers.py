@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
+from contourdiff_jax import config
 from contourdiff_jax.diffusion import guidance, samplers, schedules
 from contourdiff_jax.errors import InputError
 
-SCHEDULE = schedules.cosine(1000)
+SCHEDULE = schedules.from_betas(schedules.cosine(1000))
 MU, TAU = 0.2, 0.25
 
 
@@ -27,10 +27,21 @@ def noise(i):
     return jax.random.normal(jax.random.fold_in(jax.random.key(7), i), (20_000, 1, 1, 1))
 
 
-def sample(name, steps, **options):
+def section(name="ddim", steps=20, **fields):
+    settings = config.default().sampler
+    settings.update(name=name, steps=steps, **fields)
+    return settings
+
+
+def sample(name, steps, *, schedule=SCHEDULE, denoise=denoise, **fields):
     z_T = jax.random.normal(jax.random.key(3), (20_000, 1, 1, 1))
-    draw = jax.jit(lambda z: samplers.SAMPLERS[name](denoise, SCHEDULE, z, noise, steps, **options))
-    return np.asarray(draw(z_T)), np.asarray(z_T)
+    draw = samplers.build(section(name, steps, **fields), schedule.steps)
+    drawn = jax.jit(lambda z: draw(denoise, schedule, z, noise))(z_T)
+    return np.asarray(drawn), np.asarray(z_T)
+
+
+def visited(total=1000, **fields):
+    return samplers.timesteps(section(**fields), total).tolist()
 
 
 @pytest.mark.parametrize(
@@ -81,33 +92,114 @@ def test_one_step_gives_the_denoised_image(name):
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_clipping_keeps_the_last_estimate_in_range(name):
     z_T = jax.random.normal(jax.random.key(0), (100, 1, 1, 1))
-    drawn = samplers.SAMPLERS[name](
-        lambda z, t: 3 * z, SCHEDULE, z_T, lambda i: jnp.zeros_like(z_T), 8
-    )
+    draw = samplers.build(section(name, 8), 1000)
+    drawn = draw(lambda z, t: 3 * z, SCHEDULE, z_T, lambda i: jnp.zeros_like(z_T))
     assert np.abs(drawn).max() <= 1
 
 
+def test_eps_is_the_networks_own_or_follows_from_the_clipped_estimate():
+    """The second of three steps of DDIM written out: they differ where the estimate is clipped."""
+    _, t, r = samplers.timesteps(section(steps=3), 1000)
+    z_T = jnp.linspace(-3, 3, 7).reshape(7, 1, 1, 1)
+    seen = []
+
+    def wide(z_t, t):
+        seen.append(z_t)
+        return 0.8 * z_t
+
+    a, s = SCHEDULE.signal, SCHEDULE.noise
+    ends = {}
+    for clipped_eps in (True, False):
+        seen.clear()
+        draw = samplers.build(section(steps=3, clipped_eps=clipped_eps), 1000)
+        with jax.disable_jit():
+            draw(wide, SCHEDULE, z_T, None)
+        _, z_t, ends[clipped_eps] = seen
+        x_0 = np.clip(0.8 * z_t, -1, 1)
+        eps = (z_t - a[t] * (x_0 if clipped_eps else 0.8 * z_t)) / s[t]
+        np.testing.assert_allclose(ends[clipped_eps], a[r] * x_0 + s[r] * eps, atol=1e-6)
+    assert np.abs(ends[True] - ends[False]).max() > 0.1
+
+
+@pytest.mark.parametrize("spacing", samplers.SPACINGS)
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_samplers_start_from_pure_noise_without_terminal_signal(name, spacing):
+    """log-SNR is then infinite and alpha_bar divides nothing: all that is drawn is finite."""
+    schedule = schedules.from_betas(schedules.zero_terminal_snr(schedules.linear(1000)))
+
+    def exact(z_t, t):
+        a, s = schedule.signal[t], schedule.noise[t]
+        return MU + a * TAU**2 / (a**2 * TAU**2 + s**2) * (z_t - a * MU)
+
+    drawn, _ = sample(name, 250, schedule=schedule, denoise=exact, spacing=spacing, clip=False)
+    assert drawn.mean() == pytest.approx(MU, abs=0.01)
+    assert drawn.std() == pytest.approx(TAU, rel=0.1)
+
+
+# ----------------------------------------------------------------------------------------------
+# Timesteps
+# ----------------------------------------------------------------------------------------------
+
+
 def test_timesteps_start_at_the_noisiest_and_are_evenly_spaced():
-    assert samplers.timesteps(1000, 4).tolist() == [999, 749, 499, 249]
-    assert samplers.timesteps(10, 10).tolist() == list(range(9, -1, -1))
+    assert visited(steps=4) == [999, 749, 499, 249]
+    assert visited(10, steps=10) == list(range(9, -1, -1))
     for steps in (1, 3, 7, 50, 999):
-        t = samplers.timesteps(1000, steps)
+        t = visited(steps=steps)
         assert len(t) == steps
         assert t[0] == 999
         assert (np.diff(t) < 0).all()
         assert t[-1] >= 0
 
 
-@pytest.mark.parametrize("steps", [0, 1001])
-def test_impossible_numbers_of_steps_are_named(steps):
-    with pytest.raises(InputError, match=str(steps)):
-        samplers.timesteps(1000, steps)
+def test_leading_timesteps_end_at_the_offset():
+    """Of 1000 in 4: they miss the noisiest quarter."""
+    assert visited(steps=4, spacing="leading") == [750, 500, 250, 0]
+    assert visited(steps=4, spacing="leading", offset=1) == [751, 501, 251, 1]
+    assert visited(steps=3, spacing="leading") == [666, 333, 0]
 
 
-@pytest.mark.parametrize(("name", "eta", "named"), [("euler", 0.0, "euler"), ("ddpm", 0.5, "eta")])
-def test_bad_settings_are_named(name, eta, named):
+def test_linear_timesteps_have_both_ends():
+    assert visited(steps=4, spacing="linspace") == [999, 666, 333, 0]
+    assert visited(10, steps=10, spacing="linspace") == list(range(9, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"spacing": "trailing"}, [999, 749, 499, 249]),
+        ({"spacing": "leading"}, [800, 600, 400, 200]),
+        ({"spacing": "leading", "offset": 1}, [801, 601, 401, 201]),
+        ({"spacing": "linspace"}, [999, 749, 500, 250]),
+    ],
+)
+def test_dpm_solver_goes_to_clean_data_from_above_the_cleanest_timestep(fields, expected):
+    assert visited(name="dpmpp_2m", steps=4, **fields) == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"steps": 0}, "steps: 0.*1 and 1000"),
+        ({"steps": 1001}, "steps: 1001.*1 and 1000"),
+        ({"steps": 0, "name": "dpmpp_2m", "spacing": "linspace"}, "steps: 0.*1 and 999"),
+        ({"steps": 1000, "name": "dpmpp_2m", "spacing": "leading"}, "steps: 1000.*1 and 999"),
+        ({"spacing": "even"}, "spacing.*even.*leading"),
+        ({"offset": 1}, "offset.*leading has it, not trailing"),
+        ({"offset": 50, "spacing": "leading"}, "offset: 50.*1000"),
+        ({"offset": -1, "spacing": "leading"}, "offset: -1"),
+        ({"name": "euler"}, "name.*euler"),
+        ({"name": "ddpm", "eta": 0.5}, "eta.*not ddpm"),
+    ],
+)
+def test_bad_settings_are_named(fields, named):
     with pytest.raises(InputError, match=named):
-        samplers.build(ConfigDict({"name": name, "steps": 5, "eta": eta, "clip": True}))
+        samplers.build(section(**fields), 1000)
+
+
+# ----------------------------------------------------------------------------------------------
+# Guidance
+# ----------------------------------------------------------------------------------------------
 
 
 def test_guidance_moves_from_the_null_to_beyond_the_conditional():
@@ -116,7 +208,7 @@ def test_guidance_moves_from_the_null_to_beyond_the_conditional():
     def apply(params, z_t, t, condition, *, key=None):
         return condition["contour"][..., :1]
 
-    schedule = schedules.linear(10)
+    schedule = schedules.from_betas(schedules.linear(10))
     z_t = jnp.zeros((2, 4, 4, 1))
     condition = {"contour": jnp.full((2, 4, 4, 2), 0.5)}
     for scale in (0.0, 1.0, 2.0):

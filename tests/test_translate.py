@@ -176,7 +176,7 @@ def test_every_step_of_a_sampler_has_its_own_noise(mr_run, monkeypatch):
     keys = translate.keys(0, "head01", np.arange(4))
 
     def drawn(answer, keys=keys):
-        monkeypatch.setattr(samplers, "build", lambda section: answer)
+        monkeypatch.setattr(samplers, "build", lambda section, total: answer)
         schedule = schedules.build(settings.diffusion)
         model = models.build(settings.model, batches.CONDITIONS)
         return np.asarray(translate.sampler(settings, model, schedule, mesh)({}, condition, keys))

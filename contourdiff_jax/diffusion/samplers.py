@@ -3,12 +3,12 @@
 
 One function each, one signature for all:
 
-    sampler(denoise, schedule, z_T, noise, steps, *, clip=True, ...) -> z_0
+    sampler(denoise, schedule, z_T, noise, t, *, clip=True, ...) -> z_0
 
-Shapes: z [B, *S, C]. `denoise(z_t, t)` estimates x_0 and does not clip
-(guidance.py); `noise(i)` gives the random array of step i, shaped like z:
-all of a sampler's randomness, so the caller decides what it is keyed by.
-Every sampler is a pure lax.scan over `steps` of the schedule's T timesteps.
+Shapes: z [B, *S, C]; t [n] integers, the timesteps to visit, falling. `denoise(z_t, t)` estimates
+x_0 and does not clip (guidance.py); `noise(i)` gives the random array of step i, shaped like z:
+all of a sampler's randomness, so the caller decides what it is keyed by. Every sampler is a pure
+lax.scan over t. All follow the schedulers of diffusers, step for step.
 
 With a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t); r is the timestep
 after t on the way down. After the last timestep comes clean data: a = 1, s = 0.
@@ -24,24 +24,49 @@ import numpy as np
 from contourdiff_jax.diffusion.schedules import Schedule
 from contourdiff_jax.errors import InputError
 
+SPACINGS = ("trailing", "leading", "linspace")
+NO_SIGNAL = 2.0**-12  # for DPM-Solver++, which takes its logarithm: as in diffusers
 
-def timesteps(total: int, steps: int) -> np.ndarray:
-    """`steps` timesteps from T - 1 downwards, evenly spaced.
 
-    "Trailing" spacing (Lin et al. 2023, arXiv 2305.08891, table 2): it starts at the noisiest
-    timestep, which the published "leading" spacing misses.
+def timesteps(config, total: int) -> np.ndarray:
+    """The timesteps [n] that the sampler of a `sampler` section visits out of T, falling.
+
+    They are evenly spaced (Lin et al. 2023, arXiv 2305.08891, table 2): "trailing" starts at the
+    noisiest, T - 1; "leading", as published, ends at `offset`; "linspace" does both, ending at 0.
+    DPM-Solver++ leaves out that end of the latter two, and goes to clean data from the one before.
     """
-    if not 1 <= steps <= total:
-        raise InputError(f"sampler steps: {steps} must lie between 1 and the schedule's {total}")
-    return np.round(np.arange(total, 0, -total / steps)).astype(np.int32)[:steps] - 1
+    if config.spacing not in SPACINGS:
+        raise InputError(
+            f"config.sampler.spacing: {config.spacing!r} is not one of {', '.join(SPACINGS)}"
+        )
+    if config.offset and config.spacing != "leading":
+        raise InputError(
+            f"config.sampler.offset: leading has it, not {config.spacing}; set it to 0"
+        )
+    left_out = int(config.name == "dpmpp_2m" and config.spacing != "trailing")
+    count = config.steps + left_out
+    if not left_out < count <= total:
+        raise InputError(
+            f"config.sampler.steps: {config.steps} must lie between 1 and {total - left_out}"
+        )
+    if config.spacing == "trailing":
+        t = np.round(np.arange(total, 0, -total / count))[:count] - 1
+    elif config.spacing == "leading":
+        t = np.arange(count)[::-1] * (total // count) + config.offset
+    else:
+        t = np.round(np.linspace(0, total - 1, count))[::-1]
+    if config.offset < 0 or t[0] >= total:
+        raise InputError(
+            f"config.sampler.offset: {config.offset} leads out of the schedule's {total} timesteps"
+        )
+    return t[: config.steps].astype(np.int32)
 
 
-def _levels(schedule: Schedule, steps: int) -> dict[str, jax.Array]:
-    """What a scan needs at each step: t, and alpha_bar at t and at r, as arrays [steps]."""
-    t = timesteps(schedule.steps, steps)
+def _levels(schedule: Schedule, t: np.ndarray) -> dict[str, jax.Array]:
+    """What a scan needs at each step: t, and alpha_bar at t and at r, as arrays [n]."""
     alpha_bar = schedule.alpha_bar[t]
     return {
-        "i": jnp.arange(steps),
+        "i": jnp.arange(len(t)),
         "t": jnp.asarray(t),
         "alpha_bar_t": alpha_bar,
         "alpha_bar_r": jnp.append(alpha_bar[1:], 1.0),
@@ -50,13 +75,12 @@ def _levels(schedule: Schedule, steps: int) -> dict[str, jax.Array]:
     }
 
 
-def _estimate(denoise, z_t, level, clip: bool):
-    """x_0 hat, kept in the range of data: errors at high noise would leave it and stay out."""
-    x_0 = denoise(z_t, level["t"])
+def _in_range(x_0, clip: bool):
+    """x_0 hat in the range of data: errors at high noise would leave it and stay out."""
     return jnp.clip(x_0, -1, 1) if clip else x_0
 
 
-def ddpm(denoise, schedule: Schedule, z_T, noise: Callable, steps: int, *, clip: bool = True):
+def ddpm(denoise, schedule: Schedule, z_T, noise: Callable, t, *, clip: bool = True):
     """Ancestral sampling (Ho et al. 2020, algorithm 2) over strided timesteps.
 
     q(z_r | z_t, x_0) is Gaussian (equations 6 and 7); the posterior's variance is
@@ -64,7 +88,7 @@ def ddpm(denoise, schedule: Schedule, z_T, noise: Callable, steps: int, *, clip:
     """
 
     def step(z_t, level):
-        x_0 = _estimate(denoise, z_t, level, clip)
+        x_0 = _in_range(denoise(z_t, level["t"]), clip)
         alpha = level["alpha_bar_t"] / level["alpha_bar_r"]  # of the stride from r to t
         beta = 1 - alpha
         mean = (
@@ -74,7 +98,7 @@ def ddpm(denoise, schedule: Schedule, z_T, noise: Callable, steps: int, *, clip:
         variance = beta * (1 - level["alpha_bar_r"]) / (1 - level["alpha_bar_t"])
         return mean + jnp.sqrt(variance) * noise(level["i"]), None
 
-    return jax.lax.scan(step, z_T, _levels(schedule, steps))[0]
+    return jax.lax.scan(step, z_T, _levels(schedule, t))[0]
 
 
 def ddim(
@@ -82,19 +106,25 @@ def ddim(
     schedule: Schedule,
     z_T,
     noise: Callable,
-    steps: int,
+    t,
     *,
     clip: bool = True,
     eta: float = 0.0,
+    clipped_eps: bool = True,
 ):
     """DDIM (Song et al. 2021, arXiv 2010.02502, equations 12 and 16): deterministic at eta = 0.
 
-    eps is derived from the clipped x_0, so that z_r lies on the line between the two.
+    eps is derived from the clipped x_0, so that z_r lies on the line between the two, or else from
+    the estimate before clipping, where it is the network's own.
+
+    A step leads to the next timestep of t. In diffusers it leads to t - T // n, which is the same
+    but for "linspace", for n that do not divide T, and for offsets of T // n or more.
     """
 
     def step(z_t, level):
-        x_0 = _estimate(denoise, z_t, level, clip)
-        eps = (z_t - level["signal_t"] * x_0) / level["noise_t"]
+        estimate = denoise(z_t, level["t"])
+        x_0 = _in_range(estimate, clip)
+        eps = (z_t - level["signal_t"] * (x_0 if clipped_eps else estimate)) / level["noise_t"]
         alpha = level["alpha_bar_t"] / level["alpha_bar_r"]
         sigma = eta * jnp.sqrt(
             (1 - level["alpha_bar_r"]) / (1 - level["alpha_bar_t"]) * (1 - alpha)
@@ -103,35 +133,37 @@ def ddim(
         z_r = jnp.sqrt(level["alpha_bar_r"]) * x_0 + direction * eps
         return (z_r + sigma * noise(level["i"]) if eta else z_r), None
 
-    return jax.lax.scan(step, z_T, _levels(schedule, steps))[0]
+    return jax.lax.scan(step, z_T, _levels(schedule, t))[0]
 
 
-def dpmpp_2m(denoise, schedule: Schedule, z_T, noise: Callable, steps: int, *, clip: bool = True):
+def dpmpp_2m(denoise, schedule: Schedule, z_T, noise: Callable, t, *, clip: bool = True):
     """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2).
 
-    Second order, deterministic. lambda = log(a / s) is the half log-SNR, h its increase over a
-    step. The first step has no history and the last ends at lambda = infinity: both are first
-    order, where they equal DDIM.
+    Second order (midpoint), deterministic. lambda = log(a / s) is the half log-SNR, h its increase
+    over a step. The first step has no history and the last ends at lambda = infinity: both are
+    first order, where they equal DDIM.
     """
     del noise  # deterministic
-    levels = _levels(schedule, steps)
-    half_log_snr = jnp.log(levels["signal_t"]) - jnp.log(levels["noise_t"])
+    levels = _levels(schedule, t)
+    signal = jnp.where(levels["signal_t"] == 0, NO_SIGNAL, levels["signal_t"])
+    half_log_snr = jnp.log(signal) - jnp.log(levels["noise_t"])
     h = jnp.append(jnp.diff(half_log_snr), jnp.inf)
     h_before = jnp.insert(h[:-1], 0, 1.0)
-    first_order = (levels["i"] == 0) | (levels["i"] == steps - 1)
+    first_order = (levels["i"] == 0) | (levels["i"] == len(t) - 1)
     # 1 / (2 r) with r = h_before / h, the weight of the step before.
     levels["slope"] = jnp.where(first_order, 0.0, jnp.where(jnp.isinf(h), 0.0, h) / (2 * h_before))
     levels["decay"] = jnp.exp(-h)
+    # Of the next step as that step has them: 1 - alpha_bar would lose digits.
+    levels["signal_r"] = jnp.append(levels["signal_t"][1:], 1.0)
+    levels["noise_r"] = jnp.append(levels["noise_t"][1:], 0.0)
 
     def step(carry, level):
         z_t, before = carry
-        x_0 = _estimate(denoise, z_t, level, clip)
+        x_0 = _in_range(denoise(z_t, level["t"]), clip)
         d = (1 + level["slope"]) * x_0 - level["slope"] * before
-        a_r = jnp.sqrt(level["alpha_bar_r"])
-        s_r = jnp.sqrt(1 - level["alpha_bar_r"])
         # sigma_r / sigma_t z_t - a_r (exp(-h) - 1) D
-        z_r = s_r / level["noise_t"] * z_t - a_r * (level["decay"] - 1) * d
-        return (z_r, x_0), None
+        shrunk = level["noise_r"] / level["noise_t"] * z_t
+        return (shrunk - level["signal_r"] * (level["decay"] - 1) * d, x_0), None
 
     return jax.lax.scan(step, (z_T, jnp.zeros_like(z_T)), levels)[0][0]
 
@@ -139,13 +171,18 @@ def dpmpp_2m(denoise, schedule: Schedule, z_T, noise: Callable, steps: int, *, c
 SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
 
 
-def build(config) -> Callable:
-    """The sampler of a `sampler` section, options bound: (denoise, schedule, z_T, noise) -> z_0."""
+def build(config, total: int) -> Callable:
+    """The sampler of a `sampler` section for a schedule of T steps, options bound.
+
+    It is (denoise, schedule, z_T, noise) -> z_0.
+    """
     if config.name not in SAMPLERS:
         raise InputError(
             f"config.sampler.name: {config.name!r} is not one of {', '.join(SAMPLERS)}"
         )
-    if config.eta and config.name != "ddim":
+    options = {"t": timesteps(config, total), "clip": config.clip}
+    if config.name == "ddim":
+        options |= {"eta": config.eta, "clipped_eps": config.clipped_eps}
+    elif config.eta:
         raise InputError(f"config.sampler.eta: only ddim has it, not {config.name}; set it to 0")
-    options = {"eta": config.eta} if config.name == "ddim" else {}
-    return functools.partial(SAMPLERS[config.name], steps=config.steps, clip=config.clip, **options)
+    return functools.partial(SAMPLERS[config.name], **options)

@@ -36,22 +36,42 @@ def from_betas(betas: np.ndarray) -> Schedule:
     )
 
 
-def linear(steps: int, first: float = 1e-4, last: float = 0.02) -> Schedule:
-    """beta rising linearly (Ho et al. 2020, section 4).
+def linear(steps: int, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
+    """betas [T] rising linearly (Ho et al. 2020, section 4).
 
     What ContourDiff was published with, at 1000 steps.
     """
-    return from_betas(np.linspace(first, last, steps, dtype=np.float64))
+    return np.linspace(first, last, steps, dtype=np.float64)
 
 
-def cosine(steps: int, offset: float = 0.008, largest: float = 0.999) -> Schedule:
-    """alpha_bar(u) = cos^2((u + s) / (1 + s) pi / 2).
+def scaled_linear(steps: int, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
+    """betas [T] whose square roots rise linearly.
 
-    Nichol & Dhariwal 2021, arXiv 2102.09672, equation 17.
+    From the code of latent diffusion (Rombach et al. 2022, arXiv 2112.10752).
+    """
+    return np.linspace(first**0.5, last**0.5, steps, dtype=np.float64) ** 2
+
+
+def cosine(steps: int, offset: float = 0.008, largest: float = 0.999) -> np.ndarray:
+    """betas [T] of alpha_bar(u) = cos^2((u + s) / (1 + s) pi / 2).
+
+    Nichol & Dhariwal 2021, arXiv 2102.09672, equation 17; "squaredcos_cap_v2" of diffusers.
     """
     u = np.arange(steps + 1, dtype=np.float64) / steps
     alpha_bar = np.cos((u + offset) / (1 + offset) * np.pi / 2) ** 2
-    return from_betas(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], largest))
+    return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], largest)
+
+
+def zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """betas [T] changed so that nothing is left of the image at the last timestep.
+
+    sqrt(alpha_bar) is shifted and stretched to end at 0 and begin where it did (Lin et al. 2023,
+    arXiv 2305.08891, algorithm 1). Sampling then starts from what training ended with.
+    """
+    signal = np.cumprod(1.0 - betas) ** 0.5
+    signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+    alpha_bar = signal**2
+    return 1 - np.append(alpha_bar[0], alpha_bar[1:] / alpha_bar[:-1])
 
 
 def build(config) -> Schedule:
@@ -60,9 +80,27 @@ def build(config) -> Schedule:
         raise InputError(
             f"config.diffusion.steps: {config.steps} is too few, at least 2 are needed"
         )
-    schedules = {"linear": linear, "cosine": cosine}
+    if not 0 < config.beta_first <= config.beta_last < 1:
+        raise InputError(
+            f"config.diffusion: beta_first={config.beta_first} and beta_last={config.beta_last} "
+            f"must satisfy 0 < beta_first <= beta_last < 1"
+        )
+    ends = (config.beta_first, config.beta_last)
+    schedules = {
+        "linear": lambda steps: linear(steps, *ends),
+        "scaled_linear": lambda steps: scaled_linear(steps, *ends),
+        "cosine": cosine,
+    }
     if config.schedule not in schedules:
         raise InputError(
             f"config.diffusion.schedule: {config.schedule!r} is not one of {', '.join(schedules)}"
         )
-    return schedules[config.schedule](config.steps)
+    betas = schedules[config.schedule](config.steps)
+    if config.zero_terminal_snr:
+        if config.prediction == "eps":
+            raise InputError(
+                "config.diffusion.zero_terminal_snr: from pure noise eps says nothing of the "
+                "image; let config.diffusion.prediction be v or x0"
+            )
+        betas = zero_terminal_snr(betas)
+    return from_betas(betas)
