@@ -6,7 +6,6 @@ are numbers in the units of a preset: HU, or the fraction of an MR volume's perc
 """
 
 import dataclasses
-import functools
 
 import numpy as np
 
@@ -32,6 +31,8 @@ class Case:
     truth: np.ndarray | None
     source: np.ndarray | None
     mask: np.ndarray  # bool, the body
+    body: np.ndarray  # bool [N, H, W], the mask on the model's grid
+    condition: np.ndarray | None  # contours [N, H, W] of the source: all that the model was given
     resampling: Resampling  # to the model's grid and back
     seconds: float | None  # that a slice took to translate
 
@@ -39,16 +40,11 @@ class Case:
         """Target values [X, Y, Z] -> [N, H, W] on the model's grid."""
         return self.resampling.slices(values, self.settings.target.air)
 
-    @functools.cached_property
-    def body(self) -> np.ndarray:
-        """The mask on the model's grid, bool [N, H, W]."""
-        return self.resampling.masks(self.mask)
-
-    @functools.cached_property
-    def condition(self) -> np.ndarray:
-        """Contours [N, H, W] of the source on the model's grid: all that the model was given."""
-        slices = self.resampling.slices(self.source, self.settings.source.air)
-        return contours.stack(slices, self.body, self.settings.contours["source"])
+    def contours(self, values: np.ndarray) -> np.ndarray:
+        """Target values [X, Y, Z] -> their contours [N, H, W] on the model's grid."""
+        target = self.settings.target
+        taken = self.settings.contours["target"]
+        return contours.on_grid(values, self.body, self.resampling, target, taken)
 
 
 def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings) -> Case:
@@ -82,13 +78,28 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
             f"{scan.path}: {settings.grid.axis} slices of {height} x {width} pixels; "
             f"at least {SSIM_WINDOW} x {SSIM_WINDOW} are needed"
         )
+    body = resampling.masks(mask)
+    source_values = condition = None
+    if source is not None:
+        window = settings.source.window_of(source)
+        source_values = values_of(source, settings.source, window)
+        condition = contours.on_grid(
+            source_values,
+            body,
+            resampling,
+            settings.source,
+            settings.contours["source"],
+            settings.source.shown(source, window),
+        )
     return Case(
         subject=scan.name,
         settings=settings,
         translation=values_of(volume, settings.target, sidecar and sidecar.window),
         truth=None if truth is None else values_of(truth, settings.target),
-        source=None if source is None else values_of(source, settings.source),
+        source=source_values,
         mask=mask,
+        body=body,
+        condition=condition,
         resampling=resampling,
         seconds=sidecar and sidecar.seconds,
     )

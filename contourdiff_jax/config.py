@@ -24,8 +24,9 @@ def default() -> ConfigDict:
             # The grid belongs to the store. Zero or empty accepts the store's; anything else must
             # agree with it.
             "grid": {"axis": "", "spacing": 0.0, "size": 0},
-            # Contours of the training domain: default, united or published (data/contours.py).
-            # Where windows or a curve are given, they and what follows count instead.
+            # Contours of the training domain: default, united or published, or the original's of
+            # a store that was prepared with them: original, original_cleaned (data/contours.py).
+            # Where windows, a curve or native are given, they and what follows count instead.
             "contours": {
                 "preset": "default",
                 "windows": (),
@@ -34,6 +35,8 @@ def default() -> ConfigDict:
                 "high": 50.0,
                 "blur": 3,
                 "apart": 0,
+                "native": False,
+                "clean": (),
             },
             "augment": {
                 "flip": 0.5,  # probability of exchanging left and right

@@ -85,12 +85,17 @@ def begin(config: ConfigDict, store: Store) -> Run:
             )
     fields = config.contours.to_dict()
     name = fields.pop("preset")
-    custom = fields["windows"] or fields["curve"]
+    custom = fields["windows"] or fields["curve"] or fields["native"]
     settings = (
         ContourSettings.from_dict(fields)
         if custom
         else contours.preset(name, store.preset.modality)
     )
+    if settings.native and settings != store.contour_settings:
+        raise InputError(
+            f"{store.path}: prepared without the contours of config.contours, which need the "
+            f"volumes' own pixels; prepare again with --contours={'FILE' if custom else name}"
+        )
     return Run(
         config,
         store.preset,

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import numpy as np
 
 from contourdiff_jax.cases import Case
-from contourdiff_jax.data.contours import contours
 from contourdiff_jax.data.intensity import Preset
 from contourdiff_jax.metrics import paired, structure
 
@@ -68,11 +67,9 @@ def _contours(case: Case, methods: dict[str, np.ndarray]) -> Iterator[tuple]:
 
     They are compared on the model's grid, where the condition was made.
     """
-    settings = case.settings.contours["target"]
     shown = np.flatnonzero(case.body.mean((1, 2)) >= LEAST_BODY).tolist()
     for method, values in methods.items():
-        slices = case.slices(values)
+        drawn = case.contours(values)
         for number in shown:
-            drawn = contours(slices[number], case.body[number], settings)
-            scores = structure.contour_agreement(drawn, case.condition[number], TOLERANCE)
+            scores = structure.contour_agreement(drawn[number], case.condition[number], TOLERANCE)
             yield method, number, scores

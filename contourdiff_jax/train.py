@@ -374,7 +374,7 @@ def _observer(ours: run.Run, store: Store, plan: Setup) -> _Observer:
     sampled = _spread(held if len(held) else store.rows("train"), SAMPLES)
 
     def examples(rows):
-        return batches.make(store.values(rows), store.masks[rows], ours.preset, ours.contours)
+        return batches.examples(store, rows, ours.contours)
 
     # Samples are drawn in one fixed batch that any mesh divides.
     size = SAMPLES * plan.mesh.size

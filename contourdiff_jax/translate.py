@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -48,7 +47,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "contours",
         None,
-        "contours of the source: a JSON file, or default, united or published",
+        f"contours of the source: a JSON file, or {', '.join(contours.PRESETS)}",
         flag_values=values,
     )
     flags.DEFINE_string("masks", None, "folder with body masks of the source", flag_values=values)
@@ -357,13 +356,19 @@ def _translate_scan(scan, source_preset, settings, trained, mask_scans, draw, se
     mask = pairs.companion(volume, scan, mask_scans, "masks")
     if mask is None:
         mask = masks.body_mask(volume.array, volume.affine, source_preset.modality)
-    slices = resampling.slices(source_preset.values(volume.array, window), source_preset.air)
-    condition = batches.given(contours.stack(slices, resampling.masks(mask > 0), settings))
-    unit = draw(condition, keys(seed, scan.name, np.arange(len(slices))))
+    edges = contours.on_grid(
+        source_preset.values(volume.array, window),
+        resampling.masks(mask > 0),
+        resampling,
+        source_preset,
+        settings,
+        source_preset.shown(volume, window),
+    )
+    unit = draw(batches.given(edges), keys(seed, scan.name, np.arange(len(edges))))
 
     target = trained.preset
     translated = resampling.volume(target.image.inverse(unit), target.air)
-    return volume, target.native(translated, trained.window), len(slices)
+    return volume, target.native(translated, trained.window), len(edges)
 
 
 def _say(text: str) -> None:
@@ -388,18 +393,11 @@ def _draw(sample, params, sharding, batch: int, condition, slice_keys) -> np.nda
 
 def _contour_settings(given, trained: run.Run, source: intensity.Preset) -> ContourSettings:
     """Settings for the source: of the file or preset named, else of training or its default."""
-    if given is None:
-        # Within a modality what training saw is right; across, the modality's own.
-        same = source.modality == trained.preset.modality
-        return trained.contours if same else contours.preset("default", source.modality)
-    if str(given) in contours.PRESETS:
-        return contours.preset(str(given), source.modality)
-    try:
-        return ContourSettings.from_dict(json.loads(Path(given).read_text()))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{given}: cannot be read as JSON ({error})") from None
-    except InputError as error:
-        raise InputError(f"{given}: {error}") from None
+    if given is not None:
+        return contours.named(given, source.modality)
+    # Within a modality what training saw is right; across, the modality's own.
+    same = source.modality == trained.preset.modality or trained.contours.suits_any
+    return trained.contours if same else contours.preset("default", source.modality)
 
 
 def _identity(scan: Scan) -> dict:

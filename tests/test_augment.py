@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from contourdiff_jax import config
-from contourdiff_jax.data.augment import Transform, apply, draw
+from contourdiff_jax.data.augment import Transform, apply, apply_to_contours, draw
 
 IDENTITY = Transform(flip=False, scale=(1.0, 1.0), rotation=0.0, shift=(0.0, 0.0))
 FLIPPED = IDENTITY._replace(flip=True)
@@ -122,6 +122,26 @@ def test_image_and_mask_go_together(section, rng):
         rim = cv2.dilate(mask, np.ones((3, 3))) != cv2.erode(mask, np.ones((3, 3)))
         np.testing.assert_array_equal(mask[~rim] > 0, warped[~rim] > 0)
         assert rim.mean() < 0.15
+
+
+def test_contours_go_with_the_image_and_stay_whole(section, rng):
+    """A circle a pixel wide stays closed, and lies on the border of the disc that it was."""
+    rows, columns = np.mgrid[:64, :64]
+    disc = (np.hypot(rows - 30, columns - 33) < 16).astype(np.uint8)
+    circle = disc - cv2.erode(disc, np.ones((3, 3)))
+    np.testing.assert_array_equal(apply_to_contours(IDENTITY, circle), circle)
+    np.testing.assert_array_equal(apply_to_contours(FLIPPED, circle), circle[:, ::-1])
+    for _ in range(50):
+        transform = draw(rng, section)
+        warped = apply_to_contours(transform, circle)
+        assert warped.dtype == np.uint8 and set(np.unique(warped)) == {0, 1}
+        _, moved_disc = apply(transform, disc.astype(np.float32), disc, air=0.0)
+        if moved_disc[[0, -1]].any() or moved_disc[:, [0, -1]].any():
+            continue
+        near = cv2.dilate(moved_disc, np.ones((5, 5))) != cv2.erode(moved_disc, np.ones((5, 5)))
+        assert near[warped > 0].all()
+        # Outside, the circle and what it encloses: three parts, of which one is the circle.
+        assert cv2.connectedComponents(1 - warped, connectivity=4)[0] == 3
 
 
 def test_what_is_drawn_follows_the_generator(section):

@@ -9,6 +9,7 @@ import pytest
 
 from contourdiff_jax.data import augment, batches, intensity
 from contourdiff_jax.data.contours import contours, preset
+from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 
 MR = intensity.preset("mr")
@@ -123,6 +124,40 @@ def test_contours_are_taken_from_the_augmented_slice(store, rng):
     np.testing.assert_array_equal(example["x"][0, ..., 0], expected)
     still = batches.make(values, masks, MR, preset("default", "mr"))
     assert_same(batches.make(values, masks, MR, preset("default", "mr"), [STILL]), still)
+
+
+def test_contours_of_native_pixels_are_warped_with_the_whole_image(rng):
+    """Those that were kept; the image outside the body stays too, for they show it."""
+    values = rng.random((2, 32, 32), np.float32)
+    masks = np.zeros((2, 32, 32), np.uint8)
+    kept = np.uint8(rng.random((2, 32, 32)) < 0.1)
+    original = preset("original", "mr")
+    still = batches.make(values, masks, MR, original, native=kept)
+    np.testing.assert_array_equal(still["condition"]["contour"][..., 0], kept)
+    np.testing.assert_allclose(still["x"][..., 0], 2 * values - 1, atol=1e-6)
+    assert_same(batches.make(values, masks, MR, original, [STILL, STILL], kept), still)
+
+    transform = augment.Transform(True, (1.1, 0.95), 8.0, (0.04, -0.03))
+    moved = batches.make(values, masks, MR, original, [transform, STILL], kept)
+    expected = augment.apply_to_contours(transform, kept[0])
+    np.testing.assert_array_equal(moved["condition"]["contour"][0, ..., 0], expected)
+    warped, inside = augment.apply(transform, values[0], np.ones_like(masks[0]), MR.air)
+    expected = MR.image.unit(np.where(inside, warped, MR.air))
+    np.testing.assert_array_equal(moved["x"][0, ..., 0], expected)
+
+
+def test_a_store_gives_the_contours_that_are_asked_for(phantom_data, tmp_path):
+    """Its own of native pixels, or those of its slices."""
+    out = tmp_path / "store"
+    grid = {"spacing": 7.2, "size": 32}
+    prepare(phantom_data / "train_mr", out, "mr", **grid, contours_file="original")
+    store = open_store(out)
+    rows = store.rows("train")[:3]
+    native = batches.examples(store, rows, preset("original", "mr"))
+    np.testing.assert_array_equal(native["condition"]["contour"][..., 0], store.contours[rows])
+    ours = batches.examples(store, rows, preset("default", "mr"))
+    slices = store.values(rows), store.masks[rows]
+    assert_same(ours, batches.make(*slices, MR, preset("default", "mr")))
 
 
 # ----------------------------------------------------------------------------------------------

@@ -7,9 +7,14 @@ import json
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
+from skimage import filters, morphology
 
 from contourdiff_jax.data import contours as module
-from contourdiff_jax.data.contours import ContourSettings, contours, stack
+from contourdiff_jax.data import intensity, volumes
+from contourdiff_jax.data.contours import ContourSettings, contours, named, on_grid, stack
+from contourdiff_jax.data.grid import Grid
+from contourdiff_jax.data.volumes import Assumed
 from contourdiff_jax.errors import InputError
 
 SETTINGS = ContourSettings(windows=((0, 1),), low=20, high=50)
@@ -172,6 +177,9 @@ def test_what_may_be_left_out_has_its_default():
         ({"blur": 0}, "blur: 0"),
         ({"blur": -3}, "blur: -3"),
         ({"apart": -1}, "apart: -1"),
+        ({"clean": [8000]}, r"clean: \(8000,\)"),
+        ({"clean": [8000, -1]}, "clean.*-1"),
+        ({"clean": 8000}, "wrong type"),
         ({"appart": 1}, "unknown.*appart.*fields are.*apart"),
     ],
 )
@@ -212,3 +220,141 @@ def test_a_curve_draws_a_border_once_where_windows_draw_it_twice():
 def test_an_unknown_preset_is_named():
     with pytest.raises(InputError, match=r"mediffuse.*default"):
         module.preset("mediffuse", "ct")
+
+
+def test_settings_are_named_by_a_preset_or_a_file(tmp_path):
+    assert named("published", "ct") == module.preset("published", "ct")
+    path = tmp_path / "contours.json"
+    path.write_text(json.dumps(SETTINGS.to_dict()))
+    assert named(path, "ct") == SETTINGS
+    path.write_text("{")
+    with pytest.raises(InputError, match=r"contours\.json.*JSON.*original"):
+        named(path, "ct")
+    path.write_text('{"low": 3}')
+    with pytest.raises(InputError, match=r"contours\.json.*missing"):
+        named(path, "ct")
+
+
+# ----------------------------------------------------------------------------------------------
+# Of native pixels
+# ----------------------------------------------------------------------------------------------
+
+
+def organ(size: int, rng) -> np.ndarray:
+    """[size, size] uint8: a large bright organ with a small and a large hole, and things beside."""
+    scale = size / 320
+    rows, columns = np.mgrid[:size, :size] / scale
+    body = np.hypot(rows - 150, columns - 140) < 110
+    for row, column, radius, inside in (
+        (150, 90, 12, False),
+        (150, 170, 45, False),
+        (290, 280, 22, True),
+        (20, 290, 4, True),
+    ):
+        body = np.where(np.hypot(rows - row, columns - column) < radius, inside, body)
+    noise = cv2.GaussianBlur(rng.normal(size=(size, size)), (0, 0), 1.5) * 90
+    return np.uint8(np.clip(np.where(body, 170, 20) + noise, 0, 255))
+
+
+def original(picture: np.ndarray, size: int, clean: bool) -> np.ndarray:
+    """[size, size] what a network of the original's sees of a square picture.
+
+    Written from what ContourDiff's preprocess.py and transform.py do, with other functions.
+    """
+    if clean:
+        bright = np.uint8(picture > filters.threshold_multiotsu(picture, classes=2))
+        bright = morphology.erosion(bright, morphology.disk(1))
+        bright = morphology.area_opening(bright, 8000, connectivity=1)
+        picture = picture * morphology.area_closing(bright, 3000, connectivity=1)
+    edges = cv2.Canny(cv2.GaussianBlur(picture, (3, 3), 0), 80, 150)
+    resized = Image.fromarray(edges).resize((size, size), Image.Resampling.NEAREST)
+    return np.asarray(resized) > 50
+
+
+def taken(path, size: int, modality: str, settings: ContourSettings, assumed=None) -> np.ndarray:
+    """[N, size, size] contours of a file of square planes, on a grid that covers just these."""
+    volume = volumes.read(path, assumed=assumed or volumes.UNKNOWN)
+    chosen = intensity.preset(modality)
+    window = chosen.window_of(volume)
+    spacing = volume.array.shape[0] * volumes.spacing(volume.affine)[0] / size
+    _, resampling = Grid("axial", float(spacing), size).fit_volume(volume)
+    # The body is of no account.
+    masks = np.zeros((volume.array.shape[2], size, size), bool)
+    values, shown = chosen.values(volume.array, window), chosen.shown(volume, window)
+    return on_grid(values, masks, resampling, chosen, settings, shown)
+
+
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("modality", ["mr", "ct"])
+@pytest.mark.parametrize(("pixels", "size"), [(512, 256), (320, 256), (300, 96), (256, 256)])
+def test_contours_of_pictures_are_the_originals(tmp_path, rng, pixels, size, modality, clean):
+    """Byte for byte, whatever the preset and the window of the picture's greys."""
+    picture = organ(pixels, rng)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    settings = module.preset("original_cleaned" if clean else "original", modality)
+    edges = taken(tmp_path / "a.png", size, modality, settings)
+    expected = original(picture, size, clean)
+    assert expected.sum() > 100
+    np.testing.assert_array_equal(edges, expected[None])
+    # What the artefacts' removal leaves is another picture.
+    assert (original(picture, size, True) != original(picture, size, False)).any()
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_contours_of_real_pictures_are_the_originals(data_root, clean):
+    """CT slices of heads in 8 bits, one picture a volume."""
+    settings = module.preset("original_cleaned" if clean else "original", "ct")
+    files = sorted((data_root / "png2d" / "harvard_ct").glob("*.png"))[::4]
+    assert files
+    for path in files:
+        expected = original(np.asarray(Image.open(path).convert("L")), 128, clean)
+        np.testing.assert_array_equal(taken(path, 128, "ct", settings)[0], expected)
+
+
+@pytest.mark.parametrize("span", [(-1000.0, 1000.0), (-160.0, 240.0)])
+def test_8_bits_stay_what_they_are_whatever_they_stand_for(tmp_path, rng, span):
+    picture = organ(320, rng)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    settings = module.preset("original", "ct")
+    edges = taken(tmp_path / "a.png", 160, "ct", settings, Assumed(0.7, span))
+    np.testing.assert_array_equal(edges[0], original(picture, 160, False))
+
+
+def test_deeper_volumes_are_seen_through_the_window_of_the_model(tmp_path, rng):
+    """HU of -1000 to 1000, in 8 bits, plane by plane; a window in the settings counts instead."""
+    pictures = np.stack([organ(128, rng) for _ in range(3)])
+    window = (-1000, 1000)
+    hu = pictures / np.float32(255) * 2000 - 1000
+    # Rows and columns of a picture run against the axes of RAS.
+    array = hu.transpose(2, 1, 0)[::-1, ::-1]
+    volumes.save(tmp_path / "a_ct.nii.gz", array, np.diag((0.7, 0.7, 3, 1)), np.float32)
+    settings = module.preset("original", "ct")
+    expected = np.stack([original(picture, 64, False) for picture in pictures])
+    for given in (settings, dataclasses.replace(settings, windows=(window,))):
+        edges = taken(tmp_path / "a_ct.nii.gz", 64, "ct", given)
+        np.testing.assert_array_equal(edges, expected)
+    narrow = dataclasses.replace(settings, windows=((-100, 100),))
+    assert (taken(tmp_path / "a_ct.nii.gz", 64, "ct", narrow) != expected).any()
+
+
+def test_contours_on_the_grid_are_those_of_its_slices(rng):
+    """Without `native` nothing of the volume's own pixels is left."""
+    array = rng.random((40, 40, 3), np.float32)
+    resampling = Grid("axial", 1.3, 32).fit(array.shape, np.eye(4))
+    masks = rng.random((3, 32, 32)) < 0.9
+    mr = intensity.preset("mr")
+    edges = on_grid(array, masks, resampling, mr, SETTINGS)
+    assert edges.any()
+    np.testing.assert_array_equal(edges, stack(resampling.slices(array, 0), masks, SETTINGS))
+
+
+@pytest.mark.parametrize("value", [0, 77, 255])
+def test_cleaning_leaves_an_even_picture_even(value):
+    settings = dataclasses.replace(SETTINGS, clean=(8000, 3000))
+    assert not contours(np.full((64, 64), value / 255, np.float32), EVERYWHERE, settings).any()
+
+
+def test_only_settings_without_values_suit_any_modality():
+    assert module.preset("original", "ct") == module.preset("original", "mr")
+    suits = {name for name in module.PRESETS if module.preset(name, "ct").suits_any}
+    assert suits == {"original", "original_cleaned"}

@@ -196,9 +196,10 @@ def test_a_shifted_translation_is_worse(data):
     assert after["mae_mask"]["value"] > before["mae_mask"]["value"]
 
 
-def test_the_contours_of_the_source_itself_agree_fully(data):
+@pytest.mark.parametrize("preset", ["default", "original"])
+def test_the_contours_of_the_source_itself_agree_fully(data, preset):
     # a source handed through, with one kind of settings: nothing moved, so the agreement is 1
-    same = {name: contours.preset("default", "mr").to_dict() for name, _ in SIDES}
+    same = {name: contours.preset(preset, "mr").to_dict() for name, _ in SIDES}
     for subject in SHAPES:
         path = data / "translated" / f"{subject}_ct.nii.gz"
         window = own_window(truth_of(data, subject))

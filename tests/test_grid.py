@@ -14,6 +14,8 @@ from contourdiff_jax.data import volumes
 from contourdiff_jax.data.grid import AXES, Grid
 from contourdiff_jax.errors import InputError
 
+SQUARES = [(512, 256), (256, 256), (320, 96), (333, 128), (100, 256), (97, 64), (1000, 96)]
+
 SPACINGS = (1.0, 1.3, 2.5)
 LANDMARKS = np.array([[9, 22, 6], [24, 12, 13], [30, 28, 9]])  # voxels of a [40, 36, 20] volume
 SHAPE = (40, 36, 20)
@@ -260,3 +262,36 @@ def test_uneven_slices_keep_their_places_or_become_even():
     np.testing.assert_allclose(resampling.positions, offsets * 9 / 4)
     even, resampling = Grid("coronal", 1.0, 48).fit_volume(volume)
     assert even.array.shape == (40, 36, 5) and len(resampling.positions) == 36
+
+
+# ----------------------------------------------------------------------------------------------
+# Nearest neighbours
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("pixels", "size"), SQUARES)
+@pytest.mark.parametrize("spacing", [1.0, 0.7, 0.46875, 1 / 3])
+def test_over_a_whole_plane_the_nearest_are_those_of_pil(rng, pixels, size, spacing):
+    """At half the size every centre lies between two pixels. Headers round their sizes."""
+    planes = rng.integers(0, 256, (2, pixels, pixels), np.uint8)
+    resized = [Image.fromarray(p).resize((size, size), Image.Resampling.NEAREST) for p in planes]
+    affine = np.diag((*np.float32((spacing, spacing)), 3, 1))
+    fit = Grid("axial", spacing * pixels / size, size).fit((pixels, pixels, 2), affine)
+    nearest = fit.nearest(planes)
+    assert nearest.dtype == np.uint8
+    np.testing.assert_array_equal(nearest, np.stack(resized))
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_the_nearest_lie_where_the_slices_do(axis):
+    """Blocks of four voxels keep their place, whatever is cropped or filled around them."""
+    array = np.kron(np.arange(1, 1001).reshape(10, 10, 10), np.ones((4, 4, 4))).astype(np.float32)
+    for size in (12, 40, 64):
+        fit = Grid(axis, 1.0, size).fit(array.shape, np.eye(4))
+        np.testing.assert_array_equal(fit.nearest(fit.planes(array)), fit.slices(array, 0.0))
+
+
+def test_outside_the_field_of_view_there_is_nothing_near():
+    fit = Grid("axial", 1.0, 16).fit((8, 10, 1), np.eye(4))
+    nearest = fit.nearest(np.ones((1, 10, 8), np.uint8))[0]
+    assert nearest[3:13, 4:12].all() and nearest.sum() == 80

@@ -5,7 +5,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from contourdiff_jax.data import intensity
+from contourdiff_jax.data import intensity, volumes
 from contourdiff_jax.data.intensity import Window
 from contourdiff_jax.errors import InputError
 
@@ -98,6 +98,20 @@ def test_constant_volumes_have_no_window(value):
     volume[0, 0, :3] = 50
     with pytest.raises(InputError, match="constant volume"):
         MR.volume_window(volume)
+
+
+def test_8_bit_pictures_are_shown_as_they_are(tmp_path):
+    """Black and white are the values of 0 and 255, whatever the window; else the model's range."""
+    picture = np.random.default_rng(0).integers(30, 200, (16, 16), np.uint8)
+    np.save(tmp_path / "bytes.npy", picture)
+    np.save(tmp_path / "floats.npy", picture / np.float32(7))
+    for preset in intensity.PRESETS.values():
+        volume = volumes.read(tmp_path / "bytes.npy")
+        window = preset.window_of(volume)
+        shown = preset.shown(volume, window)
+        greys = 255 * shown.relative(preset.values(volume.array, window))
+        np.testing.assert_allclose(greys, volume.array, atol=1e-3)
+        assert preset.shown(volumes.read(tmp_path / "floats.npy"), window) == preset.image
 
 
 def test_air_is_the_bottom_of_the_model_range():

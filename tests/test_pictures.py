@@ -107,6 +107,23 @@ def _shifted(planes):
     return np.pad(planes, ((0, 0), (0, 0), (1, 0)))[:, :, :4]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "assumed", "span"),
+    [
+        (np.uint8, volumes.UNKNOWN, (0, 255)),
+        (np.uint8, Assumed(range=(-1000.0, 1000.0)), (-1000, 1000)),
+        (bool, volumes.UNKNOWN, (0, 1)),
+        (np.uint16, volumes.UNKNOWN, None),
+        (np.int8, volumes.UNKNOWN, None),
+        (np.float32, volumes.UNKNOWN, None),
+    ],
+)
+def test_of_8_bits_it_is_known_what_black_and_white_are(tmp_path, dtype, assumed, span):
+    np.save(tmp_path / "a.npy", numbers(dtype)[0])
+    assert volumes.opened(tmp_path / "a.npy", assumed).span == span
+    assert volumes.read(tmp_path / "a.npy", assumed=assumed).span == span
+
+
 @pytest.mark.parametrize("size", [4, 7])
 def test_a_picture_on_its_own_grid_is_the_picture(tmp_path, size):
     plane = np.pad(LETTER[:4], ((0, 3), (0, 3)))[:size, :size] * np.uint8(9)

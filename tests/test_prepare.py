@@ -6,14 +6,15 @@ import os
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
 
+from contourdiff_jax.data import contours, volumes
 from contourdiff_jax.data import prepare as command
 from contourdiff_jax.data import store as stores
-from contourdiff_jax.data import volumes
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.prepare import draw_splits, prepare
 from contourdiff_jax.data.store import open_store
@@ -96,6 +97,29 @@ def test_mr_volumes_are_windowed_one_by_one(tmp_path):
     np.testing.assert_array_equal(store.masks[:6], store.masks[6:])
     low, high = store.index["window_low"], store.index["window_high"]
     assert low[0] == low[6] == 0 and high[6] == pytest.approx(10 * high[0], rel=1e-5)
+
+
+def test_contours_of_native_pixels_are_kept(tmp_path, rng):
+    """Those of every picture as it is, each resized; others are for training to take."""
+    folder = tmp_path / "mr"
+    folder.mkdir()
+    pictures = rng.integers(0, 256, (6, 16, 16), np.uint8)
+    pictures = np.kron(pictures, np.ones((1, 4, 4), np.uint8))
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"head{number % 2}-{number // 2}.png")
+    out = tmp_path / "store"
+    arguments = ("--preset=mr", "--pixel_spacing=1", "--spacing=2", "--size=32")
+    assert run(f"--source={folder}", f"--out={out}", *arguments, "--contours=original") == 0
+    store = open_store(out)
+    assert store.contour_settings == contours.preset("original", "mr")
+    edges = [cv2.Canny(cv2.GaussianBlur(p, (3, 3), 0), 80, 150) for p in pictures]
+    resized = [Image.fromarray(e).resize((32, 32), Image.Resampling.NEAREST) for e in edges]
+    expected = np.stack([*resized[::2], *resized[1::2]]) > 0
+    assert expected.any()
+    np.testing.assert_array_equal(store.contours, expected)
+
+    with pytest.raises(InputError, match="--contours=published: these are taken while training"):
+        prepare(folder, tmp_path / "other", "mr", contours_file="published")
 
 
 @pytest.mark.parametrize("axis", ["coronal", "sagittal"])

@@ -9,6 +9,7 @@ import pytest
 from contourdiff_jax import config, run
 from contourdiff_jax.data import volumes
 from contourdiff_jax.data.contours import ContourSettings, preset
+from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
 
@@ -67,6 +68,51 @@ def test_contours_are_those_of_the_preset_unless_given(store, tiny):
     tiny.contours.blur = 4
     with pytest.raises(InputError, match="blur"):
         run.begin(tiny, store)
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_native_contours_must_be_in_the_store(store, tiny, phantom_data, tmp_path, custom):
+    """All of them, and taken as the configuration says."""
+    tiny.contours.preset = wanted = "original"
+    if custom:
+        tiny.contours.update(native=True, low=10, high=20, clean=(80, 30))
+        given = ContourSettings(native=True, low=10, high=20, clean=(80, 30))
+        wanted = tmp_path / "contours.json"
+        wanted.write_text(json.dumps(given.to_dict()))
+    with pytest.raises(InputError, match=f"--contours={'FILE' if custom else 'original'}"):
+        run.begin(tiny, store)
+    out = tmp_path / "store"
+    prepare(phantom_data / "train_mr", out, "mr", spacing=7.2, size=32, contours_file=wanted)
+    ours = run.begin(tiny, open_store(out))
+    assert ours.contours == (given if custom else preset("original", "mr"))
+    ours.save(tmp_path)
+    assert run.load(tmp_path).contours == ours.contours
+    tiny.contours.update(preset="original_cleaned", clean=(1, 1))
+    with pytest.raises(InputError, match="prepare again"):
+        run.begin(tiny, open_store(out))
+    # What a store keeps does not bind those who want contours of its slices.
+    tiny.contours = config.default().contours
+    assert run.begin(tiny, open_store(out)).contours == preset("default", "mr")
+
+
+def test_configurations_of_earlier_versions_take_the_defaults(saved):
+    """Fields that came later stand for what was done before there were any."""
+    ours, folder = saved
+    later = {
+        "contours": ("native", "clean"),
+        "diffusion": ("beta_first", "beta_last", "zero_terminal_snr"),
+        "sampler": ("spacing", "offset", "clipped_eps"),
+    }
+
+    def older(fields):
+        for section, names in later.items():
+            for name in names:
+                del fields["config"][section][name]
+        for name in later["contours"]:
+            del fields["data"]["contours"][name]
+
+    rewrite(folder, older)
+    assert run.load(folder).to_dict() == ours.to_dict()
 
 
 @pytest.mark.parametrize(("field", "value"), [("axis", "coronal"), ("spacing", 1.5), ("size", 64)])

@@ -10,7 +10,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from contourdiff_jax.data import intensity
+from contourdiff_jax.data import contours, intensity
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.intensity import Window
 from contourdiff_jax.data.store import COLUMNS, SCHEMA, StoreWriter, open_store
@@ -18,6 +18,7 @@ from contourdiff_jax.errors import InputError
 
 CT = intensity.preset("ct")
 GRID = Grid("axial", 1.5, 16)
+NATIVE = contours.preset("original", "ct")
 SPLITS = {"anna": "train", "bert": "val", "carl": "train"}
 WINDOWS = {"anna": Window(0, 100), "bert": Window(5, 900), "carl": Window(20, 300)}
 
@@ -30,13 +31,14 @@ def arrays(count, seed):
     return values, values > 0, generator.integers(0, 300, shape)
 
 
-def add(writer, subject, count, seed, labels=False):
+def add(writer, subject, count, seed, labels=False, settings=None):
     values, masks, label_maps = arrays(count, seed)
     writer.add(
         subject,
         values,
         masks,
         labels=label_maps if labels else None,
+        contours=None if settings is None else values > 1000,
         positions=np.arange(count) * 3 - 10.5,
         window=WINDOWS[subject],
         source=f"{subject}_ct.nii.gz",
@@ -44,20 +46,22 @@ def add(writer, subject, count, seed, labels=False):
     )
 
 
-def write_store(path, *, labels=False, overwrite=False):
+def write_store(path, *, labels=False, settings=None, overwrite=False):
     """Three subjects; one has two volumes."""
-    with StoreWriter(path, CT, GRID, labels=labels, overwrite=overwrite) as writer:
+    keeps = {"labels": labels, "contours": settings}
+    with StoreWriter(path, CT, GRID, **keeps, overwrite=overwrite) as writer:
         for seed, (subject, count) in enumerate(
             (("anna", 3), ("anna", 1), ("bert", 4), ("carl", 2))
         ):
-            add(writer, subject, count, seed, labels)
+            add(writer, subject, count, seed, labels, settings)
         writer.finish(SPLITS)
     return path
 
 
+@pytest.mark.parametrize("settings", [None, NATIVE])
 @pytest.mark.parametrize("labels", [False, True])
-def test_what_is_written_is_read(tmp_path, labels):
-    store = open_store(write_store(tmp_path / "store", labels=labels))
+def test_what_is_written_is_read(tmp_path, labels, settings):
+    store = open_store(write_store(tmp_path / "store", labels=labels, settings=settings))
     assert len(store) == 10 and store.grid == GRID and store.preset is CT
     expected = [arrays(count, seed) for seed, count in enumerate((3, 1, 4, 2))]
     values, masks, label_maps = (np.concatenate(kind) for kind in zip(*expected, strict=True))
@@ -69,6 +73,21 @@ def test_what_is_written_is_read(tmp_path, labels):
         np.testing.assert_array_equal(store.labels, label_maps)
     else:
         assert store.labels is None and not (tmp_path / "store" / "labels.npy").exists()
+    assert store.contour_settings == settings
+    if settings:
+        np.testing.assert_array_equal(store.contours, values > 1000)
+        assert store.contours.dtype == np.uint8
+    else:
+        assert store.contours is None and not (tmp_path / "store" / "contours.npy").exists()
+
+
+def test_stores_without_a_word_of_contours_have_none(tmp_path):
+    """As those of earlier versions."""
+    path = write_store(tmp_path / "store")
+    dataset = json.loads((path / "dataset.json").read_text())
+    del dataset["contours"]
+    (path / "dataset.json").write_text(json.dumps(dataset))
+    assert open_store(path).contours is None
 
 
 def test_the_index_says_where_every_slice_is_from(tmp_path):
@@ -252,6 +271,11 @@ BREAKAGES = {
         "index and grid say",
     ),
     "labels promised": (lambda path: edit_dataset(path, labels=True), "missing or damaged"),
+    "contours promised": (
+        lambda path: edit_dataset(path, contours=NATIVE.to_dict()),
+        "contours.npy.*missing or damaged",
+    ),
+    "unknown contours": (lambda path: edit_dataset(path, contours={"low": 1}), "missing.*high"),
     "no slices": (lambda path: (path / "slices.npy").unlink(), "missing or damaged"),
     "no masks": (lambda path: (path / "masks.npy").unlink(), "missing or damaged"),
     "truncated": (

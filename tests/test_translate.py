@@ -10,10 +10,12 @@ import json
 import re
 import shutil
 
+import cv2
 import jax
 import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 import contourdiff_jax
 from contourdiff_jax import checkpoint, cli, config, models, run, sidecars, translate
@@ -21,6 +23,7 @@ from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches, contours, volumes
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.prepare import prepare
+from contourdiff_jax.data.volumes import Assumed
 from contourdiff_jax.diffusion import samplers, schedules
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.train import train
@@ -215,12 +218,13 @@ def test_nothing_of_the_source_is_seen_but_its_contours(mr_run, sources, tmp_pat
     assert (voxels(tmp_path / "a_out") != voxels(tmp_path / "c_out")).any()
 
 
+def echo(config, model, schedule, mesh):
+    """A sampler that answers with the contours."""
+    return lambda params, condition, keys: 2 * condition["contour"][..., :1] - 1
+
+
 def test_every_slice_is_drawn_from_its_own_contours(mr_run, sources, tmp_path, monkeypatch):
-    """A sampler that answers with the contours shows them where they were taken."""
-
-    def echo(config, model, schedule, mesh):
-        return lambda params, condition, keys: 2 * condition["contour"][..., :1] - 1
-
+    """They show where they were taken."""
     monkeypatch.setattr(translate, "sampler", echo)
     options = {"preset": "ct", "body_masks": tmp_path / "masks"}
     volume = volumes.read(sources / NAMES[0])
@@ -423,6 +427,44 @@ def test_within_a_modality_contours_are_those_of_training(mr_run, phantom_data, 
     translate.translate(mr_run, phantom_data / "test_mr", tmp_path / "out", preset="mr")
     fields = sidecar(tmp_path / "out", "phantom005_mr.nii.gz")["contours"]
     assert fields["source"] == fields["target"]
+
+
+def test_the_originals_contours_are_those_of_the_pictures(
+    two_convolutions, phantom_data, tmp_path, monkeypatch
+):
+    """Of a run trained on them, across modalities too; at twice the pixels of the grid.
+
+    All the way: prepare, train, translate, score. What is drawn is the contours themselves, which
+    come back as pictures of two greys.
+    """
+    pictures, planes = tmp_path / "pictures", {}
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("head1-0", "head1-1", "head2-0"):
+        planes[name] = np.kron(rng.integers(0, 256, (16, 16), np.uint8), np.ones((4, 4), np.uint8))
+        Image.fromarray(planes[name]).save(pictures / f"{name}.png")
+    grid = {"spacing": 7.2, "size": 32}
+    prepare(phantom_data / "train_mr", tmp_path / "mr", "mr", **grid, contours_file="original")
+    settings = config.default()
+    settings.contours.preset = "original"
+    settings.model.update(channels=(8,), attention=(False,), head_width=8, groups=4)
+    settings.train.update(images=8, batch=2, log=0, evaluate=0, sample=0, checkpoint=0)
+    assert train(settings, tmp_path / "mr", tmp_path / "run")
+
+    monkeypatch.setattr(translate, "sampler", echo)
+    out, assumed = tmp_path / "out", Assumed(3.6)
+    translate.translate(tmp_path / "run", pictures, out, preset="ct", assumed=assumed)
+    fields = json.loads((out / "head1.json").read_text())["contours"]
+    for side in ("source", "target"):
+        assert ContourSettings.from_dict(fields[side]) == contours.preset("original", "mr")
+    resampling = run.load(tmp_path / "run").grid.fit((64, 64, 1), np.diag((3.6, 3.6, 3.6, 1)))
+    for name, plane in planes.items():
+        edges = cv2.Canny(cv2.GaussianBlur(plane, (3, 3), 0), 80, 150)
+        small = Image.fromarray(edges).resize((32, 32), Image.Resampling.NEAREST)
+        expected = resampling.planes(resampling.volume(np.asarray(small)[None] > 0, 0))[0]
+        drawn = np.asarray(Image.open(out / f"{name}.png"), np.float32)
+        assert expected.any() and drawn.max() > 0
+        np.testing.assert_allclose(drawn / drawn.max(), expected, atol=0.01)
 
 
 def test_masks_may_be_given(mr_run, sources, phantom_data, translated, tmp_path):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Augmentation: parameters are drawn first and applied afterwards, so that each can be replayed.
 
-Contours are taken from the augmented slice, at full sharpness, not warped along with it.
+Contours are taken from the augmented slice, at full sharpness, not warped along with it, unless
+they can only be had from native pixels.
 Shapes: H rows, W columns.
 """
 
@@ -60,3 +61,15 @@ def apply(transform: Transform, values: np.ndarray, mask: np.ndarray, air: float
         cv2.warpAffine(values, matrix, flags=cv2.INTER_LINEAR, borderValue=air, **warp),
         cv2.warpAffine(mask, matrix, flags=cv2.INTER_NEAREST, borderValue=0, **warp),
     )
+
+
+def apply_to_contours(transform: Transform, edges: np.ndarray) -> np.ndarray:
+    """Warp contours [H, W] uint8 of 0 and 1; nothing flows in from outside.
+
+    Interpolation is linear and what keeps more than 50 of 255 is a contour, as in the original
+    (transform.py): lines a pixel wide do not break.
+    """
+    height, width = edges.shape
+    matrix = transform.matrix(height, width)
+    warped = cv2.warpAffine(255 * edges, matrix, dsize=(width, height), flags=cv2.INTER_LINEAR)
+    return (warped > 50).astype(np.uint8)

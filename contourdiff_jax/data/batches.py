@@ -46,26 +46,42 @@ def given(edges: np.ndarray) -> np.ndarray:
     return np.stack([edges, np.ones_like(edges)], -1).astype(np.float32)
 
 
-def make(values, masks, preset: Preset, settings: ContourSettings, transforms=None) -> dict:
+def make(
+    values, masks, preset: Preset, settings: ContourSettings, transforms=None, native=None
+) -> dict:
     """Slices -> example.
 
     Args:
       values: [B, H, W] float32 in the preset's units.
       masks: [B, H, W] uint8, the body.
       transforms: one augment.Transform per slice, or None.
+      native: [B, H, W] uint8, contours taken at native pixels, where `settings` want those.
 
-    Outside the body the image is air: head holders and background noise have no contour.
+    Outside the body the image is air: head holders and background noise have no contour. Contours
+    of native pixels show them, and so does the image.
     """
+    if native is not None:
+        masks = np.ones_like(masks)
     images, edges = [], []
     for i, (value, mask) in enumerate(zip(values, masks, strict=True)):
+        edge = None if native is None else native[i]
         if transforms is not None:
             value, mask = augment.apply(transforms[i], value, mask, preset.air)
+            edge = None if edge is None else augment.apply_to_contours(transforms[i], edge)
         images.append(preset.image.unit(np.where(mask > 0, value, preset.air)))
-        edges.append(contours(value, mask, settings))
+        edges.append(contours(value, mask, settings) if edge is None else edge)
     return {
         "x": np.stack(images)[..., None].astype(np.float32),
         "condition": {"contour": given(np.stack(edges))},
     }
+
+
+def examples(store: Store, rows, settings: ContourSettings, transforms=None) -> dict:
+    """`make` of the slices of a store with those numbers."""
+    native = store.contours[rows] if settings.native else None
+    return make(
+        store.values(rows), store.masks[rows], store.preset, settings, transforms, native=native
+    )
 
 
 def training(
@@ -95,7 +111,7 @@ def training(
             np.random.default_rng((config.seed, 1, step, i)) for i in range(mine.start, mine.stop)
         )
         transforms = [augment.draw(rng, config.augment) for rng in generators]
-        return make(store.values(chosen), store.masks[chosen], store.preset, settings, transforms)
+        return examples(store, chosen, settings, transforms)
 
     steps = grain.MapDataset.range(start, stop).map(example)
     return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contours: all that crosses from the source modality to the target.
 
-Shapes: H rows, W columns of the model grid; values are in the preset's
+Shapes: N slices, H rows, W columns of the model grid; values are in the preset's
 units (CT in HU, MR as fraction of its volume's window). Contours are
 computed at the resolution of the model and never resized.
 
@@ -10,16 +10,26 @@ ContourDiff (Chen et al. 2024, arXiv 2403.10786, section 3.1) takes Canny edges 
 several windows united, and a curve that gives each tissue a grey of its own, as the look-up table
 of a viewer does (DICOM PS3.3, section C.11.2, VOI LUT). The air outside the body mask is made
 uniform first, so that a head holder leaves no edge.
+
+For networks that were trained by the original's code (mazurowski-lab/ContourDiff, preprocess.py and
+transform.py) there are its own contours too, byte for byte: those of the whole picture at its own
+pixels, which are then brought to the model's by nearest neighbour.
 """
 
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 
 import cv2
 import numpy as np
+from scipy import ndimage
+from skimage.filters import threshold_multiotsu
 
+from contourdiff_jax.data.grid import Resampling
+from contourdiff_jax.data.intensity import Preset, Window
 from contourdiff_jax.errors import InputError
 
 
@@ -37,6 +47,11 @@ class ContourSettings:
       blur: width in pixels of the Gaussian kernel that precedes Canny, odd; 1 for none.
       apart: edges of a later image are left out within this many pixels of those of an earlier one:
         where a window saturates, it draws the same border again a little to the side.
+      native: contours are taken at the volume's own pixels, with no regard to the body, and brought
+        to the grid by nearest neighbour. Without a window or curve they are those of the picture
+        as it is: its own 8 bits, or what the model's window makes of deeper ones.
+      clean: (object, hole) areas in pixels: all becomes black first but what Otsu's threshold parts
+        from the dark, less a pixel at its border, objects and holes smaller than these.
     """
 
     low: float
@@ -45,6 +60,8 @@ class ContourSettings:
     curve: tuple[tuple[float, float], ...] = ()
     blur: int = 3
     apart: int = 0
+    native: bool = False
+    clean: tuple[int, int] | tuple[()] = ()
 
     def __post_init__(self):
         # Lists come from JSON and ConfigDict; tuples compare and hash.
@@ -54,7 +71,7 @@ class ContourSettings:
             for pair in pairs:
                 if len(pair) != 2:
                     raise InputError(f"contours.{name}: {pair} is not a pair of numbers")
-        if not self.windows and not self.curve:
+        if not self.windows and not self.curve and not self.native:
             raise InputError("contours.windows: one (low, high) window or a curve is needed")
         for window in self.windows:
             if not -math.inf < window[0] < window[1] < math.inf:
@@ -73,6 +90,14 @@ class ContourSettings:
             raise InputError(f"contours.blur: {self.blur} is not an odd number of pixels")
         if self.apart < 0:
             raise InputError(f"contours.apart: {self.apart} is negative")
+        object.__setattr__(self, "clean", tuple(self.clean))
+        if self.clean and (len(self.clean) != 2 or any(area < 0 for area in self.clean)):
+            raise InputError(f"contours.clean: {self.clean} is not a pair of areas in pixels")
+
+    @property
+    def suits_any(self) -> bool:
+        """Whether they hold for every modality: they name no values of one."""
+        return not self.windows and not self.curve
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -100,6 +125,10 @@ CT_CURVE = (
     (1100, 0),
 )
 
+# The original's command line; and its --remove_artifact.
+ORIGINAL = ContourSettings(low=80, high=150, native=True)
+CLEANED = dataclasses.replace(ORIGINAL, clean=(8000, 3000))
+
 # name -> modality -> settings
 PRESETS = {
     "default": {"ct": ContourSettings(curve=CT_CURVE, low=20, high=50), "mr": MR},
@@ -113,6 +142,8 @@ PRESETS = {
         "ct": ContourSettings(windows=((-1000, 1000),), low=80, high=150),
         "mr": ContourSettings(windows=((0, 1),), low=80, high=150),
     },
+    "original": {"ct": ORIGINAL, "mr": ORIGINAL},
+    "original_cleaned": {"ct": CLEANED, "mr": CLEANED},
 }
 
 
@@ -121,6 +152,20 @@ def preset(name: str, modality: str) -> ContourSettings:
     if name not in PRESETS:
         raise InputError(f"no contour preset {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name][modality]
+
+
+def named(given: str | Path, modality: str) -> ContourSettings:
+    """The settings of a preset's name, or of a JSON file."""
+    if str(given) in PRESETS:
+        return preset(str(given), modality)
+    try:
+        return ContourSettings.from_dict(json.loads(Path(given).read_text()))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{given}: cannot be read as JSON ({error}), and is none of {', '.join(PRESETS)}"
+        ) from None
+    except InputError as error:
+        raise InputError(f"{given}: {error}") from None
 
 
 def contours(values: np.ndarray, mask: np.ndarray, settings: ContourSettings) -> np.ndarray:
@@ -138,6 +183,8 @@ def contours(values: np.ndarray, mask: np.ndarray, settings: ContourSettings) ->
     for xs, greys in [(window, (0, 1)) for window in settings.windows] + _points(settings.curve):
         grey = np.round(255 * np.interp(values, xs, greys))
         grey = np.where(mask, grey, 0).astype(np.uint8)
+        if settings.clean:
+            grey = _cleaned(grey, *settings.clean)
         if settings.blur > 1:
             grey = cv2.GaussianBlur(grey, (settings.blur, settings.blur), 0)
         edges = cv2.Canny(grey, settings.low, settings.high, apertureSize=3, L2gradient=False) > 0
@@ -156,3 +203,46 @@ def _points(curve) -> list[tuple]:
 def stack(values: np.ndarray, masks: np.ndarray, settings: ContourSettings) -> np.ndarray:
     """`contours` of each slice: [N, H, W] values and masks -> [N, H, W] uint8."""
     return np.stack([contours(v, m, settings) for v, m in zip(values, masks, strict=True)])
+
+
+def on_grid(
+    values: np.ndarray,
+    masks: np.ndarray,
+    resampling: Resampling,
+    preset: Preset,
+    settings: ContourSettings,
+    shown: Window | None = None,
+) -> np.ndarray:
+    """Contours of a whole volume, [N, H, W] uint8 on the model's grid.
+
+    Args:
+      values: [X, Y, Z] float32, in the units of `preset`.
+      masks: [N, H, W] bool, the body.
+      resampling: from the volume's voxels to the grid.
+      shown: the values that are black and white in the volume's picture (Preset.shown).
+    """
+    if not settings.native:
+        return stack(resampling.slices(values, preset.air), masks, settings)
+    if settings.suits_any:
+        window = shown or preset.image
+        settings = dataclasses.replace(settings, windows=((window.low, window.high),))
+    planes = resampling.planes(values)
+    everywhere = np.broadcast_to(True, planes.shape)
+    return resampling.nearest(stack(planes, everywhere, settings))
+
+
+def _cleaned(grey: np.ndarray, smallest_object: int, smallest_hole: int) -> np.ndarray:
+    """A grey image [H, W] uint8, black but for large bright objects."""
+    if grey.min() == grey.max():
+        return grey
+    bright = grey > threshold_multiotsu(grey, classes=2)
+    kept = _without_small(ndimage.binary_erosion(bright, border_value=1), smallest_object)
+    return grey * ~_without_small(~kept, smallest_hole)
+
+
+def _without_small(mask: np.ndarray, area: int) -> np.ndarray:
+    """A mask [H, W] bool without its parts of fewer pixels, connected by their sides."""
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(
+        mask.astype(np.uint8), connectivity=4
+    )
+    return mask & (statistics[parts, cv2.CC_STAT_AREA] >= area)

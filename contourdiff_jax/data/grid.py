@@ -14,6 +14,7 @@ superior, right; sagittal: superior, anterior).
 import dataclasses
 
 import numpy as np
+from PIL import Image
 from scipy.sparse import csr_array
 
 from contourdiff_jax.data import volumes
@@ -93,6 +94,7 @@ class Resampling:
         sides = [(shape[axis], sizes[axis]) for axis in plane]
         self._forward = [_weights(*side, *grid_side) for side in sides]
         self._backward = [_weights(*grid_side, *side) for side in sides]
+        self._nearest = [_nearest(*side, *grid_side) for side in sides]
         self.covered = float(np.prod([cover.mean() for _, cover in self._forward]))
         self.kept = float(np.prod([cover.mean() for _, cover in self._backward]))
 
@@ -130,6 +132,16 @@ class Resampling:
             share[rows] = np.maximum(covered, share[rows])
         return labels
 
+    def nearest(self, planes) -> np.ndarray:
+        """Planes [N, R, C] on the volume's own voxels -> slices [N, H, W]; 0 outside.
+
+        Every pixel is the voxel that its centre lies in. Where the grid covers just the plane, that
+        is how PIL resizes to the nearest.
+        """
+        rows, columns = self._nearest
+        inside = np.outer(rows >= 0, columns >= 0)
+        return np.where(inside, planes[:, rows[:, None], columns], planes.dtype.type(0))
+
     def planes(self, array) -> np.ndarray:
         """Volume [X, Y, Z] -> its planes [N, R, C] turned as the slices, on their own voxels."""
         return np.flip(np.transpose(array, self.axes), (1, 2))
@@ -156,6 +168,20 @@ def _weights(n: int, size: float, n_out: int, size_out: float) -> tuple[csr_arra
     # Sparse: few samples count for one. Unlike those of BLAS, products take one core, and threads
     # that resample several volumes stay out of each other's way.
     return csr_array(weights.astype(np.float32)), cover.astype(np.float32)
+
+
+def _nearest(n: int, size: float, n_out: int, size_out: float) -> np.ndarray:
+    """Numbers [n_out] of the samples, n of `size` mm, that n_out of `size_out` mm have centres in.
+
+    -1 where there is none. Both rows of samples share their middle. It is PIL that picks, so that
+    centres between two samples go where its resizing has them. The sizes are of headers, which
+    round: a row that covers the other but for that shall cover it.
+    """
+    extent = round(n_out * size_out / size, 4)
+    numbers = Image.fromarray(np.arange(1, n + 1, dtype=np.int32)[None])
+    affine = (extent / n_out, 0, (n - extent) / 2, 0, 1, 0)
+    nearest = Image.Resampling.NEAREST
+    return np.asarray(numbers.transform((n_out, 1), Image.Transform.AFFINE, affine, nearest))[0] - 1
 
 
 def _apply(sides, planes, fill: float) -> np.ndarray:

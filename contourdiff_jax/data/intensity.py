@@ -93,6 +93,15 @@ class Preset:
         except InputError as error:
             raise InputError(f"{volume.path}: {error}") from error
 
+    def shown(self, volume, window: Window) -> Window:
+        """Values that are black and white where a volumes.Volume with that window becomes 8 bits.
+
+        A picture of 8 bits stays what it is; anything deeper is shown as to the model.
+        """
+        if volume.span is None:
+            return self.image
+        return Window(*(float(value) for value in self.values(volume.span, window)))
+
     def values(self, array, window: Window):
         """Native units -> values, float32, not clipped."""
         return window.relative(array)

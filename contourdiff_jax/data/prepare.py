@@ -8,7 +8,8 @@ pixels of --spacing mm. Without --spacing it is the median in-plane spacing of t
 folder is recognised, or given by --layout; where it holds several kinds of scans, --preset or
 --select says which. Volumes of one subject share a split: that of --split or of the layout, or
 train and, for a fraction of the subjects, val. What cannot be used is reported and left out; the
-exit status is then 1. `contourdiff inspect` shows beforehand how a folder is understood.
+exit status is then 1. `contourdiff inspect` shows beforehand how a folder is understood. With
+--contours=original the store keeps contours taken at the volumes' own pixels, as the original's.
 
 Example:
   contourdiff prepare --source=scans/mr --out=stores/mr --preset=mr --spacing=1 --size=256
@@ -32,7 +33,8 @@ from absl import flags
 from tqdm import tqdm
 
 from contourdiff_jax import layouts
-from contourdiff_jax.data import intensity, pairs, volumes
+from contourdiff_jax.data import contours, intensity, pairs, volumes
+from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.grid import AXES, KEPT_WHOLE, Grid
 from contourdiff_jax.data.masks import body_mask
 from contourdiff_jax.data.store import SPLITS, StoreWriter, check_is_free
@@ -72,6 +74,7 @@ def prepare(
     size: int | None = None,
     labels=None,
     masks=None,
+    contours_file=None,
     split=None,
     validation: float = 0.1,
     overwrite: bool = False,
@@ -90,6 +93,8 @@ def prepare(
       size: of the grid [px]; default: the smallest multiple of 32 that covers every field of view.
       labels: folder of label maps on the volumes' grids, paired by name; default: the layout's.
       masks: folder of body masks, likewise; default: the layout's, else they are computed.
+      contours_file: JSON of ContourSettings, or the name of a contour preset, that takes contours
+        at native pixels, which only prepare sees; they are kept in the store.
       split: CSV file with the columns subject and split ('train', 'val' or 'test').
       validation: fraction of the subjects to train on whose split is 'val', where neither `split`
         nor the layout names any.
@@ -99,6 +104,12 @@ def prepare(
     Raises InputError when nothing can be used.
     """
     chosen = intensity.preset(preset)
+    taken = None if contours_file is None else contours.named(contours_file, chosen.modality)
+    if taken is not None and not taken.native:
+        raise InputError(
+            f"--contours={contours_file}: these are taken while training, as config.contours says; "
+            f"a store keeps those of native pixels, as `original`"
+        )
     if not 0 <= validation < 1:
         raise InputError(f"--validation must be at least 0 and below 1, not {validation}")
     found = layouts.find(
@@ -115,9 +126,15 @@ def prepare(
     has_labels = labels is not None or all(scan.labels for scan in found.scans)
 
     done, failed, cropped, notes = [], list(found.failed), [], []
-    with StoreWriter(out, chosen, grid, labels=has_labels, overwrite=overwrite) as writer:
+    keeps = {"labels": has_labels, "contours": taken}
+    with StoreWriter(out, chosen, grid, **keeps, overwrite=overwrite) as writer:
         cut = functools.partial(
-            _cut, preset=chosen, grid=grid, label_scans=label_scans, mask_scans=mask_scans
+            _cut,
+            preset=chosen,
+            grid=grid,
+            label_scans=label_scans,
+            mask_scans=mask_scans,
+            taken=taken,
         )
         progress = tqdm(total=len(found.scans), desc="prepare", unit="volume", disable=None)
         for scan, piece in _in_order(cut, found.scans):
@@ -199,7 +216,9 @@ def _in_order(cut, scans: list[Scan]) -> Iterator[tuple[Scan, _Piece | InputErro
                 future.cancel()
 
 
-def _cut(scan: Scan, *, preset, grid, label_scans, mask_scans) -> _Piece:
+def _cut(
+    scan: Scan, *, preset, grid, label_scans, mask_scans, taken: ContourSettings | None
+) -> _Piece:
     """A scan cut into slices on the grid."""
     volume = scan.read()
     window = preset.window_of(volume)
@@ -208,9 +227,15 @@ def _cut(scan: Scan, *, preset, grid, label_scans, mask_scans) -> _Piece:
     if mask is None:
         mask = body_mask(volume.array, volume.affine, preset.modality)
     labels = pairs.companion(volume, scan, label_scans, "labels")
+    values, masks = preset.values(volume.array, window), resampling.masks(mask > 0)
+    edges = None
+    if taken is not None:
+        shown = preset.shown(volume, window)
+        edges = contours.on_grid(values, masks, resampling, preset, taken, shown)
     slices = {
-        "values": resampling.slices(preset.values(volume.array, window), preset.air),
-        "masks": resampling.masks(mask > 0),
+        "values": resampling.slices(values, preset.air),
+        "masks": masks,
+        "contours": edges,
         "labels": None if labels is None else resampling.labels(labels),
         "positions": resampling.positions,
         "window": window,
@@ -315,6 +340,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("size", None, "Pixels along a side of the grid.", flag_values=values)
     text("labels", None, "Folder of label maps, paired by name.", flag_values=values)
     text("masks", None, "Folder of body masks, paired by name.", flag_values=values)
+    text("contours", None, "Contours to keep: original, or a JSON file.", flag_values=values)
     text("split", None, "CSV file with the columns subject,split.", flag_values=values)
     number("validation", 0.1, "Fraction of the subjects for val.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace a store of that name.", flag_values=values)
@@ -336,6 +362,7 @@ def main(values: flags.FlagValues) -> int:
         size=values.size,
         labels=values.labels,
         masks=values.masks,
+        contours_file=values.contours,
         split=values.split,
         validation=values.validation,
         overwrite=values.overwrite,

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stores: a folder of prepared slices that training reads at random, memory-mapped.
 
-    STORE/dataset.json   schema version, modality, preset, grid, version of the tool STORE/index.csv
-    one line a slice: subject, volume, slice, position, split, source, sha256, window_low,
-    window_high STORE/slices.npy     [N, H, W] uint16, values through the preset's storage window
-    STORE/masks.npy      [N, H, W] uint8, 1 inside the body STORE/labels.npy     [N, H, W] uint16,
-    if the volumes have label maps
+    STORE/dataset.json   schema version, modality, preset, grid, version of the tool
+    STORE/index.csv      one line a slice: subject, volume, slice, position, split, source, sha256,
+                         window_low, window_high
+    STORE/slices.npy     [N, H, W] uint16, values through the preset's storage window
+    STORE/masks.npy      [N, H, W] uint8, 1 inside the body
+    STORE/labels.npy     [N, H, W] uint16, if the volumes have label maps
+    STORE/contours.npy   [N, H, W] uint8, 1 on a contour, if they are taken at native pixels;
+                         others are taken from slices.npy when they are needed
 
 `volume` counts the volumes from 0, `slice` the slices of one volume from 0, `position` is in mm
 along the slicing axis, `source` is the file's name without its folder, the window is the volume's
@@ -27,6 +30,7 @@ import numpy as np
 
 import contourdiff_jax
 from contourdiff_jax.data import intensity, volumes
+from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.intensity import Preset, Window
 from contourdiff_jax.errors import InputError
@@ -46,7 +50,7 @@ COLUMNS = {
     "window_low": float,
     "window_high": float,
 }
-ARRAYS = {"slices": np.uint16, "masks": np.uint8, "labels": np.uint16}
+ARRAYS = {"slices": np.uint16, "masks": np.uint8, "labels": np.uint16, "contours": np.uint8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Store:
     slices: np.ndarray  # [N, H, W] uint16
     masks: np.ndarray  # [N, H, W] uint8, 0 or 1
     labels: np.ndarray | None  # [N, H, W] uint16
+    contours: np.ndarray | None  # [N, H, W] uint8, 0 or 1
+    contour_settings: ContourSettings | None  # how these were taken
     index: dict[str, np.ndarray]  # column name -> [N]
     dataset: dict  # what dataset.json holds
     preset: Preset
@@ -108,15 +114,33 @@ def open_store(path: str | Path) -> Store:
     try:
         preset = intensity.preset(dataset["preset"])
         grid = Grid(**dataset["grid"])
-        has_labels = bool(dataset["labels"])
+        taken = dataset.get("contours")
+        settings = None if taken is None else ContourSettings.from_dict(taken)
+        names = _names(bool(dataset["labels"]), settings)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path / 'dataset.json'}: incomplete ({error}); prepare again") from error
+    except InputError as error:
+        raise InputError(f"{path / 'dataset.json'}: {error}; prepare again") from error
     index = _read_index(path / "index.csv")
     count = len(index["subject"])
-    arrays = {"labels": None}
-    for name in ARRAYS if has_labels else ("slices", "masks"):
+    arrays = dict.fromkeys(ARRAYS)
+    for name in names:
         arrays[name] = _open_array(path / f"{name}.npy", (count, grid.size, grid.size))
-    return Store(path=path, index=index, dataset=dataset, preset=preset, grid=grid, **arrays)
+    return Store(
+        path=path,
+        contour_settings=settings,
+        index=index,
+        dataset=dataset,
+        preset=preset,
+        grid=grid,
+        **arrays,
+    )
+
+
+def _names(labels: bool, contours: ContourSettings | None) -> list[str]:
+    """Names of the arrays that a store has."""
+    has = {"labels": labels, "contours": contours is not None}
+    return [name for name in ARRAYS if has.get(name, True)]
 
 
 def _read_dataset(path: Path) -> dict:
@@ -187,11 +211,21 @@ class StoreWriter:
     Without `finish`, or after an error, nothing is left behind.
     """
 
-    def __init__(self, path, preset: Preset, grid: Grid, *, labels=False, overwrite=False):
+    def __init__(
+        self,
+        path,
+        preset: Preset,
+        grid: Grid,
+        *,
+        labels: bool = False,
+        contours: ContourSettings | None = None,
+        overwrite: bool = False,
+    ):
         self.path = Path(path)
         self.preset = preset
         self.grid = grid
-        self._names = list(ARRAYS) if labels else ["slices", "masks"]
+        self._names = _names(labels, contours)
+        self._contours = contours
         self._overwrite = overwrite
         self._target = self.path.resolve()
         self._partial = self._hidden_neighbour()
@@ -234,6 +268,7 @@ class StoreWriter:
         source: str,
         sha256: str,
         labels: np.ndarray | None = None,
+        contours: np.ndarray | None = None,
     ) -> None:
         """Appends the slices of one volume.
 
@@ -246,8 +281,14 @@ class StoreWriter:
           source: the file's name.
           sha256: of the file.
           labels: [N, H, W] whole numbers, in a store with labels.
+          contours: [N, H, W] of 0 and 1, in a store with contours.
         """
-        arrays = {"slices": self.preset.encode(values), "masks": masks, "labels": labels}
+        arrays = {
+            "slices": self.preset.encode(values),
+            "masks": masks,
+            "labels": labels,
+            "contours": contours,
+        }
         for name in self._names:
             array = np.ascontiguousarray(arrays[name], ARRAYS[name])
             if array.shape != (len(values), self.grid.size, self.grid.size):
@@ -297,6 +338,7 @@ class StoreWriter:
             "preset": self.preset.name,
             "grid": dataclasses.asdict(self.grid),
             "labels": "labels" in self._names,
+            "contours": None if self._contours is None else self._contours.to_dict(),
             "version": contourdiff_jax.__version__,
         }
 

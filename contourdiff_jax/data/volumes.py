@@ -99,6 +99,7 @@ class Image:
       dtype: of the numbers as they are stored.
       format: 'NIfTI', 'DICOM', ...
       notes: what is odd about it and was dealt with, one line each, without the file's name.
+      span: of pictures of 8 bits and fewer, what their darkest and brightest number stand for.
     """
 
     native: NativeGrid
@@ -106,6 +107,7 @@ class Image:
     dtype: np.dtype
     format: str
     notes: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Volume:
       affine: [4, 4] float64, indices of `array` -> mm.
       path: the file it was read from, or the folder of its slices.
       native: the grid of the file.
-      notes: of the `Image`.
+      notes, span: of the `Image`.
       failed: slices that could not be read and are left out, with the reason.
     """
 
@@ -150,6 +152,7 @@ class Volume:
     native: NativeGrid
     notes: tuple[str, ...] = ()
     failed: tuple[tuple[Path, str], ...] = ()
+    span: tuple[float, float] | None = None
 
     @functools.cached_property
     def offsets(self) -> tuple[int, np.ndarray] | None:
@@ -169,7 +172,7 @@ class Volume:
             return self
         native = self.native.even()
         array = _evened(self.to_native(self.array), self.native)
-        return _canonical(array, native, self.path, self.notes, self.failed)
+        return _canonical(array, native, self.path, self.notes, self.failed, self.span)
 
     def to_native(self, array: np.ndarray) -> np.ndarray:
         """An array [X, Y, Z] on this volume's grid in the axes of its file, [native.shape]."""
@@ -288,7 +291,7 @@ def read(
         raise InputError(f"{path}: a label map must hold whole numbers from 0 to 65535")
     if not labels and array.min() == array.max():
         raise InputError(f"{path}: constant volume, every voxel is {array.flat[0]:g}")
-    return _canonical(array, image.native, path, image.notes, failed)
+    return _canonical(array, image.native, path, image.notes, failed, image.span)
 
 
 def geometry(
@@ -317,11 +320,11 @@ def _without_bad_slices(files: Path | Sequence[Path], action: Callable):
                 raise
 
 
-def _canonical(array, native: NativeGrid, path, notes, failed) -> Volume:
+def _canonical(array, native: NativeGrid, path, notes, failed, span) -> Volume:
     """The volume of an array [native.shape]."""
     array = apply_orientation(array.reshape(native.shape3), native.orientation)
     _, affine = native.canonical()
-    return Volume(np.ascontiguousarray(array), affine, path, native, notes, failed)
+    return Volume(np.ascontiguousarray(array), affine, path, native, notes, failed, span)
 
 
 def _evened(array: np.ndarray, native: NativeGrid) -> np.ndarray:

@@ -98,6 +98,9 @@ def opened(files: Sequence[Path], assumed: Assumed) -> Image:
     if assumed.spacing is None:
         notes["pixel spacing unknown, taken as 1 mm"] = None
     values = _values(path, first, assumed)
+    span = None
+    if first.dtype.kind in "bu" and first.bits <= 8:
+        span = tuple(float(values(stored)) for stored in (0, 2**first.bits - 1))
     size = assumed.spacing or 1.0
     count = sum(header.slices for _, header in headers)
     flat = first.axes == 2 and len(files) == 1
@@ -117,7 +120,7 @@ def opened(files: Sequence[Path], assumed: Assumed) -> Image:
             raise BadSlices(failed)
         return values(stack).T.reshape(shape)
 
-    return Image(native, voxels, first.dtype, first.format, tuple(notes))
+    return Image(native, voxels, first.dtype, first.format, tuple(notes), span)
 
 
 def _values(path: Path, header: _File, assumed: Assumed) -> Callable[[np.ndarray], np.ndarray]:
