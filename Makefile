@@ -1,20 +1,25 @@
 # `make quickstart` and `make test` need nothing but Python 3.11 or newer with pip.
 PYTHON ?= python3
 VENV ?= .venv
+PARITY ?= .venv-parity
 WORKDIR ?= quickstart
 MINUTES ?= 5.5
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all lint wheel clean
+.PHONY: quickstart test test-all test-parity lint wheel clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/contourdiff quickstart --workdir=$(WORKDIR) --minutes=$(MINUTES)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not parity"
 
 test-all: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not parity"
+
+# Agreement with PyTorch and diffusers, in an environment of their own.
+test-parity: $(PARITY)/ready
+	$(PARITY)/bin/python -m pytest -m parity
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -29,5 +34,11 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
+$(PARITY)/ready: pyproject.toml constraints.txt constraints-parity.txt
+	$(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints.txt -c constraints-parity.txt -e ".[test,parity]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(PARITY) build dist *.egg-info

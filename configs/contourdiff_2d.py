@@ -19,6 +19,7 @@ def get_config():
     settings.grid.size = 256
     settings.contours.preset = "published"
     settings.model.update(
+        null="empty",
         channels=(128, 128, 256, 256, 512, 512),
         layers=2,
         attention=(False, False, False, False, True, False),

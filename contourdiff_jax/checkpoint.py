@@ -56,6 +56,15 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
     _attempt(lambda: checkpoints.save(step, args=items), _unwritten(checkpoints))
 
 
+def save_average(run: Path, params) -> None:
+    """Write the one checkpoint of a run that was not trained here: an average, at step 0."""
+    checkpoints = manager(run)
+    items = ocp.args.Composite(ema=ocp.args.StandardSave(params))
+    _attempt(lambda: checkpoints.save(0, args=items), _unwritten(checkpoints))
+    finish(checkpoints)
+    checkpoints.close()
+
+
 def finish(checkpoints: ocp.CheckpointManager) -> None:
     """Wait for writing to end; raises InputError where it failed."""
     _attempt(checkpoints.wait_until_finished, _unwritten(checkpoints))
@@ -86,6 +95,22 @@ def restore(checkpoints: ocp.CheckpointManager, run: Path, like: TrainState) -> 
 def restore_ema(checkpoints: ocp.CheckpointManager, run: Path, like) -> tuple[int, dict]:
     """(step, averaged parameters) of the latest checkpoint."""
     return latest_step(checkpoints, run), _restore(checkpoints, run, {"ema": like})["ema"]
+
+
+def load_average(run: Path, init: Callable, sharding) -> tuple[int, dict]:
+    """(step, averaged parameters) of a run's latest checkpoint, every array laid out alike.
+
+    Args:
+      init: of the run's network, see models.Model.
+    """
+    like = jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        jax.eval_shape(init, jax.random.key(0)),
+    )
+    checkpoints = manager(run)
+    found = restore_ema(checkpoints, run, like)
+    checkpoints.close()
+    return found
 
 
 def exists(run: Path) -> bool:

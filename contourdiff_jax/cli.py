@@ -25,6 +25,8 @@ COMMANDS = {
     "translate": "contourdiff_jax.translate",
     "evaluate": "contourdiff_jax.evaluate",
     "report": "contourdiff_jax.report",
+    "import": "contourdiff_jax.importing",
+    "export": "contourdiff_jax.exporting",
 }
 BAD_INPUT = 2
 

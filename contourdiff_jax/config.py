@@ -47,16 +47,29 @@ def default() -> ConfigDict:
                 "shift": 0.05,  # fraction of the width, either way
             },
             "model": {
+                # What the network sees beside the noisy image: contour, or with it neighbour, the
+                # slice before.
+                "conditions": ("contour",),
+                # A missing condition is told by a channel of its own, or is empty, as published.
+                "null": "flag",
                 "channels": (16, 32, 64, 128),  # features at each resolution, halving each time
                 "layers": 1,  # residual blocks per resolution
                 "attention": (False, False, False, True),  # self-attention at each resolution
+                "decoder_attention": (),  # likewise in the decoder; where the encoder has it if ()
                 "middle_attention": True,
+                "middle_norm": True,  # whether that attention has a group normalisation
+                "middle_divisor": 1.0,  # of what the middle's blocks give
                 # A convolution with each change of resolution, as published; plain means and
                 # repetition save a third of the work.
                 "resample_convolution": False,
-                "head_width": 32,  # features per attention head
+                "downsample_padding": 1,  # of that convolution on the near side; 0 in DDPM's code
+                "head_width": 32,  # features per attention head; 0: all of them in one
                 "groups": 8,  # of group normalisation
                 "epsilon": 1e-5,  # of group normalisation
+                "time_scale_shift": False,  # time scales and shifts features, or is added to them
+                "time_cosine_first": True,  # order of the time's waves; sines first in DDPM's code
+                "time_shift": 0,  # steps that the time's lowest frequency is lower; 1 in DDPM's
+                "centre_input": False,  # x -> 2 x - 1
                 "dropout": 0.0,
                 "dtype": "float32",  # of computation, or bfloat16; parameters are float32
             },

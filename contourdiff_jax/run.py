@@ -22,6 +22,7 @@ from contourdiff_jax.data.store import Store
 from contourdiff_jax.errors import InputError
 
 SCHEMA = 1
+EXPORTED = "contourdiff.json"  # the name of config.json beside a model exported to diffusers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Run:
             },
         }
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, name: str = "config.json") -> None:
         """Write config.json, whole or not at all."""
-        path = Path(folder) / "config.json"
+        path = Path(folder) / name
         part = path.with_suffix(".part")
         part.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
         os.replace(part, path)
@@ -113,12 +114,17 @@ def load(folder: Path) -> Run:
       InputError: missing, unreadable, of another schema version or with unknown fields.
     """
     path = Path(folder) / "config.json"
+    if not path.exists():
+        raise InputError(
+            f"{folder}: not a run, it has no config.json; name a folder made by train or import"
+        )
+    return read(path)
+
+
+def read(path: Path) -> Run:
+    """Read a file that `Run.save` wrote; raises InputError as `load` does."""
     try:
         fields = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(
-            f"{folder}: not a run, it has no config.json; name a folder made by train"
-        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); restore it from a copy") from None
     if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:

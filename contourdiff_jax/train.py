@@ -106,6 +106,11 @@ def setup(config, size: int) -> Setup:
             f"cannot be computed in {config.train.accumulate} equal parts"
         )
     models.check_size(config.model, size)
+    if tuple(config.model.conditions) != ("contour",):
+        raise InputError(
+            f"config.model.conditions: {tuple(config.model.conditions)}, but networks are trained "
+            f"on contour alone"
+        )
     model = models.build(config.model, batches.CONDITIONS)
     schedule = schedules.build(config.diffusion)
     loss = process.loss(
@@ -125,7 +130,7 @@ def setup(config, size: int) -> Setup:
         in_shardings=(sharding, meshes.batch(mesh)),
         out_shardings=(sharding, meshes.replicated(mesh)),
     )
-    compiled = step.lower(like, _example_shapes(config.train.batch, size)).compile()
+    compiled = step.lower(like, _example_shapes(config, size)).compile()
     memory = compiled.memory_analysis()
     return Setup(
         mesh=mesh,
@@ -447,11 +452,13 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
-def _example_shapes(batch: int, size: int) -> dict:
+def _example_shapes(config, size: int) -> dict:
+    batch = config.train.batch
     return {
         "x": jax.ShapeDtypeStruct((batch, size, size, 1), jnp.float32),
         "condition": {
             name: jax.ShapeDtypeStruct((batch, size, size, channels), jnp.float32)
             for name, channels in batches.CONDITIONS.items()
+            if name in config.model.conditions
         },
     }

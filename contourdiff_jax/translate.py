@@ -246,13 +246,7 @@ def translate(
     meshes.check_batch(mesh, config.sampler.batch, "--batch_size")
 
     model = models.build(config.model, batches.CONDITIONS)
-    checkpoints = checkpoint.manager(Path(run_folder))
-    like = jax.eval_shape(model.init, jax.random.key(0))
-    like = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=meshes.replicated(mesh)), like
-    )
-    step, ema = checkpoint.restore_ema(checkpoints, Path(run_folder), like)
-    checkpoints.close()
+    step, ema = checkpoint.load_average(Path(run_folder), model.init, meshes.replicated(mesh))
     draw = functools.partial(
         _draw,
         sampler(config, model, schedules.build(config.diffusion), mesh),
@@ -364,7 +358,10 @@ def _translate_scan(scan, source_preset, settings, trained, mask_scans, draw, se
         settings,
         source_preset.shown(volume, window),
     )
-    unit = draw(batches.given(edges), keys(seed, scan.name, np.arange(len(edges))))
+    contour = batches.given(edges)
+    # Slices are translated independently of one another: each without its neighbour.
+    absent = dict.fromkeys(trained.config.model.conditions, np.zeros_like(contour))
+    unit = draw(absent | {"contour": contour}, keys(seed, scan.name, np.arange(len(edges))))
 
     target = trained.preset
     translated = resampling.volume(target.image.inverse(unit), target.air)
@@ -376,17 +373,17 @@ def _say(text: str) -> None:
     tqdm.write(text, file=sys.stderr)
 
 
-def _draw(sample, params, sharding, batch: int, condition, slice_keys) -> np.ndarray:
-    """Samples [N, H, W] of a volume's conditions [N, H, W, c] and keys [N, 2].
+def _draw(sample, params, sharding, batch: int, condition: dict, slice_keys) -> np.ndarray:
+    """Samples [N, H, W] of a volume's conditions {name: [N, H, W, c]} and keys [N, 2].
 
     Every volume starts a new batch, padded to full size: what a slice becomes depends on nothing
     else.
     """
-    count = len(condition)
+    count = len(slice_keys)
     drawn = []
     for first in range(0, count, batch):
         part = np.minimum(np.arange(first, first + batch), count - 1)
-        example = meshes.put(sharding, {"contour": condition[part]})
+        example = meshes.put(sharding, {name: c[part] for name, c in condition.items()})
         drawn.append(np.asarray(sample(params, example, meshes.put(sharding, slice_keys[part]))))
     return np.concatenate(drawn)[:count, ..., 0]
 

@@ -74,10 +74,12 @@ def two_convolutions() -> Iterator[None]:
 
 def _two_convolutions(config, conditions):
     from contourdiff_jax import models
+    from contourdiff_jax.models import conditioning
 
     models.check(config)
     width = config.channels[0]
-    shapes = {"first": (3, 3, 1 + sum(conditions.values()), width), "last": (3, 3, width, 1)}
+    inputs = 1 + conditioning.channels(config, conditions)
+    shapes = {"first": (3, 3, inputs, width), "last": (3, 3, width, 1)}
     ends = np.cumsum([np.prod(shape) for shape in shapes.values()])
 
     def init(key):
@@ -93,7 +95,7 @@ def _two_convolutions(config, conditions):
             y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
             return y + bias.reshape(1, 1, 1, -1)
 
-        x = jnp.concatenate([z_t, *condition.values()], -1)
+        x = conditioning.concatenate(config, z_t, condition)
         return convolve(jnp.tanh(convolve(x, **params["first"])), **params["last"])
 
     return models.Model(init, apply)

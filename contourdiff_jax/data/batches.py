@@ -9,7 +9,8 @@ Shapes: B batch, H rows, W columns, N slices of the store.
     example = {'x': [B, H, W, 1] in [-1, 1], 'condition': {name: [B, H, W, c]}}
 
 The last channel of a condition is 1 where it is given. The null condition is zero in every
-channel, so a slice of air, which has no contour either, is not mistaken for a missing one.
+channel, so a slice of air, which has no contour either, is not mistaken for a missing one. How much
+of that a network sees is its own matter (models/conditioning.py).
 """
 
 import functools
@@ -23,8 +24,8 @@ from contourdiff_jax.data.contours import ContourSettings, contours
 from contourdiff_jax.data.intensity import Preset
 from contourdiff_jax.data.store import Store
 
-# Channels of each condition of an example.
-CONDITIONS = {"contour": 2}
+# Channels of each condition that an example can have: its values, and 1 where it is given.
+CONDITIONS = {"contour": 2, "neighbour": 2}
 
 
 def indices(seed: int, step: int, batch: int, total: int) -> np.ndarray:

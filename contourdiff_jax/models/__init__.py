@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.models.unet import UNet
+from contourdiff_jax.models import conditioning
+from contourdiff_jax.models.unet import UNet, decoder_attention
 
 Params = dict[str, Any]
 
@@ -38,28 +39,23 @@ def build(config, conditions: Mapping[str, int], *, channels: int = 1, dims: int
     """The network of `config` (a `model` section, see config.py) for images of `channels` channels.
 
     Args:
-      conditions: name -> channels of each condition of the example.
+      conditions: name -> channels of each condition that an example can have; config.conditions
+        says which of them the network takes.
       dims: number of spatial dimensions.
 
     Raises:
       InputError: a setting that no network can be built from, named.
     """
     check(config)
+    conditioning.check(config, conditions)
+    inputs = channels + conditioning.channels(config, conditions)
 
     def create():
         return UNet(
+            config,
             dims=dims,
-            image_channels=channels,
-            conditions=conditions,
-            channels=tuple(config.channels),
-            layers=config.layers,
-            attention=tuple(config.attention),
-            middle_attention=config.middle_attention,
-            resample_convolution=config.resample_convolution,
-            head_width=config.head_width,
-            groups=config.groups,
-            epsilon=config.epsilon,
-            dropout=config.dropout,
+            inputs=inputs,
+            outputs=channels,
             dtype=jnp.dtype(config.dtype),
             rngs=nnx.Rngs(0),
         )
@@ -74,7 +70,7 @@ def build(config, conditions: Mapping[str, int], *, channels: int = 1, dims: int
         state = jax.tree.map(lambda leaf: leaf, template)
         nnx.replace_by_pure_dict(state, params)
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        return nnx.merge(graph, state)(z_t, t, condition, rngs)
+        return nnx.merge(graph, state)(conditioning.concatenate(config, z_t, condition), t, rngs)
 
     return Model(init, apply)
 
@@ -98,40 +94,56 @@ def _scatter(key, params: Params) -> Params:
 
 def check(config) -> None:
     """Raise InputError for a `model` section that contradicts itself."""
-    channels, attention = tuple(config.channels), tuple(config.attention)
+    channels = tuple(config.channels)
     if not channels or not all(isinstance(c, int) and c > 0 for c in channels):
         raise InputError(
             f"config.model.channels: {channels} must be positive whole numbers, one a resolution"
         )
-    if len(attention) != len(channels):
+    for name in ("layers", "groups"):
+        if config[name] < 1:
+            raise InputError(f"config.model.{name}: {config[name]} must be at least 1")
+    # Waves come in pairs, and their frequencies are spread over one step less with a shift of 1.
+    if channels[0] % 2 or channels[0] // 2 == config.time_shift:
         raise InputError(
-            f"config.model.attention: {len(attention)} entries for the {len(channels)} resolutions "
-            f"of config.model.channels; give one for each"
+            f"config.model.channels: the first, {channels[0]}, is that of the time embedding too "
+            f"and must be even and above {2 * config.time_shift}"
         )
+    attention = tuple(config.attention), decoder_attention(config)
+    for name, given in zip(("attention", "decoder_attention"), attention, strict=True):
+        if len(given) != len(channels):
+            raise InputError(
+                f"config.model.{name}: {len(given)} entries for the {len(channels)} resolutions "
+                f"of config.model.channels; give one for each"
+            )
     for features in channels:
         if features % config.groups:
             raise InputError(
                 f"config.model.channels: {features} is not a multiple of "
                 f"config.model.groups={config.groups}"
             )
-    attentive = [c for c, a in zip(channels, attention, strict=True) if a]
+    attentive = [c for c, *a in zip(channels, *attention, strict=True) if any(a)]
     attentive += channels[-1:] if config.middle_attention else []
     for features in attentive:
-        if features % config.head_width:
+        if config.head_width < 0 or (config.head_width and features % config.head_width):
             raise InputError(
                 f"config.model.channels: {features} has attention and is not a multiple of "
                 f"config.model.head_width={config.head_width}"
             )
+    if not config.middle_divisor > 0:
+        raise InputError(f"config.model.middle_divisor: {config.middle_divisor} must be above 0")
+    if config.downsample_padding not in (0, 1):
+        raise InputError(
+            f"config.model.downsample_padding: {config.downsample_padding} is not 0 or 1"
+        )
     if config.dtype not in ("float32", "bfloat16"):
         raise InputError(f"config.model.dtype: {config.dtype!r} is not one of float32, bfloat16")
 
 
 def check_size(config, size: int) -> None:
     """Raise InputError for an image that the network cannot halve often enough."""
-    factor = 2 ** (len(tuple(config.channels)) - 1)
-    if size % factor:
+    halvings = len(tuple(config.channels)) - 1
+    if size % 2**halvings:
         raise InputError(
-            f"the store's images of {size} px cannot be halved {len(tuple(config.channels)) - 1} "
-            f"times: prepare with --size={-(-size // factor) * factor}, or shorten "
-            f"config.model.channels"
+            f"images of {size} px cannot be halved {halvings} times: "
+            f"take --size={-(-size // 2**halvings) * 2**halvings}, or shorten config.model.channels"
         )

@@ -39,20 +39,22 @@ def convolution(
     dims: int,
     kernel: int = 3,
     stride: int = 1,
+    near: int | None = None,
     zero: bool = False,
     dtype,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
     """A convolution over [B, *S, C]; padding of kernel // 2 on both sides, as in PyTorch.
 
-    XLA's 'SAME' pads a stride-2 convolution on the far side only: a shift of half a pixel.
+    `near` overrides it on the near side of every axis.
     """
+    far = kernel // 2
     return nnx.Conv(
         features_in,
         features_out,
         kernel_size=(kernel,) * dims,
         strides=(stride,) * dims,
-        padding=[(kernel // 2, kernel // 2)] * dims,
+        padding=[(far if near is None else near, far)] * dims,
         kernel_init=_kernel(zero),
         dtype=dtype,
         rngs=rngs,
@@ -116,34 +118,53 @@ class GroupNorm(nnx.Module):
         return normalise_and_activate(x, self.scale[...], self.bias[...], self.groups, self.epsilon)
 
 
-def sinusoids(t, features: int, max_period: float = 10_000.0):
-    """Timesteps [B] -> [B, features], cosines first.
+def sinusoids(
+    t, features: int, *, cosine_first: bool = True, shift: float = 0, max_period: float = 10_000.0
+):
+    """Timesteps [B] -> [B, features]: waves of frequencies from 1 down towards 1 / max_period.
 
-    Vaswani et al. 2017, section 3.5; Ho et al. 2020, appendix B.
+    Vaswani et al. 2017, section 3.5. The lowest frequency is 1 / max_period with a `shift` of 1,
+    as in DDPM's code, and one step above it with 0.
     """
     half = features // 2
-    frequencies = jnp.exp(-jnp.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    exponents = jnp.arange(half, dtype=jnp.float32) / (half - shift)
+    frequencies = jnp.exp(-jnp.log(max_period) * exponents)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)
+    waves = (jnp.cos(angles), jnp.sin(angles))
+    return jnp.concatenate(waves if cosine_first else waves[::-1], -1)
 
 
 class TimeEmbedding(nnx.Module):
     """Timesteps [B] -> [B, E]: sinusoids, then a two-layer perceptron."""
 
-    def __init__(self, features: int, width: int, *, dtype, rngs: nnx.Rngs):
-        self.features, self.dtype = features, dtype
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        *,
+        cosine_first: bool,
+        shift: float,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        self.sinusoids = functools.partial(
+            sinusoids, features=features, cosine_first=cosine_first, shift=shift
+        )
+        self.dtype = dtype
         self.first = linear(features, width, dtype=dtype, rngs=rngs)
         self.second = linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, t):
-        embedding = sinusoids(t, self.features).astype(self.dtype)
+        embedding = self.sinusoids(t).astype(self.dtype)
         return self.second(jax.nn.silu(self.first(embedding)))
 
 
 class ResidualBlock(nnx.Module):
-    """norm, SiLU, convolution, + time; norm, SiLU, dropout, convolution; + shortcut.
+    """norm, SiLU, convolution, time; norm, SiLU, dropout, convolution; + shortcut.
 
-    Ho et al. 2020, appendix B.
+    Ho et al. 2020, appendix B. The time embedding is added between convolution and norm, or with
+    `time_scale_shift` it scales and shifts what the norm gives (Dhariwal & Nichol 2021, arXiv
+    2105.05233, section 3.1). The sum is divided by `divisor`.
     """
 
     def __init__(
@@ -155,14 +176,18 @@ class ResidualBlock(nnx.Module):
         dims: int,
         groups: int,
         epsilon: float,
+        time_scale_shift: bool,
         dropout: float,
+        divisor: float = 1.0,
         dtype,
         rngs: nnx.Rngs,
     ):
         kernel = functools.partial(convolution, dims=dims, dtype=dtype, rngs=rngs)
+        self.time_scale_shift, self.divisor = time_scale_shift, divisor
         self.norm_1 = GroupNorm(features_in, groups=groups, epsilon=epsilon)
         self.conv_1 = kernel(features_in, features_out)
-        self.time = linear(time_width, features_out, dtype=dtype, rngs=rngs)
+        time_features = 2 * features_out if time_scale_shift else features_out
+        self.time = linear(time_width, time_features, dtype=dtype, rngs=rngs)
         self.norm_2 = GroupNorm(features_out, groups=groups, epsilon=epsilon)
         self.dropout = nnx.Dropout(dropout)
         # The block starts as the identity, so that depth does not slow the first steps.
@@ -174,10 +199,16 @@ class ResidualBlock(nnx.Module):
     def __call__(self, x, time, rngs: nnx.Rngs | None):
         """x [B, *S, C_in], time [B, E] -> [B, *S, C_out]; dropout only where `rngs` is given."""
         h = self.conv_1(self.norm_1.then_silu(x))
-        shift = self.time(jax.nn.silu(time))
-        h = h + shift.reshape(shift.shape[0], *(1,) * (h.ndim - 2), shift.shape[-1])
-        h = self.dropout(self.norm_2.then_silu(h), deterministic=rngs is None, rngs=rngs)
-        return self.conv_2(h) + (x if self.shortcut is None else self.shortcut(x))
+        time = self.time(jax.nn.silu(time))
+        time = time.reshape(time.shape[0], *(1,) * (h.ndim - 2), time.shape[-1])
+        if self.time_scale_shift:
+            scale, shift = jnp.split(time, 2, -1)
+            h = jax.nn.silu(self.norm_2(h) * (1 + scale) + shift)
+        else:
+            h = self.norm_2.then_silu(h + time)
+        h = self.dropout(h, deterministic=rngs is None, rngs=rngs)
+        h = self.conv_2(h) + (x if self.shortcut is None else self.shortcut(x))
+        return h / self.divisor
 
 
 def attend(query, key, value):
@@ -196,33 +227,52 @@ def attend(query, key, value):
 
 
 class AttentionBlock(nnx.Module):
-    """Self-attention over all positions of [B, *S, C], with norm and residual."""
+    """Self-attention over all positions of [B, *S, C], with norm (or without) and residual."""
 
     def __init__(
-        self, features: int, *, head_width: int, groups: int, epsilon: float, dtype, rngs: nnx.Rngs
+        self,
+        features: int,
+        *,
+        head_width: int,
+        groups: int,
+        epsilon: float,
+        norm: bool = True,
+        divisor: float = 1.0,
+        dtype,
+        rngs: nnx.Rngs,
     ):
         square = functools.partial(linear, features, features, dtype=dtype, rngs=rngs)
-        self.norm = GroupNorm(features, groups=groups, epsilon=epsilon)
+        self.norm = GroupNorm(features, groups=groups, epsilon=epsilon) if norm else None
         self.query, self.key, self.value = square(), square(), square()
         self.out = square(zero=True)
-        self.heads = features // head_width
+        self.heads = features // head_width if head_width else 1
+        self.divisor = divisor
 
     def __call__(self, x):
-        tokens = self.norm(x).reshape(x.shape[0], -1, x.shape[-1])
+        tokens = x if self.norm is None else self.norm(x)
+        tokens = tokens.reshape(x.shape[0], -1, x.shape[-1])
 
         def split(y):
             return y.reshape(*y.shape[:2], self.heads, -1)
 
         mixed = attend(*(split(f(tokens)) for f in (self.query, self.key, self.value)))
-        return x + self.out(mixed.reshape(tokens.shape)).reshape(x.shape)
+        return (x + self.out(mixed.reshape(tokens.shape)).reshape(x.shape)) / self.divisor
 
 
 class Downsample(nnx.Module):
-    """Halve every spatial axis: with a stride-2 convolution, or with means of 2 x 2 (x 2)."""
+    """Halve every spatial axis: with a stride-2 convolution, or with means of 2 x 2 (x 2).
 
-    def __init__(self, features: int, *, convolve: bool, dims: int, dtype, rngs: nnx.Rngs):
+    The convolution is centred on the first pixel of each pair with `padding` = 1, and with 0 on the
+    second, which is TensorFlow's and XLA's 'SAME' and so that of DDPM's code.
+    """
+
+    def __init__(
+        self, features: int, *, convolve: bool, padding: int, dims: int, dtype, rngs: nnx.Rngs
+    ):
         self.conv = (
-            convolution(features, features, dims=dims, stride=2, dtype=dtype, rngs=rngs)
+            convolution(
+                features, features, dims=dims, stride=2, near=padding, dtype=dtype, rngs=rngs
+            )
             if convolve
             else None
         )

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The conditional U-Net: noisy image, timestep and named conditions in, prediction out.
+"""The U-Net: noisy image and its conditions, and timestep in, prediction out.
 
 Shapes: B batch, *S space (H W or D H W), C channels (last).
-The topology is that of DDPM's U-Net (Ho et al. 2020, appendix B) as
-diffusers' `UNet2DModel` arranges it, the one ContourDiff uses: conditions
-are concatenated to the noisy image at every timestep and are not noised.
+The topology is that of DDPM's U-Net (Ho et al. 2020, appendix B) as diffusers' `UNet2DModel`
+arranges it, the one ContourDiff uses; diffusers.py has their names for ours.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 from flax import nnx
@@ -20,82 +18,73 @@ class UNet(nnx.Module):
     """Encoder, bottleneck and decoder with a skip connection after every block of the encoder.
 
     Args:
-      channels: features of each resolution; every further entry halves the image once more.
-      layers: residual blocks per resolution (the decoder has one more).
-      attention: per resolution, whether its residual blocks are followed by self-attention.
-      resample_convolution: whether a convolution goes with each change of resolution (as
-        published), or plain means and repetition, which saves a third of the work.
-      conditions: name -> channels of each condition, concatenated in this order.
+      inputs: channels of the noisy image and of all conditions together.
+      outputs: channels of the prediction.
+      config: a `model` section, see config.py.
     """
 
-    def __init__(
-        self,
-        *,
-        dims: int,
-        image_channels: int,
-        conditions: Mapping[str, int],
-        channels: Sequence[int],
-        layers: int,
-        attention: Sequence[bool],
-        middle_attention: bool,
-        resample_convolution: bool,
-        head_width: int,
-        groups: int,
-        epsilon: float,
-        dropout: float,
-        dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.conditions, self.dtype = tuple(conditions), dtype
+    def __init__(self, config, *, dims: int, inputs: int, outputs: int, dtype, rngs: nnx.Rngs):
+        self.dtype = dtype
+        self.centre_input = config.centre_input
+        channels = tuple(config.channels)
         width = 4 * channels[0]
         conv = functools.partial(blocks.convolution, dims=dims, dtype=dtype, rngs=rngs)
+        norm = {"groups": config.groups, "epsilon": config.epsilon}
         residual = functools.partial(
             blocks.ResidualBlock,
             time_width=width,
+            time_scale_shift=config.time_scale_shift,
             dims=dims,
-            groups=groups,
-            epsilon=epsilon,
-            dropout=dropout,
+            dropout=config.dropout,
             dtype=dtype,
             rngs=rngs,
+            **norm,
         )
         attend = functools.partial(
-            blocks.AttentionBlock,
-            head_width=head_width,
-            groups=groups,
-            epsilon=epsilon,
+            blocks.AttentionBlock, head_width=config.head_width, dtype=dtype, rngs=rngs, **norm
+        )
+        resample = {
+            "convolve": config.resample_convolution,
+            "dims": dims,
+            "dtype": dtype,
+            "rngs": rngs,
+        }
+
+        self.time = blocks.TimeEmbedding(
+            channels[0],
+            width,
+            cosine_first=config.time_cosine_first,
+            shift=config.time_shift,
             dtype=dtype,
             rngs=rngs,
         )
-        resample = {"convolve": resample_convolution, "dims": dims, "dtype": dtype, "rngs": rngs}
-
-        self.time = blocks.TimeEmbedding(channels[0], width, dtype=dtype, rngs=rngs)
-        self.conv_in = conv(image_channels + sum(conditions.values()), channels[0])
+        self.conv_in = conv(inputs, channels[0])
         skips = [channels[0]]  # features of each skip connection, a stack
 
         down, features = [], channels[0]
-        for level, (wide, attentive) in enumerate(zip(channels, attention, strict=True)):
-            for _ in range(layers):
+        for level, (wide, attentive) in enumerate(zip(channels, config.attention, strict=True)):
+            for _ in range(config.layers):
                 down.append(Stage(residual(features, wide), attend(wide) if attentive else None))
                 features = wide
                 skips.append(features)
             if level < len(channels) - 1:
-                down.append(blocks.Downsample(features, **resample))
+                down.append(
+                    blocks.Downsample(features, padding=config.downsample_padding, **resample)
+                )
                 skips.append(features)
         self.down = nnx.List(down)
 
-        self.middle = nnx.List(
-            [
-                Stage(residual(features, features), attend(features) if middle_attention else None),
-                Stage(residual(features, features), None),
-            ]
-        )
+        first, last = (residual(features, features, divisor=config.middle_divisor) for _ in "12")
+        attention = None
+        if config.middle_attention:
+            attention = attend(features, norm=config.middle_norm, divisor=config.middle_divisor)
+        self.middle = nnx.List([Stage(first, attention), Stage(last, None)])
 
         up = []
         for level, (wide, attentive) in reversed(
-            list(enumerate(zip(channels, attention, strict=True)))
+            list(enumerate(zip(channels, decoder_attention(config), strict=True)))
         ):
-            for _ in range(layers + 1):
+            for _ in range(config.layers + 1):
                 up.append(
                     Stage(
                         residual(features + skips.pop(), wide), attend(wide) if attentive else None
@@ -106,14 +95,15 @@ class UNet(nnx.Module):
                 up.append(blocks.Upsample(features, **resample))
         self.up = nnx.List(up)
 
-        self.norm_out = blocks.GroupNorm(features, groups=groups, epsilon=epsilon)
-        self.conv_out = conv(features, image_channels, zero=True)
+        self.norm_out = blocks.GroupNorm(features, **norm)
+        self.conv_out = conv(features, outputs, zero=True)
 
-    def __call__(self, z_t, t, condition: Mapping, rngs: nnx.Rngs | None = None):
-        """z_t [B, *S, C], t [B], condition {name: [B, *S, c]} -> prediction [B, *S, C], float32."""
-        h = jnp.concatenate([z_t, *(condition[name] for name in self.conditions)], -1)
+    def __call__(self, x, t, rngs: nnx.Rngs | None = None):
+        """x [B, *S, inputs], t [B] -> prediction [B, *S, outputs], float32."""
         time = self.time(t)
-        h = self.conv_in(h.astype(self.dtype))
+        if self.centre_input:
+            x = 2 * x - 1
+        h = self.conv_in(x.astype(self.dtype))
         skips = [h]
         for block in self.down:
             h = block(h, time, rngs) if isinstance(block, Stage) else block(h)
@@ -126,6 +116,11 @@ class UNet(nnx.Module):
             else:
                 h = block(h)
         return self.conv_out(self.norm_out.then_silu(h)).astype(jnp.float32)
+
+
+def decoder_attention(config) -> tuple[bool, ...]:
+    """Per resolution, whether the decoder has self-attention; if unsaid, where the encoder has."""
+    return tuple(config.decoder_attention) or tuple(config.attention)
 
 
 class Stage(nnx.Module):

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What diffusers calls our schedules and samplers: names and numbers only, no files.
+
+The reference is diffusers 0.42 (schedulers/scheduling_ddpm.py, scheduling_ddim.py and
+scheduling_dpmsolver_multistep.py). `ours` and `theirs` are inverse to each other but for what
+diffusers leaves to the caller: the number of steps, eta, and whether eps is clipped.
+"""
+
+import math
+from collections.abc import Mapping
+
+from contourdiff_jax import config as configuration
+from contourdiff_jax.errors import InputError
+
+SCHEDULERS = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+}
+BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+
+# Fields of a scheduler_config.json that ours have too, and what counts where one is missing.
+COMMON = {
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "prediction_type": "epsilon",
+    "rescale_betas_zero_snr": False,
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "clip_sample": True,
+}
+# Fields that ours have not, with what diffusers takes by default and ours do.
+FIXED = {"trained_betas": None, "thresholding": False}
+FIELDS = {
+    "ddpm": COMMON | FIXED | {"clip_sample_range": 1.0, "variance_type": "fixed_small"},
+    "ddim": COMMON | FIXED | {"clip_sample_range": 1.0, "set_alpha_to_one": True},
+    "dpmpp_2m": {
+        **(COMMON | {"timestep_spacing": "linspace", "clip_sample": False}),
+        **FIXED,
+        "algorithm_type": "dpmsolver++",
+        "solver_order": 2,
+        "solver_type": "midpoint",
+        "lower_order_final": True,
+        "euler_at_final": False,
+        "final_sigmas_type": "zero",
+        "lambda_min_clipped": -math.inf,
+        "variance_type": None,
+        "use_karras_sigmas": False,
+        "use_exponential_sigmas": False,
+        "use_beta_sigmas": False,
+        "use_lu_lambdas": False,
+        "use_flow_sigmas": False,
+        "flow_shift": 1.0,
+        "use_dynamic_shifting": False,
+        "time_shift_type": "exponential",
+    },
+}
+# Parameters of thresholding, which is off.
+IDLE = {"dynamic_thresholding_ratio", "sample_max_value"}
+
+
+def ours(fields: Mapping) -> dict[str, dict]:
+    """A scheduler_config.json -> fields of the `diffusion` and `sampler` sections (see config.py).
+
+    Raises:
+      InputError: a scheduler, or a field of it, that we have no equivalent of, named.
+    """
+    given = fields.get("_class_name", SCHEDULERS["ddpm"])
+    name = _ours("_class_name", given, SCHEDULERS)
+    fields = {n: v for n, v in fields.items() if not n.startswith("_") and n not in IDLE}
+    for field, value in fields.items():
+        if field not in FIELDS[name]:
+            raise InputError(f"{field}: not a field of a {given} that is known here")
+        usual = FIELDS[name][field]
+        if (field not in COMMON and value != usual) or (value is None and usual is not None):
+            raise InputError(f"{field}: {value!r} is not supported, only {usual!r}")
+    fields = FIELDS[name] | fields
+    leading = fields["timestep_spacing"] == "leading"
+    sections = {
+        "diffusion": {
+            "steps": fields["num_train_timesteps"],
+            "schedule": _ours("beta_schedule", fields["beta_schedule"], BETAS),
+            "beta_first": fields["beta_start"],
+            "beta_last": fields["beta_end"],
+            "zero_terminal_snr": fields["rescale_betas_zero_snr"],
+            "prediction": _ours("prediction_type", fields["prediction_type"], PREDICTIONS),
+        },
+        "sampler": {
+            "name": name,
+            "clip": fields["clip_sample"],
+            "spacing": fields["timestep_spacing"],
+            "offset": fields["steps_offset"] if leading else 0,
+            # What DDIMScheduler does unless the caller says otherwise.
+            "clipped_eps": name != "ddim",
+        },
+    }
+    configuration.from_dict(sections)  # refuses values of the wrong type
+    return sections
+
+
+def theirs(config) -> dict:
+    """A configuration -> the scheduler_config.json that stands for its schedule and sampler.
+
+    Raises:
+      InputError: a setting that the scheduler has no equivalent of, named.
+    """
+    diffusion, sampler = config.diffusion, config.sampler
+    name = SCHEDULERS[sampler.name]
+    fields = {
+        "_class_name": name,
+        "num_train_timesteps": diffusion.steps,
+        "beta_start": diffusion.beta_first,
+        "beta_end": diffusion.beta_last,
+        "beta_schedule": BETAS[diffusion.schedule],
+        "prediction_type": PREDICTIONS[diffusion.prediction],
+        "rescale_betas_zero_snr": diffusion.zero_terminal_snr,
+        "timestep_spacing": sampler.spacing,
+        "steps_offset": sampler.offset,
+        "clip_sample": sampler.clip,
+    }
+    if sampler.name == "dpmpp_2m" and fields.pop("clip_sample"):
+        raise InputError(f"config.sampler.clip: True has no equivalent in {name}")
+    return fields
+
+
+def _ours(field: str, value, names: Mapping[str, str]) -> str:
+    for ours, theirs in names.items():
+        if value == theirs:
+            return ours
+    raise InputError(f"{field}: {value!r} is not supported, only {', '.join(names.values())}")

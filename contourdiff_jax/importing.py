@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a run of a diffusers UNet2DModel, such as the original ContourDiff saves, to translate with.
+
+--checkpoint is a folder with unet/config.json and its safetensors (the original's model_epoch_N),
+or that unet folder. It knows nothing of the images it was trained on: say what they were. A folder
+that `contourdiff export` wrote does know. Pickles are not read.
+
+Example:
+    contourdiff import --checkpoint=out/model_epoch_400 --workdir=runs/mr --preset=mr --spacing=1
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from contourdiff_jax import atomic, checkpoint, models, run
+from contourdiff_jax import config as configuration
+from contourdiff_jax.data import batches, contours, intensity
+from contourdiff_jax.data.grid import AXES, Grid
+from contourdiff_jax.data.intensity import Preset, Window
+from contourdiff_jax.diffusion import samplers, schedulers, schedules
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.models import diffusers, weights
+from contourdiff_jax.models.weights import Tensor
+
+# What a network sees beside the image by the number of its channels, as ContourDiff has it.
+CONDITIONS = {1: ("contour",), 2: ("contour", "neighbour")}
+STEPS = 50  # of sampling, as published: a scheduler's configuration does not say
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("checkpoint", None, "folder of a diffusers model", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run to make", flag_values=values)
+    flags.DEFINE_string("preset", None, "modality of its images: ct or mr", flag_values=values)
+    flags.DEFINE_list(
+        "window", None, "LOW,HIGH: its black and white; the preset's by default", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "axis", None, list(AXES), "axis of its slices; axial by default", flag_values=values
+    )
+    flags.DEFINE_float("spacing", None, "mm of its pixels", flag_values=values)
+    flags.DEFINE_integer("size", None, "pixels of a side; its own by default", flag_values=values)
+    flags.DEFINE_string(
+        "contours",
+        None,
+        f"contours it was trained with: a JSON file, or {', '.join(contours.PRESETS)}; original, "
+        f"if not said",
+        flag_values=values,
+    )
+
+
+def main(values: flags.FlagValues) -> int:
+    for name in ("checkpoint", "workdir"):
+        if values[name].value is None:
+            raise InputError(f"--{name} is required; see `contourdiff import --help`")
+    import_checkpoint(
+        values.checkpoint,
+        values.workdir,
+        preset=values.preset,
+        window=None if values.window is None else _window(values.window),
+        axis=values.axis,
+        spacing=values.spacing,
+        size=values.size,
+        contours_file=values.contours,
+    )
+    return 0
+
+
+def _window(given: list[str]) -> tuple[float, float]:
+    try:
+        low, high = map(float, given)
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise InputError(f"--window={','.join(given)}: must be LOW,HIGH with LOW below HIGH")
+    return low, high
+
+
+# ----------------------------------------------------------------------------------------------
+# The run
+# ----------------------------------------------------------------------------------------------
+
+
+def import_checkpoint(
+    source: str | Path,
+    workdir: str | Path,
+    *,
+    preset: str | None = None,
+    window: tuple[float, float] | None = None,
+    axis: str | None = None,
+    spacing: float | None = None,
+    size: int | None = None,
+    contours_file: str | Path | None = None,
+) -> None:
+    """Make the run `workdir` of a diffusers model; see the module's docstring.
+
+    Args:
+      source: a pipeline's folder, or its `unet`.
+      preset: modality of the images it draws, 'ct' or 'mr'.
+      window: intensities of its black and white, -1 and 1 in the model.
+      axis, spacing, size: its grid, see data/grid.py.
+      contours_file: JSON of ContourSettings for these images, or the name of a contour preset.
+
+    Raises:
+      InputError: anything of these that cannot be used. Nothing is left behind.
+    """
+    workdir = Path(workdir)
+    atomic.check_is_free(workdir)
+    unet = _unet(Path(source))
+    fields = _json(unet / "config.json")
+    images = {
+        **{"preset": preset, "window": window, "axis": axis, "spacing": spacing, "size": size},
+        "contours": contours_file,
+    }
+    root = unet.parent if unet.name == "unet" else unet
+    if (root / run.EXPORTED).is_file():
+        given = [name for name, value in images.items() if value is not None]
+        if given:
+            raise InputError(f"--{given[0]}: {root / run.EXPORTED} says it already; leave it out")
+        ours = _exported(root / run.EXPORTED, unet / "config.json", fields)
+    else:
+        ours = _foreign(root, unet / "config.json", fields, images)
+    config = ours.config
+    samplers.build(config.sampler, schedules.build(config.diffusion).steps)
+    with weights.opened(unet) as tensors:
+        with _naming(unet / "config.json"):
+            models.check_size(config.model, ours.grid.size)
+            model = models.build(config.model, batches.CONDITIONS)
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        params = _params(config.model, shapes, tensors, unet)
+    with atomic.folder(workdir) as partial:
+        ours.save(partial)
+        checkpoint.save_average(partial, params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{workdir}: {count:,} parameters; sees {' and '.join(config.model.conditions)}")
+
+
+def _exported(path: Path, unet: Path, fields: dict) -> run.Run:
+    """The run that `export` wrote; InputError where the model beside it has become another."""
+    ours = run.read(path)
+    with _naming(unet):
+        theirs = diffusers.model(fields)
+    written = diffusers.unet(ours.config.model, inputs=0, outputs=0, size=0)
+    if diffusers.model(written) != theirs:
+        raise InputError(f"{path}: not of the model in {unet}; remove it and say what it says")
+    return ours
+
+
+def _foreign(root: Path, unet: Path, fields: dict, images: dict) -> run.Run:
+    """The run of a model that knows nothing of its images, but for what is given."""
+    for name in ("preset", "spacing"):
+        if images[name] is None:
+            raise InputError(f"--{name} is required: {root} does not say what it was trained on")
+    preset = intensity.preset(images["preset"])
+    with _naming(unet):
+        model = diffusers.model(fields) | _conditions(fields)
+        size = _size(fields) if images["size"] is None else images["size"]
+    grid = Grid(images["axis"] or "axial", images["spacing"], size)
+    settings = contours.named(images["contours"] or "original", preset.modality)
+    config = configuration.from_dict({"model": model} | _sampling(root))
+    return run.Run(config, preset, _preset_window(preset, images["window"]), grid, settings, ())
+
+
+def _conditions(fields: dict) -> dict:
+    inputs, outputs = (fields.get(name) for name in ("in_channels", "out_channels"))
+    if outputs != 1:
+        raise InputError(f"out_channels: {outputs!r} is not supported, only 1, a grey image")
+    if inputs not in (1 + n for n in CONDITIONS):
+        raise InputError(
+            f"in_channels: {inputs!r} is not supported, only 2, the image and its contours, and 3, "
+            f"with a neighbouring slice"
+        )
+    return {"conditions": CONDITIONS[inputs - 1], "null": "empty"}
+
+
+def _size(fields: dict) -> int:
+    size = fields.get("sample_size")
+    sides = size if isinstance(size, list) else [size]
+    if not all(isinstance(side, int) and side == sides[0] for side in sides) or not sides:
+        raise InputError(f"sample_size: {size!r} is not that of a square; give --size")
+    return sides[0]
+
+
+def _preset_window(preset: Preset, shown: tuple[float, float] | None) -> Window:
+    """The window of which the part that the model sees, preset.image, is LOW to HIGH."""
+    if shown is None:
+        return intensity.IDENTITY
+    scale = (shown[1] - shown[0]) / (preset.image.high - preset.image.low)
+    low = shown[0] - scale * preset.image.low
+    return Window(low, low + scale)
+
+
+def _sampling(root: Path) -> dict:
+    """The `diffusion` and `sampler` sections, as published where no scheduler is saved."""
+    training = {"weighting": "none", "time_exponent": 1.0}
+    for path in (root / "scheduler/scheduler_config.json", root / "scheduler_config.json"):
+        if path.is_file():
+            with _naming(path):
+                sections = schedulers.ours(_json(path))
+            break
+    else:
+        print(f"note: {root} saves no scheduler; DDPM's is assumed, as published")
+        sections = schedulers.ours({})
+    return {
+        "diffusion": sections["diffusion"] | training,
+        "sampler": sections["sampler"] | {"steps": STEPS},
+    }
+
+
+# ----------------------------------------------------------------------------------------------
+# Files
+# ----------------------------------------------------------------------------------------------
+
+
+def _unet(source: Path) -> Path:
+    """The folder with a network's config.json."""
+    if source.is_file():
+        weights.refuse_pickle(source)
+        raise InputError(f"{source}: a file; name the folder with its config.json")
+    for folder in (source / "unet", source):
+        if (folder / "config.json").is_file():
+            return folder
+    saved = sorted(path.parent.parent.name for path in source.glob("*/unet/config.json"))
+    hint = f"; name one of {', '.join(saved)} in it" if saved else ""
+    raise InputError(f"{source}: holds no unet/config.json{hint}")
+
+
+def _json(path: Path) -> dict:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: not a JSON object of fields")
+    return fields
+
+
+def _params(config, shapes, tensors: dict[str, Tensor], folder: Path):
+    """The tree of `shapes` filled from tensors, once all of them are found to fit."""
+    tensors = {diffusers.current(name): tensor for name, tensor in tensors.items()}
+    names = jax.tree_util.tree_map_with_path(
+        lambda path, _: diffusers.name(config, tuple(key.key for key in path)), shapes
+    )
+    wanted = dict(zip(jax.tree.leaves(names), jax.tree.leaves(shapes), strict=True))
+    for problem, there, here in (("missing", tensors, wanted), ("unexpected", wanted, tensors)):
+        odd = sorted(here.keys() - there.keys())
+        if odd:
+            raise InputError(f"{folder}: {odd[0]} is {problem}, one of {len(odd)} such tensors")
+    for name, leaf in wanted.items():
+        expected = diffusers.theirs_shape(leaf.shape)
+        if tensors[name].shape() != expected:
+            raise InputError(
+                f"{tensors[name].path}: {name} has shape {tensors[name].shape()}, but config.json "
+                f"says {expected}"
+            )
+    return jax.tree.map(lambda name: diffusers.ours(tensors[name].read()), names)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say which file an InputError is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parameters in the files of a diffusers model: safetensors, whole or in shards.
+
+A file is memory-mapped and read tensor by tensor. Pickles (.bin, .pt, .ckpt) can run code and are
+not read.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401, with it numpy has the bfloat16 that safetensors asks for
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from contourdiff_jax.errors import InputError
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+class Tensor(NamedTuple):
+    """A tensor in an open file."""
+
+    path: Path
+    name: str
+    file: Any  # safe_open's
+
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.file.get_slice(self.name).get_shape())
+
+    def read(self) -> np.ndarray:
+        """float32, whatever it is kept in."""
+        dtype = self.file.get_slice(self.name).get_dtype()
+        if dtype not in DTYPES:
+            raise InputError(f"{self.path}: {self.name} is {dtype}, not one of {', '.join(DTYPES)}")
+        return self.file.get_tensor(self.name).astype(np.float32, copy=False)
+
+
+@contextlib.contextmanager
+def opened(folder: Path) -> Iterator[dict[str, Tensor]]:
+    """The tensors of a model's folder by name, to be read while it is open.
+
+    Raises:
+      InputError: no safetensors, a damaged file, or an index that its shards do not keep to.
+    """
+    with contextlib.ExitStack() as stack:
+        if (folder / WEIGHTS).is_file():
+            yield _tensors(stack, folder / WEIGHTS)
+        elif (folder / INDEX).is_file():
+            yield _sharded(stack, folder / INDEX)
+        else:
+            for path in sorted(folder.iterdir()):
+                refuse_pickle(path)
+            raise InputError(f"{folder}: holds no {WEIGHTS}")
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raise InputError for a pickle, with the line that converts it."""
+    if path.suffix in PICKLES:
+        raise InputError(
+            f"{path}: a pickle, which can run code and is not read; where you trust it, convert it "
+            f'with: python -c "from diffusers import UNet2DModel as M; M.from_pretrained('
+            f"'{path.parent}', use_safetensors=False).save_pretrained('{path.parent}')\""
+        )
+
+
+def write(folder: Path, tensors: dict[str, np.ndarray]) -> None:
+    """One file of contiguous tensors."""
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def _tensors(stack: contextlib.ExitStack, path: Path) -> dict[str, Tensor]:
+    try:
+        file = stack.enter_context(safe_open(path, framework="np"))
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged or not a safetensors file ({error})") from None
+    return {name: Tensor(path, name, file) for name in file.keys()}  # noqa: SIM118, not a dict
+
+
+def _sharded(stack: contextlib.ExitStack, index: Path) -> dict[str, Tensor]:
+    try:
+        files = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{index}: cannot be read as an index of shards ({error!r})") from None
+    for name in files.values():
+        if not isinstance(name, str) or not _is_plain(name):
+            raise InputError(f"{index}: names {name!r}, which is not a file of its own folder")
+    found = {}
+    for name in sorted(set(files.values())):
+        if not (index.parent / name).is_file():
+            raise InputError(f"{index.parent / name}: missing, but {index.name} names it")
+        found |= _tensors(stack, index.parent / name)
+    for name in sorted(files.keys() | found.keys()):
+        if name not in found or files.get(name) != found[name].path.name:
+            raise InputError(f"{index}: does not say where {name} is, or not rightly")
+    return found
+
+
+def _is_plain(name: str) -> bool:
+    """Whether it names a file of the same folder, for every system's separators."""
+    return all(
+        len(path.parts) == 1 and not path.anchor and name != ".."
+        for path in (PurePosixPath(name), PureWindowsPath(name))
+    )
