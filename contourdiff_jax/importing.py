@@ -11,6 +11,7 @@ Example:
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def _window(given: list[str]) -> tuple[float, float]:
         low, high = map(float, given)
     except ValueError:
         low = high = 0.0
-    if not low < high:
+    if not -math.inf < low < high < math.inf:
         raise InputError(f"--window={','.join(given)}: must be LOW,HIGH with LOW below HIGH")
     return low, high
 
@@ -113,7 +114,11 @@ def import_checkpoint(
     unet = _unet(Path(source))
     fields = _json(unet / "config.json")
     images = {
-        **{"preset": preset, "window": window, "axis": axis, "spacing": spacing, "size": size},
+        "preset": preset,
+        "window": window,
+        "axis": axis,
+        "spacing": spacing,
+        "size": size,
         "contours": contours_file,
     }
     root = unet.parent if unet.name == "unet" else unet
@@ -125,7 +130,8 @@ def import_checkpoint(
     else:
         ours = _foreign(root, unet / "config.json", fields, images)
     config = ours.config
-    samplers.build(config.sampler, schedules.build(config.diffusion).steps)
+    with _naming(root):
+        samplers.build(config.sampler, schedules.build(config.diffusion).steps)
     with weights.opened(unet) as tensors:
         with _naming(unet / "config.json"):
             models.check_size(config.model, ours.grid.size)
@@ -207,7 +213,7 @@ def _sampling(root: Path) -> dict:
         sections = schedulers.ours({})
     return {
         "diffusion": sections["diffusion"] | training,
-        "sampler": sections["sampler"] | {"steps": STEPS},
+        "sampler": sections["sampler"] | {"steps": min(STEPS, sections["diffusion"]["steps"])},
     }
 
 

@@ -312,7 +312,7 @@ def test_broken_configurations_are_named(refused, foreign, text):
         (lambda f: f.update(_class_name="PNDMScheduler"), "PNDMScheduler"),
         (lambda f: f.update(beta_schedule="sigmoid"), "sigmoid"),
         (lambda f: f.update(timestep_spacing="even"), "even"),
-        (lambda f: f.update(num_train_timesteps=10), "steps"),
+        (lambda f: f.update(num_train_timesteps=0), "steps"),
         (
             lambda f: f.update(prediction_type="epsilon", rescale_betas_zero_snr=True),
             "zero_terminal_snr",
@@ -394,6 +394,7 @@ def test_folders_without_a_model_are_named(refused, foreign, tmp_path):
         (["--preset=mr", "--spacing=1", "--window=5"], "--window=5"),
         (["--preset=mr", "--spacing=1", "--window=5,5"], "--window=5,5"),
         (["--preset=mr", "--spacing=1", "--window=a,b"], "--window=a,b"),
+        (["--preset=mr", "--spacing=1", "--window=0,inf"], "--window=0,inf"),
         (["--preset=mr", "--spacing=1", "--contours=absent.json"], "absent.json"),
     ],
 )

@@ -55,7 +55,17 @@ def test_initialisation_follows_its_key(settings):
     assert not np.array_equal(same["conv_in"]["kernel"], other["conv_in"]["kernel"])
 
 
-def test_every_parameter_and_every_input_matters(settings):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"resample_convolution": True, "downsample_padding": 0, "centre_input": True},
+        {"time_scale_shift": True, "middle_norm": False, "time_shift": 1},
+        {"decoder_attention": (True, False), "head_width": 0, "layers": 2},
+    ],
+)
+def test_every_parameter_and_every_input_matters(settings, fields):
+    settings.update(fields)
     params, apply = network(settings)
     z_t, t, condition = inputs(2)
 
@@ -127,7 +137,15 @@ def test_attention_is_jax_attention(rng):
         ({"attention": (True,)}, "attention"),
         ({"channels": (6, 16)}, "groups"),
         ({"head_width": 5}, "head_width"),
+        ({"head_width": -8}, "head_width"),
         ({"dtype": "float16"}, "float16"),
+        ({"layers": 0}, "layers"),
+        ({"groups": 0}, "groups"),
+        ({"decoder_attention": (True,)}, "decoder_attention"),
+        ({"downsample_padding": 2}, "downsample_padding"),
+        ({"middle_divisor": 0.0}, "middle_divisor"),
+        ({"channels": (5, 10), "groups": 5}, "even"),
+        ({"channels": (2, 8), "groups": 2, "time_shift": 1}, "above 2"),
     ],
 )
 def test_bad_settings_are_named(settings, fields, named):

@@ -426,6 +426,7 @@ def test_speed_is_measured_with_the_input(two_convolutions, store_path):
         ({"mesh": {"data": 3}}, "config.mesh"),
         ({"model": {"channels": (8, 16, 32), "attention": (False,) * 3}}, "--size=32"),
         ({"model": {"groups": 3}}, "config.model.groups"),
+        ({"model": {"conditions": ("contour", "neighbour")}}, "neighbour.*contour alone"),
         ({"diffusion": {"schedule": "sqrt"}}, "config.diffusion.schedule.*sqrt"),
         ({"diffusion": {"prediction": "score"}}, "config.diffusion.prediction.*score"),
     ],

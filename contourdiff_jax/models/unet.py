@@ -74,7 +74,9 @@ class UNet(nnx.Module):
                 skips.append(features)
         self.down = nnx.List(down)
 
-        first, last = (residual(features, features, divisor=config.middle_divisor) for _ in "12")
+        first, last = (
+            residual(features, features, divisor=config.middle_divisor) for _ in range(2)
+        )
         attention = None
         if config.middle_attention:
             attention = attend(features, norm=config.middle_norm, divisor=config.middle_divisor)
