@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 
 from contourdiff_jax import atomic, checkpoint, models, run
@@ -132,12 +133,12 @@ def import_checkpoint(
     config = ours.config
     with _naming(root):
         samplers.build(config.sampler, schedules.build(config.diffusion).steps)
-    with weights.opened(unet) as tensors:
-        with _naming(unet / "config.json"):
-            models.check_size(config.model, ours.grid.size)
-            model = models.build(config.model, batches.CONDITIONS)
-        shapes = jax.eval_shape(model.init, jax.random.key(0))
-        params = _params(config.model, shapes, tensors, unet)
+    tensors = weights.tensors(unet)
+    with _naming(unet / "config.json"):
+        models.check_size(config.model, ours.grid.size)
+        model = models.build(config.model, batches.CONDITIONS)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = _params(config.model, shapes, tensors, unet)
     with atomic.folder(workdir) as partial:
         ours.save(partial)
         checkpoint.save_average(partial, params)
@@ -258,12 +259,13 @@ def _params(config, shapes, tensors: dict[str, Tensor], folder: Path):
             raise InputError(f"{folder}: {odd[0]} is {problem}, one of {len(odd)} such tensors")
     for name, leaf in wanted.items():
         expected = diffusers.theirs_shape(leaf.shape)
-        if tensors[name].shape() != expected:
+        if tensors[name].shape != expected:
             raise InputError(
-                f"{tensors[name].path}: {name} has shape {tensors[name].shape()}, but config.json "
+                f"{tensors[name].path}: {name} has shape {tensors[name].shape}, but config.json "
                 f"says {expected}"
             )
-    return jax.tree.map(lambda name: diffusers.ours(tensors[name].read()), names)
+    # Of NumPy's arrays Orbax would make a copy before it writes.
+    return jax.tree.map(lambda name: jnp.asarray(diffusers.ours(tensors[name].read())), names)
 
 
 @contextlib.contextmanager

@@ -59,9 +59,16 @@ def test_initialisation_follows_its_key(settings):
     "fields",
     [
         {},
-        {"resample_convolution": True, "downsample_padding": 0, "centre_input": True},
-        {"time_scale_shift": True, "middle_norm": False, "time_shift": 1},
-        {"decoder_attention": (True, False), "head_width": 0, "layers": 2},
+        {
+            "resample_convolution": True,
+            "downsample_padding": 0,
+            "decoder_attention": (True, False),
+            "middle_norm": False,
+            "head_width": 0,
+            "time_scale_shift": True,
+            "time_shift": 1,
+            "centre_input": True,
+        },
     ],
 )
 def test_every_parameter_and_every_input_matters(settings, fields):

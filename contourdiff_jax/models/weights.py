@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters in the files of a diffusers model: safetensors, whole or in shards.
 
-A file is memory-mapped and read tensor by tensor. Pickles (.bin, .pt, .ckpt) can run code and are
+Files are memory-mapped and read tensor by tensor. Pickles (.bin, .pt, .ckpt) can run code and are
 not read.
 """
 
-import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes  # noqa: F401, with it numpy has the bfloat16 that safetensors asks for
 import numpy as np
@@ -25,39 +23,34 @@ DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 class Tensor(NamedTuple):
-    """A tensor in an open file."""
+    """A tensor in a file."""
 
     path: Path
     name: str
-    file: Any  # safe_open's
-
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.file.get_slice(self.name).get_shape())
+    shape: tuple[int, ...]
 
     def read(self) -> np.ndarray:
-        """float32, whatever it is kept in."""
-        dtype = self.file.get_slice(self.name).get_dtype()
-        if dtype not in DTYPES:
-            raise InputError(f"{self.path}: {self.name} is {dtype}, not one of {', '.join(DTYPES)}")
-        return self.file.get_tensor(self.name).astype(np.float32, copy=False)
+        """float32, whatever it is kept in.
+
+        The file is mapped anew for every tensor: pages that were read would go on taking memory.
+        """
+        with safe_open(self.path, framework="np") as file:
+            return file.get_tensor(self.name).astype(np.float32, copy=False)
 
 
-@contextlib.contextmanager
-def opened(folder: Path) -> Iterator[dict[str, Tensor]]:
-    """The tensors of a model's folder by name, to be read while it is open.
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a model's folder by name.
 
     Raises:
       InputError: no safetensors, a damaged file, or an index that its shards do not keep to.
     """
-    with contextlib.ExitStack() as stack:
-        if (folder / WEIGHTS).is_file():
-            yield _tensors(stack, folder / WEIGHTS)
-        elif (folder / INDEX).is_file():
-            yield _sharded(stack, folder / INDEX)
-        else:
-            for path in sorted(folder.iterdir()):
-                refuse_pickle(path)
-            raise InputError(f"{folder}: holds no {WEIGHTS}")
+    if (folder / WEIGHTS).is_file():
+        return _tensors(folder / WEIGHTS)
+    if (folder / INDEX).is_file():
+        return _sharded(folder / INDEX)
+    for path in sorted(folder.iterdir()):
+        refuse_pickle(path)
+    raise InputError(f"{folder}: holds no {WEIGHTS}")
 
 
 def refuse_pickle(path: Path) -> None:
@@ -75,15 +68,23 @@ def write(folder: Path, tensors: dict[str, np.ndarray]) -> None:
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def _tensors(stack: contextlib.ExitStack, path: Path) -> dict[str, Tensor]:
+def _tensors(path: Path) -> dict[str, Tensor]:
+    found = {}
     try:
-        file = stack.enter_context(safe_open(path, framework="np"))
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118, not a dict
+                tensor = file.get_slice(name)
+                if tensor.get_dtype() not in DTYPES:
+                    raise InputError(
+                        f"{path}: {name} is {tensor.get_dtype()}, not one of {', '.join(DTYPES)}"
+                    )
+                found[name] = Tensor(path, name, tuple(tensor.get_shape()))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or not a safetensors file ({error})") from None
-    return {name: Tensor(path, name, file) for name in file.keys()}  # noqa: SIM118, not a dict
+    return found
 
 
-def _sharded(stack: contextlib.ExitStack, index: Path) -> dict[str, Tensor]:
+def _sharded(index: Path) -> dict[str, Tensor]:
     try:
         files = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -95,7 +96,7 @@ def _sharded(stack: contextlib.ExitStack, index: Path) -> dict[str, Tensor]:
     for name in sorted(set(files.values())):
         if not (index.parent / name).is_file():
             raise InputError(f"{index.parent / name}: missing, but {index.name} names it")
-        found |= _tensors(stack, index.parent / name)
+        found |= _tensors(index.parent / name)
     for name in sorted(files.keys() | found.keys()):
         if name not in found or files.get(name) != found[name].path.name:
             raise InputError(f"{index}: does not say where {name} is, or not rightly")

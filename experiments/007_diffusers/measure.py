@@ -15,7 +15,6 @@ import time
 from pathlib import Path
 
 SIZE = 64  # px of the images that both networks are shown
-COMMAND = [sys.executable, "-m", "contourdiff_jax"]
 
 
 def make(out: Path) -> None:
@@ -48,11 +47,11 @@ def measured(*arguments) -> dict:
     """Seconds of a command, and the most memory [MiB] that its process held."""
     began = time.perf_counter()
     code = (
-        "import resource, sys; from contourdiff_jax import cli; status = cli.main(sys.argv);"
+        "import resource, sys; from contourdiff_jax import cli; status = cli.main(sys.argv[1:]);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(status)"
     )
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return {
         "seconds": round(time.perf_counter() - began, 1),
         "peak MiB": round(int(printed.split()[-1]) / 1024),

@@ -210,12 +210,14 @@ def test_what_is_imported_and_exported_is_bit_for_bit_what_it_was(imported, tmp_
         assert torch.equal(tensor, after[name]), name
 
 
-def test_shards_are_imported(imported, tmp_path):
-    unet, folder = imported
-    unet.save_pretrained(tmp_path / "unet", max_shard_size="100KB")
-    assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
-    import_checkpoint(tmp_path, tmp_path / "run", **IMAGES)
-    jax.tree.map(np.testing.assert_array_equal, loaded(folder)[1], loaded(tmp_path / "run")[1])
+def test_shards_are_imported_as_the_whole(tmp_path):
+    unet = network(NETWORKS["without attention"])
+    for name, size in (("whole", "1GB"), ("shards", "100KB")):
+        unet.save_pretrained(tmp_path / name / "unet", max_shard_size=size)
+        import_checkpoint(tmp_path / name, tmp_path / f"{name}_run", **IMAGES)
+    assert len(list((tmp_path / "shards/unet").glob("*.safetensors"))) > 1
+    whole, shards = (loaded(tmp_path / f"{name}_run")[1] for name in ("whole", "shards"))
+    jax.tree.map(np.testing.assert_array_equal, whole, shards)
 
 
 def test_the_line_that_converts_pickles_does(tmp_path, monkeypatch):
