@@ -320,7 +320,7 @@ def _without_bad_slices(files: Path | Sequence[Path], action: Callable):
                 raise
 
 
-def _canonical(array, native: NativeGrid, path, notes, failed, span) -> Volume:
+def _canonical(array, native: NativeGrid, path, notes, failed, span=None) -> Volume:
     """The volume of an array [native.shape]."""
     array = apply_orientation(array.reshape(native.shape3), native.orientation)
     _, affine = native.canonical()
