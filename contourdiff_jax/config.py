@@ -35,6 +35,7 @@ def default() -> ConfigDict:
                 "high": 50.0,
                 "blur": 3,
                 "apart": 0,
+                "thin": 0.0,
                 "native": False,
                 "clean": (),
             },
@@ -45,6 +46,16 @@ def default() -> ConfigDict:
                 "zoom": 0.1,  # both axes together, likewise
                 "rotation": 10.0,  # degrees, either way
                 "shift": 0.05,  # fraction of the width, either way
+            },
+            # Of the contours alone, in training, each image by up to so much; 0: not at all. Meant
+            # to let a model expect contours of another modality (data/disturbance.py).
+            "disturbance": {
+                "thresholds": 0.0,  # both by up to a factor of 1 + this, or down by as much
+                "contrast": 0.0,  # of the greys, as share of black to white
+                "noise": 0.0,  # standard deviation, as share of black to white
+                "displacement": 0.0,  # standard deviation in pixels
+                "doubled": 0.0,  # probability of contours in both places, displaced and not
+                "missing": 0.0,  # share of the contours, in pieces
             },
             "model": {
                 # What the network sees beside the noisy image: contour, or with it neighbour, the
@@ -99,6 +110,8 @@ def default() -> ConfigDict:
                 "ema_halflife": 1_000,  # images after which a parameter counts half in the average
                 "ema_rampup": 0.05,  # the half-life is at most this share of the images seen so far
                 "condition_dropout": 0.0,  # probability of training without condition, for guidance
+                "neighbour": 0.2,  # probability of showing the slice beside, where one is seen
+                "resident": 2.0,  # GiB of slices and masks kept on each device; more is streamed
                 # How often, in images; 0: at the end only.
                 "log": 400,
                 "evaluate": 20_000,  # held-out loss

@@ -92,7 +92,7 @@ def begin(config: ConfigDict, store: Store) -> Run:
         if custom
         else contours.preset(name, store.preset.modality)
     )
-    if settings.native and settings != store.contour_settings:
+    if settings.of_voxels and settings != store.contour_settings:
         raise InputError(
             f"{store.path}: prepared without the contours of config.contours, which need the "
             f"volumes' own pixels; prepare again with --contours={'FILE' if custom else name}"

@@ -35,13 +35,12 @@ def check(config) -> None:
     for name in ("images", "clip", "ema_halflife", "keep"):
         if not config[name] > 0:
             raise InputError(f"config.train.{name}: {config[name]} must be above 0")
-    for name in ("learning_rate", "warmup", "weight_decay", "ema_rampup", *PERIODIC):
+    for name in ("learning_rate", "warmup", "weight_decay", "ema_rampup", "resident", *PERIODIC):
         if not config[name] >= 0:
             raise InputError(f"config.train.{name}: {config[name]} must not be negative")
-    if not 0 <= config.condition_dropout <= 1:
-        raise InputError(
-            f"config.train.condition_dropout: {config.condition_dropout} must lie between 0 and 1"
-        )
+    for name in ("condition_dropout", "neighbour"):
+        if not 0 <= config[name] <= 1:
+            raise InputError(f"config.train.{name}: {config[name]} must lie between 0 and 1")
 
 
 def steps(config) -> int:

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from contourdiff_jax import checkpoint, models, run, state, translate
 from contourdiff_jax import config as configuration
 from contourdiff_jax import mesh as meshes
-from contourdiff_jax.data import batches, volumes
+from contourdiff_jax.data import batches, disturbance, volumes
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.diffusion import process, schedules
 from contourdiff_jax.errors import InputError
@@ -98,6 +98,7 @@ def setup(config, size: int) -> Setup:
     if config.seed < 0:
         raise InputError(f"config.seed: {config.seed} must not be negative")
     state.check(config.train)
+    disturbance.check(config.disturbance)
     mesh = meshes.make(config.mesh)
     meshes.check_batch(mesh, config.train.batch, "config.train.batch")
     if config.train.accumulate < 1 or config.train.batch % (config.train.accumulate * mesh.size):
@@ -106,11 +107,6 @@ def setup(config, size: int) -> Setup:
             f"cannot be computed in {config.train.accumulate} equal parts"
         )
     models.check_size(config.model, size)
-    if tuple(config.model.conditions) != ("contour",):
-        raise InputError(
-            f"config.model.conditions: {tuple(config.model.conditions)}, but networks are trained "
-            f"on contour alone"
-        )
     model = models.build(config.model, batches.CONDITIONS)
     schedule = schedules.build(config.diffusion)
     loss = process.loss(
@@ -190,14 +186,7 @@ def train(
     # ------------------------------------------------------------------------------------------
     # Input, held-out examples, logs
     # ------------------------------------------------------------------------------------------
-    examples = batches.training(
-        store,
-        ours.contours,
-        config,
-        start=start,
-        stop=total,
-        process=(jax.process_index(), jax.process_count()),
-    )
+    examples = batches.training(store, ours.contours, config, plan.mesh, start=start, stop=total)
     observe = _observer(ours, store, plan)
     logs = Logs(workdir, start) if is_main else None
     print(_summary(plan, ours, store, start), flush=True)
@@ -256,7 +245,7 @@ def train(
 
     with stop, bar, contextlib.closing(logs) if logs else contextlib.nullcontext():
         for step in range(start + 1, total + 1):
-            example = meshes.put(meshes.batch(plan.mesh), next(examples))
+            example = next(examples)
             with jax.transfer_guard("disallow"):
                 current, metrics = plan.step(current, example)
             if pending:
@@ -295,11 +284,11 @@ def images_per_second(config, store: str | Path, *, steps: int = 4) -> float:
     plan = setup(config, store.grid.size)
     settings = run.begin(config, store).contours
     current = plan.init(jax.random.key(config.seed))
-    examples = batches.training(store, settings, config, start=0, stop=steps + 1)
+    examples = batches.training(store, settings, config, plan.mesh, start=0, stop=steps + 1)
     seconds = []
     for _ in range(steps + 1):
         began = time.perf_counter()
-        current, _ = plan.step(current, meshes.put(meshes.batch(plan.mesh), next(examples)))
+        current, _ = plan.step(current, next(examples))
         jax.block_until_ready(current)
         seconds.append(time.perf_counter() - began)
     return config.train.batch / float(np.median(seconds[1:]))
@@ -379,7 +368,7 @@ def _observer(ours: run.Run, store: Store, plan: Setup) -> _Observer:
     sampled = _spread(held if len(held) else store.rows("train"), SAMPLES)
 
     def examples(rows):
-        return batches.examples(store, rows, ours.contours)
+        return batches.examples(store, rows, ours.contours, config.model.conditions)
 
     # Samples are drawn in one fixed batch that any mesh divides.
     size = SAMPLES * plan.mesh.size

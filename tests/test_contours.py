@@ -173,6 +173,10 @@ def test_what_may_be_left_out_has_its_default():
         ({"low": "a"}, "wrong type"),
         ({"windows": [[0, float("inf")]]}, "low < high"),
         ({"blur": 3.0}, "blur: 3.0"),
+        ({"blur": 11}, "blur: 11 is none of 1, 3, 5, 7, 9"),
+        ({"thin": -1}, "thin: -1"),
+        ({"thin": 3}, "thin: it is of a curve alone"),
+        ({"clean": (1, 1)}, "clean: it is of native pixels"),
         ({"blur": 4}, "blur: 4"),
         ({"blur": 0}, "blur: 0"),
         ({"blur": -3}, "blur: -3"),
@@ -338,7 +342,7 @@ def test_deeper_volumes_are_seen_through_the_window_of_the_model(tmp_path, rng):
 
 
 def test_contours_on_the_grid_are_those_of_its_slices(rng):
-    """Without `native` nothing of the volume's own pixels is left."""
+    """Without `native` and `thin` nothing of the volume's own pixels is left."""
     array = rng.random((40, 40, 3), np.float32)
     resampling = Grid("axial", 1.3, 32).fit(array.shape, np.eye(4))
     masks = rng.random((3, 32, 32)) < 0.9
@@ -348,9 +352,43 @@ def test_contours_on_the_grid_are_those_of_its_slices(rng):
     np.testing.assert_array_equal(edges, stack(resampling.slices(array, 0), masks, SETTINGS))
 
 
+def bone_and_air(spacing: float) -> np.ndarray:
+    """A disc of bone in air, 80 mm across, its border mixed: HU [X, Y, 1] of that spacing [mm]."""
+    distance = radius(round(96 / spacing)) * spacing
+    bone = np.clip((40 - distance) / spacing + 0.5, 0, 1)
+    return np.float32(1200 * bone - 1000 * (1 - bone))[..., None]
+
+
+@pytest.mark.parametrize("spacing", [0.5, 1.0])
+def test_mixed_voxels_are_not_taken_for_fat(spacing):
+    """Half bone, half air has the HU of fat: a bright line where there is none."""
+    values = bone_and_air(spacing)
+    resampling = Grid("axial", 2.0, 64).fit(values.shape, np.diag([spacing, spacing, 3, 1]))
+    ct, settings = intensity.preset("ct"), module.preset("default", "ct")
+    coarse = dataclasses.replace(settings, thin=0.0)
+    masks = np.ones((1, 64, 64), bool)
+    # In the greys bone is air, so this disc has no border at all.
+    assert on_grid(values, masks, resampling, ct, coarse).any()
+    assert not on_grid(values, masks, resampling, ct, settings).any()
+
+
+def test_tissue_wider_than_that_stays():
+    """A layer of fat of 6 mm, as skin has, keeps both its borders."""
+    distance = radius(96)
+    values = np.select([distance < 34, distance < 40], [45.0, -90.0], -1000.0)[..., None]
+    resampling = Grid("axial", 2.0, 48).fit(values.shape, np.eye(4))
+    ct, settings = intensity.preset("ct"), module.preset("default", "ct")
+    masks = np.ones((1, 48, 48), bool)
+    edges = on_grid(np.float32(values), masks, resampling, ct, settings)
+    rows, columns = np.nonzero(edges[0])
+    borders = 2 * np.hypot(rows - 23.5, columns - 23.5)
+    assert np.minimum(np.abs(borders - 34), np.abs(borders - 40)).max() < 3
+    assert (borders < 36).any() and (borders > 38).any()
+
+
 @pytest.mark.parametrize("value", [0, 77, 255])
 def test_cleaning_leaves_an_even_picture_even(value):
-    settings = dataclasses.replace(SETTINGS, clean=(8000, 3000))
+    settings = dataclasses.replace(SETTINGS, native=True, clean=(8000, 3000))
     assert not contours(np.full((64, 64), value / 255, np.float32), EVERYWHERE, settings).any()
 
 

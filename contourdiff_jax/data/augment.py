@@ -1,75 +1,116 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Augmentation: parameters are drawn first and applied afterwards, so that each can be replayed.
+"""Augmentation on the device: parameters are drawn from keys first and applied afterwards.
 
-Contours are taken from the augmented slice, at full sharpness, not warped along with it, unless
-they can only be had from native pixels.
-Shapes: H rows, W columns.
+So each can be replayed, and an image, its mask and its neighbour move alike. Contours are taken
+from the augmented slice, at full sharpness, not warped along with it, unless they can only be had
+from native pixels. A random crop of a padded slice, as in the original, is a random shift.
+
+Shapes: B images, K slices that move together, H rows, W columns.
 """
 
 from typing import NamedTuple
 
-import cv2
-import numpy as np
+import jax
+import jax.numpy as jnp
+
+DRAWS = 8  # random numbers of one transform
 
 
 class Transform(NamedTuple):
-    """An affine map of the plane about the image's centre: flip, scale, rotate, then shift."""
+    """Affine maps of the plane about the image's centre: flip, scale, rotate, then shift."""
 
-    flip: bool  # left and right exchanged
-    scale: tuple[float, float]  # along columns and rows, > 1 enlarges
-    rotation: float  # degrees, anticlockwise on screen
-    shift: tuple[float, float]  # along columns and rows, as fraction of the image's width
+    flip: jax.Array  # [B] bool, left and right exchanged
+    scale: jax.Array  # [B, 2] along columns and rows, > 1 enlarges
+    rotation: jax.Array  # [B] degrees, anticlockwise on screen
+    shift: jax.Array  # [B, 2] along columns and rows, as fraction of the image's width
 
-    def matrix(self, height: int, width: int) -> np.ndarray:
-        """[2, 3] map of (column, row) pixel coordinates, from input to output."""
-        centre = np.array([width - 1, height - 1]) / 2
-        angle = np.deg2rad(self.rotation)
-        rotate = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-        linear = rotate @ np.diag(self.scale) @ np.diag([-1.0 if self.flip else 1.0, 1.0])
-        offset = centre - linear @ centre + np.array(self.shift) * width
-        return np.column_stack([linear, offset])
+    def sources(self, height: int, width: int) -> tuple[jax.Array, jax.Array]:
+        """(columns, rows), each [B, H, W]: where in its input every pixel of the output lies."""
+        rows, columns = jnp.mgrid[:height, :width].astype(jnp.float32)
+        middle = (width - 1) / 2, (height - 1) / 2
+        x = columns[None] - middle[0] - self._per_image(self.shift[:, 0]) * width
+        y = rows[None] - middle[1] - self._per_image(self.shift[:, 1]) * width
+        angle = self._per_image(jnp.deg2rad(self.rotation))
+        cosine, sine = jnp.cos(angle), jnp.sin(angle)
+        x, y = cosine * x - sine * y, sine * x + cosine * y
+        x = x / self._per_image(self.scale[:, 0]) * self._per_image(1 - 2.0 * self.flip)
+        y = y / self._per_image(self.scale[:, 1])
+        return x + middle[0], y + middle[1]
+
+    @staticmethod
+    def _per_image(values):
+        return values.astype(jnp.float32)[:, None, None]
 
 
-def draw(rng: np.random.Generator, config) -> Transform:
-    """Draw one transform under an `augment` section (see config.py)."""
-    flip = bool(rng.random() < config.flip)
-    moved = bool(rng.random() < config.probability)
-    scale = np.exp(rng.uniform(-1, 1, 2) * np.log1p(config.scale)) * np.exp(
-        rng.uniform(-1, 1) * np.log1p(config.zoom)
-    )
-    rotation = rng.uniform(-1, 1) * config.rotation
-    shift = rng.uniform(-1, 1, 2) * config.shift
-    if not moved:
-        return Transform(flip, (1.0, 1.0), 0.0, (0.0, 0.0))
+def draw(keys, config) -> Transform:
+    """One transform for each of the keys [B], under an `augment` section (see config.py)."""
+    u = jax.vmap(lambda key: jax.random.uniform(key, (DRAWS,)))(keys)
+    either = 2 * u - 1
+    scale = jnp.exp(either[:, 2:4] * jnp.log1p(config.scale))
+    scale = scale * jnp.exp(either[:, 4:5] * jnp.log1p(config.zoom))
+    rotation, shift = either[:, 5] * config.rotation, either[:, 6:8] * config.shift
+    moved = u[:, 1] < config.probability
     return Transform(
-        flip,
-        (float(scale[0]), float(scale[1])),
-        float(rotation),
-        (float(shift[0]), float(shift[1])),
+        flip=u[:, 0] < config.flip,
+        scale=jnp.where(moved[:, None], scale, 1.0),
+        rotation=jnp.where(moved, rotation, 0.0),
+        shift=jnp.where(moved[:, None], shift, 0.0),
     )
 
 
-def apply(transform: Transform, values: np.ndarray, mask: np.ndarray, air: float):
-    """Warp values [H, W] float32 (linear) and mask [H, W] uint8 (nearest).
+def apply(transform: Transform, values, masks, air: float):
+    """Warp values [B, K, H, W] float32 (linear) and masks [B, K, H, W] uint8 (nearest).
 
-    What flows in from outside is `air` in the values and 0 in the mask.
+    What flows in from outside is `air` in the values and 0 in the masks.
     """
-    height, width = values.shape
-    matrix = transform.matrix(height, width)
-    warp = {"borderMode": cv2.BORDER_CONSTANT, "dsize": (width, height)}
-    return (
-        cv2.warpAffine(values, matrix, flags=cv2.INTER_LINEAR, borderValue=air, **warp),
-        cv2.warpAffine(mask, matrix, flags=cv2.INTER_NEAREST, borderValue=0, **warp),
-    )
+    columns, rows = transform.sources(*values.shape[-2:])
+    return linear(values, columns, rows, air), nearest(masks, columns, rows)
 
 
-def apply_to_contours(transform: Transform, edges: np.ndarray) -> np.ndarray:
-    """Warp contours [H, W] uint8 of 0 and 1; nothing flows in from outside.
+def apply_to_contours(transform: Transform, edges):
+    """Warp contours [B, H, W] uint8 of 0 and 1; nothing flows in from outside.
 
     Interpolation is linear and what keeps more than 50 of 255 is a contour, as in the original
     (transform.py): lines a pixel wide do not break.
     """
-    height, width = edges.shape
-    matrix = transform.matrix(height, width)
-    warped = cv2.warpAffine(255 * edges, matrix, dsize=(width, height), flags=cv2.INTER_LINEAR)
-    return (warped > 50).astype(np.uint8)
+    columns, rows = transform.sources(*edges.shape[-2:])
+    warped = linear(255.0 * edges[:, None], columns, rows, 0.0)[:, 0]
+    return (warped > 50).astype(jnp.uint8)
+
+
+def linear(images, columns, rows, fill: float):
+    """Images [B, K, H, W] float32 at places [B, H', W'] of theirs, between four pixels.
+
+    A pixel outside is `fill`.
+    """
+    left, top = jnp.floor(columns), jnp.floor(rows)
+    x, y = (columns - left)[:, None], (rows - top)[:, None]
+    at = _Gather(images, fill)
+    upper = (1 - x) * at(left, top) + x * at(left + 1, top)
+    lower = (1 - x) * at(left, top + 1) + x * at(left + 1, top + 1)
+    return (1 - y) * upper + y * lower
+
+
+def nearest(images, columns, rows):
+    """Images [B, K, H, W] at the pixel next to places [B, H', W']; 0 outside."""
+    return _Gather(images, 0)(jnp.round(columns), jnp.round(rows))
+
+
+class _Gather:
+    """Pixels of images [B, K, H, W] by whole numbers (columns, rows), each [B, H', W'].
+
+    A frame of `fill` a pixel wide takes all that lies outside, so that nothing has to be asked.
+    """
+
+    def __init__(self, images, fill):
+        self.height, self.width = images.shape[-2:]
+        frame = ((0, 0), (0, 0), (1, 1), (1, 1))
+        framed = jnp.pad(images, frame, constant_values=fill)
+        self.flat = framed.reshape(*images.shape[:2], -1)
+
+    def __call__(self, columns, rows):
+        x = jnp.clip(columns, -1, self.width).astype(jnp.int32) + 1
+        y = jnp.clip(rows, -1, self.height).astype(jnp.int32) + 1
+        index = (y * (self.width + 2) + x).reshape(len(x), 1, -1)
+        pixels = jnp.take_along_axis(self.flat, index, axis=2, mode="promise_in_bounds")
+        return pixels.reshape(*self.flat.shape[:2], *x.shape[1:])

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches: which slices a step trains on, and the examples made of them.
+"""Batches: which slices a step trains on, and the examples made of them on the device.
 
 Everything is a pure function of (seed, step), so resuming needs no iterator state,
 and every process of a cluster can make its own part of the same global batch.
 
-Shapes: B batch, H rows, W columns, N slices of the store.
+A store that fits is kept on the devices, as its uint16 slices and masks; one that does not is
+streamed, read ahead in a thread. Either way the same compiled function makes of them what a step
+sees: augmented images, their contours, neighbouring slices. The host only says which.
+
+Shapes: B batch, K slices that go together (an image, or with it its neighbour), H rows,
+W columns, N slices of the training split.
 
     example = {'x': [B, H, W, 1] in [-1, 1], 'condition': {name: [B, H, W, c]}}
 
@@ -14,18 +19,48 @@ of that a network sees is its own matter (models/conditioning.py).
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import grain
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from contourdiff_jax.data import augment
-from contourdiff_jax.data.contours import ContourSettings, contours
+from contourdiff_jax import mesh as meshes
+from contourdiff_jax.data import augment, disturbance, edges
+from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.intensity import Preset
 from contourdiff_jax.data.store import Store
 
 # Channels of each condition that an example can have: its values, and 1 where it is given.
 CONDITIONS = {"contour": 2, "neighbour": 2}
+
+# Purposes of a run's seed. Others belong to the state.
+ORDER, AUGMENTATION, NEIGHBOURS, DISTURBANCE = range(4)
+
+
+class Raw(NamedTuple):
+    """Slices as a store has them."""
+
+    slices: jax.Array  # [B, K, H, W] uint16
+    masks: jax.Array  # [B, K, H, W] uint8
+    contours: jax.Array | None  # [B, K, H, W] uint8, where they are those of native pixels
+    pictures: jax.Array | None  # [B, K, H, W] uint8, where contours are sought in these
+
+
+class Choice(NamedTuple):
+    """What a step trains on, or one process's share of it."""
+
+    rows: np.ndarray  # [B, K] positions in the training split
+    neighboured: np.ndarray  # [B] uint8, 1 where the second of them is to be shown
+    positions: np.ndarray  # [B] uint32, in the global batch
+
+
+# --------------------------------------------------------------------------------------------------
+# Which
+# --------------------------------------------------------------------------------------------------
 
 
 def indices(seed: int, step: int, batch: int, total: int) -> np.ndarray:
@@ -39,80 +74,202 @@ def indices(seed: int, step: int, batch: int, total: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=2)
 def _permutation(seed: int, epoch: int, total: int) -> np.ndarray:
-    return np.random.default_rng((seed, 0, epoch)).permutation(total)
+    return np.random.default_rng((seed, ORDER, epoch)).permutation(total)
 
 
-def given(edges: np.ndarray) -> np.ndarray:
-    """Contours [B, H, W] of 0 and 1 -> the condition [B, H, W, 2] that states them."""
-    return np.stack([edges, np.ones_like(edges)], -1).astype(np.float32)
+def choose(config, volumes: np.ndarray, step: int, process: tuple[int, int] = (0, 1)) -> Choice:
+    """What a step trains on.
+
+    Args:
+      config: the whole configuration.
+      volumes: [N], the volume that each slice of the training split belongs to, in order.
+      process: (index, count) of this process; it gets its share of the global batch, in order.
+    """
+    share = config.train.batch // process[1]
+    positions = np.arange(process[0] * share, (process[0] + 1) * share)
+    rows = indices(config.seed, step, config.train.batch, len(volumes))[positions]
+    if "neighbour" not in config.model.conditions:
+        return Choice(rows[:, None], np.zeros(share, np.uint8), np.uint32(positions))
+    generators = (
+        np.random.default_rng((config.seed, NEIGHBOURS, step, i)) for i in positions.tolist()
+    )
+    u = np.stack([generator.random(2) for generator in generators])
+    beside = rows + np.where(u[:, 1] < 0.5, -1, 1)
+    inside = np.clip(beside, 0, len(volumes) - 1)
+    there = (beside == inside) & (volumes[inside] == volumes[rows])
+    shown = there & (u[:, 0] < config.train.neighbour)
+    pairs = np.stack([rows, np.where(shown, inside, rows)], 1)
+    return Choice(pairs, shown.astype(np.uint8), np.uint32(positions))
+
+
+# --------------------------------------------------------------------------------------------------
+# What becomes of them
+# --------------------------------------------------------------------------------------------------
+
+
+def given(values):
+    """What a condition [B, H, W] says -> the condition [B, H, W, 2] that states it."""
+    xp = values.__array_namespace__()
+    return xp.stack([values, xp.ones_like(values)], axis=-1).astype(xp.float32)
 
 
 def make(
-    values, masks, preset: Preset, settings: ContourSettings, transforms=None, native=None
+    raw: Raw,
+    preset: Preset,
+    settings: ContourSettings,
+    *,
+    transforms: augment.Transform | None = None,
+    change: disturbance.Disturbance | None = None,
+    neighboured=None,
 ) -> dict:
-    """Slices -> example.
+    """Slices -> example; to be jitted.
 
     Args:
-      values: [B, H, W] float32 in the preset's units.
-      masks: [B, H, W] uint8, the body.
-      transforms: one augment.Transform per slice, or None.
-      native: [B, H, W] uint8, contours taken at native pixels, where `settings` want those.
+      transforms: one for each image, or None.
+      change: what disturbs their contours, or None.
+      neighboured: [B] uint8, 1 where the second of an image's slices is its neighbour and shown.
 
     Outside the body the image is air: head holders and background noise have no contour. Contours
     of native pixels show them, and so does the image.
     """
-    if native is not None:
-        masks = np.ones_like(masks)
-    images, edges = [], []
-    for i, (value, mask) in enumerate(zip(values, masks, strict=True)):
-        edge = None if native is None else native[i]
+    storage, window = preset.storage, preset.image
+    values = storage.low + (storage.high - storage.low) / 65535 * raw.slices.astype(jnp.float32)
+    masks = raw.masks if raw.contours is None else jnp.ones_like(raw.masks)
+    if transforms is not None:
+        values, masks = augment.apply(transforms, values, masks, preset.air)
+    taken = _contours(raw, values[:, 0], masks[:, 0], settings, transforms, change)
+    fraction = (jnp.where(masks > 0, values, preset.air) - window.low) / (window.high - window.low)
+    images = 2 * jnp.clip(fraction, 0, 1) - 1
+    condition = {"contour": given(taken)}
+    if neighboured is not None:
+        shown = neighboured.astype(jnp.float32)[:, None, None, None]
+        condition["neighbour"] = shown * given(images[:, 1])
+    return {"x": images[:, 0, ..., None], "condition": condition}
+
+
+def _contours(raw: Raw, values, masks, settings, transforms, change):
+    """Contours [B, H, W] of the first of an image's slices; values and masks are augmented."""
+    if raw.contours is not None:
+        kept = raw.contours[:, 0]
+        return kept if transforms is None else augment.apply_to_contours(transforms, kept)
+    if raw.pictures is None:
+        greys = edges.greys(values, settings)
+    else:
+        greys = raw.pictures[:, :1].astype(jnp.float32) / 255
         if transforms is not None:
-            value, mask = augment.apply(transforms[i], value, mask, preset.air)
-            edge = None if edge is None else augment.apply_to_contours(transforms[i], edge)
-        images.append(preset.image.unit(np.where(mask > 0, value, preset.air)))
-        edges.append(contours(value, mask, settings) if edge is None else edge)
-    return {
-        "x": np.stack(images)[..., None].astype(np.float32),
-        "condition": {"contour": given(np.stack(edges))},
-    }
+            greys = augment.linear(greys, *transforms.sources(*greys.shape[-2:]), 0.0)
+    return edges.contours(greys, masks, settings, change)
 
 
-def examples(store: Store, rows, settings: ContourSettings, transforms=None) -> dict:
-    """`make` of the slices of a store with those numbers."""
-    native = store.contours[rows] if settings.native else None
-    return make(
-        store.values(rows), store.masks[rows], store.preset, settings, transforms, native=native
+def examples(store: Store, rows, settings: ContourSettings, names=("contour",)) -> dict:
+    """`make` of the slices of a store with those numbers, at rest, without neighbours; on the host.
+
+    Args:
+      names: of the conditions to have.
+    """
+
+    def still(raw):
+        neighboured = jnp.zeros(len(rows), jnp.uint8) if "neighbour" in names else None
+        return make(raw, store.preset, settings, neighboured=neighboured)
+
+    raw = _read(store, settings, np.repeat(np.asarray(rows)[:, None], len(names), 1))
+    return jax.device_get(jax.jit(still)(raw))
+
+
+def _read(store: Store, settings: ContourSettings, rows: np.ndarray) -> Raw:
+    """The slices of a store with the numbers [B, K]."""
+    return Raw(
+        store.slices[rows],
+        store.masks[rows],
+        store.contours[rows] if settings.native else None,
+        store.pictures[rows] if settings.thin else None,
     )
 
 
+# --------------------------------------------------------------------------------------------------
+# Training
+# --------------------------------------------------------------------------------------------------
+
+
 def training(
-    store: Store,
-    settings: ContourSettings,
-    config,
-    *,
-    start: int,
-    stop: int,
-    process: tuple[int, int] = (0, 1),
+    store: Store, settings: ContourSettings, config, mesh, *, start: int, stop: int
 ) -> Iterator[dict]:
-    """Examples of steps start, start + 1, .. stop - 1, made in a thread ahead of their use.
+    """Examples of steps start, start + 1, .. stop - 1, on the devices of a mesh.
 
     Args:
-      config: the whole configuration; its seed, train.batch and augment sections are used.
-      process: (index, count) of this process; it gets its share of each global batch, in order.
+      config: the whole configuration.
+      mesh: see mesh.py; each process gives its share of a batch to its devices.
     """
-    rows = store.rows("train")
-    batch = config.train.batch
-    share = batch // process[1]
-    mine = slice(process[0] * share, (process[0] + 1) * share)
+    numbers = store.rows("train")
+    process = (jax.process_index(), jax.process_count())
+    volumes = store.index["volume"][numbers]
+    put = functools.partial(meshes.put, meshes.batch(mesh))
+    made = maker(store.preset, settings, config, mesh)
 
-    def example(step):
-        step = int(step)
-        chosen = rows[indices(config.seed, step, batch, len(rows))][mine]
-        generators = (
-            np.random.default_rng((config.seed, 1, step, i)) for i in range(mine.start, mine.stop)
+    def chosen(step) -> tuple[int, Choice]:
+        return int(step), choose(config, volumes, int(step), process)
+
+    if is_resident(store, settings, config):
+        table = meshes.put(meshes.replicated(mesh), _read(store, settings, numbers))
+        take = jax.jit(
+            lambda table, rows: jax.tree.map(lambda a: a[rows], table),
+            in_shardings=(meshes.replicated(mesh), meshes.batch(mesh)),
+            out_shardings=meshes.batch(mesh),
         )
-        transforms = [augment.draw(rng, config.augment) for rng in generators]
-        return examples(store, chosen, settings, transforms)
+        for step, choice in map(chosen, range(start, stop)):
+            yield made(take(table, put(choice.rows)), choice, step)
+        return
 
-    steps = grain.MapDataset.range(start, stop).map(example)
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+    def read(step):
+        step, choice = chosen(step)
+        return step, choice, _read(store, settings, numbers[choice.rows])
+
+    steps = grain.MapDataset.range(start, stop).map(read)
+    for step, choice, raw in steps.to_iter_dataset(
+        grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    ):
+        yield made(put(raw), choice, step)
+
+
+def is_resident(store: Store, settings: ContourSettings, config) -> bool:
+    """Whether the training slices of a store are kept on the devices."""
+    slices = len(store.rows("train")) * store.grid.size**2
+    bytes_each = store.slices.itemsize + store.masks.itemsize + settings.of_voxels
+    return slices * bytes_each <= config.train.resident * 2**30
+
+
+def maker(preset: Preset, settings: ContourSettings, config, mesh) -> Callable:
+    """The compiled (raw, choice, step) -> example of training; raw and example lie over the mesh.
+
+    Each image has keys of its own, of seed, step and its position in the global batch.
+    """
+    with_neighbour = "neighbour" in config.model.conditions
+
+    def keys(purpose, step, positions):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), purpose), step)
+        return jax.vmap(functools.partial(jax.random.fold_in, key))(positions)
+
+    def local(raw, neighboured, positions, step):
+        size = raw.slices.shape[-2:]
+        return make(
+            raw,
+            preset,
+            settings,
+            transforms=augment.draw(keys(AUGMENTATION, step, positions), config.augment),
+            change=disturbance.draw(keys(DISTURBANCE, step, positions), config.disturbance, size),
+            neighboured=neighboured if with_neighbour else None,
+        )
+
+    # Each device makes its own part. Left to the compiler, the search for connected edges would
+    # ask all devices after every round whether they are done.
+    parts = PartitionSpec(meshes.AXES)
+    spread = jax.shard_map(
+        local, mesh=mesh, in_specs=(parts, parts, parts, PartitionSpec()), out_specs=parts
+    )
+    compiled = jax.jit(spread)
+    put = functools.partial(meshes.put, meshes.batch(mesh))
+
+    def made(raw: Raw, choice: Choice, step: int) -> dict:
+        return compiled(raw, *put((choice.neighboured, choice.positions)), np.uint32(step))
+
+    return made

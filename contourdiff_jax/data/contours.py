@@ -11,6 +11,11 @@ several windows united, and a curve that gives each tissue a grey of its own, as
 of a viewer does (DICOM PS3.3, section C.11.2, VOI LUT). The air outside the body mask is made
 uniform first, so that a head holder leaves no edge.
 
+A curve that rises and falls has a trap: where bone meets air, the mixture of both in one voxel has
+the HU of fat, and the curve draws a line of fat that is not there. So greys are made of the finest
+voxels there are, the volume's own, before any are averaged, and lines too thin to be tissue are
+taken out (`thin`).
+
 For networks that were trained by the original's code (mazurowski-lab/ContourDiff, preprocess.py and
 transform.py) there are its own contours too, byte for byte: those of the whole picture at its own
 pixels, which are then brought to the model's by nearest neighbour.
@@ -32,6 +37,8 @@ from contourdiff_jax.data.grid import Resampling
 from contourdiff_jax.data.intensity import Preset, Window
 from contourdiff_jax.errors import InputError
 
+BLURS = (1, 3, 5, 7, 9)  # widths of a Gaussian whose weights 8 bits hold, as OpenCV computes it
+
 
 @dataclasses.dataclass(frozen=True)
 class ContourSettings:
@@ -44,14 +51,18 @@ class ContourSettings:
         for edges.
       curve: (value, grey) points, values rising, greys in [0, 1]; straight lines between them turn
         values into one more 8-bit image to search.
-      blur: width in pixels of the Gaussian kernel that precedes Canny, odd; 1 for none.
+      blur: width in pixels of the Gaussian kernel that precedes Canny, one of BLURS; 1 for none.
       apart: edges of a later image are left out within this many pixels of those of an earlier one:
         where a window saturates, it draws the same border again a little to the side.
+      thin: what is brighter than both its sides and narrower than this many mm is left out of the
+        curve's greys, which are then made of the volume's own voxels; 0 for nothing, and greys of
+        what the grid's pixels hold.
       native: contours are taken at the volume's own pixels, with no regard to the body, and brought
         to the grid by nearest neighbour. Without a window or curve they are those of the picture
         as it is: its own 8 bits, or what the model's window makes of deeper ones.
-      clean: (object, hole) areas in pixels: all becomes black first but what Otsu's threshold parts
-        from the dark, less a pixel at its border, objects and holes smaller than these.
+      clean: (object, hole) areas in native pixels: all becomes black first but what Otsu's
+        threshold parts from the dark, less a pixel at its border, objects and holes smaller than
+        these.
     """
 
     low: float
@@ -60,6 +71,7 @@ class ContourSettings:
     curve: tuple[tuple[float, float], ...] = ()
     blur: int = 3
     apart: int = 0
+    thin: float = 0.0
     native: bool = False
     clean: tuple[int, int] | tuple[()] = ()
 
@@ -86,18 +98,35 @@ class ContourSettings:
                 f"contours: the thresholds low={self.low} and high={self.high} "
                 f"must satisfy 0 <= low <= high"
             )
-        if not isinstance(self.blur, int) or self.blur < 1 or self.blur % 2 == 0:
-            raise InputError(f"contours.blur: {self.blur} is not an odd number of pixels")
+        if not isinstance(self.blur, int) or self.blur not in BLURS:
+            raise InputError(f"contours.blur: {self.blur} is none of {', '.join(map(str, BLURS))}")
         if self.apart < 0:
             raise InputError(f"contours.apart: {self.apart} is negative")
+        if not 0 <= self.thin < math.inf:
+            raise InputError(f"contours.thin: {self.thin} mm is negative")
+        if self.thin and (self.windows or self.native or not self.curve):
+            raise InputError("contours.thin: it is of a curve alone, without windows or native")
         object.__setattr__(self, "clean", tuple(self.clean))
         if self.clean and (len(self.clean) != 2 or any(area < 0 for area in self.clean)):
             raise InputError(f"contours.clean: {self.clean} is not a pair of areas in pixels")
+        if self.clean and not self.native:
+            raise InputError("contours.clean: it is of native pixels; set contours.native too")
 
     @property
     def suits_any(self) -> bool:
         """Whether they hold for every modality: they name no values of one."""
         return not self.windows and not self.curve
+
+    @property
+    def of_voxels(self) -> bool:
+        """Whether they take the volume's own voxels, so that a store has to keep what they need."""
+        return self.native or self.thin > 0
+
+    @property
+    def curves(self) -> list[tuple[tuple[float, float], ...]]:
+        """All that make greys of values: windows, as curves of two points, and the curve."""
+        ramps = [((low, 0.0), (high, 1.0)) for low, high in self.windows]
+        return ramps + [self.curve] * bool(self.curve)
 
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -117,13 +146,14 @@ class ContourSettings:
 
 
 MR = ContourSettings(windows=((0, 1),), low=20, high=50)
-# Greys in the order of T1: air, fat, fluid, white and grey matter, muscle, bone. So every border is
-# drawn once and where MR has it; measured in experiments/001_heads.
+# Greys in the order of T1: air, bone, fluid, muscle, grey and white matter, fat. So every border is
+# drawn once and where MR has it; measured in experiments/010_gap.
 CT_CURVE = (
-    *((-1000, 0), (-100, 0.9), (-50, 0.9)),
-    *((0, 0.25), (30, 0.6), (38, 0.54), (60, 0.4), (120, 0.4)),
+    *((-200, 0), (-150, 1), (-50, 1)),
+    *((0, 0.2), (30, 0.55), (38, 0.5), (60, 0.4), (120, 0.35)),
     (1100, 0),
 )
+CT = ContourSettings(curve=CT_CURVE, thin=3.0, low=20, high=50)
 
 # The original's command line; and its --remove_artifact.
 ORIGINAL = ContourSettings(low=80, high=150, native=True)
@@ -131,7 +161,7 @@ CLEANED = dataclasses.replace(ORIGINAL, clean=(8000, 3000))
 
 # name -> modality -> settings
 PRESETS = {
-    "default": {"ct": ContourSettings(curve=CT_CURVE, low=20, high=50), "mr": MR},
+    "default": {"ct": CT, "mr": MR},
     # Fluid and brain, fat, bone.
     "united": {
         "ct": ContourSettings(windows=((-20, 60), (-300, 0), (60, 1500)), low=60, high=120),
@@ -169,7 +199,7 @@ def named(given: str | Path, modality: str) -> ContourSettings:
 
 
 def contours(values: np.ndarray, mask: np.ndarray, settings: ContourSettings) -> np.ndarray:
-    """Edges of one slice.
+    """Edges of one slice, whose pixels hold what greys are made of.
 
     Args:
       values: [H, W] float, in the preset's units.
@@ -178,11 +208,20 @@ def contours(values: np.ndarray, mask: np.ndarray, settings: ContourSettings) ->
     Returns:
       [H, W] uint8, 1 on a contour and 0 elsewhere.
     """
+    return _edges([_grey(values, curve) for curve in settings.curves], mask, settings)
+
+
+def _grey(values: np.ndarray, curve) -> np.ndarray:
+    """8 bits of values: straight lines between the points of a curve, level beyond its ends."""
+    return np.round(255 * np.interp(values, *zip(*curve, strict=True))).astype(np.uint8)
+
+
+def _edges(greys, mask: np.ndarray, settings: ContourSettings) -> np.ndarray:
+    """The united edges [H, W] uint8 of 8-bit images [H, W] inside a mask."""
     mask = np.asarray(mask, bool)
-    united = np.zeros(values.shape, np.uint8)
-    for xs, greys in [(window, (0, 1)) for window in settings.windows] + _points(settings.curve):
-        grey = np.round(255 * np.interp(values, xs, greys))
-        grey = np.where(mask, grey, 0).astype(np.uint8)
+    united = np.zeros(mask.shape, np.uint8)
+    for grey in greys:
+        grey = grey * mask
         if settings.clean:
             grey = _cleaned(grey, *settings.clean)
         if settings.blur > 1:
@@ -193,11 +232,6 @@ def contours(values: np.ndarray, mask: np.ndarray, settings: ContourSettings) ->
             edges &= cv2.dilate(united, np.ones((reach, reach), np.uint8)) == 0
         united |= edges.astype(np.uint8)
     return united
-
-
-def _points(curve) -> list[tuple]:
-    """[(values, greys)] of a curve, or nothing where there is none."""
-    return [tuple(zip(*curve, strict=True))] if curve else []
 
 
 def stack(values: np.ndarray, masks: np.ndarray, settings: ContourSettings) -> np.ndarray:
@@ -221,6 +255,9 @@ def on_grid(
       resampling: from the volume's voxels to the grid.
       shown: the values that are black and white in the volume's picture (Preset.shown).
     """
+    if settings.thin:
+        drawn = zip(pictures(values, resampling, settings), masks, strict=True)
+        return np.stack([_edges([picture], mask, settings) for picture, mask in drawn])
     if not settings.native:
         return stack(resampling.slices(values, preset.air), masks, settings)
     if settings.suits_any:
@@ -229,6 +266,25 @@ def on_grid(
     planes = resampling.planes(values)
     everywhere = np.broadcast_to(True, planes.shape)
     return resampling.nearest(stack(planes, everywhere, settings))
+
+
+def pictures(values: np.ndarray, resampling: Resampling, settings: ContourSettings) -> np.ndarray:
+    """The 8-bit pictures [N, H, W] in which contours with `thin` are sought.
+
+    Args:
+      values: [X, Y, Z] float32, in the preset's units.
+      resampling: from the volume's voxels to the grid.
+
+    A morphological opening with a rectangle removes what is brighter than both its sides and
+    narrower than that (Serra 1982, Image Analysis and Mathematical Morphology).
+    """
+    sides = (2 * round((settings.thin / side - 1) / 2) + 1 for side in resampling.plane_spacing)
+    rectangle = np.ones([max(1, side) for side in sides], np.uint8)
+    planes = [
+        cv2.morphologyEx(_grey(plane, settings.curve), cv2.MORPH_OPEN, rectangle)
+        for plane in resampling.planes(values)
+    ]
+    return np.rint(resampling.shrink(np.stack(planes), 0)).astype(np.uint8)
 
 
 def _cleaned(grey: np.ndarray, smallest_object: int, smallest_hole: int) -> np.ndarray:

@@ -73,6 +73,7 @@ class Resampling:
     """The way from one volume's voxels to the grid's slices, and back.
 
     Attributes:
+      plane_spacing: mm between the rows and between the columns of the volume's own planes.
       positions: [N] float64, mm: coordinate along the slicing axis of every slice's centre.
       covered: fraction of the grid that lies inside the volume's field of view.
       kept: fraction of the field of view that lies inside the grid; below 1 it is cropped.
@@ -91,6 +92,7 @@ class Resampling:
         self.positions = centres @ affine[depth, :3] + affine[depth, 3]
 
         grid_side = (grid.size, grid.spacing)
+        self.plane_spacing = tuple(float(sizes[axis]) for axis in plane)
         sides = [(shape[axis], sizes[axis]) for axis in plane]
         self._forward = [_weights(*side, *grid_side) for side in sides]
         self._backward = [_weights(*grid_side, *side) for side in sides]
@@ -104,7 +106,11 @@ class Resampling:
         Linear, antialiased where the grid is coarser. The array may also be a part of the volume
         along the slicing axis: slices do not mix.
         """
-        return _apply(self._forward, self.planes(array), fill)
+        return self.shrink(self.planes(array), fill)
+
+    def shrink(self, planes, fill: float) -> np.ndarray:
+        """`slices` of planes [N, R, C] that are on the volume's own voxels."""
+        return _apply(self._forward, planes, fill)
 
     def volume(self, slices, fill: float) -> np.ndarray:
         """Slices [N, H, W] -> volume [X, Y, Z] float32, the way back; `fill` outside the grid."""

@@ -93,8 +93,9 @@ def prepare(
       size: of the grid [px]; default: the smallest multiple of 32 that covers every field of view.
       labels: folder of label maps on the volumes' grids, paired by name; default: the layout's.
       masks: folder of body masks, likewise; default: the layout's, else they are computed.
-      contours_file: JSON of ContourSettings, or the name of a contour preset, that takes contours
-        at native pixels, which only prepare sees; they are kept in the store.
+      contours_file: JSON of ContourSettings, or the name of a contour preset, that takes the
+        volumes' own voxels, which only prepare sees: the store keeps the contours, or the pictures
+        they are sought in; default: the modality's, if those do.
       split: CSV file with the columns subject and split ('train', 'val' or 'test').
       validation: fraction of the subjects to train on whose split is 'val', where neither `split`
         nor the layout names any.
@@ -104,12 +105,14 @@ def prepare(
     Raises InputError when nothing can be used.
     """
     chosen = intensity.preset(preset)
-    taken = None if contours_file is None else contours.named(contours_file, chosen.modality)
-    if taken is not None and not taken.native:
-        raise InputError(
-            f"--contours={contours_file}: these are taken while training, as config.contours says; "
-            f"a store keeps those of native pixels, as `original`"
-        )
+    taken = contours.named(contours_file or "default", chosen.modality)
+    if not taken.of_voxels:
+        if contours_file is not None:
+            raise InputError(
+                f"--contours={contours_file}: these are taken while training, as config.contours "
+                f"says; a store keeps what takes the volumes' own voxels, as `original`"
+            )
+        taken = None
     if not 0 <= validation < 1:
         raise InputError(f"--validation must be at least 0 and below 1, not {validation}")
     found = layouts.find(
@@ -228,14 +231,17 @@ def _cut(
         mask = body_mask(volume.array, volume.affine, preset.modality)
     labels = pairs.companion(volume, scan, label_scans, "labels")
     values, masks = preset.values(volume.array, window), resampling.masks(mask > 0)
-    edges = None
-    if taken is not None:
+    edges = pictures = None
+    if taken is not None and taken.native:
         shown = preset.shown(volume, window)
         edges = contours.on_grid(values, masks, resampling, preset, taken, shown)
+    elif taken is not None:
+        pictures = contours.pictures(values, resampling, taken)
     slices = {
         "values": resampling.slices(values, preset.air),
         "masks": masks,
         "contours": edges,
+        "pictures": pictures,
         "labels": None if labels is None else resampling.labels(labels),
         "positions": resampling.positions,
         "window": window,
@@ -340,7 +346,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer("size", None, "Pixels along a side of the grid.", flag_values=values)
     text("labels", None, "Folder of label maps, paired by name.", flag_values=values)
     text("masks", None, "Folder of body masks, paired by name.", flag_values=values)
-    text("contours", None, "Contours to keep: original, or a JSON file.", flag_values=values)
+    text(
+        "contours",
+        None,
+        "Contours that need the volumes' own voxels: original, or a JSON file.",
+        flag_values=values,
+    )
     text("split", None, "CSV file with the columns subject,split.", flag_values=values)
     number("validation", 0.1, "Fraction of the subjects for val.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace a store of that name.", flag_values=values)

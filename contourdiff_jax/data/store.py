@@ -7,8 +7,9 @@
     STORE/slices.npy     [N, H, W] uint16, values through the preset's storage window
     STORE/masks.npy      [N, H, W] uint8, 1 inside the body
     STORE/labels.npy     [N, H, W] uint16, if the volumes have label maps
-    STORE/contours.npy   [N, H, W] uint8, 1 on a contour, if they are taken at native pixels;
-                         others are taken from slices.npy when they are needed
+    STORE/contours.npy   [N, H, W] uint8, 1 on a contour, if they are taken at native pixels
+    STORE/pictures.npy   [N, H, W] uint8, what contours are sought in, if that is made of the
+                         volumes' own voxels; others are sought in slices.npy
 
 `volume` counts the volumes from 0, `slice` the slices of one volume from 0, `position` is in mm
 along the slicing axis, `source` is the file's name without its folder, the window is the volume's
@@ -50,7 +51,13 @@ COLUMNS = {
     "window_low": float,
     "window_high": float,
 }
-ARRAYS = {"slices": np.uint16, "masks": np.uint8, "labels": np.uint16, "contours": np.uint8}
+ARRAYS = {
+    "slices": np.uint16,
+    "masks": np.uint8,
+    "labels": np.uint16,
+    "contours": np.uint8,
+    "pictures": np.uint8,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +69,8 @@ class Store:
     masks: np.ndarray  # [N, H, W] uint8, 0 or 1
     labels: np.ndarray | None  # [N, H, W] uint16
     contours: np.ndarray | None  # [N, H, W] uint8, 0 or 1
-    contour_settings: ContourSettings | None  # how these were taken
+    pictures: np.ndarray | None  # [N, H, W] uint8
+    contour_settings: ContourSettings | None  # how contours or pictures were taken
     index: dict[str, np.ndarray]  # column name -> [N]
     dataset: dict  # what dataset.json holds
     preset: Preset
@@ -139,7 +147,8 @@ def open_store(path: str | Path) -> Store:
 
 def _names(labels: bool, contours: ContourSettings | None) -> list[str]:
     """Names of the arrays that a store has."""
-    has = {"labels": labels, "contours": contours is not None}
+    native = contours is not None and contours.native
+    has = {"labels": labels, "contours": native, "pictures": contours is not None and not native}
     return [name for name in ARRAYS if has.get(name, True)]
 
 
@@ -269,6 +278,7 @@ class StoreWriter:
         sha256: str,
         labels: np.ndarray | None = None,
         contours: np.ndarray | None = None,
+        pictures: np.ndarray | None = None,
     ) -> None:
         """Appends the slices of one volume.
 
@@ -282,12 +292,14 @@ class StoreWriter:
           sha256: of the file.
           labels: [N, H, W] whole numbers, in a store with labels.
           contours: [N, H, W] of 0 and 1, in a store with contours.
+          pictures: [N, H, W] of 8 bits, in a store with pictures.
         """
         arrays = {
             "slices": self.preset.encode(values),
             "masks": masks,
             "labels": labels,
             "contours": contours,
+            "pictures": pictures,
         }
         for name in self._names:
             array = np.ascontiguousarray(arrays[name], ARRAYS[name])
