@@ -97,6 +97,11 @@ def begin(config: ConfigDict, store: Store) -> Run:
             f"{store.path}: prepared without the contours of config.contours, which need the "
             f"volumes' own pixels; prepare again with --contours={'FILE' if custom else name}"
         )
+    if settings.native and any(config.disturbance.values()):
+        raise InputError(
+            "config.disturbance: contours of native pixels come from the store as they are; set all "
+            "of it to 0"
+        )
     return Run(
         config,
         store.preset,

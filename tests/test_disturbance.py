@@ -45,7 +45,7 @@ def test_nothing_is_drawn_where_all_is_off(section):
     assert disturbance.draw(jax.random.split(jax.random.key(0), 2), section, SIZE) is None
 
 
-@pytest.mark.parametrize("kind", [k for k in disturbance.FIELDS if k != "doubled"])
+@pytest.mark.parametrize("kind", [k for k in disturbance.KINDS if k != "doubled"])
 def test_a_kind_alone_changes_contours_by_an_amount_that_varies(section, kind):
     section[kind] = {"thresholds": 5.0, "displacement": 2.0}.get(kind, 0.5)
     # Fainter to the left: thresholds decide how much of the circle is seen.
@@ -56,7 +56,7 @@ def test_a_kind_alone_changes_contours_by_an_amount_that_varies(section, kind):
     assert sum(field is not None for field in change) == 1
 
 
-@pytest.mark.parametrize("kind", disturbance.FIELDS)
+@pytest.mark.parametrize("kind", disturbance.KINDS)
 def test_what_is_drawn_follows_the_key_alone(section, kind):
     section.displacement = 1.0
     section[kind] = 0.5
@@ -70,17 +70,17 @@ def test_what_is_drawn_follows_the_key_alone(section, kind):
 def test_contours_go_missing_in_pieces_and_none_are_added(section):
     section.missing = 0.6
     change = draw(section, 400)
-    gone = 1 - np.asarray(change.present).mean((1, 2))
+    missing = np.asarray(change.missing)
+    gone = missing.mean((1, 2))
     # Uniform between none and the most: the mean is half of that.
     assert gone.mean() == pytest.approx(0.3, abs=0.04)
     assert gone.min() < 0.05 and 0.5 < gone.max() < 0.75
     before, after = taken(disc(400), None), taken(disc(400), change)
     assert (after <= before).all() and (after < before).any()
     # Pieces are far larger than a pixel: neighbours go together.
-    present = np.asarray(change.present)
-    assert (present[:, :, 1:] != present[:, :, :-1]).mean() < 0.1
+    borders = (missing[:, :, 1:] != missing[:, :, :-1]).mean((0, 1))
+    assert borders.mean() < 0.1
     # And lie anywhere: their borders favour no column.
-    borders = (present[:, :, 1:] != present[:, :, :-1]).mean((0, 1))
     assert borders.min() > 0.4 * borders.mean()
 
 
@@ -106,7 +106,7 @@ def test_doubled_contours_are_both(section):
 
 def test_thresholds_change_by_factors_either_way(section):
     section.thresholds = 1.0
-    factors = np.asarray(draw(section, 2000).factor)
+    factors = np.asarray(draw(section, 2000).thresholds)
     assert 0.5 <= factors.min() < 0.52 and 1.95 < factors.max() <= 2.0
     assert np.log(factors).mean() == pytest.approx(0, abs=0.03)
 

@@ -306,7 +306,7 @@ def poison(monkeypatch, step):
     def poisoned(*arguments, start, **options):
         for number, example in enumerate(training(*arguments, start=start, **options), start + 1):
             if number == step:
-                example["x"][0, 3, 3] = np.nan
+                example["x"] = example["x"].at[0, 3, 3].set(np.nan)
             yield example
 
     monkeypatch.setattr(batches, "training", poisoned)

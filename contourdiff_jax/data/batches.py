@@ -29,7 +29,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from contourdiff_jax import mesh as meshes
-from contourdiff_jax.data import augment, disturbance, edges
+from contourdiff_jax.data import augment, contours, disturbance, edges
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.intensity import Preset
 from contourdiff_jax.data.store import Store
@@ -37,8 +37,7 @@ from contourdiff_jax.data.store import Store
 # Channels of each condition that an example can have: its values, and 1 where it is given.
 CONDITIONS = {"contour": 2, "neighbour": 2}
 
-# Purposes of a run's seed. Others belong to the state.
-ORDER, AUGMENTATION, NEIGHBOURS, DISTURBANCE = range(4)
+ORDER, CHANGES, NEIGHBOURS = range(3)  # what a run's seed is used for here
 
 
 class Raw(NamedTuple):
@@ -55,7 +54,7 @@ class Choice(NamedTuple):
 
     rows: np.ndarray  # [B, K] positions in the training split
     neighboured: np.ndarray  # [B] uint8, 1 where the second of them is to be shown
-    positions: np.ndarray  # [B] uint32, in the global batch
+    keys: np.ndarray  # [B, 2, 2] uint32, raw keys of each image's augmentation and disturbance
 
 
 # --------------------------------------------------------------------------------------------------
@@ -88,8 +87,10 @@ def choose(config, volumes: np.ndarray, step: int, process: tuple[int, int] = (0
     share = config.train.batch // process[1]
     positions = np.arange(process[0] * share, (process[0] + 1) * share)
     rows = indices(config.seed, step, config.train.batch, len(volumes))[positions]
+    seeds = (np.random.SeedSequence((config.seed, CHANGES, step, i)) for i in positions.tolist())
+    keys = np.stack([seed.generate_state(4).reshape(2, 2) for seed in seeds])
     if "neighbour" not in config.model.conditions:
-        return Choice(rows[:, None], np.zeros(share, np.uint8), np.uint32(positions))
+        return Choice(rows[:, None], np.zeros(share, np.uint8), keys)
     generators = (
         np.random.default_rng((config.seed, NEIGHBOURS, step, i)) for i in positions.tolist()
     )
@@ -99,7 +100,7 @@ def choose(config, volumes: np.ndarray, step: int, process: tuple[int, int] = (0
     there = (beside == inside) & (volumes[inside] == volumes[rows])
     shown = there & (u[:, 0] < config.train.neighbour)
     pairs = np.stack([rows, np.where(shown, inside, rows)], 1)
-    return Choice(pairs, shown.astype(np.uint8), np.uint32(positions))
+    return Choice(pairs, shown.astype(np.uint8), keys)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -162,18 +163,31 @@ def _contours(raw: Raw, values, masks, settings, transforms, change):
 
 
 def examples(store: Store, rows, settings: ContourSettings, names=("contour",)) -> dict:
-    """`make` of the slices of a store with those numbers, at rest, without neighbours; on the host.
+    """Examples of the slices of a store with those numbers, at rest, without neighbours.
+
+    On the host, for the few that are looked at: nothing has to be compiled.
 
     Args:
       names: of the conditions to have.
     """
+    preset, masks = store.preset, store.masks[rows]
+    body = np.ones_like(masks) if settings.native else masks
+    images = preset.image.unit(np.where(body > 0, store.values(rows), preset.air))
+    contour = given(contours_of(store, rows, settings))
+    absent = dict.fromkeys(names, np.zeros_like(contour))
+    return {"x": images[..., None], "condition": absent | {"contour": contour}}
 
-    def still(raw):
-        neighboured = jnp.zeros(len(rows), jnp.uint8) if "neighbour" in names else None
-        return make(raw, store.preset, settings, neighboured=neighboured)
 
-    raw = _read(store, settings, np.repeat(np.asarray(rows)[:, None], len(names), 1))
-    return jax.device_get(jax.jit(still)(raw))
+def contours_of(store: Store, rows, settings: ContourSettings) -> np.ndarray:
+    """Contours [n, H, W] uint8 of the slices of a store with those numbers.
+
+    Settings that need volumes' own voxels must be those that the store was prepared with.
+    """
+    if settings.native:
+        return store.contours[rows]
+    if settings.thin:
+        return contours.of_pictures(store.pictures[rows], store.masks[rows], settings)
+    return contours.stack(store.values(rows), store.masks[rows], settings)
 
 
 def _read(store: Store, settings: ContourSettings, rows: np.ndarray) -> Raw:
@@ -206,8 +220,8 @@ def training(
     put = functools.partial(meshes.put, meshes.batch(mesh))
     made = maker(store.preset, settings, config, mesh)
 
-    def chosen(step) -> tuple[int, Choice]:
-        return int(step), choose(config, volumes, int(step), process)
+    def chosen(step) -> Choice:
+        return choose(config, volumes, int(step), process)
 
     if is_resident(store, settings, config):
         table = meshes.put(meshes.replicated(mesh), _read(store, settings, numbers))
@@ -216,19 +230,18 @@ def training(
             in_shardings=(meshes.replicated(mesh), meshes.batch(mesh)),
             out_shardings=meshes.batch(mesh),
         )
-        for step, choice in map(chosen, range(start, stop)):
-            yield made(take(table, put(choice.rows)), choice, step)
+        for choice in map(chosen, range(start, stop)):
+            yield made(take(table, put(choice.rows)), choice)
         return
 
     def read(step):
-        step, choice = chosen(step)
-        return step, choice, _read(store, settings, numbers[choice.rows])
+        choice = chosen(step)
+        return choice, _read(store, settings, numbers[choice.rows])
 
     steps = grain.MapDataset.range(start, stop).map(read)
-    for step, choice, raw in steps.to_iter_dataset(
-        grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
-    ):
-        yield made(put(raw), choice, step)
+    ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+    for choice, raw in steps.to_iter_dataset(ahead):
+        yield made(put(raw), choice)
 
 
 def is_resident(store: Store, settings: ContourSettings, config) -> bool:
@@ -239,37 +252,27 @@ def is_resident(store: Store, settings: ContourSettings, config) -> bool:
 
 
 def maker(preset: Preset, settings: ContourSettings, config, mesh) -> Callable:
-    """The compiled (raw, choice, step) -> example of training; raw and example lie over the mesh.
-
-    Each image has keys of its own, of seed, step and its position in the global batch.
-    """
+    """The compiled (raw, choice) -> example of training; raw and example lie over the mesh."""
     with_neighbour = "neighbour" in config.model.conditions
 
-    def keys(purpose, step, positions):
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), purpose), step)
-        return jax.vmap(functools.partial(jax.random.fold_in, key))(positions)
-
-    def local(raw, neighboured, positions, step):
-        size = raw.slices.shape[-2:]
+    def local(raw, neighboured, key_data):
+        moves, changes = jnp.unstack(jax.random.wrap_key_data(key_data), axis=1)
         return make(
             raw,
             preset,
             settings,
-            transforms=augment.draw(keys(AUGMENTATION, step, positions), config.augment),
-            change=disturbance.draw(keys(DISTURBANCE, step, positions), config.disturbance, size),
+            transforms=augment.draw(moves, config.augment),
+            change=disturbance.draw(changes, config.disturbance, raw.slices.shape[-2:]),
             neighboured=neighboured if with_neighbour else None,
         )
 
     # Each device makes its own part. Left to the compiler, the search for connected edges would
     # ask all devices after every round whether they are done.
     parts = PartitionSpec(meshes.AXES)
-    spread = jax.shard_map(
-        local, mesh=mesh, in_specs=(parts, parts, parts, PartitionSpec()), out_specs=parts
-    )
-    compiled = jax.jit(spread)
+    compiled = jax.jit(jax.shard_map(local, mesh=mesh, in_specs=(parts,) * 3, out_specs=parts))
     put = functools.partial(meshes.put, meshes.batch(mesh))
 
-    def made(raw: Raw, choice: Choice, step: int) -> dict:
-        return compiled(raw, *put((choice.neighboured, choice.positions)), np.uint32(step))
+    def made(raw: Raw, choice: Choice) -> dict:
+        return compiled(raw, *put((choice.neighboured, choice.keys)))
 
     return made

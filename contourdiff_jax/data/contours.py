@@ -256,8 +256,7 @@ def on_grid(
       shown: the values that are black and white in the volume's picture (Preset.shown).
     """
     if settings.thin:
-        drawn = zip(pictures(values, resampling, settings), masks, strict=True)
-        return np.stack([_edges([picture], mask, settings) for picture, mask in drawn])
+        return of_pictures(pictures(values, resampling, settings), masks, settings)
     if not settings.native:
         return stack(resampling.slices(values, preset.air), masks, settings)
     if settings.suits_any:
@@ -285,6 +284,12 @@ def pictures(values: np.ndarray, resampling: Resampling, settings: ContourSettin
         for plane in resampling.planes(values)
     ]
     return np.rint(resampling.shrink(np.stack(planes), 0)).astype(np.uint8)
+
+
+def of_pictures(pictures: np.ndarray, masks: np.ndarray, settings: ContourSettings) -> np.ndarray:
+    """Contours [N, H, W] uint8 of 8-bit pictures [N, H, W] inside masks [N, H, W]."""
+    both = zip(pictures, masks, strict=True)
+    return np.stack([_edges([picture], mask, settings) for picture, mask in both])
 
 
 def _cleaned(grey: np.ndarray, smallest_object: int, smallest_hole: int) -> np.ndarray:

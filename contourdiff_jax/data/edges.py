@@ -47,7 +47,7 @@ def _united(greys, masks, settings, change=None):
         jnp.full(len(masks), value, jnp.float32) for value in (settings.low, settings.high)
     )
     if change is not None:
-        low, high = change.thresholds(low), change.thresholds(high)
+        low, high = change.scaled(low), change.scaled(high)
     united = jnp.zeros(masks.shape, jnp.uint8)
     for grey in jnp.unstack(greys, axis=1):
         if change is not None:

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What brings the contours of CT nearer to those of MR: one ingredient at a time.
+
+    CONTOURDIFF_DATA=DIR python ablation.py OUT --folds=0,1,2,3 --seeds=0 [--training=NAME,..]
+    CONTOURDIFF_DATA=DIR python ablation.py OUT --table
+
+The heads of 001_heads in four folds, so that each of the twelve is a test head once. Models are
+trained on the MR of five others, at equal budgets; then the CT, the T2 and, as the ceiling, the MR
+of the test heads are translated from contours taken in several ways. What is done is kept, so that
+several processes can share the work. --table writes result.json beside this file.
+"""
+
+import argparse
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from contourdiff_jax.data import contours
+from contourdiff_jax.metrics.bootstrap import interval
+
+HERE = Path(__file__).parent
+HEADS = HERE.parent / "001_heads"
+IMAGES = 3_000
+STEPS = 2
+TUNED_ON = {"head08", "head10", "head13"}  # the curve was chosen on these
+METRICS = ("ssim_mask", "mae_mask", "contour_f1")
+
+# The curve as it was, on what the grid's pixels hold.
+COARSE = contours.ContourSettings(
+    curve=(
+        *((-1000, 0), (-100, 0.9), (-50, 0.9)),
+        *((0, 0.25), (30, 0.6), (38, 0.54), (60, 0.4), (120, 0.4)),
+        (1100, 0),
+    ),
+    low=20,
+    high=50,
+)
+CT = contours.CT
+SOURCES = {  # name: (folder of test heads, intensity preset, contours)
+    "published": ("test_ct", "ct", contours.preset("published", "ct")),
+    "united": ("test_ct", "ct", contours.preset("united", "ct")),
+    "curve": ("test_ct", "ct", COARSE),
+    "curve of voxels": ("test_ct", "ct", dataclasses.replace(COARSE, thin=0.1)),
+    "curve of voxels, opened": ("test_ct", "ct", dataclasses.replace(COARSE, thin=3.0)),
+    "default": ("test_ct", "ct", CT),
+    "default, thresholds 30/70": ("test_ct", "ct", dataclasses.replace(CT, low=30, high=70)),
+    "default, blur 5": ("test_ct", "ct", dataclasses.replace(CT, blur=5)),
+    "T2": ("test_t2", "mr", contours.MR),
+    "truth": ("test_mr", "mr", contours.MR),
+}
+FEW = ("united", "default", "T2", "truth")
+TRAINING = {  # name: (what of the configuration is changed, sources translated)
+    "plain": ({}, tuple(SOURCES)),
+    "thresholds": ({"thresholds": 0.5}, FEW),
+    "contrast": ({"contrast": 0.1}, FEW),
+    "noise": ({"noise": 0.03}, FEW),
+    "displacement": ({"displacement": 1.0}, FEW),
+    "doubled": ({"displacement": 1.0, "doubled": 0.3}, FEW),
+    "missing": ({"missing": 0.3}, FEW),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--folds", default="0,1,2,3")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--training", default="plain")
+    parser.add_argument("--table", action="store_true")
+    given = parser.parse_args()
+    if given.table:
+        table(given.out)
+        return
+    for seed in given.seeds.split(","):
+        for name in given.training.split(","):
+            for fold in given.folds.split(","):
+                one(given.out / f"fold{fold}", int(fold), name, int(seed))
+
+
+def one(folder: Path, fold: int, name: str, seed: int) -> None:
+    """Train and score one model, unless that is done."""
+    from contourdiff_jax.evaluate import evaluate
+    from contourdiff_jax.train import train
+    from contourdiff_jax.translate import translate
+
+    jax.config.update("jax_compilation_cache_dir", str(folder.parent / "compiled"))
+    data(folder, fold)
+    model = folder / f"{name}_{seed}"
+    train(config(name, seed), folder / "store", model / "run")
+    for number, (source, (test, preset, settings)) in enumerate(SOURCES.items()):
+        scores = model / f"scores_{number}"
+        if source not in TRAINING[name][1] or scores.exists():
+            continue
+        file = model / f"contours_{number}.json"
+        file.write_text(json.dumps(settings.to_dict()))
+        translated, heads = model / f"translated_{number}", folder / "heads"
+        options = {"preset": preset, "contours_file": file, "steps": STEPS, "seed": seed}
+        translate(model / "run", heads / test, translated, **options)
+        truths = {"truth": heads / "test_mr", "source": heads / test}
+        evaluate(translated, scores, **truths, grid="model")
+
+
+def data(folder: Path, fold: int) -> None:
+    """The heads of a fold and a store of the MR to train on."""
+    from contourdiff_jax.data.prepare import prepare
+
+    heads = folder / "heads"
+    if not heads.exists():
+        labels = Path(os.environ["CONTOURDIFF_DATA"]) / "nifti/synthseg_labels"
+        options = [f"--labels={labels}", f"--out={heads}", f"--fold={fold}", "--folds=4"]
+        subprocess.run([sys.executable, HEADS / "render_heads.py", *options], check=True)
+    if not (folder / "store").exists():
+        prepare(heads / "train_mr", folder / "store", "mr", spacing=2.4, size=96, validation=0)
+
+
+def config(name: str, seed: int):
+    """The configuration of 001_heads, with fewer images and what this model is about."""
+    spec = importlib.util.spec_from_file_location("heads", HERE.parents[1] / "configs/heads.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    settings = module.get_config()
+    settings.seed = seed
+    settings.train.update(images=IMAGES, sample=0, checkpoint=1_000)
+    settings.disturbance.update(TRAINING[name][0])
+    return settings
+
+
+def table(out: Path) -> None:
+    """Means over the heads, and paired differences with 95% bootstrap intervals over them."""
+    found = {}  # (training, source, metric) -> {(head, seed): value}
+    for scores in sorted(out.glob("fold*/*/scores_*/rows.csv")):
+        name, seed = scores.parents[1].name.rsplit("_", 1)
+        source = list(SOURCES)[int(scores.parent.name.rsplit("_", 1)[1])]
+        by_head = {}
+        with scores.open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                if row["method"] == "translation" and row["metric"] in METRICS:
+                    by_head.setdefault((row["metric"], row["subject"]), []).append(
+                        float(row["value"])
+                    )
+        for (metric, head), values in by_head.items():
+            key = (name, source, metric)
+            found.setdefault(key, {})[head, int(seed)] = float(np.mean(values))
+    result = {"images": IMAGES, "sampling_steps": STEPS, "scores": [], "differences": []}
+    for (name, source, metric), values in sorted(found.items()):
+        unseen = {k: v for k, v in values.items() if k[0] not in TUNED_ON}
+        entry = {"training": name, "contours": source, "metric": metric}
+        entry |= {"all heads": summary(values), "heads not tuned on": summary(unseen)}
+        result["scores"].append(entry)
+        for other in [("plain", "united"), ("plain", source)]:
+            base = found.get((*other, metric), {})
+            both = sorted(base.keys() & unseen.keys())
+            if (name, source) == other or not both:
+                continue
+            change = {k: unseen[k] - base[k] for k in both}
+            result["differences"].append(
+                {"training": name, "contours": source, "metric": metric, "from": list(other)}
+                | summary(change)
+            )
+    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    for entry in result["scores"]:
+        if entry["metric"] == "ssim_mask":
+            print(entry["training"], "|", entry["contours"], "|", entry["heads not tuned on"])
+
+
+def summary(values: dict) -> dict:
+    """Mean over heads, each the mean of its seeds, and a bootstrap interval over heads."""
+    heads = sorted({head for head, _ in values})
+    means = np.array([np.mean([v for k, v in values.items() if k[0] == head]) for head in heads])
+    return interval(means) if len(means) else {"n": 0}
+
+
+if __name__ == "__main__":
+    main()
