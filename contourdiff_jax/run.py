@@ -99,8 +99,8 @@ def begin(config: ConfigDict, store: Store) -> Run:
         )
     if settings.native and any(config.disturbance.values()):
         raise InputError(
-            "config.disturbance: contours of native pixels come from the store as they are; set all "
-            "of it to 0"
+            "config.disturbance: contours of native pixels come from the store as they are; "
+            "set all of it to 0"
         )
     return Run(
         config,

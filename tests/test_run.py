@@ -87,6 +87,10 @@ def test_native_contours_must_be_in_the_store(store, tiny, phantom_data, tmp_pat
     assert ours.contours == (given if custom else preset("original", "mr"))
     ours.save(tmp_path)
     assert run.load(tmp_path).contours == ours.contours
+    tiny.disturbance.missing = 0.1
+    with pytest.raises(InputError, match="config.disturbance: contours of native pixels"):
+        run.begin(tiny, open_store(out))
+    tiny.disturbance.missing = 0.0
     tiny.contours.update(preset="original_cleaned", clean=(1, 1))
     with pytest.raises(InputError, match="prepare again"):
         run.begin(tiny, open_store(out))
@@ -99,7 +103,8 @@ def test_configurations_of_earlier_versions_take_the_defaults(saved):
     """Fields that came later stand for what was done before there were any."""
     ours, folder = saved
     later = {
-        "contours": ("native", "clean"),
+        "contours": ("native", "clean", "thin"),
+        "train": ("neighbour", "resident"),
         "diffusion": ("beta_first", "beta_last", "zero_terminal_snr"),
         "sampler": ("spacing", "offset", "clipped_eps"),
     }
