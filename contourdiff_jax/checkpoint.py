@@ -29,11 +29,20 @@ for name in ("absl", "asyncio"):
 ITEMS = ("params", "ema", "optimiser", "progress")
 
 
-def manager(run: Path, keep: int | None = None) -> ocp.CheckpointManager:
-    """The manager of a run's checkpoints; `keep` is how many of the latest stay (None: all)."""
+def manager(
+    run: Path, keep: int | None = None, *, at_once: int | None = None
+) -> ocp.CheckpointManager:
+    """The manager of a run's checkpoints.
+
+    Args:
+      keep: how many of the latest stay; all without it.
+      at_once: bytes of an item that are on their way to the disk at once; all without it. They are
+        copies.
+    """
+    limit = {} if at_once is None else {"save_concurrent_gb": at_once / 1e9}
     return ocp.CheckpointManager(
         (Path(run) / "checkpoints").absolute(),
-        item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
+        item_handlers={name: ocp.StandardCheckpointHandler(**limit) for name in ITEMS},
         options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
     )
 
@@ -58,7 +67,8 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
 
 def save_average(run: Path, params) -> None:
     """Write the one checkpoint of a run that was not trained here: an average, at step 0."""
-    checkpoints = manager(run)
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    checkpoints = manager(run, at_once=2 * largest)
     items = ocp.args.Composite(ema=ocp.args.StandardSave(params))
     _attempt(lambda: checkpoints.save(0, args=items), _unwritten(checkpoints))
     finish(checkpoints)

@@ -116,7 +116,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _fail(message: str) -> int:
-    print(f"contourdiff: {message}", file=sys.stderr)
+    # In one line, whatever a file's own names hold.
+    print(f"contourdiff: {' '.join(message.splitlines())}", file=sys.stderr)
     return BAD_INPUT
 
 

@@ -127,6 +127,7 @@ def default() -> ConfigDict:
                 "eta": 0.0,  # of ddim: 0 is deterministic, 1 as random as ddpm
                 "clip": True,  # estimates of x_0 to [-1, 1]
                 "clipped_eps": True,  # of ddim: eps follows from the clipped x_0; else as predicted
+                "fixed_stride": False,  # of ddim: steps lead T // n down, not to the next timestep
                 "guidance": 1.0,  # classifier-free; other than 1 needs train.condition_dropout
                 "batch": 16,  # slices sampled at once
             },

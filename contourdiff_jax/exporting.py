@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a run's averaged network as a folder that diffusers loads, with its scheduler.
 
-OUT is a pipeline's folder: UNet2DModel.from_pretrained(OUT, subfolder="unet") loads the network,
-DDPMScheduler or DDIMScheduler.from_pretrained(OUT, subfolder="scheduler") what it samples with, and
-`contourdiff import` makes the same run of it again. Only networks that UNet2DModel has an
-equivalent of can be exported, such as that of configs/contourdiff_2d.py.
+OUT is a pipeline's folder: UNet2DModel.from_pretrained(OUT, subfolder="unet") loads the network and
+DDPMScheduler.from_pretrained(OUT, subfolder="scheduler"), or DDIMScheduler, or
+DPMSolverMultistepScheduler, what it samples with. `contourdiff import` makes the same run of it
+again. Only networks that UNet2DModel has an equivalent of can be exported, such as that of
+configs/contourdiff_2d.py.
 
 Example:
     contourdiff export --run=runs/mr --out=exported
@@ -52,6 +53,7 @@ def export(run_folder: str | Path, out: str | Path) -> None:
     ours = run.load(run_folder)
     config = ours.config
     try:
+        model = models.build(config.model, batches.CONDITIONS)
         unet = diffusers.unet(
             config.model,
             inputs=1 + conditioning.channels(config.model, batches.CONDITIONS),
@@ -61,7 +63,6 @@ def export(run_folder: str | Path, out: str | Path) -> None:
         scheduler = schedulers.theirs(config)
     except InputError as error:
         raise InputError(f"{run_folder}: {error}") from None
-    model = models.build(config.model, batches.CONDITIONS)
     one = meshes.replicated(meshes.make(ConfigDict({"data": 1, "fsdp": 1})))
     _, params = checkpoint.load_average(run_folder, model.init, one)
     tensors = {

@@ -113,7 +113,6 @@ def import_checkpoint(
     workdir = Path(workdir)
     atomic.check_is_free(workdir)
     unet = _unet(Path(source))
-    fields = _json(unet / "config.json")
     images = {
         "preset": preset,
         "window": window,
@@ -127,9 +126,9 @@ def import_checkpoint(
         given = [name for name, value in images.items() if value is not None]
         if given:
             raise InputError(f"--{given[0]}: {root / run.EXPORTED} says it already; leave it out")
-        ours = _exported(root / run.EXPORTED, unet / "config.json", fields)
+        ours = _exported(root, unet / "config.json")
     else:
-        ours = _foreign(root, unet / "config.json", fields, images)
+        ours = _foreign(root, unet / "config.json", images)
     config = ours.config
     with _naming(root):
         samplers.build(config.sampler, schedules.build(config.diffusion).steps)
@@ -146,23 +145,32 @@ def import_checkpoint(
     print(f"{workdir}: {count:,} parameters; sees {' and '.join(config.model.conditions)}")
 
 
-def _exported(path: Path, unet: Path, fields: dict) -> run.Run:
-    """The run that `export` wrote; InputError where the model beside it has become another."""
+def _exported(root: Path, unet: Path) -> run.Run:
+    """The run that `export` wrote; InputError where what lies beside it has become another."""
+    path, scheduler = root / run.EXPORTED, _scheduler(root)
     ours = run.read(path)
-    with _naming(unet):
-        theirs = diffusers.model(fields)
-    written = diffusers.unet(ours.config.model, inputs=0, outputs=0, size=0)
-    if diffusers.model(written) != theirs:
-        raise InputError(f"{path}: not of the model in {unet}; remove it and say what it says")
+    with _naming(path):
+        models.check(ours.config.model)
+        network = diffusers.unet(ours.config.model, inputs=0, outputs=0, size=0)
+        sampling = schedulers.theirs(ours.config)
+    beside = [(unet, diffusers.model, network)]
+    if scheduler is not None:
+        beside.append((scheduler, schedulers.ours, sampling))
+    for file, meaning, written in beside:
+        fields = _json(file)
+        with _naming(file):
+            same = meaning(fields) == meaning(written)
+        if not same:
+            raise InputError(f"{path}: says other than {file}; remove it and say what it says")
     return ours
 
 
-def _foreign(root: Path, unet: Path, fields: dict, images: dict) -> run.Run:
+def _foreign(root: Path, unet: Path, images: dict) -> run.Run:
     """The run of a model that knows nothing of its images, but for what is given."""
     for name in ("preset", "spacing"):
         if images[name] is None:
             raise InputError(f"--{name} is required: {root} does not say what it was trained on")
-    preset = intensity.preset(images["preset"])
+    preset, fields = intensity.preset(images["preset"]), _json(unet)
     with _naming(unet):
         model = diffusers.model(fields) | _conditions(fields)
         size = _size(fields) if images["size"] is None else images["size"]
@@ -204,17 +212,18 @@ def _preset_window(preset: Preset, shown: tuple[float, float] | None) -> Window:
 def _sampling(root: Path) -> dict:
     """The `diffusion` and `sampler` sections, as published where no scheduler is saved."""
     training = {"weighting": "none", "time_exponent": 1.0}
-    for path in (root / "scheduler/scheduler_config.json", root / "scheduler_config.json"):
-        if path.is_file():
-            with _naming(path):
-                sections = schedulers.ours(_json(path))
-            break
-    else:
+    path = _scheduler(root)
+    if path is None:
         print(f"note: {root} saves no scheduler; DDPM's is assumed, as published")
-        sections = schedulers.ours({})
+    fields = {} if path is None else _json(path)
+    with _naming(path or root):
+        sections = schedulers.ours(fields)
+    diffusion, sampler = sections["diffusion"], sections["sampler"]
+    # DPM-Solver++ may leave out a timestep.
+    most = diffusion["steps"] - (sampler["name"] == "dpmpp_2m")
     return {
-        "diffusion": sections["diffusion"] | training,
-        "sampler": sections["sampler"] | {"steps": min(STEPS, sections["diffusion"]["steps"])},
+        "diffusion": diffusion | training,
+        "sampler": sampler | {"steps": min(STEPS, most)},
     }
 
 
@@ -236,10 +245,16 @@ def _unet(source: Path) -> Path:
     raise InputError(f"{source}: holds no unet/config.json{hint}")
 
 
+def _scheduler(root: Path) -> Path | None:
+    """The file that says how a model is sampled, where there is one."""
+    paths = (root / "scheduler/scheduler_config.json", root / "scheduler_config.json")
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _json(path: Path) -> dict:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(fields, dict):
         raise InputError(f"{path}: not a JSON object of fields")
@@ -248,7 +263,11 @@ def _json(path: Path) -> dict:
 
 def _params(config, shapes, tensors: dict[str, Tensor], folder: Path):
     """The tree of `shapes` filled from tensors, once all of them are found to fit."""
-    tensors = {diffusers.current(name): tensor for name, tensor in tensors.items()}
+    # A tensor of an early name and its namesake of today cannot both be right.
+    tensors = {
+        name if diffusers.current(name) in tensors else diffusers.current(name): tensor
+        for name, tensor in tensors.items()
+    }
     names = jax.tree_util.tree_map_with_path(
         lambda path, _: diffusers.name(config, tuple(key.key for key in path)), shapes
     )

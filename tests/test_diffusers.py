@@ -185,6 +185,7 @@ def test_kernels_come_back_from_being_turned(shape, rng):
         ({"block_out_channels": [8, "x"]}, "block_out_channels"),
         ({"layers_per_block": [1, 2]}, "layers"),
         ({"norm_num_groups": None}, "norm_num_groups: null"),
+        ({"attention_head_dim": 0}, "attention_head_dim: 0"),
         ({"norm_eps": "small"}, "epsilon"),
         ({"mid_block_scale_factor": "1"}, "middle_divisor"),
     ],
@@ -220,7 +221,10 @@ def sampling(diffusion, sampler):
     ("diffusion", "sampler"),
     [
         ({"schedule": "linear", "prediction": "eps"}, {"name": "ddpm", "spacing": "leading"}),
-        ({"schedule": "cosine", "prediction": "v"}, {"name": "ddim", "clipped_eps": False}),
+        (
+            {"schedule": "cosine", "prediction": "v"},
+            {"name": "ddim", "spacing": "linspace", "clipped_eps": False, "fixed_stride": True},
+        ),
         (
             {"schedule": "scaled_linear", "beta_first": 8.5e-4, "beta_last": 0.012, "steps": 500},
             {"name": "ddpm", "spacing": "leading", "offset": 1, "clip": False},
@@ -229,6 +233,7 @@ def sampling(diffusion, sampler):
             {"schedule": "linear", "prediction": "x0", "zero_terminal_snr": True},
             {"name": "dpmpp_2m", "spacing": "linspace", "clip": False},
         ),
+        ({"schedule": "cosine", "prediction": "v"}, {"name": "dpmpp_2m", "clip": True}),
     ],
 )
 def test_schedules_and_samplers_go_to_diffusers_and_come_back(diffusion, sampler):
@@ -246,6 +251,22 @@ def test_a_scheduler_s_defaults_are_what_was_published():
     assert sections["sampler"]["clip"] is True
 
 
+@pytest.mark.parametrize("name", schedulers.SCHEDULERS)
+def test_thresholding_at_one_is_clipping(name):
+    fields = {"_class_name": schedulers.SCHEDULERS[name], "dynamic_thresholding_ratio": 0.9}
+    on = fields | {"thresholding": True, "sample_max_value": 1.0, "clip_sample_range": 2.0}
+    assert schedulers.ours(on)["sampler"]["clip"] is True
+    off = fields | {"thresholding": False, "sample_max_value": 2.0, "clip_sample": False}
+    assert schedulers.ours(off)["sampler"]["clip"] is False
+
+
+def test_what_another_scheduler_left_behind_has_no_effect():
+    """`from_config` keeps what the scheduler before it was given, and save_pretrained writes it."""
+    fields = {"_class_name": "DPMSolverMultistepScheduler"}
+    left = {"clip_sample": True, "variance_type": "fixed_large", "set_alpha_to_one": False}
+    assert schedulers.ours(fields | left) == schedulers.ours(fields)
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -255,13 +276,18 @@ def test_a_scheduler_s_defaults_are_what_was_published():
         ({"prediction_type": "flow_prediction"}, "flow_prediction"),
         ({"variance_type": "learned_range"}, "variance_type.*fixed_small"),
         ({"trained_betas": [0.1]}, "trained_betas"),
-        ({"thresholding": True}, "thresholding"),
+        ({"thresholding": True, "sample_max_value": 2.0}, "sample_max_value: 2.0"),
+        ({"thresholding": "yes"}, "clip"),
         ({"clip_sample_range": 2.0}, "clip_sample_range"),
         ({"skip_prk_steps": True}, "skip_prk_steps"),
         ({"num_train_timesteps": "many"}, "steps"),
         ({"beta_start": None}, "beta_start"),
         ({"_class_name": "DDIMScheduler", "set_alpha_to_one": False}, "set_alpha_to_one"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "solver_order"),
+        (
+            {"_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min"},
+            "final_sigmas_type: 'sigma_min' is not supported, only 'zero'",
+        ),
     ],
 )
 def test_what_our_samplers_have_no_equivalent_of_is_named(fields, named):
@@ -269,6 +295,7 @@ def test_what_our_samplers_have_no_equivalent_of_is_named(fields, named):
         schedulers.ours({"_class_name": "DDPMScheduler"} | fields)
 
 
-def test_a_clipped_dpm_solver_has_no_scheduler():
-    with pytest.raises(InputError, match="clip: True"):
-        schedulers.theirs(sampling({}, {"name": "dpmpp_2m"}))
+def test_ddim_over_linspace_has_a_scheduler_with_its_fixed_stride_only():
+    """Those timesteps lie (T - 1) / (n - 1) apart, and DDIMScheduler steps T // n down."""
+    with pytest.raises(InputError, match=r"fixed_stride: False.*linspace"):
+        schedulers.theirs(sampling({}, {"name": "ddim", "spacing": "linspace"}))

@@ -16,12 +16,15 @@ from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches, contours, intensity
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.intensity import Window
+from contourdiff_jax.errors import InputError
 from contourdiff_jax.exporting import export
 from contourdiff_jax.importing import import_checkpoint
 from contourdiff_jax.models.weights import INDEX, WEIGHTS
 from contourdiff_jax.translate import translate
 
 IMAGES = {"preset": "mr", "spacing": 7.2}  # what a foreign checkpoint does not say
+SCHEDULER = "scheduler/scheduler_config.json"
+MIDDLE = "mid_block.attentions.0"
 
 
 def new_run(folder, **model):
@@ -267,6 +270,11 @@ def test_a_file_of_something_else_is_named(refused, foreign):
     [
         (lambda t: t.pop("conv_in.weight"), "conv_in.weight is missing"),
         (lambda t: t.update(extra=np.zeros(1)), "extra is unexpected"),
+        (lambda t: t.update({"a\nb": np.zeros(1)}), "a b is unexpected"),
+        (
+            lambda t: t.update({f"{MIDDLE}.query.bias": t[f"{MIDDLE}.to_q.bias"]}),
+            "query.bias is un",
+        ),
         (lambda t: t.update({"conv_in.bias": np.zeros(9, np.float32)}), r"conv_in.bias.*\(9,\)"),
         (lambda t: t.update({"conv_in.bias": np.zeros(8, np.int32)}), "conv_in.bias is I32"),
     ],
@@ -299,11 +307,13 @@ def test_networks_that_are_not_ours_are_named(refused, foreign, change, named):
     refused(named)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\x00"])
-def test_broken_configurations_are_named(refused, foreign, text):
-    path = foreign / "unet/config.json"
-    path.write_text(text)
-    refused(str(path))
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", "\x00", "[" * 100_000])
+@pytest.mark.parametrize("name", ["unet/config.json", SCHEDULER, f"unet/{INDEX}"])
+def test_broken_configurations_are_named(refused, foreign, name, text):
+    if name == f"unet/{INDEX}":
+        (foreign / "unet" / WEIGHTS).unlink()
+    (foreign / name).write_text(text)
+    refused(f"^contourdiff: import: {foreign / name}: [^/]*$")
 
 
 @pytest.mark.parametrize(
@@ -313,6 +323,13 @@ def test_broken_configurations_are_named(refused, foreign, text):
         (lambda f: f.update(beta_schedule="sigmoid"), "sigmoid"),
         (lambda f: f.update(timestep_spacing="even"), "even"),
         (lambda f: f.update(num_train_timesteps=0), "steps"),
+        (lambda f: f.update(set_alpha_to_one=False), "set_alpha_to_one"),
+        (
+            lambda f: f.update(
+                _class_name="DPMSolverMultistepScheduler", final_sigmas_type="sigma_min"
+            ),
+            "final_sigmas_type",
+        ),
         (
             lambda f: f.update(prediction_type="epsilon", rescale_betas_zero_snr=True),
             "zero_terminal_snr",
@@ -320,12 +337,16 @@ def test_broken_configurations_are_named(refused, foreign, text):
     ],
 )
 def test_schedulers_that_are_not_ours_are_named(refused, foreign, change, named):
-    rewrite(foreign / "scheduler/scheduler_config.json", change)
+    rewrite(foreign / SCHEDULER, change)
     refused(named)
 
 
 @pytest.mark.parametrize(
-    "name", ["../{}", "/tmp/{}", "a/{}", "..", ".", "", "..\\{}", "C:\\{}", "C:{}", 5, None]
+    "name",
+    [
+        *("../{}", "/tmp/{}", "a/{}", "./{}", "..", ".", "", "..\\{}", "C:\\{}", "C:{}"),
+        *("absent", "\0", "a" * 5000, 5, None, [], {}),
+    ],
 )
 def test_an_index_names_files_of_its_own_folder_only(refused, foreign, name):
     """What lies elsewhere is not opened, though it is a good file."""
@@ -342,7 +363,6 @@ def test_an_index_names_files_of_its_own_folder_only(refused, foreign, name):
     [
         (lambda f: f.clear(), "weight_map"),
         (lambda f: f.update(weight_map=[1]), "cannot be read as an index"),
-        (lambda f: f["weight_map"].update({"conv_in.bias": "absent"}), "absent: missing"),
         (lambda f: f["weight_map"].pop("conv_in.bias"), "conv_in.bias"),
         (lambda f: f["weight_map"].update(extra=f["weight_map"]["conv_in.bias"]), "extra"),
     ],
@@ -409,13 +429,28 @@ def test_an_exported_run_is_not_told_what_it_knows(exported, tmp_path, capfd):
     assert cli.main(command) == 0
 
 
-def test_a_model_that_was_changed_after_its_export_is_another(exported, tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("unet/config.json", lambda f: f.update(norm_eps=1e-3), "says other than .*unet/config"),
+        (SCHEDULER, lambda f: f.update(beta_end=0.01), f"says other than .*{SCHEDULER}"),
+        (SCHEDULER, lambda f: f.update(beta_schedule="odd"), f"{SCHEDULER}: .*odd"),
+        (run.EXPORTED, lambda f: f["config"]["sampler"].update(name="euler"), "euler"),
+        (run.EXPORTED, lambda f: f["config"]["model"].update(groups=3), "groups"),
+    ],
+)
+def test_what_was_changed_after_its_export_is_named(name, change, named, exported, tmp_path):
     shutil.copytree(exported, tmp_path / "out")
-    rewrite(tmp_path / "out/unet/config.json", lambda f: f.update(norm_eps=1e-3))
-    command = ["contourdiff", "import", f"--checkpoint={tmp_path / 'out'}"]
-    assert cli.main([*command, f"--workdir={tmp_path / 'run'}"]) == 2
-    assert "not of the model" in capfd.readouterr().err
+    rewrite(tmp_path / "out" / name, change)
+    with pytest.raises(InputError, match=f"{tmp_path}.*{named}"):
+        import_checkpoint(tmp_path / "out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_an_exported_model_without_its_scheduler_is_still_known(ours, exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "out", ignore=shutil.ignore_patterns("scheduler"))
+    import_checkpoint(tmp_path / "out", tmp_path / "run")
+    assert run.load(tmp_path / "run") == run.load(ours)
 
 
 def test_nothing_is_written_over(ours, exported, tmp_path, capfd):
@@ -430,9 +465,23 @@ def test_nothing_is_written_over(ours, exported, tmp_path, capfd):
     assert [path.name for path in (tmp_path / "kept").iterdir()] == ["file"]
 
 
-def test_a_network_without_equivalent_is_not_exported(tmp_path, capfd):
-    made = new_run(tmp_path / "run", resample_convolution=False)
-    out = tmp_path / "out"
+@pytest.mark.parametrize(
+    ("model", "change", "named"),
+    [
+        ({"resample_convolution": False}, {}, "resample_convolution"),
+        ({}, {"sampler": {"name": "ddim", "spacing": "linspace"}}, "fixed_stride.*linspace"),
+        ({}, {"sampler": {"name": "euler"}}, "euler"),
+        ({}, {"sampler": {"spacing": "even"}}, "even"),
+        ({}, {"diffusion": {"schedule": "square"}}, "square"),
+        ({}, {"diffusion": {"prediction": "mean"}}, "mean"),
+    ],
+)
+def test_what_diffusers_has_no_equivalent_of_is_not_exported(model, change, named, tmp_path, capfd):
+    made, out = new_run(tmp_path / "run", **model), tmp_path / "out"
+    for section, fields in change.items():
+        rewrite(made / "config.json", lambda f, s=section, c=fields: f["config"][s].update(c))
     assert cli.main(["contourdiff", "export", f"--run={made}", f"--out={out}"]) == 2
-    assert re.search(f"{made}.*resample_convolution", capfd.readouterr().err)
+    written = capfd.readouterr().err
+    assert written.count("\n") == 1
+    assert re.search(f"{made}.*{named}", written)
     assert not out.exists()

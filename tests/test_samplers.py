@@ -121,6 +121,27 @@ def test_eps_is_the_networks_own_or_follows_from_the_clipped_estimate():
     assert np.abs(ends[True] - ends[False]).max() > 0.1
 
 
+def test_with_a_fixed_stride_ddim_steps_beside_the_next_timestep():
+    """Timesteps 9, 4 and 0 of 10 in 3: each step leads 3 down, and the last to clean data."""
+    schedule = schedules.from_betas(schedules.linear(10))
+    fields = {"steps": 3, "spacing": "linspace", "clip": False}
+    draw = samplers.build(section(fixed_stride=True, **fields), 10)
+    seen = []
+
+    def constant(z_t, t):
+        seen.append((int(t), z_t))
+        return jnp.full_like(z_t, 0.3)
+
+    z_t = jnp.linspace(-1, 1, 5).reshape(5, 1, 1, 1)
+    with jax.disable_jit():
+        seen.append((None, draw(constant, schedule, z_t, None)))
+    assert [t for t, _ in seen] == [9, 4, 0, None]
+    for (t, z_t), (_, z_r), r in zip(seen, seen[1:], [6, 1, None], strict=False):
+        eps = (z_t - 0.3 * schedule.signal[t]) / schedule.noise[t]
+        signal, noise = (1, 0) if r is None else (schedule.signal[r], schedule.noise[r])
+        np.testing.assert_allclose(z_r, 0.3 * signal + noise * eps, atol=1e-6)
+
+
 @pytest.mark.parametrize("spacing", samplers.SPACINGS)
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_samplers_start_from_pure_noise_without_terminal_signal(name, spacing):

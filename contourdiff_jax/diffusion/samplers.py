@@ -62,14 +62,17 @@ def timesteps(config, total: int) -> np.ndarray:
     return t[: config.steps].astype(np.int32)
 
 
-def _levels(schedule: Schedule, t: np.ndarray) -> dict[str, jax.Array]:
-    """What a scan needs at each step: t, and alpha_bar at t and at r, as arrays [n]."""
-    alpha_bar = schedule.alpha_bar[t]
+def _levels(schedule: Schedule, t: np.ndarray, r: np.ndarray | None = None) -> dict[str, jax.Array]:
+    """What a scan needs at each step: t, and alpha_bar at t and at r, as arrays [n].
+
+    r is negative where a step leads to clean data.
+    """
+    r = np.append(t[1:], -1) if r is None else r
     return {
         "i": jnp.arange(len(t)),
         "t": jnp.asarray(t),
-        "alpha_bar_t": alpha_bar,
-        "alpha_bar_r": jnp.append(alpha_bar[1:], 1.0),
+        "alpha_bar_t": schedule.alpha_bar[t],
+        "alpha_bar_r": jnp.where(r < 0, 1.0, schedule.alpha_bar[r]),
         "signal_t": schedule.signal[t],
         "noise_t": schedule.noise[t],
     }
@@ -111,29 +114,31 @@ def ddim(
     clip: bool = True,
     eta: float = 0.0,
     clipped_eps: bool = True,
+    fixed_stride: bool = False,
 ):
     """DDIM (Song et al. 2021, arXiv 2010.02502, equations 12 and 16): deterministic at eta = 0.
 
     eps is derived from the clipped x_0, so that z_r lies on the line between the two, or else from
     the estimate before clipping, where it is the network's own.
 
-    A step leads to the next timestep of t. In diffusers it leads to t - T // n, which is the same
-    but for "linspace", for n that do not divide T, and for offsets of T // n or more.
+    A step leads to the next timestep of t, or with `fixed_stride` to t - T // n, as in diffusers.
+    That is the same for "trailing" where n divides T and for "leading" with offsets below T // n.
     """
+    r = t - schedule.steps // len(t) if fixed_stride else None
 
     def step(z_t, level):
         estimate = denoise(z_t, level["t"])
         x_0 = _in_range(estimate, clip)
         eps = (z_t - level["signal_t"] * (x_0 if clipped_eps else estimate)) / level["noise_t"]
         alpha = level["alpha_bar_t"] / level["alpha_bar_r"]
-        sigma = eta * jnp.sqrt(
-            (1 - level["alpha_bar_r"]) / (1 - level["alpha_bar_t"]) * (1 - alpha)
-        )
-        direction = jnp.sqrt(jnp.maximum(1 - level["alpha_bar_r"] - sigma**2, 0))
+        left = 1 - level["alpha_bar_r"]
+        variance = eta**2 * left / (1 - level["alpha_bar_t"]) * (1 - alpha)
+        # Without signal at t and with eta = 1 these are equal, or less by rounding.
+        direction = jnp.sqrt(jnp.maximum(left - variance, 0))
         z_r = jnp.sqrt(level["alpha_bar_r"]) * x_0 + direction * eps
-        return (z_r + sigma * noise(level["i"]) if eta else z_r), None
+        return (z_r + jnp.sqrt(variance) * noise(level["i"]) if eta else z_r), None
 
-    return jax.lax.scan(step, z_T, _levels(schedule, t))[0]
+    return jax.lax.scan(step, z_T, _levels(schedule, t, r))[0]
 
 
 def dpmpp_2m(denoise, schedule: Schedule, z_T, noise: Callable, t, *, clip: bool = True):
@@ -142,6 +147,9 @@ def dpmpp_2m(denoise, schedule: Schedule, z_T, noise: Callable, t, *, clip: bool
     Second order (midpoint), deterministic. lambda = log(a / s) is the half log-SNR, h its increase
     over a step. The first step has no history and the last ends at lambda = infinity: both are
     first order, where they equal DDIM.
+
+    Where no signal is left, lambda is that of NO_SIGNAL. In diffusers x_0 is too: it follows from v
+    with NO_SIGNAL z_T added.
     """
     del noise  # deterministic
     levels = _levels(schedule, t)
@@ -182,7 +190,7 @@ def build(config, total: int) -> Callable:
         )
     options = {"t": timesteps(config, total), "clip": config.clip}
     if config.name == "ddim":
-        options |= {"eta": config.eta, "clipped_eps": config.clipped_eps}
+        options |= {name: config[name] for name in ("eta", "clipped_eps", "fixed_stride")}
     elif config.eta:
         raise InputError(f"config.sampler.eta: only ddim has it, not {config.name}; set it to 0")
     return functools.partial(SAMPLERS[config.name], **options)

@@ -3,13 +3,15 @@
 
 The reference is diffusers 0.42 (schedulers/scheduling_ddpm.py, scheduling_ddim.py and
 scheduling_dpmsolver_multistep.py). `ours` and `theirs` are inverse to each other but for what
-diffusers leaves to the caller: the number of steps, eta, and whether eps is clipped.
+diffusers leaves to the caller, the number of steps, eta, and whether eps is clipped, and for DDIM's
+stride, which there is fixed.
 """
 
 import math
 from collections.abc import Mapping
 
 from contourdiff_jax import config as configuration
+from contourdiff_jax.diffusion import process, samplers, schedules
 from contourdiff_jax.errors import InputError
 
 SCHEDULERS = {
@@ -30,16 +32,17 @@ COMMON = {
     "rescale_betas_zero_snr": False,
     "timestep_spacing": "leading",
     "steps_offset": 0,
-    "clip_sample": True,
+    "thresholding": False,
+    "sample_max_value": 1.0,
 }
-# Fields that ours have not, with what diffusers takes by default and ours do.
-FIXED = {"trained_betas": None, "thresholding": False}
+CLIPPED = COMMON | {"clip_sample": True, "clip_sample_range": 1.0}
+# With those that ours have not, and what diffusers takes by default and ours do.
 FIELDS = {
-    "ddpm": COMMON | FIXED | {"clip_sample_range": 1.0, "variance_type": "fixed_small"},
-    "ddim": COMMON | FIXED | {"clip_sample_range": 1.0, "set_alpha_to_one": True},
+    "ddpm": CLIPPED | {"trained_betas": None, "variance_type": "fixed_small"},
+    "ddim": CLIPPED | {"trained_betas": None, "set_alpha_to_one": True},
     "dpmpp_2m": {
-        **(COMMON | {"timestep_spacing": "linspace", "clip_sample": False}),
-        **FIXED,
+        **(COMMON | {"timestep_spacing": "linspace"}),
+        "trained_betas": None,
         "algorithm_type": "dpmsolver++",
         "solver_order": 2,
         "solver_type": "midpoint",
@@ -47,7 +50,6 @@ FIELDS = {
         "euler_at_final": False,
         "final_sigmas_type": "zero",
         "lambda_min_clipped": -math.inf,
-        "variance_type": None,
         "use_karras_sigmas": False,
         "use_exponential_sigmas": False,
         "use_beta_sigmas": False,
@@ -58,8 +60,10 @@ FIELDS = {
         "time_shift_type": "exponential",
     },
 }
-# Parameters of thresholding, which is off.
-IDLE = {"dynamic_thresholding_ratio", "sample_max_value"}
+# Of no effect here: thresholding at 1 is clipping, whatever the ratio of pixels beyond it.
+IDLE = {"dynamic_thresholding_ratio"}
+# What else clips x_0, and at what.
+CLIPPING = {"thresholding": "sample_max_value", "clip_sample": "clip_sample_range"}
 
 
 def ours(fields: Mapping) -> dict[str, dict]:
@@ -72,12 +76,13 @@ def ours(fields: Mapping) -> dict[str, dict]:
     name = _ours("_class_name", given, SCHEDULERS)
     fields = {n: v for n, v in fields.items() if not n.startswith("_") and n not in IDLE}
     for field, value in fields.items():
-        if field not in FIELDS[name]:
+        if not any(field in known for known in FIELDS.values()):
             raise InputError(f"{field}: not a field of a {given} that is known here")
-        usual = FIELDS[name][field]
-        if (field not in COMMON and value != usual) or (value is None and usual is not None):
+        # Those of another scheduler are left by `from_config` and have no effect.
+        usual = FIELDS[name].get(field, value)
+        if (field not in CLIPPED and value != usual) or (value is None and usual is not None):
             raise InputError(f"{field}: {value!r} is not supported, only {usual!r}")
-    fields = FIELDS[name] | fields
+    fields = FIELDS[name] | {n: v for n, v in fields.items() if n in FIELDS[name]}
     leading = fields["timestep_spacing"] == "leading"
     sections = {
         "diffusion": {
@@ -90,11 +95,12 @@ def ours(fields: Mapping) -> dict[str, dict]:
         },
         "sampler": {
             "name": name,
-            "clip": fields["clip_sample"],
+            "clip": _clips(fields),
             "spacing": fields["timestep_spacing"],
             "offset": fields["steps_offset"] if leading else 0,
             # What DDIMScheduler does unless the caller says otherwise.
             "clipped_eps": name != "ddim",
+            "fixed_stride": name == "ddim",
         },
     }
     configuration.from_dict(sections)  # refuses values of the wrong type
@@ -108,9 +114,16 @@ def theirs(config) -> dict:
       InputError: a setting that the scheduler has no equivalent of, named.
     """
     diffusion, sampler = config.diffusion, config.sampler
-    name = SCHEDULERS[sampler.name]
-    fields = {
-        "_class_name": name,
+    process.check(diffusion)
+    samplers.build(sampler, schedules.build(diffusion).steps)  # refuses what we have not either
+    if (sampler.name, sampler.spacing, sampler.fixed_stride) == ("ddim", "linspace", False):
+        raise InputError(
+            f"config.sampler.fixed_stride: False has no equivalent in {SCHEDULERS['ddim']} with "
+            f"spacing=linspace"
+        )
+    clipping = "thresholding" if sampler.name == "dpmpp_2m" else "clip_sample"
+    return {
+        "_class_name": SCHEDULERS[sampler.name],
         "num_train_timesteps": diffusion.steps,
         "beta_start": diffusion.beta_first,
         "beta_end": diffusion.beta_last,
@@ -119,11 +132,19 @@ def theirs(config) -> dict:
         "rescale_betas_zero_snr": diffusion.zero_terminal_snr,
         "timestep_spacing": sampler.spacing,
         "steps_offset": sampler.offset,
-        "clip_sample": sampler.clip,
+        clipping: sampler.clip,
+        CLIPPING[clipping]: 1.0,
     }
-    if sampler.name == "dpmpp_2m" and fields.pop("clip_sample"):
-        raise InputError(f"config.sampler.clip: True has no equivalent in {name}")
-    return fields
+
+
+def _clips(fields: Mapping) -> bool:
+    """Whether x_0 is clipped to [-1, 1]; raises InputError for other ranges."""
+    for clipping, limit in CLIPPING.items():
+        if fields.get(clipping):
+            if fields[limit] != 1:
+                raise InputError(f"{limit}: {fields[limit]!r} is not supported, only 1.0")
+            return fields[clipping]
+    return False
 
 
 def _ours(field: str, value, names: Mapping[str, str]) -> str:

@@ -17,7 +17,10 @@ from contourdiff_jax.errors import InputError
 
 
 class Schedule(NamedTuple):
-    """alpha_bar, sqrt(alpha_bar), sqrt(1 - alpha_bar): [T] float32, rounded once from float64."""
+    """alpha_bar, sqrt(alpha_bar), sqrt(1 - alpha_bar): [T], rounded once from float64 to float32.
+
+    With jax.enable_x64 they stay what they are.
+    """
 
     alpha_bar: jax.Array
     signal: jax.Array
@@ -31,9 +34,7 @@ class Schedule(NamedTuple):
 def from_betas(betas: np.ndarray) -> Schedule:
     """betas [T] -> Schedule. Products are taken in float64: 1 - alpha_bar is tiny at first."""
     alpha_bar = np.cumprod(1.0 - np.asarray(betas, np.float64))
-    return Schedule(
-        *(jnp.asarray(a, jnp.float32) for a in (alpha_bar, alpha_bar**0.5, (1 - alpha_bar) ** 0.5))
-    )
+    return Schedule(*(jnp.asarray(a) for a in (alpha_bar, alpha_bar**0.5, (1 - alpha_bar) ** 0.5)))
 
 
 def linear(steps: int, first: float = 1e-4, last: float = 0.02) -> np.ndarray:

@@ -5,6 +5,7 @@ Outside, a model is two pure functions over plain dicts.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -129,8 +130,11 @@ def check(config) -> None:
                 f"config.model.channels: {features} has attention and is not a multiple of "
                 f"config.model.head_width={config.head_width}"
             )
-    if not config.middle_divisor > 0:
-        raise InputError(f"config.model.middle_divisor: {config.middle_divisor} must be above 0")
+    for name in ("middle_divisor", "epsilon"):
+        if not 0 < config[name] < math.inf:
+            raise InputError(f"config.model.{name}: {config[name]} must be above 0 and finite")
+    if not 0 <= config.dropout < 1:
+        raise InputError(f"config.model.dropout: {config.dropout} must be at least 0 and below 1")
     if config.downsample_padding not in (0, 1):
         raise InputError(
             f"config.model.downsample_padding: {config.downsample_padding} is not 0 or 1"

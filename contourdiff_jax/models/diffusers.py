@@ -94,6 +94,8 @@ def model(fields: Mapping) -> dict:
     channels = tuple(fields["block_out_channels"])
     if not all(isinstance(c, int) for c in channels):
         raise InputError(f"block_out_channels: {channels} are not whole numbers")
+    if fields["attention_head_dim"] == 0:
+        raise InputError("attention_head_dim: 0 is not supported; all in one head is null")
     groups = fields["norm_num_groups"]
     scale_shift = fields["resnet_time_scale_shift"] == "scale_shift"
     if fields["time_embedding_dim"] not in (None, 4 * channels[0]):
@@ -161,9 +163,9 @@ def unet(config, *, inputs: int, outputs: int, size: int) -> dict:
         "time_embedding_type": "positional",
         "freq_shift": config.time_shift,
         "flip_sin_to_cos": config.time_cosine_first,
-        "down_block_types": [DOWN[attentive] for attentive in config.attention],
+        "down_block_types": [DOWN[bool(attentive)] for attentive in config.attention],
         "mid_block_type": "UNetMidBlock2D",
-        "up_block_types": [UP[attentive] for attentive in decoder_attention(config)[::-1]],
+        "up_block_types": [UP[bool(attentive)] for attentive in decoder_attention(config)[::-1]],
         "block_out_channels": list(config.channels),
         "layers_per_block": config.layers,
         "mid_block_scale_factor": config.middle_divisor,

@@ -7,6 +7,7 @@ Shapes: B batch, H rows, W columns; channels last for ours, second for theirs.
 """
 
 import inspect
+import json
 import os
 import re
 import subprocess
@@ -278,15 +279,28 @@ def test_an_exported_network_answers_the_same(fields, tmp_path):
     assert_equal_outputs(jax.jit(model.apply)(params, z_t, t, condition), reference)
 
 
+@pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("name", schedulers.SCHEDULERS)
-def test_an_exported_scheduler_is_loaded_as_it_is(name, tmp_path):
+def test_an_exported_scheduler_is_loaded_as_it_is_and_comes_back(name, clip, tmp_path):
     settings = config.default()
     settings.diffusion.update(schedule="scaled_linear", beta_first=2e-4, prediction="x0", steps=500)
-    settings.sampler.update(name=name, spacing="leading", offset=1, clip=name != "dpmpp_2m")
+    settings.sampler.update(name=name, spacing="leading", offset=1, clip=clip)
     fields = schedulers.theirs(settings)
     scheduler = getattr(diffusers, fields["_class_name"]).from_config(fields)
     for field, value in fields.items():
         assert scheduler.config[field] == value, field
+    scheduler.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert schedulers.ours(saved) == schedulers.ours(fields)
+
+
+def test_a_scheduler_made_of_another_is_read_as_what_it_does(tmp_path):
+    """Clipping of DDPM is written on, and the solver does not do it."""
+    before = diffusers.DDPMScheduler(clip_sample=True, variance_type="fixed_large")
+    diffusers.DPMSolverMultistepScheduler.from_config(before.config).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "scheduler_config.json").read_text())
+    assert saved["clip_sample"]
+    assert not schedulers.ours(saved)["sampler"]["clip"]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -317,6 +331,6 @@ def test_fields_and_their_defaults_are_those_of_diffusers():
     for name, kind in schedulers.SCHEDULERS.items():
         theirs = defaults(getattr(diffusers, kind))
         for field, value in schedulers.FIELDS[name].items():
-            # The solver has no clipping to turn on.
-            assert (name, field) == ("dpmpp_2m", "clip_sample") or theirs.pop(field) == value, field
-        assert set(theirs) <= schedulers.IDLE
+            assert theirs.pop(field) == value, field
+        # The solver's: whether the network answers with a variance too, in channels of its own.
+        assert set(theirs) - {"variance_type"} == schedulers.IDLE
