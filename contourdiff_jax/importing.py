@@ -161,7 +161,9 @@ def _exported(root: Path, unet: Path) -> run.Run:
         with _naming(file):
             same = meaning(fields) == meaning(written)
         if not same:
-            raise InputError(f"{path}: says other than {file}; remove it and say what it says")
+            raise InputError(
+                f"{path}: says other than {file}; remove it, and say --preset and more"
+            )
     return ours
 
 

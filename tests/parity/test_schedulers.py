@@ -123,6 +123,7 @@ def difference(monkeypatch, process_fields, dtype=np.float32, **sampler_fields) 
     settings.diffusion.update(process_fields)
     settings.sampler.update(sampler_fields)
     rng = np.random.default_rng(0)
+    # At most 2.4: without signal at T, DPM-Solver++ of diffusers adds NO_SIGNAL z_T to x_0.
     z_T = rng.standard_normal(SHAPE).astype(dtype)
     noise = rng.standard_normal((settings.sampler.steps, *SHAPE)).astype(dtype)
     # For all threads, that of the callback too: jax.enable_x64 is for one.
