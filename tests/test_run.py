@@ -88,7 +88,7 @@ def test_native_contours_must_be_in_the_store(store, tiny, phantom_data, tmp_pat
     ours.save(tmp_path)
     assert run.load(tmp_path).contours == ours.contours
     tiny.disturbance.missing = 0.1
-    with pytest.raises(InputError, match="config.disturbance: contours of native pixels"):
+    with pytest.raises(InputError, match=r"config\.disturbance: contours of native pixels"):
         run.begin(tiny, open_store(out))
     tiny.disturbance.missing = 0.0
     tiny.contours.update(preset="original_cleaned", clean=(1, 1))
