@@ -21,6 +21,7 @@ COMMANDS = {
     "phantoms": "contourdiff_jax.data.phantoms",
     "inspect": "contourdiff_jax.inspect",
     "prepare": "contourdiff_jax.data.prepare",
+    "contours": "contourdiff_jax.contours",
     "train": "contourdiff_jax.train",
     "translate": "contourdiff_jax.translate",
     "evaluate": "contourdiff_jax.evaluate",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures: panels of one subject's slices, scores by subject and by slice, and training curves.
+"""Figures: panels of slices, slices with contours, scores by subject and by slice, training curves.
 
 Shapes: n slices shown, H rows, W columns. A score is a row of rows.csv: a dict of subject, slice,
 method, metric, value and seconds. A statistic is a line of stats.jsonl.
@@ -22,6 +22,7 @@ COLOURS = colormaps["tab10"].colors
 PANEL_ROWS = 5  # slices of a panel
 CELL = 1.9  # inches a picture of a panel is wide
 ERROR_TOP = 0.5  # absolute error that saturates, as a fraction of the intensity window
+CONTOUR = (1.0, 0.8, 0.2)  # red, green and blue of a line over a picture
 IMAGES = "images seen"
 
 
@@ -68,6 +69,26 @@ def panel(
     for row, position in enumerate(positions):
         axes[row, 0].set_ylabel(f"{position:.1f} mm", fontsize=8)
     figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def contact_sheet(rows: list[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
+    """Slices with their contours over them, a row for each (title, pictures, contours).
+
+    Pictures are [n, H, W] in [0, 1], contours [n, H, W] of 0 and 1.
+    """
+    across = len(rows[0][1])
+    figure = Figure(figsize=(CELL * across + 0.4, CELL * len(rows) + 0.1), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01)
+    axes = figure.subplots(len(rows), across, squeeze=False)
+    for line, (title, pictures, contours) in zip(axes, rows, strict=True):
+        line[0].set_ylabel(title, fontsize=9)
+        for axis, picture, contour in zip(line, pictures, contours, strict=True):
+            seen = np.repeat(0.6 * picture[..., None], 3, axis=-1)  # darker, for lines to stand out
+            seen[contour > 0] = CONTOUR
+            axis.imshow(seen, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
     return figure
 
 
