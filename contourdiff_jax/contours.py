@@ -102,6 +102,8 @@ class Domain:
         settings = settings or self.settings
         if settings.native:
             return self.store.contours[self.rows]
+        if settings.thin:
+            return contours.of_pictures(self.store.pictures[self.rows], self.masks, settings)
         return contours.stack(self.store.values(self.rows), self.masks, settings)
 
     def counts(self, drawn: np.ndarray, frames: list) -> list[dict[str, np.ndarray]]:
@@ -127,10 +129,11 @@ def domain(path: str | Path, given: str | None = None, split: str | None = None)
         settings = contours.named(given, store.preset.modality)
     elif settings is None:
         settings = contours.preset("default", store.preset.modality)
-    if settings.native and settings != store.contour_settings:
+    if not holds(store, settings):
+        name = given or "default"
         raise InputError(
-            f"{path}: prepared without the contours of {given}, which need the volumes' own "
-            f"pixels; prepare again with --contours={given}"
+            f"{path}: prepared without the contours of {name}, which need the volumes' own "
+            f"voxels; prepare again with --contours={name}"
         )
     rows = np.arange(len(store))
     if split is not None and store.rows(split).size:
@@ -146,6 +149,17 @@ def domain(path: str | Path, given: str | None = None, split: str | None = None)
             f"high={settings.high:g}, or see whether its values lie in the windows"
         )
     return found
+
+
+def holds(store: Store, settings: ContourSettings) -> bool:
+    """Whether a store has what these contours are taken of: those of voxels are kept by prepare."""
+    kept = store.contour_settings
+    if not settings.of_voxels or settings == kept:
+        return True
+    # One picture serves for all thresholds.
+    return bool(kept and settings.thin) and all(
+        getattr(settings, name) == getattr(kept, name) for name in ("curve", "thin")
+    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -217,7 +231,7 @@ def candidates(source: Domain) -> list[ContourSettings]:
         dataclasses.replace(settings, low=0, high=0, blur=blur)
         for settings in known
         for blur in BLUR
-        if not settings.native
+        if not settings.native and holds(source.store, settings)
     }
     return [
         dataclasses.replace(family, low=low * high, high=high)

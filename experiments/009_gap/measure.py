@@ -34,8 +34,8 @@ HIGH, LOW = (25, 50, 100, 180), (0.25, 0.5, 1.0)  # LOW: of HIGH
 UNITED = contours.PRESETS["united"]["ct"].windows
 FAMILIES = {
     "ct": {
-        "curve": ContourSettings(0, 0, curve=contours.CT_CURVE),
-        "curve, blur 5": ContourSettings(0, 0, curve=contours.CT_CURVE, blur=5),
+        "curve": contours.CT,
+        "curve, blur 5": dataclasses.replace(contours.CT, blur=5),
         "united windows": ContourSettings(0, 0, windows=UNITED),
         "united, 2 px apart": ContourSettings(0, 0, windows=UNITED, apart=2),
         "one wide window": ContourSettings(0, 0, windows=((-1000, 1000),)),
@@ -102,15 +102,15 @@ def measure(images, target, source_path: Path, truth_path: Path, families: dict)
         [translate.keys(0, str(o), [k]) for o, k in zip(owners, index["slice"][rows], strict=True)]
     )
     true = truth.store.preset.image.fraction(truth.store.values(rows))
-    masks = source.store.masks[rows] > 0
+    translated = dataclasses.replace(source, rows=rows)
+    masks = translated.masks
 
     def score(drawn) -> list[float]:
         """SSIM in the body, by subject."""
-        translated = images(drawn, keys)
         scores = np.array(
             [
                 paired.scores(image, right, 1.0, mask)["ssim_mask"]
-                for image, right, mask in zip(translated, true, masks, strict=True)
+                for image, right, mask in zip(images(drawn, keys), true, masks, strict=True)
             ]
         )
         return [float(scores[owners == subject].mean()) for subject in subjects]
@@ -122,13 +122,12 @@ def measure(images, target, source_path: Path, truth_path: Path, families: dict)
 
     def tried(settings) -> dict:
         counts = gap.total(source.counts(source.contours(settings), frames))
-        drawn = contours.stack(source.store.values(rows), masks, settings)
         return {
             "low": settings.low,
             "high": settings.high,
             **gap.gap(counts, total, yardstick),
             "density": gap.statistics(counts, 1)["density"],
-            "ssim": score(drawn),
+            "ssim": score(translated.contours(settings)),
         }
 
     grid = [
@@ -141,7 +140,7 @@ def measure(images, target, source_path: Path, truth_path: Path, families: dict)
     density = gap.statistics(total, 1)["density"]
     best = max(np.mean(entry["ssim"]) for entry in grid)
     chosen = tried(ContourSettings.from_dict(suggested))
-    own = contours.stack(truth.store.values(rows), truth.store.masks[rows] > 0, target.settings)
+    own = dataclasses.replace(truth, rows=rows).contours(target.settings)
     sighted = [entry for entry in grid if entry["family"] != BLIND]
     return {
         "subjects": subjects.tolist(),
