@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`contourdiff contours`: what it finds in stores of phantoms, and what it refuses."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -111,10 +112,29 @@ def test_thresholds_are_searched_for_every_window_and_curve(ct_store, tmp_path):
     own = settings_file(tmp_path / "own.json", windows=[[-77, 77]])
     tried = command.candidates(command.domain(ct_store, str(own)))
     assert len(set(tried)) == len(tried)
-    families = {(each.windows, each.curve) for each in tried}
-    assert (((-77.0, 77.0),), ()) in families
-    assert ((), contours.CT_CURVE) in families
+    families = {(each.windows, each.curve, each.thin) for each in tried}
+    assert (((-77.0, 77.0),), (), 0) in families
+    assert ((), contours.CT_CURVE, contours.CT.thin) in families
     assert not any(each.native for each in tried)
+
+
+def test_one_picture_in_the_store_serves_for_all_thresholds(ct_store):
+    """Those of its own are what contours are anyway."""
+    source = command.domain(ct_store)
+    assert source.settings == contours.CT
+    strict = dataclasses.replace(contours.CT, low=150, high=300)
+    assert command.holds(source.store, strict)
+    assert not command.holds(source.store, dataclasses.replace(strict, thin=5))
+    some, others = source.contours(strict) > 0, source.contours() > 0
+    assert others.sum() > some.sum() and not (some & ~others).any()
+
+
+def test_contours_of_native_pixels_are_those_of_the_store(phantom_data, tmp_path):
+    out = tmp_path / "ct"
+    prepare(phantom_data / "test_ct", out, "ct", spacing=7.2, size=32, contours_file="original")
+    source = command.domain(out)
+    np.testing.assert_array_equal(source.contours(), source.store.contours[source.rows])
+    assert not any(each.of_voxels for each in command.candidates(source))
 
 
 # ----------------------------------------------------------------------------------------------
