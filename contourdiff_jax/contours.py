@@ -73,9 +73,9 @@ def main(values: flags.FlagValues) -> int:
     target = domain(values.store, values.contours, split="train")
     source = None if values.source is None else domain(values.source, values.source_contours)
     found = describe(target) if source is None else compare(source, target)
-    print(table(found))
     if values.out is not None:
         save(Path(values.out), found, target, source)
+    print(table(found))
     return 0
 
 
