@@ -15,14 +15,15 @@ import numpy as np
 from skimage.exposure import match_histograms
 from tqdm import tqdm
 
-from contourdiff_jax import cases, layouts
+from contourdiff_jax import cases, layouts, scores
 from contourdiff_jax.cases import Case, Settings
-from contourdiff_jax.data import masks
+from contourdiff_jax.data import masks, volumes
 from contourdiff_jax.data.volumes import Assumed
 from contourdiff_jax.errors import InputError
 
 LEVELS = 128  # of the mean image, from the lowest to the highest slice that shows the body
 QUANTILES = 10_001  # by which a volume's histogram is known
+SAME_GAP = 0.1  # by which distances between slices may differ where their coherence is compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Baselines:
     Attributes:
       histogram: values inside the body, the same number from each volume.
       mean: [LEVELS, H, W] mean image on the model's grid, from the bottom of the body to its top.
+      coherence: (subject, mm between its slices, `consistency.along_axis`) of each volume.
       count: volumes seen.
       left_out: their subjects are scored, and so not learned from.
       failed: (path, reason) of volumes that could not be read.
@@ -39,6 +41,7 @@ class Baselines:
 
     histogram: np.ndarray
     mean: np.ndarray
+    coherence: list[tuple[str, float, dict]]
     count: int
     left_out: list[str]
     failed: list[tuple[Path, str]]
@@ -46,7 +49,7 @@ class Baselines:
 
 def learn(real, scored: set[str], settings: Settings) -> Baselines:
     """Baselines of the real volumes of a folder, but for those of the subjects `scored`."""
-    histograms, total, left_out, failed = [], 0, [], []
+    histograms, total, coherence, left_out, failed = [], 0, [], [], []
     target = settings.target
     found = layouts.find(real, modality=target.modality, assumed=Assumed(settings.assumed.spacing))
     for scan in tqdm(found.scans, desc="baselines", unit="volume", disable=None):
@@ -62,12 +65,16 @@ def learn(real, scored: set[str], settings: Settings) -> Baselines:
         mask = masks.body_mask(volume.array, volume.affine, target.modality)
         resampling = settings.grid.fit(values.shape, volume.affine)
         histograms.append(np.quantile(values[mask], np.linspace(0, 1, QUANTILES)))
-        levels = np.linspace(*masks.extent(resampling.masks(mask)), LEVELS)
-        total = total + _between(resampling.slices(values, target.air), levels)
+        slices, body = resampling.slices(values, target.air), resampling.masks(mask)
+        total = total + _between(slices, np.linspace(*masks.extent(body), LEVELS))
+        gap = float(volumes.spacing(volume.affine)[resampling.axes[0]])
+        followed = scores.along_axis(slices, body, gap, settings)
+        coherence.append((scan.subject, gap, followed))
     if not histograms:
         raise InputError(f"{real}: no volume of a subject that is not scored, so no baselines")
     count = len(histograms)
-    return Baselines(np.concatenate(histograms), total / count, count, left_out, failed)
+    histogram, mean = np.concatenate(histograms), total / count
+    return Baselines(histogram, mean, coherence, count, left_out, failed)
 
 
 def methods(case: Case, learned: Baselines | None) -> dict[str, np.ndarray]:
@@ -82,6 +89,15 @@ def methods(case: Case, learned: Baselines | None) -> dict[str, np.ndarray]:
     if learned is not None:
         made["mean"] = _stretched(case, learned.mean)
     return made
+
+
+def alike(case: Case, learned: Baselines | None) -> list[tuple[str, float, dict]]:
+    """Of the real volumes' coherence, that of those whose slices lie as far apart as the case's.
+
+    Neighbours at another distance differ by another amount.
+    """
+    known = learned.coherence if learned is not None else []
+    return [real for real in known if abs(real[1] - case.gap) <= SAME_GAP * case.gap]
 
 
 def _stretched(case: Case, mean: np.ndarray) -> np.ndarray:

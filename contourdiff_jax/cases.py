@@ -30,15 +30,23 @@ class Case:
     translation: np.ndarray
     truth: np.ndarray | None
     source: np.ndarray | None
+    labels: np.ndarray | None  # whole numbers, what the voxels show
+    deviation: np.ndarray | None  # of the translation, as a fraction of the target's image window
     mask: np.ndarray  # bool, the body
     body: np.ndarray  # bool [N, H, W], the mask on the model's grid
     condition: np.ndarray | None  # contours [N, H, W] of the source: all that the model was given
     resampling: Resampling  # to the model's grid and back
+    spacing: np.ndarray  # [3], mm between voxels along the volume's own axes
     seconds: float | None  # that a slice took to translate
 
     def slices(self, values: np.ndarray) -> np.ndarray:
         """Target values [X, Y, Z] -> [N, H, W] on the model's grid."""
         return self.resampling.slices(values, self.settings.target.air)
+
+    @property
+    def gap(self) -> float:
+        """Distance between neighbouring slices, mm."""
+        return float(self.spacing[self.resampling.axes[0]])
 
     def contours(self, values: np.ndarray) -> np.ndarray:
         """Target values [X, Y, Z] -> their contours [N, H, W] on the model's grid."""
@@ -53,16 +61,16 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
     Args:
       scan: the translated volume.
       sidecar: what lies beside it.
-      partners: {'truth', 'source', 'masks': {name: scan}}, of those that are given at least the
-        truth or the source.
+      partners: {'truth', 'source', 'masks', 'labels', 'uncertainty': {name: scan}}, of those that
+        are given at least the truth or the source.
       settings: of all translated volumes.
     """
     volume = scan.read().even()
     found = {
-        what: pairs.partner(volume, scan.name, others, what, labels=what == "masks")
+        what: pairs.partner(volume, scan.name, others, what, labels=what in ("masks", "labels"))
         for what, others in partners.items()
     }
-    truth, source = found.get("truth"), found.get("source")
+    truth, source, labels = (found.get(what) for what in ("truth", "source", "labels"))
     if "masks" in found:
         mask = found["masks"].array > 0
         if not mask.any():
@@ -91,16 +99,20 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
             settings.contours["source"],
             settings.source.shown(source, window),
         )
+    window = (sidecar and sidecar.window) or settings.target.window_of(volume)
     return Case(
         subject=scan.name,
         settings=settings,
-        translation=values_of(volume, settings.target, sidecar and sidecar.window),
+        translation=values_of(volume, settings.target, window),
         truth=None if truth is None else values_of(truth, settings.target),
         source=source_values,
+        labels=None if labels is None else labels.array,
+        deviation=_deviation(found.get("uncertainty"), settings.target, window),
         mask=mask,
         body=body,
         condition=condition,
         resampling=resampling,
+        spacing=volumes.spacing(volume.affine),
         seconds=sidecar and sidecar.seconds,
     )
 
@@ -108,6 +120,18 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
 def values_of(volume: Volume, preset: Preset, window: Window | None = None) -> np.ndarray:
     """Values of a volume through a window, its own one by default."""
     return preset.values(volume.array, window or preset.window_of(volume))
+
+
+def _deviation(volume: Volume | None, preset: Preset, window: Window) -> np.ndarray | None:
+    """Standard deviations in a volume's native units, as a fraction of the image window."""
+    if volume is None:
+        return None
+    if volume.array.min() < 0:
+        raise InputError(f"{volume.path}: below 0, so these are no standard deviations")
+    # A difference: only the widths of windows matter.
+    return volume.array / np.float32(
+        (window.high - window.low) * (preset.image.high - preset.image.low)
+    )
 
 
 # ----------------------------------------------------------------------------------------------

@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Score translated volumes against their truth and the contours that they were made from.
 
-Volumes of --translated, --truth, --source and --masks belong together when their names agree up to
-the modality (head01_ct, head01_mr). With --truth, images are compared in the target's intensity
-window scaled to [0, 1], slice by slice, over the image and inside the body; with --source, the
-contours of the translation are compared with those of the source. With --real, volumes of the
-target domain to learn from, two baselines are scored as well: the source with its histogram
-matched, and the mean image. A volume that cannot be scored is reported and skipped.
+Volumes of --translated, --truth, --source, --masks, --labels and --uncertainty belong together when
+their names agree up to the modality (head01_ct, head01_mr). With --truth, images are compared in
+the target's intensity window scaled to [0, 1], slice by slice, over the image and inside the body;
+with --source, the contours of the translation are compared with those of the source. With --real,
+volumes of the target domain to learn from, two baselines are scored as well: the source with its
+histogram matched, and the mean image.
+
+How well slices fit together is measured along their axis, beside the truth and the real volumes,
+and with --truth in planes reformatted across the slices. With --labels, errors are given for each
+label too; with --uncertainty, standard deviations of the translations in their own units, it is
+measured how well these rank the errors. docs/scores.md defines the numbers.
+
+A volume that cannot be scored is reported and skipped.
 
 Example:
   contourdiff evaluate --translated=translated --out=scores \\
@@ -39,10 +46,12 @@ import contourdiff_jax
 from contourdiff_jax import baselines, cases, figures, scores
 from contourdiff_jax.cases import Case, Settings
 from contourdiff_jax.data import intensity, pairs, volumes
+from contourdiff_jax.data.grid import AXES, planes_across
 from contourdiff_jax.data.masks import extent
 from contourdiff_jax.data.volumes import Assumed
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.metrics import bootstrap, paired
+from contourdiff_jax.metrics import uncertainty as ranking
 from contourdiff_jax.sidecars import NOTICE
 
 SCHEMA = 1  # of metrics.json
@@ -66,13 +75,15 @@ def evaluate(
     real=None,
     source=None,
     masks=None,
+    labels=None,
+    uncertainty=None,
     preset: str | None = None,
     source_preset: str | None = None,
     grid: str = "source",
     seed: int = 0,
     overwrite: bool = False,
 ) -> Evaluation:
-    """Scores a folder of translated volumes: metrics.json, rows.csv and panels/*.png in `out`.
+    """Scores a folder of translated volumes: metrics.json, rows.csv and pictures in `out`.
 
     Args:
       translated: folder made by `contourdiff translate`, or by another tool.
@@ -81,6 +92,8 @@ def evaluate(
       real: folder with target volumes of other subjects, for the baselines.
       source: folder with the volumes that were translated.
       masks: folder with body masks; else they are computed from the source, or from the truth.
+      labels: folder with label maps, for errors inside each label.
+      uncertainty: folder with standard deviations of the translations, in their native units.
       preset, source_preset: the target's and the source's, for translations without sidecars.
       grid: 'source' compares at the volumes' own resolution, 'model' on the model's grid.
       seed: of the bootstrap.
@@ -91,10 +104,14 @@ def evaluate(
     out = Path(out)
     if truth is None and source is None:
         raise InputError("nothing to compare with: give --truth, --source or both")
+    for name, folder in (("labels", labels), ("uncertainty", uncertainty)):
+        if folder is not None and truth is None:
+            raise InputError(f"--{name} is about errors, which need --truth")
     if grid not in scores.GRIDS:
         raise InputError(f"--grid={grid}: known are {', '.join(scores.GRIDS)}")
     _check_free(out, overwrite)
     given = {"truth": truth, "source": source, "masks": masks}
+    given |= {"labels": labels, "uncertainty": uncertainty}
     given = {name: folder for name, folder in given.items() if folder is not None}
 
     # Read: what there is to score, and in which terms.
@@ -102,12 +119,14 @@ def evaluate(
     sidecars, failed = cases.read_sidecars(scans)
     settings = cases.common_settings(scans, sidecars, preset, source_preset, "source" in given)
     # Pictures of a translation are as large as those of its source, and so are those of the truth.
-    alike = Assumed(settings.assumed.spacing)
-    scans = {name: dataclasses.replace(scan, assumed=alike) for name, scan in scans.items()}
+    assumed = Assumed(settings.assumed.spacing)
+    scans = {name: dataclasses.replace(scan, assumed=assumed) for name, scan in scans.items()}
     understood = {
-        "truth": (settings.target.modality, alike),
+        "truth": (settings.target.modality, assumed),
         "source": (settings.source and settings.source.modality, settings.assumed),
-        "masks": (None, alike),
+        "masks": (None, assumed),
+        "labels": (None, assumed),
+        "uncertainty": (None, assumed),
     }
     partners = {what: pairs.by_name(folder, *understood[what]) for what, folder in given.items()}
     learned = None
@@ -118,29 +137,44 @@ def evaluate(
 
     with _new_folder(out, overwrite) as folder:
         # Score: subject by subject.
-        rows, scored = [], []
+        rows, scored, beside, curves = [], [], [], []
         for subject in tqdm(sidecars, desc="evaluate", unit="volume", disable=None):
             try:
                 case = cases.read(scans[subject], sidecars[subject], partners, settings)
-                rows += scores.rows(case, baselines.methods(case, learned), grid)
+                alike = baselines.alike(case, learned)
+                coherence = [followed for _, _, followed in alike]
+                rows += scores.rows(case, baselines.methods(case, learned), grid, coherence)
             except InputError as error:
                 failed.append((scans[subject].path, str(error)))
                 continue
             scored.append(subject)
+            beside += [real for real in alike if real not in beside]
             if len(scored) <= PANELS:
                 (folder / "panels" / f"{subject}.png").write_bytes(figures.png(_panel(case)))
+                (folder / "views" / f"{subject}.png").write_bytes(figures.png(_views(case)))
+            if case.deviation is not None:
+                curves.append(ranking.sparsification(*scores.ranked(case)))
         if not scored:
             raise InputError(
                 f"{translated}: none of {len(scans)} volumes could be scored: {failed[0][1]}"
             )
 
+        rows += [
+            (subject, scores.WHOLE, "real", metric, value, None)
+            for subject, _, followed in beside
+            for metric, value in followed.items()
+            if value is not None
+        ]
+
         # Summarise and write.
         options = {"real": real, "preset": preset, "source_preset": source_preset, "grid": grid}
-        data = {"subjects": scored, "slices": len({row[:2] for row in rows})}
+        slices = {row[:2] for row in rows if row[1] != scores.WHOLE}
+        data = {"subjects": scored, "slices": len(slices)}
         data |= _description(settings, given, grid, seed)
         if learned is not None:
             data |= {"real volumes of the baselines": learned.count}
             data |= {"real volumes left out": learned.left_out} if learned.left_out else {}
+            data |= {"real volumes of the same gaps": len(beside)}
         data |= {"failed": [reason for _, reason in failed]} if failed else {}
         metrics = {
             "schema": SCHEMA,
@@ -151,6 +185,10 @@ def evaluate(
             "methods": _summarise(rows, seed),
         }
         _write(folder, metrics, rows)
+        curves = [curve for curve in curves if curve[0] is not None]
+        if curves:
+            figure = figures.sparsification(ranking.REMOVED, np.array(curves))
+            (folder / "sparsification.png").write_bytes(figures.png(figure))
     return Evaluation(metrics, failed)
 
 
@@ -199,6 +237,29 @@ def _panel(case: Case) -> Figure:
     )
 
 
+def _views(case: Case) -> Figure:
+    """Planes through the middle of the body across the slices, on the volume's own voxels."""
+    source, image = case.settings.source, case.settings.target.image
+    columns = {"translation": image.fraction(case.translation)}
+    if case.source is not None:
+        columns = {"source": source.image.fraction(case.source)} | columns
+    error = None
+    if case.truth is not None:
+        columns["truth"] = image.fraction(case.truth)
+        error = np.abs(columns["translation"] - columns["truth"])
+    rows = []
+    for axis in scores.reformatted_axes(case.settings):
+        middle = sum(extent(planes_across(axis, case.mask))) // 2
+
+        def cut(volume, axis=axis, middle=middle):
+            return planes_across(axis, volume)[middle]
+
+        height, width = case.spacing[list(AXES[axis][1:])]
+        pictures = {name: cut(values) for name, values in columns.items()}
+        rows.append((axis, pictures, None if error is None else cut(error), height / width))
+    return figures.views(f"{case.subject} · {NOTICE}", rows)
+
+
 def _description(settings: Settings, given: dict, grid: str, seed: int) -> dict:
     """What was compared, and how, in words that a report can print."""
     axis, spacing, size = dataclasses.astuple(settings.grid)
@@ -214,8 +275,17 @@ def _description(settings: Settings, given: dict, grid: str, seed: int) -> dict:
         "interval": f"{bootstrap.LEVEL:.0%} percentile bootstrap of the mean over subjects, "
         f"{bootstrap.RESAMPLES} resamples, seed {seed}",
     }
+    data |= {
+        "coherence along the axis": "on the model's grid, inside the body, in fractions of the "
+        "intensity window; unevenly spaced slices are interpolated to even ones first; ratios are "
+        f"to real volumes whose gaps differ by at most {baselines.SAME_GAP:.0%}",
+    }
     if "truth" in given:
         data |= {
+            "reformatted planes": f"at most {scores.PLANES} in each direction, spread over the "
+            "body, on the volume's own voxels; ssim on square pixels of the finer spacing",
+            "body and labels": "mae, psnr and bias (mean of translation - truth) over the voxels "
+            f"of a volume; contrast is with the most frequent label within {scores.AROUND:g} mm",
             "grid of the comparison": "the source's own"
             if grid == "source"
             else "the model's: truth, source and translation resampled to it",
@@ -272,7 +342,8 @@ def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to write to that becomes `out` when all went well, and vanishes when not."""
     partial, old = (out.with_name(f".{out.name}.{uuid.uuid4().hex}") for _ in range(2))
     try:
-        (partial / "panels").mkdir(parents=True)
+        for pictures in ("panels", "views"):
+            (partial / pictures).mkdir(parents=True)
         yield partial
         _check_free(out, overwrite)
         if out.exists():
@@ -312,6 +383,8 @@ def define_flags(values: flags.FlagValues) -> None:
         ("real", "Folder of target volumes of other subjects, for the baselines."),
         ("source", "Folder of the volumes that were translated."),
         ("masks", "Folder of body masks; by default they are computed."),
+        ("labels", "Folder of label maps: errors are given inside each label too."),
+        ("uncertainty", "Folder of standard deviations of the translations, in their units."),
         ("out", "Folder to write."),
     ):
         flags.DEFINE_string(name, None, text, flag_values=values)
@@ -341,6 +414,8 @@ def main(values: flags.FlagValues) -> int:
         real=values.real,
         source=values.source,
         masks=values.masks,
+        labels=values.labels,
+        uncertainty=values.uncertainty,
         preset=values.preset,
         source_preset=values.source_preset,
         grid=values.grid,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures: panels of slices, slices with contours, scores by subject and by slice, training curves.
+"""Figures: slices with their contours, views across slices, scores, sparsification, training.
 
 Shapes: n slices shown, H rows, W columns. A score is a row of rows.csv: a dict of subject, slice,
 method, metric, value and seconds. A statistic is a line of stats.jsonl.
@@ -12,7 +12,13 @@ from collections import defaultdict
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import (
+    EngFormatter,
+    LogLocator,
+    NullFormatter,
+    PercentFormatter,
+    StrMethodFormatter,
+)
 
 # The object interface throughout: pyplot's global figures would outlive their file.
 
@@ -21,6 +27,7 @@ WIDTH = 11.0  # inches at most, so that a page does not shrink the letters
 COLOURS = colormaps["tab10"].colors
 PANEL_ROWS = 5  # slices of a panel
 CELL = 1.9  # inches a picture of a panel is wide
+VIEW = 2.5  # inches a reformatted picture is wide
 ERROR_TOP = 0.5  # absolute error that saturates, as a fraction of the intensity window
 CONTOUR = (1.0, 0.8, 0.2)  # red, green and blue of a line over a picture
 IMAGES = "images seen"
@@ -60,12 +67,8 @@ def panel(
         axes[0, -1].set_title("absolute error", fontsize=10)
         for row, picture in enumerate(error):
             shown = axes[row, -1].imshow(picture, cmap="inferno", vmin=0, vmax=ERROR_TOP)
-        bar = figure.colorbar(shown, ax=axes[:, -1], shrink=0.6, extend="max")
-        bar.set_label("fraction of the intensity window", fontsize=8)
-        bar.ax.tick_params(labelsize=8)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+        _error_bar(figure, shown, axes[:, -1])
+    _bare(axes)
     for row, position in enumerate(positions):
         axes[row, 0].set_ylabel(f"{position:.1f} mm", fontsize=8)
     figure.suptitle(title, fontsize=10)
@@ -87,9 +90,51 @@ def contact_sheet(rows: list[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
             seen = np.repeat(0.6 * picture[..., None], 3, axis=-1)  # darker, for lines to stand out
             seen[contour > 0] = CONTOUR
             axis.imshow(seen, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_visible(False)
+    _bare(axes)
     return figure
+
+
+def views(title: str, rows: list[tuple]) -> Figure:
+    """One subject reformatted across its slices, where slices that do not fit together show.
+
+    Args:
+      title: of the figure.
+      rows: (name, {title: [H, W] in [0, 1]}, absolute error [H, W] or None, height of a pixel over
+        its width) for each plane.
+    """
+    shapes = [next(iter(pictures.values())).shape for _, pictures, _, _ in rows]
+    heights = [h * aspect / w for (h, w), (*_, aspect) in zip(shapes, rows, strict=True)]
+    across = len(rows[0][1]) + (rows[0][2] is not None)
+    figure = Figure(figsize=(VIEW * across + 0.9, VIEW * sum(heights) + 0.8), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+    axes = figure.subplots(len(rows), across, squeeze=False, height_ratios=heights)
+    for column, name in enumerate(rows[0][1]):
+        axes[0, column].set_title(name, fontsize=10)
+    for line, (name, pictures, error, aspect) in zip(axes, rows, strict=True):
+        how = {"aspect": aspect, "interpolation": "nearest"}
+        for axis, picture in zip(line, pictures.values(), strict=False):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=1, **how)
+        if error is not None:
+            shown = line[-1].imshow(error, cmap="inferno", vmin=0, vmax=ERROR_TOP, **how)
+        line[0].set_ylabel(name, fontsize=8)
+    if error is not None:
+        axes[0, -1].set_title("absolute error", fontsize=10)
+        _error_bar(figure, shown, axes[:, -1])
+    _bare(axes)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _error_bar(figure: Figure, shown, axes) -> None:
+    bar = figure.colorbar(shown, ax=axes, shrink=0.6, extend="max")
+    bar.set_label("fraction of the intensity window", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _bare(axes) -> None:
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -105,7 +150,7 @@ def subjects(scores: list[dict], titles: dict[str, str]) -> Figure | None:
     metrics = [metric for metric in titles if any(key[0] == metric for key in values)]
     if not metrics:
         return None
-    names = list(dict.fromkeys(score["subject"] for score in scores))
+    names = list(dict.fromkeys(key[2] for key in values if key[0] in metrics))
     across = min(4, len(metrics))
     down = math.ceil(len(metrics) / across)
     figure = Figure(figsize=(WIDTH / 4 * across, 3.2 * down), layout="constrained")
@@ -162,6 +207,28 @@ def slices(scores: list[dict]) -> Figure | None:
     for axis in axes:
         axis.set_xlabel("SSIM in the body")
         _tidy(axis)
+    return figure
+
+
+def sparsification(removed: np.ndarray, curves: np.ndarray) -> Figure:
+    """Error left without the voxels of the largest standard deviation, beside the oracle's.
+
+    Args:
+      removed: [F] fractions of the voxels left out.
+      curves: [n, 2, F] of n subjects: by standard deviation, and of the oracle.
+    """
+    figure = Figure(figsize=(6.5, 4.4), layout="constrained")
+    axis = figure.subplots()
+    for index, name in enumerate(("by standard deviation", "by the error itself")):
+        colour = COLOURS[index]
+        axis.plot(removed, curves[:, index].T, color=colour, linewidth=0.8, alpha=0.4)
+        axis.plot(removed, curves[:, index].mean(0), color=colour, linewidth=2, label=name)
+    axis.axhline(1, color="0.5", linestyle="--", linewidth=1, label="by lot")
+    axis.set(xlabel="voxels left out", ylabel="error left, of the whole", xlim=(0, 1))
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_formatter(PercentFormatter(1))
+    axis.legend(fontsize=9)
+    _tidy(axis)
     return figure
 
 

@@ -105,6 +105,7 @@ def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
         truth=data / "test_mr",
         source=data / "test_ct",
         real=data / "train_mr",
+        labels=data / "test_labels",
         overwrite=True,
     )
     page = workdir / "report.html"

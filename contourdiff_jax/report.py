@@ -2,7 +2,7 @@
 """Write one self-contained HTML page about training runs and evaluations.
 
 Arguments are run folders (config.json, stats.jsonl, samples/), evaluation folders (metrics.json,
-rows.csv, panels/) or metrics.json files. Evaluations come first, then runs, each in the order
+rows.csv, pictures) or metrics.json files. Evaluations come first, then runs, each in the order
 given. What one of them lacks is left out of the page. The figures are inside the page, and as PNG
 in a folder beside it.
 
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from contourdiff_jax import figures, webpage
+from contourdiff_jax import figures, tables, volumetric, webpage
 from contourdiff_jax.data.volumes import reason
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.metrics import bootstrap
@@ -43,9 +43,9 @@ ROWS = {
     "source": "the source itself, its greys as they are shown",
     "histogram": "the source, with the histogram of real target volumes",
     "mean": "the mean of real target volumes, which knows nothing of the subject but its extent",
-    "truth": "the true target volume, scored by its contours only; it does not compete",
+    "truth": "the true target volume: its contours, and its own coherence; it does not compete",
+    "real": "real target volumes of other subjects, their coherence; they do not compete",
 }
-REFERENCE = "truth"  # the row that does not compete
 CONTOURS = (
     "Read contour F1 against the rows mean and truth, not against 0 and 1: dense contours agree by "
     "chance, so that even the mean image scores far above 0, and the true image shows edges that "
@@ -54,17 +54,8 @@ CONTOURS = (
 )
 NEEDED = {"mean": "--real", "truth": "--truth"}  # by evaluate, for these rows
 
-# Metrics of the headline, in order, with their names; more detailed ones are folded away.
-HEADLINE = {
-    "ssim_mask": "SSIM in the body",
-    "psnr_mask": "PSNR in the body [dB]",
-    "mae_mask": "MAE in the body",
-    "mae_hu_mask": "MAE in the body [HU]",
-    "contour_f1": "contour F1",
-    "kid": "KID",
-    "fid": "FID",
-}
-LOWER_IS_BETTER = ("mae", "kid", "fid", "assd", "hd95")
+# Metrics of the headline, in order; more detailed ones are folded away.
+HEADLINE = ("ssim_mask", "psnr_mask", "mae_mask", "mae_hu_mask", "contour_f1", "kid", "fid")
 
 
 def report(out, inputs, *, overwrite: bool = False) -> Path:
@@ -121,18 +112,20 @@ def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     metrics, folder = _read_metrics(path), path.resolve().parent
     whole = path.name == "metrics.json"  # another name is a copy, and belongs to nothing around it
     methods = metrics["methods"]
-    names = list(dict.fromkeys(name for scores in methods.values() for name in scores))
+    names = dict.fromkeys(name for scores in methods.values() for name in scores)
+    names = [name for name in names if not volumetric.concerns(name)]
     headline = [name for name in HEADLINE if name in names]
     headline += [name for name in names if name.startswith("dice")]
     parts = [f"<h2>Evaluation: {html.escape(folder.name if whole else path.stem)}</h2>"]
-    parts.append(_table(methods, headline or names))
+    if names:
+        parts.append(tables.table(methods, headline or names))
     parts.append(_reading(methods, names))
     if headline and len(names) > len(headline):
-        parts.append(webpage.details("All metrics", _table(methods, names)))
+        parts.append(webpage.details("All metrics", tables.table(methods, names)))
     if whole:
         parts.append(_panels(folder))
         scores = _read_rows(folder / "rows.csv")
-        strips = figures.subjects(scores, {name: _label(name) for name in HEADLINE})
+        strips = figures.subjects(scores, {name: tables.label(name) for name in HEADLINE})
         points = figures.slices(scores)
         for name, figure, caption in (
             ("subjects", strips, "Every subject by itself; a line joins one subject's scores."),
@@ -141,6 +134,7 @@ def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
             if figure is not None:
                 drawn[f"{prefix}_{name}.png"] = png = figures.png(figure)
                 parts.append(webpage.picture(png, caption))
+    parts += volumetric.sections(methods, folder if whole else None)
     compared = webpage.definitions(metrics.get("data", {}))
     if "command" in metrics:
         compared += f"<pre>{html.escape(str(metrics['command']))}</pre>"
@@ -168,7 +162,7 @@ def _panels(folder: Path) -> str:
     paths = sorted((folder / "panels").glob("*.png"))
     if not paths:
         return ""
-    first, *others = (webpage.picture(_read_png(path), path.stem) for path in paths[:PANELS])
+    first, *others = (webpage.picture(webpage.read_png(path), path.stem) for path in paths[:PANELS])
     parts = ["<h3>Panels</h3>", first]
     if others:
         parts.append(webpage.details("More subjects", "".join(others)))
@@ -213,49 +207,6 @@ def _read_rows(path: Path) -> list[dict]:
         raise InputError(f"{path}: not the rows of an evaluation: {reason(error)}") from error
 
 
-def _table(methods: dict, metrics: list[str]) -> str:
-    """HTML table of methods by metrics with intervals; the best of each column is bold."""
-    head = "".join(f"<th>{html.escape(_label(metric))}</th>" for metric in metrics)
-    most = max(entry["n"] for scores in methods.values() for entry in scores.values())
-    lines = []
-    for method, scores in methods.items():
-        cells = []
-        for metric in metrics:
-            entry = scores.get(metric)
-            if entry is None:
-                cells.append("<td>–</td>")
-                continue
-            value, _, interval = bootstrap.text(entry).partition(" ")
-            if method in _best(methods, metric):
-                value = f"<b>{value}</b>"
-            few = f" n = {entry['n']}" if entry["n"] != most else ""
-            cells.append(f"<td>{value} <small>{interval}{few}</small></td>")
-        ours = ' class="ours"' if method == "translation" else ""
-        lines.append(f"<tr{ours}><th>{html.escape(method)}</th>{''.join(cells)}</tr>")
-    return (
-        f'<div class="wide"><table><thead><tr><th>{most} subject{"s" * (most != 1)}</th>{head}</tr>'
-        f"</thead><tbody>{''.join(lines)}</tbody></table></div>"
-    )
-
-
-def _label(metric: str) -> str:
-    arrow = "↓" if metric.startswith(LOWER_IS_BETTER) else "↑"
-    return f"{HEADLINE.get(metric, metric.replace('_', ' '))} {arrow}"
-
-
-def _best(methods: dict, metric: str) -> set[str]:
-    """The methods with the best mean; none where there is nothing to be better than."""
-    values = {
-        method: scores[metric]["value"]
-        for method, scores in methods.items()
-        if metric in scores and method != REFERENCE
-    }
-    if len(values) < 2:
-        return set()
-    best = (min if metric.startswith(LOWER_IS_BETTER) else max)(values.values())
-    return {method for method, value in values.items() if value == best}
-
-
 # ----------------------------------------------------------------------------------------------
 # Runs
 # ----------------------------------------------------------------------------------------------
@@ -275,7 +226,8 @@ def _run(folder: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     samples = sorted((folder / "samples").glob("*.png"))[-SAMPLES:]
     if samples:
         pictures = [
-            webpage.picture(_read_png(path), f"{path.stem.lstrip('0')} images") for path in samples
+            webpage.picture(webpage.read_png(path), f"{path.stem.lstrip('0')} images")
+            for path in samples
         ]
         parts.append(f'<h3>Samples</h3><div class="row">{"".join(pictures)}</div>')
         parts.append('<p class="note">From left: a slice, its contours, a sample from them.</p>')
@@ -323,13 +275,6 @@ def _read_json(path: Path):
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {reason(error)}") from error
-
-
-def _read_png(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def _check_free(out: Path, folder: Path, overwrite: bool) -> None:

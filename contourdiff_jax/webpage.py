@@ -7,8 +7,11 @@ Arguments are plain text and are escaped, where they are not said to be HTML.
 import base64
 import html
 import json
+from pathlib import Path
 
 import contourdiff_jax
+from contourdiff_jax.data.volumes import reason
+from contourdiff_jax.errors import InputError
 
 STYLE = """
 :root { color-scheme: light; }
@@ -69,6 +72,14 @@ def picture(png: bytes, caption: str) -> str:
         f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
         f"<figcaption>{text}</figcaption></figure>"
     )
+
+
+def read_png(path: Path) -> bytes:
+    """A picture's file; InputError where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
 
 
 def details(summary: str, content: str) -> str:

@@ -20,6 +20,7 @@ from contourdiff_jax.data.intensity import PRESETS, Window
 from contourdiff_jax.data.masks import body_mask
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluate import evaluate
+from contourdiff_jax.metrics import consistency
 from contourdiff_jax.metrics.paired import PSNR_CAP
 
 AFFINE = np.diag([5.0, 5.0, 6.0, 1.0])
@@ -60,6 +61,8 @@ def sidecar(path, shown_through, **changes):
     path.with_name(f"{volumes.stem(path)}.json").write_text(text)
 
 
+CONTOURS = {"contour_precision", "contour_recall", "contour_f1"}
+ALONG_AXIS = {"slice_difference", "gradient_ratio", "flicker", "level_step"}
 SIDES = (("source", "ct"), ("target", "mr"))
 
 
@@ -183,6 +186,9 @@ def test_a_perfect_translation_is_perfect_in_any_units(data, grid):
     # what is perfect draws the contours of the truth
     for metric, entry in methods["truth"].items():
         assert methods["translation"][metric]["value"] == pytest.approx(entry["value"], abs=1e-3)
+    for metric, entry in methods["translation"].items():
+        if metric.startswith("error") or metric.endswith("excess"):
+            assert entry["value"] == pytest.approx(0, abs=1e-5), metric
 
 
 def test_a_shifted_translation_is_worse(data):
@@ -208,8 +214,8 @@ def test_the_contours_of_the_source_itself_agree_fully(data, preset):
     methods = run(data, source=data / "truth").metrics["methods"]
     for method in ("translation", "source", "truth"):
         assert methods[method]["contour_f1"]["value"] == 1
-    # the truth is a ceiling for contours, it is not scored against itself
-    assert set(methods["truth"]) == {"contour_precision", "contour_recall", "contour_f1"}
+    # the truth is a ceiling for contours and a measure of coherence, not scored against itself
+    assert set(methods["truth"]) == CONTOURS | ALONG_AXIS
 
 
 def test_hounsfield_errors_where_the_target_is_ct(data):
@@ -318,7 +324,7 @@ def test_baselines_are_the_truth_where_it_can_be_had_without_a_model(data):
         save(old, array)
     metrics = run(data, real=data / "real").metrics
     methods = metrics["methods"]
-    assert list(methods) == ["translation", "source", "histogram", "mean", "truth"]
+    assert list(methods) == ["translation", "source", "histogram", "mean", "truth", "real"]
     assert metrics["data"]["real volumes of the baselines"] == 2
     assert methods["mean"]["ssim"]["value"] > 0.98
     assert methods["histogram"]["mae_mask"]["value"] < 0.01
@@ -360,19 +366,163 @@ def test_a_real_volume_that_cannot_be_read_is_reported(data):
 
 
 # ----------------------------------------------------------------------------------------------
+# Volumes
+# ----------------------------------------------------------------------------------------------
+
+
+def labelled(data):
+    """Label maps: 1 the head, 5 spots inside it, of which s3 has none."""
+    for subject in SHAPES:
+        ct = volumes.read(data / "source" / f"{subject}_ct.nii.gz").array
+        labels = (ct > -900).astype(np.float32)
+        if subject != "s3":
+            labels[14:17, 12:16, 2:4] = 5
+        save(data / "labels" / f"{subject}_labels.nii.gz", labels)
+    return data / "labels"
+
+
+def test_coherence_is_measured_on_the_model_grid_beside_the_truth(data):
+    methods = run(data).metrics["methods"]
+    found, window = {}, own_window(truth_of(data, "s1"))
+    mask = volumes.read(data / "masks" / "s1_mask.nii.gz", labels=True).array
+    translation = volumes.read(data / "translated" / "s1_ct.nii.gz").array
+    for name, array in (("translation", translation), ("truth", truth_of(data, "s1"))):
+        slices = np.clip(model((array - window.low) / (window.high - window.low)), 0, 1)
+        found[name] = consistency.along_axis(slices, model(mask) > 0.5, [6.0] * 5, (6.0, 6.0))
+    for row in rows_of(data / "out"):
+        if row["subject"] != "s1" or row["method"] not in found:
+            continue
+        known = dict(found[row["method"]])
+        for metric, value in found["translation"].items():
+            known[f"{metric}_excess"] = value - found["truth"][metric]
+        if row["metric"] in known:
+            assert float(row["value"]) == pytest.approx(known.pop(row["metric"]), rel=1e-4)
+            assert row["slice"] == ""  # of the volume
+    # noise of its own in every slice: more flicker than the truth
+    assert methods["translation"]["flicker_excess"]["low"] > 0
+    assert methods["translation"]["error_flicker"]["n"] == 3
+
+
+def test_real_volumes_of_the_same_gaps_are_what_coherence_is_compared_with(data):
+    thick = AFFINE @ np.diag([1, 1, 2, 1])
+    for seed in (7, 8):
+        save(data / "real" / f"r{seed}_mr.nii.gz", head(seed, (32, 32, 6))[1])
+    one = run(data, "one", real=data / "real", truth=None).metrics
+    methods = one["methods"]
+    assert methods["real"]["flicker"]["n"] == 2
+    for metric in ALONG_AXIS:
+        ratio = methods["translation"][metric]["value"] / methods["real"][metric]["value"]
+        got = methods["translation"][f"{metric}_to_real"]["value"]
+        assert got == pytest.approx(ratio, rel=1e-5)
+    save(data / "real" / "r9_mr.nii.gz", head(9, (32, 32, 6))[1], thick)
+    other = run(data, "other", real=data / "real", truth=None).metrics
+    assert other["methods"]["real"] == methods["real"]
+    assert other["data"]["real volumes of the baselines"] == 3
+    assert other["data"]["real volumes of the same gaps"] == 2
+
+
+def test_reformatted_planes_have_scores_across_the_slices(data):
+    methods = run(data).metrics["methods"]
+    for axis in ("coronal", "sagittal"):
+        assert 0 < methods["translation"][f"ssim_mask_{axis}"]["value"] < 1
+    assert not any(metric.endswith("axial") for metric in methods["translation"])
+    # every plane counts the same; here they are all there are, and hold all voxels of the body
+    error = []
+    for subject in SHAPES:
+        truth, window = truth_of(data, subject), own_window(truth_of(data, subject))
+        translation = volumes.read(data / "translated" / f"{subject}_ct.nii.gz").array
+        mask = volumes.read(data / "masks" / f"{subject}_mask.nii.gz", labels=True).array > 0
+        e = np.abs(window.fraction(translation) - window.fraction(truth))
+        planes = [e[x][mask[x]].mean() for x in range(len(e)) if mask[x].mean() >= 0.01]
+        error.append(np.mean(planes))
+    got = methods["translation"]["mae_mask_sagittal"]["value"]
+    assert got == pytest.approx(np.mean(error), rel=1e-5)
+
+
+def test_labels_have_errors_and_contrasts_of_their_own(data):
+    folder = labelled(data)
+    for subject in ("s1", "s2"):
+        path = data / "truth" / f"{subject}_mr.nii.gz"
+        truth = truth_of(data, subject)
+        window = own_window(truth)
+        truth[14:17, 12:16, 2:4] = window.high  # lesions that only the truth has
+        path.unlink()
+        save(path, truth)
+    methods = run(data, labels=folder).metrics["methods"]
+    ours = methods["translation"]
+    assert ours["mae_label_5"]["n"] == 2 and ours["mae_label_1"]["n"] == 3
+    assert ours["mae_label_5"]["value"] > 2 * ours["mae_body"]["value"]
+    assert ours["bias_label_5"]["value"] == pytest.approx(-ours["mae_label_5"]["value"], rel=0.1)
+    contrasts = [methods[name]["contrast_label_5"]["value"] for name in ("truth", "translation")]
+    assert contrasts[0] > 0.3 and abs(contrasts[1]) < 0.5 * contrasts[0]
+    assert "mae_label_5" in methods["source"] and "mae_label_0" not in ours
+
+
+def test_empty_labels_are_no_labels(data):
+    for subject, shape in SHAPES.items():
+        save(data / "labels" / f"{subject}_labels.nii.gz", np.zeros(shape, np.float32))
+    methods = run(data, labels=data / "labels").metrics["methods"]
+    assert not any("label" in metric for metric in methods["translation"])
+    assert "mae_body" in methods["translation"]
+
+
+def test_uncertainty_that_is_the_error_ranks_it_right(data):
+    for subject in SHAPES:
+        path = data / "translated" / f"{subject}_ct.nii.gz"
+        window = own_window(truth_of(data, subject))
+        shown = [
+            np.clip(a, window.low, window.high)
+            for a in (volumes.read(path).array, truth_of(data, subject))
+        ]
+        save(data / "std" / path.name, np.abs(shown[0] - shown[1]))
+    ours = run(data, uncertainty=data / "std").metrics["methods"]["translation"]
+    assert ours["uncertainty_spearman"]["value"] == pytest.approx(1, abs=1e-3)
+    assert ours["ause"]["value"] == pytest.approx(0, abs=1e-3)
+    assert ours["ause_chance"]["value"] > 0.1
+    assert np.asarray(Image.open(data / "out" / "sparsification.png").convert("RGB")).std() > 20
+
+
+def test_negative_deviations_are_refused(data):
+    for seed, (subject, shape) in enumerate(SHAPES.items()):
+        deviation = np.random.default_rng(seed).random(shape) - 0.1 * (subject == "s2")
+        save(data / "std" / f"{subject}_ct.nii.gz", deviation.astype(np.float32))
+    result = run(data, uncertainty=data / "std")
+    assert [path.name for path, _ in result.failed] == ["s2_ct.nii.gz"]
+    assert "no standard deviations" in result.failed[0][1]
+    # of the others, drawn by lot, nothing ranks the errors
+    ours = result.metrics["methods"]["translation"]
+    assert abs(ours["uncertainty_spearman"]["value"]) < 0.1
+    assert ours["ause"]["value"] == pytest.approx(ours["ause_chance"]["value"], rel=0.1)
+
+
+def test_a_single_slice_has_no_coherence_and_is_scored(data):
+    for folder in ("translated", "truth", "source", "masks"):
+        for path in (data / folder).glob("*.nii.gz"):
+            array = volumes.read(path, labels=folder == "masks").array[:, :, 2:3]
+            path.unlink()
+            save(path, array)
+    result = run(data)
+    assert not result.failed
+    ours = result.metrics["methods"]["translation"]
+    absent = ALONG_AXIS | {"error_flicker", "error_drift", "mae_mask_sagittal", "ssim_mask_coronal"}
+    assert not absent & set(ours)
+    assert {"ssim_mask", "contour_f1", "mae_body"} <= set(ours)
+
+
+# ----------------------------------------------------------------------------------------------
 # What is left out of the comparison
 # ----------------------------------------------------------------------------------------------
 
 
-def test_without_truth_only_contours_are_scored(data):
+def test_without_truth_only_contours_and_coherence_are_scored(data):
     methods = run(data, truth=None).metrics["methods"]
     assert set(methods) == {"translation", "source"}
-    assert set(methods["translation"]) == {"contour_precision", "contour_recall", "contour_f1"}
+    assert set(methods["translation"]) == CONTOURS | ALONG_AXIS
 
 
 def test_without_source_only_images_are_scored(data):
     methods = run(data, source=None, masks=None).metrics["methods"]
-    assert set(methods) == {"translation"}
+    assert set(methods) == {"translation", "truth"}
     assert not any(metric.startswith("contour") for metric in methods["translation"])
 
 
@@ -489,6 +639,9 @@ def test_translations_of_different_runs_are_not_mixed(data):
 def test_bad_requests(data):
     with pytest.raises(InputError, match="nothing to compare with"):
         run(data, truth=None, source=None)
+    for name in ("labels", "uncertainty"):
+        with pytest.raises(InputError, match=f"--{name} is about errors, which need --truth"):
+            run(data, truth=None, **{name: data / "masks"})
     with pytest.raises(InputError, match="--grid=native"):
         run(data, grid="native")
     with pytest.raises(InputError, match="no known layout"):
@@ -533,6 +686,9 @@ def test_panels_show_every_subject(data, monkeypatch):
     assert [path.name for path in panels] == ["s1.png", "s2.png", "s3.png"]
     pictures = [np.asarray(Image.open(path).convert("RGB")) for path in panels]
     assert all(picture.std() > 30 for picture in pictures)  # pictures, not empty axes
+    views = sorted((data / "out" / "views").iterdir())
+    assert [path.name for path in views] == ["s1.png", "s2.png", "s3.png"]
+    assert all(np.asarray(Image.open(path).convert("RGB")).std() > 30 for path in views)
     # source, contours, translation, truth and error are wider than they would be without truth
     run(data, "contours_only", truth=None)
     narrow = np.asarray(Image.open(data / "contours_only" / "panels" / "s1.png"))

@@ -246,6 +246,63 @@ def test_the_page_says_how_to_read_its_rows(scores, tmp_path):
     assert "contour F1" not in Page(report(tmp_path / "images.html", [scores])).text
 
 
+def volumetric(scores):
+    """The evaluation with what is measured of whole volumes, and its pictures."""
+    metrics = json.loads((scores / "metrics.json").read_text())
+    ours = {
+        "ssim_mask_sagittal": entry(0.44),
+        "flicker": entry(0.09),
+        "flicker_excess": entry(0.02),
+        "error_flicker": entry(0.05),
+        "mae_body": entry(0.1),
+        "mae_label_1": entry(0.05),
+        "mae_label_5": entry(0.3),
+        "psnr_label_5": entry(9.5),
+        "bias_label_5": entry(-0.29),
+        "contrast_label_5": entry(0.02),
+        "uncertainty_spearman": entry(0.47),
+        "ause": entry(0.21),
+    }
+    others = {
+        "source": {"error_flicker": entry(0.08), "flicker": entry(0.01)},
+        "truth": {"flicker": entry(0.07), "contrast_label_5": entry(0.33)},
+        "real": {"flicker": entry(0.075, n=9)},
+    }
+    for method, values in {"translation": ours, **others}.items():
+        metrics["methods"][method] = metrics["methods"].get(method, {}) | values
+    write_json(scores / "metrics.json", metrics)
+    for name in ("views/a", "views/b", "sparsification"):
+        write_png(scores / f"{name}.png")
+    return scores
+
+
+def test_whole_volumes_have_sections_of_their_own(scores, tmp_path):
+    before = Page(report(tmp_path / "before.html", [scores]))
+    for absent in ("Coherence along", "do not carry", "rank the errors"):
+        assert absent not in before.text
+    page = Page(report(tmp_path / "report.html", [volumetric(scores)]))
+    words = " ".join(page.text.split())
+    headline, rest = words.split("Coherence along the slice axis")
+    assert "label 5" not in headline and "AUSE" not in headline
+    # 9 real volumes are not 4 subjects; own values do not compete, errors do
+    assert "4 subjects SSIM, sagittal ↑ flicker of the error ↓ flicker translation" in rest
+    assert "real – – 0.075 [0.065, 0.085] n = 9" in rest
+    assert page.bold[5:] == ["0.050"]
+    # the label stands beside the body: error, share, PSNR, signed error, contrasts
+    assert "label 5 0.300 [0.290, 0.310] 3.00 9.500" in rest
+    assert "-0.290 [-0.300, -0.280] 0.020 [0.010, 0.030] 0.330 [0.320, 0.340]" in rest
+    assert "AUSE ↓ translation 0.470" in rest
+    assert len(page.pictures) == 4 + 3
+
+
+def test_labels_are_left_out_where_there_is_no_body_to_compare_with(scores, tmp_path):
+    metrics = json.loads((volumetric(scores) / "metrics.json").read_text())
+    del metrics["methods"]["translation"]["mae_body"]
+    write_json(scores / "metrics.json", metrics)
+    text = Page(report(tmp_path / "report.html", [scores])).text
+    assert "Coherence along" in text and "do not carry" not in text
+
+
 # ----------------------------------------------------------------------------------------------
 # Bad input
 # ----------------------------------------------------------------------------------------------

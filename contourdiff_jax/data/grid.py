@@ -150,7 +150,12 @@ class Resampling:
 
     def planes(self, array) -> np.ndarray:
         """Volume [X, Y, Z] -> its planes [N, R, C] turned as the slices, on their own voxels."""
-        return np.flip(np.transpose(array, self.axes), (1, 2))
+        return planes_across(self.grid.axis, array)
+
+
+def planes_across(axis: str, array) -> np.ndarray:
+    """Volume [X, Y, Z] -> its planes [N, R, C] across an axis of AXES, on their own voxels."""
+    return np.flip(np.transpose(array, AXES[axis]), (1, 2))
 
 
 def _weights(n: int, size: float, n_out: int, size_out: float) -> tuple[csr_array, np.ndarray]:

@@ -109,7 +109,7 @@ def _body(solid: np.ndarray, spacing: np.ndarray) -> np.ndarray:
         core = _erode(solid, radius, spacing)
         if core.any():
             break
-    grown = solid & _dilate(_largest(core), radius + RECOVERY, spacing)
+    grown = solid & dilate(_largest(core), radius + RECOVERY, spacing)
     return ndimage.binary_fill_holes(_close(_largest(grown), CLOSING, spacing))
 
 
@@ -158,10 +158,10 @@ def _largest(mask: np.ndarray) -> np.ndarray:
 
 def _erode(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
     """Erosion by a ball of `radius` mm; what lies outside the field of view counts as solid."""
-    return ~_dilate(~mask, radius, spacing)
+    return ~dilate(~mask, radius, spacing)
 
 
-def _dilate(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
+def dilate(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
     """Dilation by a ball of `radius` mm."""
     heights = spacing[2] * np.arange(int(radius / spacing[2]) + 1)
     return _grow(mask, [_disc(np.sqrt(radius**2 - up**2), spacing[:2]) for up in heights])
@@ -198,6 +198,6 @@ def _close(mask: np.ndarray, radius: float, spacing: np.ndarray) -> np.ndarray:
     """Closing by a ball of `radius` mm; the mask goes on beyond its borders as it is there."""
     width = [(int(np.ceil(2 * radius / size)),) * 2 for size in spacing]
     wide = np.pad(mask, width, mode="edge")
-    closed = _erode(_dilate(wide, radius, spacing), radius, spacing)
+    closed = _erode(dilate(wide, radius, spacing), radius, spacing)
     inner = tuple(slice(w, w + n) for (w, _), n in zip(width, mask.shape, strict=True))
     return closed[inner] | mask

@@ -35,9 +35,12 @@ def interval(values, seed=0):
 
 
 def text(entry):
-    """An interval as people read it: "0.532 [0.501, 0.560]", "19.87 [18.90, 20.61]"."""
+    """An interval as people read it: "0.532 [0.501, 0.560]", "19.87 [18.90, 20.61]".
+
+    Numbers below 0.01 get a decimal more, so that 0.0034 is not 0.003.
+    """
     digits = len(str(int(abs(entry["value"]))))
-    decimals = max(0, 4 - digits)
+    decimals = 4 if 0 < abs(entry["value"]) < 0.01 else max(0, 4 - digits)
     value = f"{entry['value']:.{decimals}f}"
     if entry["low"] is None:
         return value
