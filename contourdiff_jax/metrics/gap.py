@@ -12,8 +12,8 @@ two domains, so that all there is to compare is how contours lie in the body:
 
 Each is a distance of distributions, divided by what a subject of the target is from the others: at
 1, the source is as unlike the target as the target's subjects are unlike each other. The gap is
-their geometric mean. That it ranks settings as truth does is measured in experiments/009_gap; what
-it cannot see are contours that look right and follow the wrong border.
+their geometric mean. How well it ranks settings is measured in experiments/009_gap; what it cannot
+see are contours that look right and follow the wrong border.
 
 Shapes: N slices, H rows, W columns; S shells, L lengths. Lengths are counted in units of about 1/35
 of the body's radius, whole pixels: 2.4 mm in a head.
