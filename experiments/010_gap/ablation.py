@@ -155,16 +155,14 @@ def table(out: Path) -> None:
         entry = {"training": name, "contours": source, "metric": metric}
         entry |= {"all heads": summary(values), "heads not tuned on": summary(unseen)}
         result["scores"].append(entry)
-        for other in [("plain", "united"), ("plain", source)]:
-            base = found.get((*other, metric), {})
-            both = sorted(base.keys() & unseen.keys())
-            if (name, source) == other or not both:
-                continue
-            change = {k: unseen[k] - base[k] for k in both}
-            result["differences"].append(
-                {"training": name, "contours": source, "metric": metric, "from": list(other)}
-                | summary(change)
-            )
+        # An ingredient of the contours is compared with united windows, one of training with none.
+        other = ("plain", "united") if name == "plain" else ("plain", source)
+        base = found.get((*other, metric), {})
+        both = sorted(base.keys() & unseen.keys())
+        if (name, source) != other and both:
+            change = summary({k: unseen[k] - base[k] for k in both})
+            entry = {"training": name, "contours": source, "metric": metric, "from": list(other)}
+            result["differences"].append(entry | change)
     (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     for entry in result["scores"]:
         if entry["metric"] == "ssim_mask":
