@@ -130,6 +130,19 @@ def default() -> ConfigDict:
                 "fixed_stride": False,  # of ddim: steps lead T // n down, not to the next timestep
                 "guidance": 1.0,  # classifier-free; other than 1 needs train.condition_dropout
                 "batch": 16,  # slices sampled at once
+                # What the slices of a volume have in common (translate_volume.py).
+                "coherence": 0.0,  # mm between knots of noise that they share; 0: each has its own
+                "coupling": 0.0,  # share of the neighbours' mean in every estimate of x_0
+                "scgd": False,  # each is shown the translation of the one before, as published
+                "candidates": 4,  # of scgd: drawn where a chain of slices begins
+                "candidate": "lowest_mean",  # which of them is kept, as published; best_contours
+                "anchor": 0,  # of scgd: slices after which a new chain begins; 0: never
+                "middle": False,  # of scgd: chains begin in their middle and go both ways
+                # Samples of each slice, and which is kept: first, the usual one; lowest_mean;
+                # nearest, to the slice before; best_contours; or the mean of all.
+                "samples": 1,
+                "keep": "first",
+                "tiles": 0.0,  # their overlap, where volumes exceed the grid; 0: they are cropped
             },
             # Devices along each axis of the mesh; -1: all that are left.
             "mesh": {"data": -1, "fsdp": 1},

@@ -10,7 +10,8 @@
     nnunet   OUT/imagesTr/<name>_0000.nii.gz and OUT/labelsTr/<name>.nii.gz, the labels of the
              source, with dataset.json: ready to train on
 
-Beside every translation lies its sidecar, whatever the format.
+Beside every translation lies its sidecar, whatever the format. Maps of a translation (of its
+uncertainty, say) are NIfTI in a folder of their own, OUT/maps/<name>_<map>.nii.gz.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from contourdiff_jax.layouts.scans import Scan
 
 FORMATS = ("same", "nifti", "dicom", "bids", "nnunet")
 BIDS_VERSION = "1.10.0"
+MAPS = "maps"  # folder of the maps beside translations
 DATATYPES = {"ct": "ct", "mr": "anat"}  # folders of BIDS
 
 
@@ -44,19 +46,25 @@ class Target:
       sidecar: the JSON beside them.
       save: writes them: (array [X, Y, Z] in native units, the source's volume) -> None.
       sources: of pictures, the file that each is made of.
+      maps: where each goes, by its name.
     """
 
     files: tuple[Path, ...]
     sidecar: Path
     save: Callable[[np.ndarray, Volume], None]
     sources: tuple[Path, ...] = ()
+    maps: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+
+    @property
+    def _all(self) -> tuple[Path, ...]:
+        return (*self.files, *self.maps.values())
 
     def is_done(self, fields: dict, overwrite: bool) -> bool:
         """Whether the translation and its sidecar already are what `fields` say.
 
         Raises InputError where it is there but was made from something else.
         """
-        there = [path for path in self.files if path.exists()]
+        there = [path for path in self._all if path.exists()]
         try:
             before = json.loads(self.sidecar.read_text())
         except (OSError, ValueError):
@@ -64,15 +72,15 @@ class Target:
         wanted = json.loads(json.dumps(fields))
         if isinstance(before, dict) and wanted.items() <= before.items():
             left_out = before.get("left_out", [])
-            return {path.name for path in self.files if path not in there} == set(left_out)
+            return {path.name for path in self._all if path not in there} == set(left_out)
         if overwrite or not there:
             return False
         raise InputError(
             f"{there[0]}: made with other settings; choose another --out or give --overwrite"
         )
 
-    def write(self, array: np.ndarray, like: Volume, fields: dict) -> None:
-        """Writes the translation and its sidecar, both or none.
+    def write(self, array: np.ndarray, like: Volume, fields: dict, maps: Mapping) -> None:
+        """Writes the translation, its sidecar and its maps {name: [X, Y, Z]}, all or none.
 
         The sidecar first: what lies beside one is whole, whenever the command is interrupted.
         """
@@ -87,6 +95,8 @@ class Target:
         left_out = [p.name for p, of in zip(self.files, self.sources, strict=False) if of in bad]
         _write_json(self.sidecar, fields | ({"left_out": left_out} if left_out else {}))
         try:
+            for name, path in self.maps.items():
+                volumes.write(path, maps[name], like, np.float32)
             self.save(array, like)
         except InputError:
             self.sidecar.unlink(missing_ok=True)
@@ -94,7 +104,7 @@ class Target:
             raise
 
     def _remove(self) -> None:
-        for path in self.files:
+        for path in self._all:
             if path.is_dir():
                 shutil.rmtree(path)
             else:
@@ -112,6 +122,7 @@ class Output:
       window: the translations' own, in native units.
       kind: what the target shows, as BIDS and nnU-Net call it: 'T1w', 'ct', ...
       labels: label maps by the name of their scan, for nnU-Net; None: those of the layout.
+      maps: names of those that are written.
     """
 
     folder: Path
@@ -120,9 +131,21 @@ class Output:
     window: Window
     kind: str
     labels: dict[str, Scan] | None = None
+    maps: tuple[str, ...] = ()
 
     def target(self, scan: Scan) -> Target:
-        """Where the translation of a scan goes."""
+        """Where the translation of a scan and its maps go."""
+        target = self._target(scan)
+        name = target.sidecar.stem
+        maps = {kind: self.folder / MAPS / f"{name}_{kind}.nii.gz" for kind in self.maps}
+        return dataclasses.replace(target, maps=maps)
+
+    def claim(self, target: Target) -> Path:
+        """The file by which a process claims a target for itself."""
+        name = "-".join(target.sidecar.relative_to(self.folder).with_suffix(".lock").parts)
+        return self.folder / f".{name}"
+
+    def _target(self, scan: Scan) -> Target:
         if self.format == "dicom":
             return self._series(scan)
         if self.format == "bids":

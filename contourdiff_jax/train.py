@@ -24,12 +24,12 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from contourdiff_jax import checkpoint, models, run, state, translate
+from contourdiff_jax import checkpoint, models, run, state, translate_volume
 from contourdiff_jax import config as configuration
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches, disturbance, volumes
 from contourdiff_jax.data.store import Store, open_store
-from contourdiff_jax.diffusion import process, schedules
+from contourdiff_jax.diffusion import noise, process, schedules
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.logs import Logs
 
@@ -85,7 +85,7 @@ class Setup:
     init: Callable[[jax.Array], state.TrainState]
     like: state.TrainState  # ShapeDtypeStructs with shardings
     step: Callable[[state.TrainState, dict], tuple[state.TrainState, dict]]
-    sampler: Callable  # see translate.sampler
+    sampler: Callable  # see translate_volume.sampler
     step_bytes: int  # memory of a step beside the state, on one device
 
 
@@ -112,7 +112,7 @@ def setup(config, size: int) -> Setup:
     loss = process.loss(
         model.apply, schedule, config.diffusion, condition_dropout=config.train.condition_dropout
     )
-    sampler = translate.sampler(config, model, schedule, mesh)
+    sampler = translate_volume.sampler(config, model, schedule, mesh)
 
     init = functools.partial(state.init, config.train, model.init)
     shapes = jax.eval_shape(init, jax.random.key(0))
@@ -373,12 +373,12 @@ def _observer(ours: run.Run, store: Store, plan: Setup) -> _Observer:
     # Samples are drawn in one fixed batch that any mesh divides.
     size = SAMPLES * plan.mesh.size
     shown = examples(np.resize(sampled, size))
-    keys = translate.keys(config.seed, "samples", np.arange(size))
+    knots = noise.independent(config.seed, "samples", size)
     put = functools.partial(meshes.put, meshes.batch(plan.mesh))
     condition = put(shown["condition"])
 
     def samples(ema) -> np.ndarray:
-        drawn = np.asarray(plan.sampler(ema, condition, put(keys)))[: len(sampled), ..., 0]
+        drawn = np.asarray(plan.sampler(ema, condition, put(knots), None))[: len(sampled), ..., 0]
         columns = [
             shown["x"][: len(sampled), ..., 0],
             2 * shown["condition"]["contour"][: len(sampled), ..., 0] - 1,

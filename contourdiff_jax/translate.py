@@ -4,37 +4,62 @@
 --source is a volume or a folder in any layout that `contourdiff inspect` knows. Translations come
 back in the format of their source, or as --format says: nifti, dicom (a derived series), bids (a
 derivative) or nnunet (with the source's labels, ready to train on). Volumes already translated with
-the same settings are kept, so an interrupted command is continued by repeating it.
+the same settings are kept, so an interrupted command is continued by repeating it, and several may
+work on one folder.
+
+Slices are translated each for itself; --coherence, --coupling or --scgd let those of a volume know
+of one another. --samples draws each several times and writes maps of where they differ.
 
 Example:
     contourdiff translate --run=runs/mr --source=data/test_ct --preset=ct --out=translated
 """
 
+import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from contourdiff_jax import checkpoint, layouts, models, outputs, run, sidecars
+from contourdiff_jax import (
+    checkpoint,
+    claims,
+    layouts,
+    models,
+    outputs,
+    run,
+    selection,
+    sidecars,
+    translate_volume,
+    uncertainty,
+)
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches, contours, intensity, masks, pairs, volumes
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.grid import KEPT_WHOLE
 from contourdiff_jax.data.volumes import UNKNOWN, Assumed
-from contourdiff_jax.diffusion import guidance, samplers, schedules
+from contourdiff_jax.diffusion import schedules, tiles
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.inspection import guesses
 from contourdiff_jax.layouts import scans
 from contourdiff_jax.layouts.scans import Scan
+from contourdiff_jax.translate_volume import Source
+
+CLIPPED = 0.01  # more of the body than this outside the preset's range is worth a warning
+
+# Fields of the `sampler` section that are of whole volumes; flags have their names.
+TOGETHER = (
+    *("coherence", "coupling", "scgd", "candidates", "candidate", "anchor", "middle"),
+    *("samples", "keep", "tiles"),
+)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -71,6 +96,69 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "batch_size", None, "slices at once; the run's by default", flag_values=values
     )
+    flags.DEFINE_float(
+        "coherence",
+        None,
+        "mm along the slicing axis over which slices share noise; the run's by default",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "coupling",
+        None,
+        "share of the neighbours in a slice at every step; the run's by default",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "scgd",
+        None,
+        "show each slice the translation of the one before; the run's by default",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "candidates",
+        None,
+        "of scgd: drawn where a chain of slices begins; the run's by default",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "candidate",
+        None,
+        "of scgd: which of them is kept, lowest_mean or best_contours; the run's by default",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "anchor",
+        None,
+        "of scgd: slices after which a chain begins, 0 for never; the run's by default",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "middle",
+        None,
+        "of scgd: begin in the middle and go both ways; the run's by default",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("samples", None, "of each slice; the run's by default", flag_values=values)
+    flags.DEFINE_string(
+        "keep",
+        None,
+        f"which of the samples is kept, {', '.join(selection.NAMES)}; the run's by default",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "maps",
+        None,
+        "write maps of mean, deviation and structure not asked for; where there are several "
+        "samples by default",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "tiles",
+        None,
+        "volumes larger than the grid in tiles that overlap by this share, 0 crops them; the "
+        "run's by default",
+        flag_values=values,
+    )
     flags.DEFINE_integer("devices", None, "devices to use; all by default", flag_values=values)
     flags.DEFINE_bool(
         "overwrite", False, "replace translations made with other settings", flag_values=values
@@ -98,6 +186,8 @@ def main(values: flags.FlagValues) -> int:
         guidance_scale=values.guidance,
         seed=values.seed,
         batch_size=values.batch_size,
+        together={name: values[name].value for name in TOGETHER},
+        maps=values.maps,
         devices=values.devices,
         overwrite=values.overwrite,
     )
@@ -106,65 +196,36 @@ def main(values: flags.FlagValues) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Paths translated now, kept from before, and failed with the reason."""
+    """Paths translated now, kept from before, failed with the reason, and left to others.
+
+    The latter are being translated by another process.
+    """
 
     done: list[Path]
     kept: list[Path]
     failed: list[tuple[Path, str]]
+    left: list[Path] = dataclasses.field(default_factory=list)
 
 
-# ----------------------------------------------------------------------------------------------
-# Sampling
-# ----------------------------------------------------------------------------------------------
+class _Plan(NamedTuple):
+    """How every volume of a folder is translated."""
+
+    trained: run.Run
+    sampler: ConfigDict  # the section
+    preset: intensity.Preset  # of the source, as are the contours
+    contours: ContourSettings
+    masks: dict[str, Scan] | None
+    drawn: Callable  # (condition, knots, beside) -> pictures
+    seed: int
+    maps: bool
 
 
-def sampler(config, model: models.Model, schedule: schedules.Schedule, mesh) -> Callable:
-    """The compiled sampler of a run's `config`.
+class _Job(NamedTuple):
+    """A volume to be translated, and what its sidecar says beforehand."""
 
-    (params, condition {name: [B, *S, c]}, keys [B, 2]) -> x [B, *S, 1].
-    All randomness of a slice comes from its own key, so neither its neighbours in the batch nor
-    the number of devices change it.
-    """
-    draw_from = samplers.build(config.sampler, schedule.steps)
-
-    def sample(params, condition, key_data):
-        shape = (*next(iter(condition.values())).shape[1:-1], 1)
-        slice_keys = jax.random.wrap_key_data(key_data)
-
-        def noise(i):
-            return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, i), shape))(
-                slice_keys
-            )
-
-        denoise = guidance.denoiser(
-            model.apply,
-            params,
-            schedule,
-            config.diffusion.prediction,
-            condition,
-            guidance=config.sampler.guidance,
-        )
-        z_0 = draw_from(denoise, schedule, noise(config.sampler.steps), noise)
-        return z_0.clip(-1, 1)
-
-    return jax.jit(
-        sample,
-        in_shardings=(None, meshes.batch(mesh), meshes.batch(mesh)),
-        out_shardings=meshes.batch(mesh),
-    )
-
-
-def keys(seed: int, subject: str, slices: np.ndarray) -> np.ndarray:
-    """Key data [n, 2] uint32 of slices of a subject: fold_in of seed, subject and slice number."""
-    name = int.from_bytes(hashlib.sha256(subject.encode()).digest()[:4], "big")
-    subject_key = jax.random.fold_in(jax.random.key(seed), np.uint32(name))
-    folded = jax.vmap(jax.random.fold_in, (None, 0))(subject_key, np.asarray(slices, np.uint32))
-    return np.asarray(jax.random.key_data(folded))
-
-
-# ----------------------------------------------------------------------------------------------
-# Volumes
-# ----------------------------------------------------------------------------------------------
+    scan: Scan
+    target: outputs.Target
+    fields: dict
 
 
 def translate(
@@ -186,6 +247,8 @@ def translate(
     guidance_scale: float | None = None,
     seed: int = 0,
     batch_size: int | None = None,
+    together: Mapping[str, object] | None = None,
+    maps: bool | None = None,
     devices: int | None = None,
     overwrite: bool = False,
 ) -> Result:
@@ -202,6 +265,8 @@ def translate(
       labels: folder with label maps of the source, for nnU-Net; the layout's without it.
       devices: how many to use; all without it.
       sampler_name, steps, guidance_scale, batch_size: the run's `sampler` section without them.
+      together: other fields of that section, those of TOGETHER; None leaves the run's.
+      maps: whether to write maps beside; without it, where there are several samples.
 
     Raises:
       InputError: nothing could be translated. Volumes that failed among others are in the result.
@@ -214,6 +279,7 @@ def translate(
         ("steps", steps),
         ("guidance", guidance_scale),
         ("batch", batch_size),
+        *(together or {}).items(),
     ):
         if value is not None:
             config.sampler[field] = value
@@ -222,6 +288,7 @@ def translate(
             f"{run_folder}: trained without condition dropout, so guidance must be 1; train with "
             f"--config.train.condition_dropout=0.1"
         )
+    translate_volume.check(config.sampler, tuple(config.model.conditions))
     source_preset = intensity.preset(preset)
     settings = _contour_settings(contours_file, trained, source_preset)
     found = layouts.find(
@@ -239,6 +306,7 @@ def translate(
         window=trained.window,
         kind=kind or trained.preset.name,
         labels=None if labels is None else pairs.by_name(labels),
+        maps=uncertainty.MAPS if (config.sampler.samples > 1 if maps is None else maps) else (),
     )
     targets = _targets(found.scans, place)
     mask_scans = None if body_masks is None else pairs.by_name(body_masks)
@@ -247,12 +315,24 @@ def translate(
 
     model = models.build(config.model, batches.CONDITIONS)
     step, ema = checkpoint.load_average(Path(run_folder), model.init, meshes.replicated(mesh))
-    draw = functools.partial(
-        _draw,
-        sampler(config, model, schedules.build(config.diffusion), mesh),
+    drawn = functools.partial(
+        translate_volume.draw,
+        translate_volume.sampler(
+            config, model, schedules.build(config.diffusion), mesh, tile=trained.grid.size
+        ),
         ema,
         meshes.batch(mesh),
         config.sampler.batch,
+    )
+    plan = _Plan(
+        trained=trained,
+        sampler=config.sampler,
+        preset=source_preset,
+        contours=settings,
+        masks=mask_scans,
+        drawn=drawn,
+        seed=seed,
+        maps=bool(place.maps),
     )
     common = {
         "schema": sidecars.SCHEMA,
@@ -281,23 +361,35 @@ def translate(
     for note in found.notes:
         print(f"note: {note}")
     result = Result([], [], list(found.failed))
-    for scan, target in tqdm(targets, unit=" volumes", disable=None):
-        try:
-            sidecar = common | _identity(scan)
-            if target.is_done(sidecar, overwrite):
-                result.kept.append(target.files[0])
-                continue
-            began = time.perf_counter()
-            volume, array, count = _translate_scan(
-                scan, source_preset, settings, trained, mask_scans, draw, seed
-            )
-            sidecar |= {"slices": count, "seconds": round(time.perf_counter() - began, 3)}
-            target.write(array, volume, sidecar)
-            result.done.append(target.files[0])
-            result.failed.extend(volume.failed)
-        except InputError as error:
-            result.failed.append((scan.path, str(error)))
-    if not result.done and not result.kept:
+
+    together = config.sampler.batch if config.sampler.scgd else 1
+    waiting = targets
+    for _ in range(2):  # what another process had before, it may have given up since
+        left = []
+        progress = tqdm(waiting, unit=" volumes", disable=None)
+        for first in range(0, len(waiting), together):
+            group = waiting[first : first + together]
+            with contextlib.ExitStack() as claims_held:
+                jobs = []
+                for scan, target in group:
+                    try:
+                        fields = common | _identity(scan)
+                        if target.is_done(fields, overwrite):
+                            result.kept.append(target.files[0])
+                        elif not claims_held.enter_context(claims.claim(place.claim(target))):
+                            left.append((scan, target))
+                        elif target.is_done(fields, overwrite):  # since
+                            result.kept.append(target.files[0])
+                        else:
+                            jobs.append(_Job(scan, target, fields))
+                    except InputError as error:
+                        result.failed.append((scan.path, str(error)))
+                _translate_together(plan, jobs, result)
+            progress.update(len(group))
+        progress.close()
+        waiting = left
+    result.left.extend(target.files[0] for _, target in waiting)
+    if not result.done + result.kept + result.left:
         if not any(out.iterdir()):
             out.rmdir()
         raise InputError(
@@ -307,9 +399,10 @@ def translate(
     place.finish(source)
     for _, reason in result.failed:
         print(f"not translated: {reason}", file=sys.stderr)
+    elsewhere = f", {len(result.left)} left to another process" if result.left else ""
     print(
         f"{out}: {len(result.done)} translated, {len(result.kept)} kept from before, "
-        f"{len(result.failed)} failed"
+        f"{len(result.failed)} failed{elsewhere}"
     )
     return result
 
@@ -335,57 +428,109 @@ def _targets(found: list[Scan], place: outputs.Output) -> list[tuple[Scan, outpu
     return targets
 
 
-def _translate_scan(scan, source_preset, settings, trained, mask_scans, draw, seed):
-    """-> (the scan's volume, its translation [X, Y, Z] in native units, number of slices)."""
+def _translate_together(plan: _Plan, jobs: list[_Job], result: Result) -> None:
+    """Translates volumes that advance together, and says in `result` how it went."""
+    began = time.perf_counter()
+    read = []
+    for job in jobs:
+        try:
+            read.append((job, _read(plan, job.scan)))
+        except InputError as error:
+            result.failed.append((job.scan.path, str(error)))
+    if not read:
+        return
+    for (job, source), samples in zip(read, _samples(plan, [s for _, s in read]), strict=True):
+        try:
+            array, maps = _finished(plan, source, samples)
+            seconds = round((time.perf_counter() - began) / len(read), 3)
+            done = {"slices": len(source.contours), "seconds": seconds}
+            job.target.write(array, source.volume, job.fields | done, maps)
+            result.done.append(job.target.files[0])
+            result.failed.extend(source.volume.failed)
+        except InputError as error:
+            result.failed.append((job.scan.path, str(error)))
+
+
+def _read(plan: _Plan, scan: Scan) -> Source:
+    """A scan as it goes into the sampler."""
     volume = scan.read()
-    window = source_preset.window_of(volume)
-    volume, resampling = trained.grid.fit_volume(volume)
-    if resampling.kept < KEPT_WHOLE:
+    window = plan.preset.window_of(volume)
+    volume, resampling = plan.trained.grid.fit_volume(volume)
+    if resampling.kept < KEPT_WHOLE and plan.sampler.tiles:
+        grid = plan.trained.grid
+        side = tiles.side(resampling.needed, grid.size, plan.sampler.tiles)
+        _, resampling = dataclasses.replace(grid, size=side).fit_volume(volume)
+    elif resampling.kept < KEPT_WHOLE:
         _say(
             f"warning: {scan.path} is larger than the run's grid: {resampling.kept:.0%} of its "
-            f"field of view is translated, the rest is air"
+            f"field of view is translated, the rest is air; --tiles translates all of it"
         )
     for note in volume.notes:
         _say(f"note: {scan.path}: {note}")
-    mask = pairs.companion(volume, scan, mask_scans, "masks")
+    mask = pairs.companion(volume, scan, plan.masks, "masks")
     if mask is None:
-        mask = masks.body_mask(volume.array, volume.affine, source_preset.modality)
+        mask = masks.body_mask(volume.array, volume.affine, plan.preset.modality)
+    _check_intensities(plan.preset, scan, volume, window, mask > 0)
+    body = resampling.masks(mask > 0)
     edges = contours.on_grid(
-        source_preset.values(volume.array, window),
-        resampling.masks(mask > 0),
+        plan.preset.values(volume.array, window),
+        body,
         resampling,
-        source_preset,
-        settings,
-        source_preset.shown(volume, window),
+        plan.preset,
+        plan.contours,
+        plan.preset.shown(volume, window),
     )
-    contour = batches.given(edges)
-    # Slices are translated independently of one another: each without its neighbour.
-    absent = dict.fromkeys(trained.config.model.conditions, np.zeros_like(contour))
-    unit = draw(absent | {"contour": contour}, keys(seed, scan.name, np.arange(len(edges))))
+    return Source(scan, volume, resampling, edges, body)
 
-    target = trained.preset
-    translated = resampling.volume(target.image.inverse(unit), target.air)
-    return volume, target.native(translated, trained.window), len(edges)
+
+def _check_intensities(preset, scan: Scan, volume, window, inside) -> None:
+    """Says of a volume whose values can hardly be what its preset takes them for."""
+    guess = guesses.guess(volume.array, volume.array.dtype, None, scan.assumed)
+    if guess.preset != preset.name or guess.offset:
+        _say(
+            f"warning: {scan.path}: taken for {preset.name}, but its values look like "
+            f"{guess.modality} ({guess.reason}); see `contourdiff inspect`"
+        )
+    values = preset.values(volume.array[inside], window)
+    outside = np.mean((values < preset.storage.low) | (values > preset.storage.high))
+    if outside > CLIPPED:
+        _say(
+            f"warning: {scan.path}: {outside:.1%} of the body lies outside {preset.storage.low:g} "
+            f"to {preset.storage.high:g} and is clipped"
+        )
+
+
+def _samples(plan: _Plan, sources: list[Source]) -> Iterable[np.ndarray]:
+    """Samples [K, N, H, W] in [-1, 1] of each source."""
+    how = plan.drawn, plan.sampler, plan.trained.config.model.conditions, plan.seed
+    if plan.sampler.scgd:
+        return translate_volume.chained(*how, sources, functools.partial(_edges, plan))
+    return [translate_volume.at_once(*how, source) for source in sources]
+
+
+def _finished(plan: _Plan, source: Source, samples) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """-> (the translation [X, Y, Z] in native units, its maps likewise)."""
+    target, window = plan.trained.preset, plan.trained.window
+    # Where there is neither a body nor a contour there is air, and nothing to guess.
+    samples[:, ~(source.body | (source.contours > 0)).any((1, 2))] = -1
+    found = None
+    if plan.maps or plan.sampler.keep == "best_contours":
+        found = np.stack([_edges(plan, sample, source.body) for sample in samples])
+    kept = selection.chosen(plan.sampler.keep, samples, found, source.contours)
+    translated = source.resampling.volume(target.image.inverse(kept), target.air)
+    maps = {}
+    if plan.maps:
+        maps = uncertainty.maps(samples, found, source.contours, source.resampling, target, window)
+    return target.native(translated, window), maps
+
+
+def _edges(plan: _Plan, pictures, body) -> np.ndarray:
+    return uncertainty.edges(pictures, body, plan.trained.preset, plan.trained.contours)
 
 
 def _say(text: str) -> None:
     """A line above the progress bar."""
     tqdm.write(text, file=sys.stderr)
-
-
-def _draw(sample, params, sharding, batch: int, condition: dict, slice_keys) -> np.ndarray:
-    """Samples [N, H, W] of a volume's conditions {name: [N, H, W, c]} and keys [N, 2].
-
-    Every volume starts a new batch, padded to full size: what a slice becomes depends on nothing
-    else.
-    """
-    count = len(slice_keys)
-    drawn = []
-    for first in range(0, count, batch):
-        part = np.minimum(np.arange(first, first + batch), count - 1)
-        example = meshes.put(sharding, {name: c[part] for name, c in condition.items()})
-        drawn.append(np.asarray(sample(params, example, meshes.put(sharding, slice_keys[part]))))
-    return np.concatenate(drawn)[:count, ..., 0]
 
 
 def _contour_settings(given, trained: run.Run, source: intensity.Preset) -> ContourSettings:

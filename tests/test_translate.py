@@ -18,13 +18,22 @@ import pytest
 from PIL import Image
 
 import contourdiff_jax
-from contourdiff_jax import checkpoint, cli, config, models, run, sidecars, translate
+from contourdiff_jax import (
+    checkpoint,
+    cli,
+    config,
+    models,
+    run,
+    sidecars,
+    translate,
+    translate_volume,
+)
 from contourdiff_jax import mesh as meshes
-from contourdiff_jax.data import batches, contours, volumes
+from contourdiff_jax.data import batches, contours, intensity, volumes
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.volumes import Assumed
-from contourdiff_jax.diffusion import samplers, schedules
+from contourdiff_jax.diffusion import noise, samplers, schedules
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.train import train
 
@@ -162,27 +171,19 @@ def test_batches_and_devices_hardly_matter(
             assert np.abs(ours - theirs).max() < 1e-3 * (high - low)
 
 
-def test_the_noise_follows_seed_subject_and_slice():
-    known = translate.keys(0, "head01", np.arange(6))
-    np.testing.assert_array_equal(translate.keys(0, "head01", np.arange(6)), known)
-    np.testing.assert_array_equal(translate.keys(0, "head01", np.arange(4, 6)), known[4:])
-    assert len({tuple(key) for key in known}) == 6
-    for seed, subject in ((1, "head01"), (0, "head02")):
-        assert not (translate.keys(seed, subject, np.arange(6)) == known).all(1).any()
-
-
 def test_every_step_of_a_sampler_has_its_own_noise(mr_run, monkeypatch):
     """A slice's own, wherever it lies in the batch; what sampling starts from is one more."""
     settings = run.load(mr_run).config
     mesh = meshes.make(settings.mesh)
     condition = {"contour": np.zeros((4, 8, 8, 2), np.float32)}
-    keys = translate.keys(0, "head01", np.arange(4))
+    knots = noise.independent(0, "head01", 4)
 
-    def drawn(answer, keys=keys):
+    def drawn(answer, knots=knots):
         monkeypatch.setattr(samplers, "build", lambda section, total: answer)
         schedule = schedules.build(settings.diffusion)
         model = models.build(settings.model, batches.CONDITIONS)
-        return np.asarray(translate.sampler(settings, model, schedule, mesh)({}, condition, keys))
+        compiled = translate_volume.sampler(settings, model, schedule, mesh)
+        return np.asarray(compiled({}, condition, knots, None))
 
     def noise_of(step):
         return lambda denoise, schedule, z_T, noise: 0.1 * noise(step)
@@ -191,7 +192,8 @@ def test_every_step_of_a_sampler_has_its_own_noise(mr_run, monkeypatch):
     steps = [start, *(drawn(noise_of(step)) for step in range(settings.sampler.steps))]
     pictures = [picture.tobytes() for step in steps for picture in step]
     assert len(set(pictures)) == len(pictures)
-    np.testing.assert_array_equal(drawn(noise_of(0), keys[::-1]), steps[1][::-1])
+    turned = jax.tree.map(lambda a: a[::-1], knots)
+    np.testing.assert_array_equal(drawn(noise_of(0), turned), steps[1][::-1])
 
 
 def test_another_seed_is_another_image(mr_run, sources, translated, tmp_path):
@@ -205,7 +207,7 @@ def test_another_seed_is_another_image(mr_run, sources, translated, tmp_path):
 def test_nothing_of_the_source_is_seen_but_its_contours(mr_run, sources, tmp_path, monkeypatch):
     """Two heads with the same contours, were there such, would have the same translation."""
     edges = np.random.default_rng(0).integers(0, 2, (5, 32, 32), np.uint8)
-    monkeypatch.setattr(contours, "stack", lambda values, masks, settings: edges)
+    monkeypatch.setattr(contours, "on_grid", lambda *of_the_volume: edges)
     for folder, factor in (("a", 1.0), ("b", -0.5)):
         volume = volumes.read(sources / NAMES[0])
         array = np.rint(factor * volume.array)
@@ -213,19 +215,19 @@ def test_nothing_of_the_source_is_seen_but_its_contours(mr_run, sources, tmp_pat
         translate.translate(mr_run, tmp_path / folder, tmp_path / f"{folder}_out", preset="ct")
     np.testing.assert_array_equal(voxels(tmp_path / "a_out"), voxels(tmp_path / "b_out"))
     with monkeypatch.context() as patch:
-        patch.setattr(contours, "stack", lambda values, masks, settings: 1 - edges)
+        patch.setattr(contours, "on_grid", lambda *of_the_volume: 1 - edges)
         translate.translate(mr_run, tmp_path / "a", tmp_path / "c_out", preset="ct")
     assert (voxels(tmp_path / "a_out") != voxels(tmp_path / "c_out")).any()
 
 
-def echo(config, model, schedule, mesh):
+def echo(config, model, schedule, mesh, tile):
     """A sampler that answers with the contours."""
-    return lambda params, condition, keys: 2 * condition["contour"][..., :1] - 1
+    return lambda params, condition, knots, beside: 2 * condition["contour"][..., :1] - 1
 
 
 def test_every_slice_is_drawn_from_its_own_contours(mr_run, sources, tmp_path, monkeypatch):
     """They show where they were taken."""
-    monkeypatch.setattr(translate, "sampler", echo)
+    monkeypatch.setattr(translate_volume, "sampler", echo)
     options = {"preset": "ct", "body_masks": tmp_path / "masks"}
     volume = volumes.read(sources / NAMES[0])
     everywhere = np.ones(volume.array.shape)
@@ -234,9 +236,9 @@ def test_every_slice_is_drawn_from_its_own_contours(mr_run, sources, tmp_path, m
 
     trained = run.load(mr_run)
     resampling = trained.grid.fit(volume.array.shape, volume.affine)
-    slices = resampling.slices(volume.array, -1000)
     inside = resampling.masks(everywhere)
-    edges = contours.stack(slices, inside, contours.preset("default", "ct"))
+    ct, settings = intensity.preset("ct"), contours.preset("default", "ct")
+    edges = contours.on_grid(volume.array, inside, resampling, ct, settings)
     assert len({picture.tobytes() for picture in edges}) == len(edges) == 5
     expected = trained.window.absolute(resampling.volume(edges, 0))
     low, high = sidecar(tmp_path / "out")["window"]
@@ -451,7 +453,7 @@ def test_the_originals_contours_are_those_of_the_pictures(
     settings.train.update(images=8, batch=2, log=0, evaluate=0, sample=0, checkpoint=0)
     assert train(settings, tmp_path / "mr", tmp_path / "run")
 
-    monkeypatch.setattr(translate, "sampler", echo)
+    monkeypatch.setattr(translate_volume, "sampler", echo)
     out, assumed = tmp_path / "out", Assumed(3.6)
     translate.translate(tmp_path / "run", pictures, out, preset="ct", assumed=assumed)
     fields = json.loads((out / "head1.json").read_text())["contours"]

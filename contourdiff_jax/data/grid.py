@@ -12,6 +12,7 @@ superior, right; sagittal: superior, anterior).
 """
 
 import dataclasses
+import math
 
 import numpy as np
 from PIL import Image
@@ -77,6 +78,7 @@ class Resampling:
       positions: [N] float64, mm: coordinate along the slicing axis of every slice's centre.
       covered: fraction of the grid that lies inside the volume's field of view.
       kept: fraction of the field of view that lies inside the grid; below 1 it is cropped.
+      needed: pixels a side of a grid that would hold all of it.
     """
 
     def __init__(self, grid: Grid, shape: tuple[int, int, int], affine: np.ndarray, places=None):
@@ -97,6 +99,7 @@ class Resampling:
         self._forward = [_weights(*side, *grid_side) for side in sides]
         self._backward = [_weights(*grid_side, *side) for side in sides]
         self._nearest = [_nearest(*side, *grid_side) for side in sides]
+        self.needed = math.ceil(max(round(n * mm / grid.spacing, 4) for n, mm in sides))
         self.covered = float(np.prod([cover.mean() for _, cover in self._forward]))
         self.kept = float(np.prod([cover.mean() for _, cover in self._backward]))
 

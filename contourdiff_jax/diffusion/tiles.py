@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiles: pictures larger than the network's, denoised piece by piece.
+
+At every step each tile is denoised on its own and the estimates of x_0 are blended where tiles
+overlap, so that they grow together (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113). Noise
+is the whole picture's: no tile has a key of its own, and no seam. Tiles are denoised one after the
+other: memory grows by the pictures, not by what the network keeps of them.
+
+Shapes: B batch, S pixels a side of the picture, T of a tile, n tiles a side, C channels (last).
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def side(wanted: int, tile: int, overlap: float) -> int:
+    """The smallest S that tiles fill and that is no less than `wanted`; T where one is enough."""
+    stride = _stride(tile, overlap)
+    return tile + stride * max(0, math.ceil((wanted - tile) / stride))
+
+
+def windows(size: int, tile: int, overlap: float) -> tuple[np.ndarray, np.ndarray]:
+    """First pixels [n] of the tiles along a side, and their weights [n, T], which sum to 1.
+
+    A weight rises and falls as a squared sine over the overlap (the raised cosine of Hann).
+    """
+    stride = _stride(tile, overlap)
+    corners = np.arange(0, size - tile + 1, stride)
+    inside = np.arange(tile) + 0.5
+    ramp = np.clip(np.minimum(inside, tile - inside) / max(tile - stride, 1), 0, 1)
+    weights = np.tile(np.sin(np.pi / 2 * ramp) ** 2, (len(corners), 1))
+    total = np.zeros(size)
+    for corner, weight in zip(corners, weights, strict=True):
+        total[corner : corner + tile] += weight
+    places = corners[:, None] + np.arange(tile)
+    return corners, (weights / total[places]).astype(np.float32)
+
+
+def _stride(tile: int, overlap: float) -> int:
+    return tile - round(tile * overlap)
+
+
+def blended(denoiser: Callable, condition, tile: int, overlap: float) -> Callable:
+    """denoise(z_t [B, S, S, C], t) -> x_0, blended of the tiles'.
+
+    Args:
+      denoiser: condition -> denoise, of pictures of T pixels a side.
+      condition: a tree of [B, S, S, c].
+    """
+    corners, weights = windows(jax.tree.leaves(condition)[0].shape[1], tile, overlap)
+    rows, columns = np.meshgrid(corners, corners, indexing="ij")
+    planes = weights[:, None, :, None] * weights[None, :, None, :]
+    pieces = rows.ravel(), columns.ravel(), planes.reshape(-1, 1, tile, tile, 1)
+
+    def denoise(z_t, t):
+        def add(x_0, piece):
+            row, column, weight = piece
+            start = (0, row, column, 0)
+
+            def cut(a):
+                return jax.lax.dynamic_slice(a, start, (a.shape[0], tile, tile, a.shape[3]))
+
+            estimate = denoiser(jax.tree.map(cut, condition))(cut(z_t), t)
+            return jax.lax.dynamic_update_slice(x_0, cut(x_0) + weight * estimate, start), None
+
+        return jax.lax.scan(add, jnp.zeros_like(z_t), pieces)[0]
+
+    return denoise
