@@ -24,7 +24,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from contourdiff_jax import checkpoint, models, run, state, translate_volume
+from contourdiff_jax import checkpoint, models, run, sampling, state
 from contourdiff_jax import config as configuration
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches, disturbance, volumes
@@ -85,7 +85,7 @@ class Setup:
     init: Callable[[jax.Array], state.TrainState]
     like: state.TrainState  # ShapeDtypeStructs with shardings
     step: Callable[[state.TrainState, dict], tuple[state.TrainState, dict]]
-    sampler: Callable  # see translate_volume.sampler
+    sampler: Callable  # see sampling.sampler
     step_bytes: int  # memory of a step beside the state, on one device
 
 
@@ -112,7 +112,7 @@ def setup(config, size: int) -> Setup:
     loss = process.loss(
         model.apply, schedule, config.diffusion, condition_dropout=config.train.condition_dropout
     )
-    sampler = translate_volume.sampler(config, model, schedule, mesh)
+    sampler = sampling.sampler(config, model, schedule, mesh)
 
     init = functools.partial(state.init, config.train, model.init)
     shapes = jax.eval_shape(init, jax.random.key(0))

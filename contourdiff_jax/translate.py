@@ -20,11 +20,10 @@ import functools
 import importlib.metadata
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -36,30 +35,42 @@ from contourdiff_jax import (
     models,
     outputs,
     run,
+    sampling,
     selection,
     sidecars,
     translate_volume,
     uncertainty,
 )
+from contourdiff_jax import config as configuration
 from contourdiff_jax import mesh as meshes
-from contourdiff_jax.data import batches, contours, intensity, masks, pairs, volumes
+from contourdiff_jax.data import batches, contours, intensity, pairs, volumes
 from contourdiff_jax.data.contours import ContourSettings
-from contourdiff_jax.data.grid import KEPT_WHOLE
 from contourdiff_jax.data.volumes import UNKNOWN, Assumed
-from contourdiff_jax.diffusion import schedules, tiles
+from contourdiff_jax.diffusion import schedules
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.inspection import guesses
 from contourdiff_jax.layouts import scans
 from contourdiff_jax.layouts.scans import Scan
-from contourdiff_jax.translate_volume import Source
+from contourdiff_jax.translate_volume import Plan
 
-CLIPPED = 0.01  # more of the body than this outside the preset's range is worth a warning
-
-# Fields of the `sampler` section that are of whole volumes; flags have their names.
-TOGETHER = (
-    *("coherence", "coupling", "scgd", "candidates", "candidate", "anchor", "middle"),
-    *("samples", "keep", "tiles"),
-)
+# Fields of the `sampler` section that are of whole volumes, and what their flags do.
+TOGETHER = {
+    "coherence": "mm along the slicing axis over which slices share noise; 0 for none",
+    "coupling": "share of a slice's neighbours in it, at every step",
+    "scgd": "show each slice the translation of the one before",
+    "candidates": "of scgd: drawn where a chain of slices begins",
+    "candidate": "of scgd: which of them is kept, lowest_mean or best_contours",
+    "anchor": "of scgd: slices after which a new chain begins; 0 for never",
+    "middle": "of scgd: begin chains in their middle and go both ways",
+    "samples": "of each slice",
+    "keep": f"which of the samples is kept: {', '.join(selection.NAMES)}",
+    "tiles": "overlap of the tiles of volumes larger than the grid, as a share; 0 crops them",
+}
+DEFINE = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+}
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -96,67 +107,15 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "batch_size", None, "slices at once; the run's by default", flag_values=values
     )
-    flags.DEFINE_float(
-        "coherence",
-        None,
-        "mm along the slicing axis over which slices share noise; the run's by default",
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        "coupling",
-        None,
-        "share of the neighbours in a slice at every step; the run's by default",
-        flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "scgd",
-        None,
-        "show each slice the translation of the one before; the run's by default",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "candidates",
-        None,
-        "of scgd: drawn where a chain of slices begins; the run's by default",
-        flag_values=values,
-    )
-    flags.DEFINE_string(
-        "candidate",
-        None,
-        "of scgd: which of them is kept, lowest_mean or best_contours; the run's by default",
-        flag_values=values,
-    )
-    flags.DEFINE_integer(
-        "anchor",
-        None,
-        "of scgd: slices after which a chain begins, 0 for never; the run's by default",
-        flag_values=values,
-    )
-    flags.DEFINE_bool(
-        "middle",
-        None,
-        "of scgd: begin in the middle and go both ways; the run's by default",
-        flag_values=values,
-    )
-    flags.DEFINE_integer("samples", None, "of each slice; the run's by default", flag_values=values)
-    flags.DEFINE_string(
-        "keep",
-        None,
-        f"which of the samples is kept, {', '.join(selection.NAMES)}; the run's by default",
-        flag_values=values,
-    )
+    defaults = configuration.default().sampler
+    for name, text in TOGETHER.items():
+        define = DEFINE[type(defaults[name])]
+        define(name, None, f"{text}; the run's by default", flag_values=values)
     flags.DEFINE_bool(
         "maps",
         None,
         "write maps of mean, deviation and structure not asked for; where there are several "
         "samples by default",
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        "tiles",
-        None,
-        "volumes larger than the grid in tiles that overlap by this share, 0 crops them; the "
-        "run's by default",
         flag_values=values,
     )
     flags.DEFINE_integer("devices", None, "devices to use; all by default", flag_values=values)
@@ -205,19 +164,6 @@ class Result:
     kept: list[Path]
     failed: list[tuple[Path, str]]
     left: list[Path] = dataclasses.field(default_factory=list)
-
-
-class _Plan(NamedTuple):
-    """How every volume of a folder is translated."""
-
-    trained: run.Run
-    sampler: ConfigDict  # the section
-    preset: intensity.Preset  # of the source, as are the contours
-    contours: ContourSettings
-    masks: dict[str, Scan] | None
-    drawn: Callable  # (condition, knots, beside) -> pictures
-    seed: int
-    maps: bool
 
 
 class _Job(NamedTuple):
@@ -288,7 +234,7 @@ def translate(
             f"{run_folder}: trained without condition dropout, so guidance must be 1; train with "
             f"--config.train.condition_dropout=0.1"
         )
-    translate_volume.check(config.sampler, tuple(config.model.conditions))
+    sampling.check(config.sampler, tuple(config.model.conditions))
     source_preset = intensity.preset(preset)
     settings = _contour_settings(contours_file, trained, source_preset)
     found = layouts.find(
@@ -316,15 +262,15 @@ def translate(
     model = models.build(config.model, batches.CONDITIONS)
     step, ema = checkpoint.load_average(Path(run_folder), model.init, meshes.replicated(mesh))
     drawn = functools.partial(
-        translate_volume.draw,
-        translate_volume.sampler(
+        sampling.draw,
+        sampling.sampler(
             config, model, schedules.build(config.diffusion), mesh, tile=trained.grid.size
         ),
         ema,
         meshes.batch(mesh),
         config.sampler.batch,
     )
-    plan = _Plan(
+    plan = Plan(
         trained=trained,
         sampler=config.sampler,
         preset=source_preset,
@@ -364,29 +310,15 @@ def translate(
 
     together = config.sampler.batch if config.sampler.scgd else 1
     waiting = targets
-    for _ in range(2):  # what another process had before, it may have given up since
+    for _ in range(2):  # what another process had claimed, it may have given up since
         left = []
-        progress = tqdm(waiting, unit=" volumes", disable=None)
-        for first in range(0, len(waiting), together):
-            group = waiting[first : first + together]
-            with contextlib.ExitStack() as claims_held:
-                jobs = []
-                for scan, target in group:
-                    try:
-                        fields = common | _identity(scan)
-                        if target.is_done(fields, overwrite):
-                            result.kept.append(target.files[0])
-                        elif not claims_held.enter_context(claims.claim(place.claim(target))):
-                            left.append((scan, target))
-                        elif target.is_done(fields, overwrite):  # since
-                            result.kept.append(target.files[0])
-                        else:
-                            jobs.append(_Job(scan, target, fields))
-                    except InputError as error:
-                        result.failed.append((scan.path, str(error)))
-                _translate_together(plan, jobs, result)
-            progress.update(len(group))
-        progress.close()
+        with tqdm(total=len(waiting), unit=" volumes", disable=None) as progress:
+            for first in range(0, len(waiting), together):
+                group = waiting[first : first + together]
+                with contextlib.ExitStack() as held:
+                    jobs = _claimed(group, common, place, overwrite, held, result, left)
+                    _translate_together(plan, jobs, result)
+                progress.update(len(group))
         waiting = left
     result.left.extend(target.files[0] for _, target in waiting)
     if not result.done + result.kept + result.left:
@@ -428,20 +360,43 @@ def _targets(found: list[Scan], place: outputs.Output) -> list[tuple[Scan, outpu
     return targets
 
 
-def _translate_together(plan: _Plan, jobs: list[_Job], result: Result) -> None:
+def _claimed(group, common, place, overwrite, held, result: Result, left: list) -> list[_Job]:
+    """The volumes of a group that are to be translated, claimed until `held` is closed.
+
+    What is done is noted in `result`; what another process has claimed goes to `left`.
+    """
+    jobs = []
+    for scan, target in group:
+        try:
+            fields = common | _identity(scan)
+            if target.is_done(fields, overwrite):
+                result.kept.append(target.files[0])
+            elif not held.enter_context(claims.claim(place.claim(target))):
+                left.append((scan, target))
+            elif target.is_done(fields, overwrite):  # since it was claimed by another
+                result.kept.append(target.files[0])
+            else:
+                jobs.append(_Job(scan, target, fields))
+        except InputError as error:
+            result.failed.append((scan.path, str(error)))
+    return jobs
+
+
+def _translate_together(plan: Plan, jobs: list[_Job], result: Result) -> None:
     """Translates volumes that advance together, and says in `result` how it went."""
     began = time.perf_counter()
     read = []
     for job in jobs:
         try:
-            read.append((job, _read(plan, job.scan)))
+            read.append((job, translate_volume.read(plan, job.scan)))
         except InputError as error:
             result.failed.append((job.scan.path, str(error)))
     if not read:
         return
-    for (job, source), samples in zip(read, _samples(plan, [s for _, s in read]), strict=True):
+    drawn = translate_volume.samples(plan, [source for _, source in read])
+    for (job, source), samples in zip(read, drawn, strict=True):
         try:
-            array, maps = _finished(plan, source, samples)
+            array, maps = translate_volume.finished(plan, source, samples)
             seconds = round((time.perf_counter() - began) / len(read), 3)
             done = {"slices": len(source.contours), "seconds": seconds}
             job.target.write(array, source.volume, job.fields | done, maps)
@@ -449,88 +404,6 @@ def _translate_together(plan: _Plan, jobs: list[_Job], result: Result) -> None:
             result.failed.extend(source.volume.failed)
         except InputError as error:
             result.failed.append((job.scan.path, str(error)))
-
-
-def _read(plan: _Plan, scan: Scan) -> Source:
-    """A scan as it goes into the sampler."""
-    volume = scan.read()
-    window = plan.preset.window_of(volume)
-    volume, resampling = plan.trained.grid.fit_volume(volume)
-    if resampling.kept < KEPT_WHOLE and plan.sampler.tiles:
-        grid = plan.trained.grid
-        side = tiles.side(resampling.needed, grid.size, plan.sampler.tiles)
-        _, resampling = dataclasses.replace(grid, size=side).fit_volume(volume)
-    elif resampling.kept < KEPT_WHOLE:
-        _say(
-            f"warning: {scan.path} is larger than the run's grid: {resampling.kept:.0%} of its "
-            f"field of view is translated, the rest is air; --tiles translates all of it"
-        )
-    for note in volume.notes:
-        _say(f"note: {scan.path}: {note}")
-    mask = pairs.companion(volume, scan, plan.masks, "masks")
-    if mask is None:
-        mask = masks.body_mask(volume.array, volume.affine, plan.preset.modality)
-    _check_intensities(plan.preset, scan, volume, window, mask > 0)
-    body = resampling.masks(mask > 0)
-    edges = contours.on_grid(
-        plan.preset.values(volume.array, window),
-        body,
-        resampling,
-        plan.preset,
-        plan.contours,
-        plan.preset.shown(volume, window),
-    )
-    return Source(scan, volume, resampling, edges, body)
-
-
-def _check_intensities(preset, scan: Scan, volume, window, inside) -> None:
-    """Says of a volume whose values can hardly be what its preset takes them for."""
-    guess = guesses.guess(volume.array, volume.array.dtype, None, scan.assumed)
-    if guess.preset != preset.name or guess.offset:
-        _say(
-            f"warning: {scan.path}: taken for {preset.name}, but its values look like "
-            f"{guess.modality} ({guess.reason}); see `contourdiff inspect`"
-        )
-    values = preset.values(volume.array[inside], window)
-    outside = np.mean((values < preset.storage.low) | (values > preset.storage.high))
-    if outside > CLIPPED:
-        _say(
-            f"warning: {scan.path}: {outside:.1%} of the body lies outside {preset.storage.low:g} "
-            f"to {preset.storage.high:g} and is clipped"
-        )
-
-
-def _samples(plan: _Plan, sources: list[Source]) -> Iterable[np.ndarray]:
-    """Samples [K, N, H, W] in [-1, 1] of each source."""
-    how = plan.drawn, plan.sampler, plan.trained.config.model.conditions, plan.seed
-    if plan.sampler.scgd:
-        return translate_volume.chained(*how, sources, functools.partial(_edges, plan))
-    return [translate_volume.at_once(*how, source) for source in sources]
-
-
-def _finished(plan: _Plan, source: Source, samples) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """-> (the translation [X, Y, Z] in native units, its maps likewise)."""
-    target, window = plan.trained.preset, plan.trained.window
-    # Where there is neither a body nor a contour there is air, and nothing to guess.
-    samples[:, ~(source.body | (source.contours > 0)).any((1, 2))] = -1
-    found = None
-    if plan.maps or plan.sampler.keep == "best_contours":
-        found = np.stack([_edges(plan, sample, source.body) for sample in samples])
-    kept = selection.chosen(plan.sampler.keep, samples, found, source.contours)
-    translated = source.resampling.volume(target.image.inverse(kept), target.air)
-    maps = {}
-    if plan.maps:
-        maps = uncertainty.maps(samples, found, source.contours, source.resampling, target, window)
-    return target.native(translated, window), maps
-
-
-def _edges(plan: _Plan, pictures, body) -> np.ndarray:
-    return uncertainty.edges(pictures, body, plan.trained.preset, plan.trained.contours)
-
-
-def _say(text: str) -> None:
-    """A line above the progress bar."""
-    tqdm.write(text, file=sys.stderr)
 
 
 def _contour_settings(given, trained: run.Run, source: intensity.Preset) -> ContourSettings:

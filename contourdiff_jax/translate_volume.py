@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The slices of a volume, translated: each for itself, or knowing of one another.
 
-There is one compiled sampler. What a slice has of its neighbours is said by what it is given:
+There is one compiled sampler (sampling.py). What a slice has of its neighbours is said by what it
+is given:
 
     noise          knots that slices share (diffusion/noise.py): all are drawn in parallel
     coupling       estimates that agree at every step (diffusion/coupling.py)
@@ -17,22 +18,26 @@ closest-canonical RAS.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
 
-from contourdiff_jax import mesh as meshes
-from contourdiff_jax import models, selection
-from contourdiff_jax.data import batches
-from contourdiff_jax.data.grid import Resampling
+from contourdiff_jax import chains, run, selection, uncertainty
+from contourdiff_jax.data import batches, contours, intensity, masks, pairs
+from contourdiff_jax.data.contours import ContourSettings
+from contourdiff_jax.data.grid import KEPT_WHOLE, Resampling
 from contourdiff_jax.data.volumes import Volume
-from contourdiff_jax.diffusion import coupling, guidance, noise, samplers, schedules, tiles
-from contourdiff_jax.errors import InputError
+from contourdiff_jax.diffusion import noise, tiles
+from contourdiff_jax.inspection import guesses
 from contourdiff_jax.layouts.scans import Scan
 
-GAP = 1.5  # times the usual distance: slices farther apart are no neighbours
-NONE = -1  # in place of the slice before
+AIR = -1.0  # in the model's range
+CLIPPED = 0.01  # more of the body than this outside the preset's range is worth a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,144 +57,76 @@ class Source:
     contours: np.ndarray
     body: np.ndarray
 
+    @property
+    def air(self) -> np.ndarray:
+        """[N] bool, slices without body and contours: they are air, and nothing is guessed."""
+        return ~(self.body | (self.contours > 0)).any((1, 2))
 
-def check(config, names: tuple[str, ...]) -> None:
-    """Raise InputError for a `sampler` section that cannot be followed.
 
-    Args:
-      names: of the conditions that the network sees.
-    """
-    for field, low, high in (
-        ("coherence", 0, np.inf),
-        ("coupling", 0, 1),
-        ("candidates", 1, np.inf),
-        ("anchor", 0, np.inf),
-        ("samples", 1, np.inf),
-    ):
-        if not low <= config[field] < high:
-            below = f" and below {high}" if high < np.inf else ""
-            raise InputError(f"--{field}: {config[field]} must be at least {low}{below}")
-    if not 0 <= config.tiles <= 0.5:
-        raise InputError(f"--tiles: {config.tiles} must lie between 0 and 0.5, a share of a tile")
-    for field, known in (
-        ("keep", selection.NAMES),
-        ("candidate", ("lowest_mean", "best_contours")),
-    ):
-        if config[field] not in known:
-            raise InputError(f"--{field}: {config[field]!r} is not one of {', '.join(known)}")
-    if config.scgd and "neighbour" not in names:
-        raise InputError(
-            "--scgd: the run does not see neighbours; train with "
-            "--config.model.conditions=\"('contour', 'neighbour')\""
+class Plan(NamedTuple):
+    """How every volume of a folder is translated."""
+
+    trained: run.Run
+    sampler: ConfigDict  # the section
+    preset: intensity.Preset  # of the source, as are the contours
+    contours: ContourSettings
+    masks: dict[str, Scan] | None
+    drawn: Callable  # (condition, knots, beside) -> pictures
+    seed: int
+    maps: bool
+
+
+def read(plan: Plan, scan: Scan) -> Source:
+    """A scan as it goes into the sampler."""
+    volume = scan.read()
+    window = plan.preset.window_of(volume)
+    volume, resampling = plan.trained.grid.fit_volume(volume)
+    if resampling.kept < KEPT_WHOLE and plan.sampler.tiles:
+        grid = plan.trained.grid
+        side = tiles.side(resampling.needed, grid.size, plan.sampler.tiles)
+        _, resampling = dataclasses.replace(grid, size=side).fit_volume(volume)
+    elif resampling.kept < KEPT_WHOLE:
+        _say(
+            f"warning: {scan.path} is larger than the run's grid: {resampling.kept:.0%} of its "
+            f"field of view is translated, the rest is air; --tiles translates all of it"
         )
-    if config.scgd and config.coupling:
-        raise InputError("--scgd draws slice after slice, --coupling all at once; choose one")
+    for note in volume.notes:
+        _say(f"note: {scan.path}: {note}")
+    mask = pairs.companion(volume, scan, plan.masks, "masks")
+    if mask is None:
+        mask = masks.body_mask(volume.array, volume.affine, plan.preset.modality)
+    _check_intensities(plan.preset, scan, volume, window, mask > 0)
+    body = resampling.masks(mask > 0)
+    edges = contours.on_grid(
+        plan.preset.values(volume.array, window),
+        body,
+        resampling,
+        plan.preset,
+        plan.contours,
+        plan.preset.shown(volume, window),
+    )
+    return Source(scan, volume, resampling, edges, body)
 
 
-# --------------------------------------------------------------------------------------------------
-# Sampling
-# --------------------------------------------------------------------------------------------------
-
-
-def sampler(config, model: models.Model, schedule: schedules.Schedule, mesh, tile=None) -> Callable:
-    """The compiled sampler of a run's `config`.
-
-    (params, condition {name: [B, *S, c]}, knots, beside) -> x [B, *S, 1].
-    All randomness of a slice comes from its own knots, so neither the others in the batch nor the
-    number of devices change it. `beside` [B, 2] are the neighbours that estimates are coupled with,
-    where B may be a multiple of the batch, or None. Pictures larger than `tile` pixels are drawn in
-    tiles.
-    """
-    settings = config.sampler
-    draw_from = samplers.build(settings, schedule.steps)
-
-    def sample(params, condition, knots, beside):
-        space = jax.tree.leaves(condition)[0].shape[1:-1]
-        draws = noise.drawn(knots, (*space, 1))
-        denoiser = functools.partial(
-            guidance.denoiser,
-            model.apply,
-            params,
-            schedule,
-            config.diffusion.prediction,
-            guidance=settings.guidance,
+def _check_intensities(preset, scan: Scan, volume, window, inside) -> None:
+    """Says of a volume whose values can hardly be what its preset takes them for."""
+    guess = guesses.guess(volume.array, volume.array.dtype, None, scan.assumed)
+    if guess.preset != preset.name or guess.offset:
+        _say(
+            f"warning: {scan.path}: taken for {preset.name}, but its values look like "
+            f"{guess.modality} ({guess.reason}); see `contourdiff inspect`"
         )
-        if tile and max(space) > tile:
-            denoiser = functools.partial(tiles.blended, denoiser, tile=tile, overlap=settings.tiles)
-        if beside is None:
-            denoise = denoiser(condition)
-        else:
-            denoise = coupling.in_parts(denoiser, condition, settings.batch)
-            denoise = coupling.coupled(denoise, beside, settings.coupling)
-        return draw_from(denoise, schedule, draws(settings.steps), draws).clip(-1, 1)
-
-    lying = meshes.batch(mesh)
-    return jax.jit(sample, in_shardings=(None, lying, lying, lying), out_shardings=lying)
-
-
-def draw(compiled, params, sharding, batch: int, condition: dict, knots, beside=None) -> np.ndarray:
-    """Samples [N, H, W] of conditions {name: [N, H, W, c]} and knots, in batches of one size.
-
-    The first slice starts a new batch and the last is repeated to fill its own: what a slice
-    becomes depends on nothing else. With `beside` [N, 2] all are one call.
-    """
-    count = len(knots.keys)
-    size = batch if beside is None else -(-count // batch) * batch
-    pictures = []
-    for first in range(0, count, size):
-        rows = np.minimum(np.arange(first, first + size), count - 1)
-        given = meshes.put(sharding, jax.tree.map(lambda a: a[rows], (condition, knots, beside)))  # noqa: B023
-        pictures.append(np.asarray(compiled(params, *given)))
-    return np.concatenate(pictures)[:count, ..., 0]
+    values = preset.values(volume.array[inside], window)
+    outside = (values < preset.storage.low) | (values > preset.storage.high)
+    if outside.sum() > CLIPPED * outside.size:
+        _say(
+            f"warning: {scan.path}: {outside.mean():.1%} of the body lies outside {preset.storage.low:g} "
+            f"to {preset.storage.high:g} and is clipped"
+        )
 
 
 # --------------------------------------------------------------------------------------------------
-# Slices beside one another
-# --------------------------------------------------------------------------------------------------
-
-
-def runs(positions: np.ndarray) -> list[np.ndarray]:
-    """Numbers of slices at `positions` [N] mm, parted where a gap is wider than GAP times usual."""
-    steps = np.abs(np.diff(positions))
-    gaps = np.flatnonzero(steps > GAP * np.median(steps)) if len(steps) else []
-    return np.split(np.arange(len(positions)), np.asarray(gaps, int) + 1)
-
-
-def neighbours(positions: np.ndarray) -> np.ndarray:
-    """[N, 2] the slices on either side of each; at the ends of a run twice the only one."""
-    beside = []
-    for run in runs(positions):
-        below, above = run - 1, run + 1
-        below[0], above[-1] = run[1 % len(run)], run[-2 % len(run)]
-        beside.append(np.stack([below, above], 1))
-    return np.concatenate(beside).astype(np.int32)
-
-
-def chains(positions: np.ndarray, *, anchor: int = 0, middle: bool = False):
-    """The order in which slices are translated from one another.
-
-    Args:
-      positions: [N] mm along the slicing axis.
-      anchor: slices after which a new chain begins; 0 for never, but behind gaps.
-      middle: chains begin in their middle, and go both ways.
-
-    Returns:
-      ([N] the slice whose translation each is shown, NONE where a chain begins, [N] how far from
-      there it lies: what is equally far is drawn together).
-    """
-    before, distance = (np.empty(len(positions), int) for _ in range(2))
-    for run in runs(positions):
-        for first in range(0, len(run), anchor or len(run)):
-            chain = run[first : first + (anchor or len(run))]
-            start = chain[len(chain) // 2 if middle else 0]
-            distance[chain] = np.abs(chain - start)
-            before[chain] = chain - np.sign(chain - start)
-            before[start] = NONE
-    return before, distance
-
-
-# --------------------------------------------------------------------------------------------------
-# Volumes
+# Samples
 # --------------------------------------------------------------------------------------------------
 
 
@@ -211,13 +148,11 @@ def at_once(drawn: Callable, config, names, seed: int, source: Source) -> np.nda
     """
     contour = batches.given(source.contours)
     condition = dict.fromkeys(names, np.zeros_like(contour)) | {"contour": contour}
-    beside = neighbours(source.resampling.positions) if config.coupling else None
-    return np.stack(
-        [
-            drawn(condition, knots(config, seed, source, sample), beside)
-            for sample in range(config.samples)
-        ]
-    )
+    beside = chains.neighbours(source.resampling.positions) if config.coupling else None
+    own = (knots(config, seed, source, sample) for sample in range(config.samples))
+    pictures = np.stack([drawn(condition, of_sample, beside) for of_sample in own])
+    pictures[:, source.air] = AIR
+    return pictures
 
 
 def chained(
@@ -232,37 +167,68 @@ def chained(
       found: (pictures [n, H, W], body [n, H, W]) -> the contours that they show.
     """
     planned = [
-        chains(source.resampling.positions, anchor=config.anchor, middle=config.middle)
+        chains.chains(source.resampling.positions, anchor=config.anchor, middle=config.middle)
         for source in sources
     ]
     results = [np.empty((config.samples, *s.contours.shape), np.float32) for s in sources]
+    air = [source.air for source in sources]
     farthest = max(distance.max() for _, distance in planned)
     for k in range(config.samples):
         numbers = range(k * config.candidates, (k + 1) * config.candidates)
         of = [[knots(config, seed, source, number) for source in sources] for number in numbers]
         for far in range(farthest + 1):
             rows = [(v, i) for v, (_, d) in enumerate(planned) for i in np.flatnonzero(d == far)]
-            asked = _stacked([source.contours for source in sources], rows)
+            asked = _gathered([source.contours for source in sources], rows)
             contour = batches.given(asked)
             condition = dict.fromkeys(names, np.zeros_like(contour)) | {"contour": contour}
             if far:
                 before = [(v, planned[v][0][i]) for v, i in rows]
-                shown = _stacked([result[k] for result in results], before)
+                shown = _gathered([result[k] for result in results], before)
                 condition["neighbour"] = batches.given(shown)
             candidates = [
-                drawn(condition, jax.tree.map(lambda *a: _stacked(a, rows), *each), None)  # noqa: B023
-                for each in of[: 1 if far else None]
+                drawn(condition, _gathered(each, rows), None) for each in of[: 1 if far else None]
             ]
             pictures = candidates[0]
             if len(candidates) > 1:
-                body = _stacked([source.body for source in sources], rows)
+                body = _gathered([source.body for source in sources], rows)
                 edges = [found(candidate, body) for candidate in candidates]
                 pictures = selection.chosen(config.candidate, np.stack(candidates), edges, asked)
             for (v, i), picture in zip(rows, pictures, strict=True):
-                results[v][k, i] = picture
+                results[v][k, i] = AIR if air[v][i] else picture
     return results
 
 
-def _stacked(arrays, rows: list[tuple[int, int]]) -> np.ndarray:
-    """Entries (v, i): the i-th of the v-th array."""
-    return np.stack([arrays[v][i] for v, i in rows])
+def _gathered(trees, rows: list[tuple[int, int]]):
+    """Of trees of arrays, entries (v, i): the i-th of the v-th."""
+    return jax.tree.map(lambda *arrays: np.stack([arrays[v][i] for v, i in rows]), *trees)
+
+
+def samples(plan: Plan, sources: list[Source]) -> Iterable[np.ndarray]:
+    """Samples [K, N, H, W] in [-1, 1] of each source."""
+    how = plan.drawn, plan.sampler, plan.trained.config.model.conditions, plan.seed
+    if plan.sampler.scgd:
+        return chained(*how, sources, functools.partial(_edges, plan))
+    return [at_once(*how, source) for source in sources]
+
+
+def finished(plan: Plan, source: Source, drawn) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """-> (the translation [X, Y, Z] in native units, its maps likewise)."""
+    target, window = plan.trained.preset, plan.trained.window
+    found = None
+    if plan.maps or plan.sampler.keep == "best_contours":
+        found = np.stack([_edges(plan, sample, source.body) for sample in drawn])
+    kept = selection.chosen(plan.sampler.keep, drawn, found, source.contours)
+    translated = source.resampling.volume(target.image.inverse(kept), target.air)
+    maps = {}
+    if plan.maps:
+        maps = uncertainty.maps(drawn, found, source.contours, source.resampling, target, window)
+    return target.native(translated, window), maps
+
+
+def _edges(plan: Plan, pictures, body) -> np.ndarray:
+    return uncertainty.edges(pictures, body, plan.trained.preset, plan.trained.contours)
+
+
+def _say(text: str) -> None:
+    """A line above the progress bar."""
+    tqdm.write(text, file=sys.stderr)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Noise along the slices of a volume: normal everywhere, local, the scanner's and not the file's."""
+"""Noise along the slices of a volume: normal everywhere, local, and tied to the scanner."""
 
 import jax
 import numpy as np

@@ -24,9 +24,9 @@ from contourdiff_jax import (
     config,
     models,
     run,
+    sampling,
     sidecars,
     translate,
-    translate_volume,
 )
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches, contours, intensity, volumes
@@ -182,7 +182,7 @@ def test_every_step_of_a_sampler_has_its_own_noise(mr_run, monkeypatch):
         monkeypatch.setattr(samplers, "build", lambda section, total: answer)
         schedule = schedules.build(settings.diffusion)
         model = models.build(settings.model, batches.CONDITIONS)
-        compiled = translate_volume.sampler(settings, model, schedule, mesh)
+        compiled = sampling.sampler(settings, model, schedule, mesh)
         return np.asarray(compiled({}, condition, knots, None))
 
     def noise_of(step):
@@ -227,7 +227,7 @@ def echo(config, model, schedule, mesh, tile):
 
 def test_every_slice_is_drawn_from_its_own_contours(mr_run, sources, tmp_path, monkeypatch):
     """They show where they were taken."""
-    monkeypatch.setattr(translate_volume, "sampler", echo)
+    monkeypatch.setattr(sampling, "sampler", echo)
     options = {"preset": "ct", "body_masks": tmp_path / "masks"}
     volume = volumes.read(sources / NAMES[0])
     everywhere = np.ones(volume.array.shape)
@@ -453,7 +453,7 @@ def test_the_originals_contours_are_those_of_the_pictures(
     settings.train.update(images=8, batch=2, log=0, evaluate=0, sample=0, checkpoint=0)
     assert train(settings, tmp_path / "mr", tmp_path / "run")
 
-    monkeypatch.setattr(translate_volume, "sampler", echo)
+    monkeypatch.setattr(sampling, "sampler", echo)
     out, assumed = tmp_path / "out", Assumed(3.6)
     translate.translate(tmp_path / "run", pictures, out, preset="ct", assumed=assumed)
     fields = json.loads((out / "head1.json").read_text())["contours"]

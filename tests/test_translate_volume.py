@@ -1,27 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The slices of a volume together: what each is given, and that sharing work changes nothing.
 
-Two convolutions stand in for the network, but where processes share a folder.
+Two convolutions stand in for the network.
 """
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from contourdiff_jax import config, layouts, models, translate_volume
+from contourdiff_jax import chains, config, layouts, models, sampling, translate_volume
+from contourdiff_jax.chains import NONE
 from contourdiff_jax.data import batches, volumes
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.train import train
 from contourdiff_jax.translate import translate
-from contourdiff_jax.translate_volume import NONE, Source
+from contourdiff_jax.translate_volume import Source
 
 UNET = models.build
 NAMES = ["phantom005_ct.nii.gz", "phantom006_ct.nii.gz"]
@@ -87,7 +83,7 @@ def flicker(array):
     ],
 )
 def test_chains_begin_where_they_are_told_to(options, before, distance):
-    ours = translate_volume.chains(3.0 * np.arange(7), **options)
+    ours = chains.chains(3.0 * np.arange(7), **options)
     np.testing.assert_array_equal(ours[0], before)
     np.testing.assert_array_equal(ours[1], distance)
 
@@ -95,17 +91,17 @@ def test_chains_begin_where_they_are_told_to(options, before, distance):
 def test_nothing_goes_across_a_gap():
     """Between slices 2 and 3 lie three times the usual distance; a little more is no gap."""
     positions = np.array([0, 3, 6.5, 15.5, 18.5])
-    before, distance = translate_volume.chains(positions)
+    before, distance = chains.chains(positions)
     np.testing.assert_array_equal(before, [NONE, 0, 1, NONE, 3])
     np.testing.assert_array_equal(distance, [0, 1, 2, 0, 1])
     beside = [[1, 1], [0, 2], [1, 1], [4, 4], [3, 3]]
-    np.testing.assert_array_equal(translate_volume.neighbours(positions), beside)
+    np.testing.assert_array_equal(chains.neighbours(positions), beside)
 
 
 def test_a_single_slice_has_no_neighbours_but_itself():
-    before, distance = translate_volume.chains(np.array([5.0]))
+    before, distance = chains.chains(np.array([5.0]))
     assert (before, distance) == ([NONE], [0])
-    np.testing.assert_array_equal(translate_volume.neighbours(np.array([5.0])), [[0, 0]])
+    np.testing.assert_array_equal(chains.neighbours(np.array([5.0])), [[0, 0]])
 
 
 # ----------------------------------------------------------------------------------------------
@@ -125,7 +121,7 @@ class Scan:
 
 def volume_of(name, count):
     edges = np.random.default_rng(count).integers(0, 2, (count, 4, 4), np.uint8)
-    return Source(Scan(name), None, Resampling(count), edges, edges > 2)
+    return Source(Scan(name), None, Resampling(count), edges, edges < 2)
 
 
 def section(**fields):
@@ -242,10 +238,10 @@ def drawn_from(settings, knots, beside=None):
 
     mesh = meshes.make(settings.mesh)
     schedule = schedules.build(settings.diffusion)
-    compiled = translate_volume.sampler(settings, build(None, None), schedule, mesh)
+    compiled = sampling.sampler(settings, build(None, None), schedule, mesh)
     count = len(knots.keys)
     contour = batches.given(np.zeros((count, 16, 16), np.uint8))
-    return translate_volume.draw(
+    return sampling.draw(
         compiled,
         {},
         meshes.batch(mesh),
@@ -288,7 +284,7 @@ def test_neither_batches_nor_other_slices_change_shared_noise(plain):
 
 def test_coupled_slices_agree_and_batches_do_not_matter(plain):
     knots = of_subject(10)
-    beside = translate_volume.neighbours(2.0 * np.arange(10))
+    beside = chains.neighbours(2.0 * np.arange(10))
     alone = drawn_from(plain, knots)
     plain.sampler.coupling = 0.5
     coupled = drawn_from(plain, knots, beside)
@@ -482,43 +478,6 @@ def test_settings_that_cannot_work_are_named(mr_run, sources, tmp_path, together
     with pytest.raises(InputError, match=named):
         translate(mr_run, sources, tmp_path / "out", preset="ct", together=together)
     assert not any(tmp_path.iterdir())
-
-
-# ----------------------------------------------------------------------------------------------
-# Processes
-# ----------------------------------------------------------------------------------------------
-
-
-def test_processes_share_a_folder_and_one_may_be_killed(trained, sources, tmp_path):
-    """Nothing is made twice but what the killed one had begun, and all of it to the bit."""
-    many = tmp_path / "many"
-    many.mkdir()
-    for i in range(12):
-        (many / f"head{i:02}_ct.nii.gz").symlink_to(sources / NAMES[i % 2])
-    reference = tmp_path / "reference"
-    translate(trained, many, reference, preset="ct", steps=50)
-
-    out = tmp_path / "out"
-    argv = [sys.executable, "-m", "contourdiff_jax", "translate", f"--run={trained}"]
-    argv += [f"--source={many}", f"--out={out}", "--preset=ct", "--steps=50"]
-    started = [
-        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        for _ in range(2)
-    ]
-    while not list(out.glob("*.nii.gz")) and started[0].poll() is None:
-        time.sleep(0.01)
-    os.kill(started[0].pid, signal.SIGKILL)
-    started[0].communicate()
-    said, _ = started[1].communicate(timeout=300)
-    assert started[1].returncode == 0
-    counts = re.search(r"(\d+) translated, (\d+) kept from before, 0 failed", said)
-    assert int(counts[1]) <= 12 and "Traceback" not in said
-
-    result = translate(trained, many, out, preset="ct", steps=50)
-    assert len(result.done) <= 1 and len(result.done + result.kept) == 12
-    assert not list(out.glob(".*.lock"))
-    for path in reference.glob("*.nii.gz"):
-        assert (out / path.name).read_bytes() == path.read_bytes()
 
 
 def test_what_another_process_holds_is_left_to_it(mr_run, sources, tmp_path, capsys):

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chains: which slices of a volume are neighbours, and which is translated from which.
+
+Shapes: N slices, at `positions` [N] mm along the slicing axis.
+"""
+
+import numpy as np
+
+GAP = 1.5  # times the usual distance: slices farther apart are no neighbours
+NONE = -1  # in place of the slice before
+
+
+def runs(positions: np.ndarray) -> list[np.ndarray]:
+    """Numbers of slices at `positions` [N] mm, parted where a gap is wider than GAP times usual."""
+    steps = np.abs(np.diff(positions))
+    gaps = np.flatnonzero(steps > GAP * np.median(steps)) if len(steps) else []
+    return np.split(np.arange(len(positions)), np.asarray(gaps, int) + 1)
+
+
+def neighbours(positions: np.ndarray) -> np.ndarray:
+    """[N, 2] the slices on either side of each; at the ends of a run twice the only one."""
+    beside = []
+    for run in runs(positions):
+        below, above = run - 1, run + 1
+        below[0], above[-1] = run[1 % len(run)], run[-2 % len(run)]
+        beside.append(np.stack([below, above], 1))
+    return np.concatenate(beside).astype(np.int32)
+
+
+def chains(positions: np.ndarray, *, anchor: int = 0, middle: bool = False):
+    """The order in which slices are translated from one another.
+
+    Args:
+      positions: [N] mm along the slicing axis.
+      anchor: slices after which a new chain begins; 0 for never, but behind gaps.
+      middle: chains begin in their middle, and go both ways.
+
+    Returns:
+      ([N] the slice whose translation each is shown, NONE where a chain begins, [N] how far from
+      there it lies: what is equally far is drawn together).
+    """
+    before, distance = (np.empty(len(positions), int) for _ in range(2))
+    for run in runs(positions):
+        for first in range(0, len(run), anchor or len(run)):
+            chain = run[first : first + (anchor or len(run))]
+            start = chain[len(chain) // 2 if middle else 0]
+            distance[chain] = np.abs(chain - start)
+            before[chain] = chain - np.sign(chain - start)
+            before[start] = NONE
+    return before, distance
