@@ -120,8 +120,8 @@ def _check_intensities(preset, scan: Scan, volume, window, inside) -> None:
     outside = (values < preset.storage.low) | (values > preset.storage.high)
     if outside.sum() > CLIPPED * outside.size:
         _say(
-            f"warning: {scan.path}: {outside.mean():.1%} of the body lies outside {preset.storage.low:g} "
-            f"to {preset.storage.high:g} and is clipped"
+            f"warning: {scan.path}: {outside.mean():.1%} of the body lies outside "
+            f"{preset.storage.low:g} to {preset.storage.high:g} and is clipped"
         )
 
 

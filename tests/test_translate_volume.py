@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from contourdiff_jax import chains, config, layouts, models, sampling, translate_volume
+from contourdiff_jax import chains, cli, config, layouts, models, sampling, translate_volume
 from contourdiff_jax.chains import NONE
 from contourdiff_jax.data import batches, volumes
 from contourdiff_jax.errors import InputError
@@ -458,6 +458,16 @@ def test_values_that_the_preset_cannot_mean_are_said(
     volumes.save(tmp_path / "odd" / NAMES[0], change(volume.array), volume.affine, np.float32)
     assert translate(mr_run, tmp_path / "odd", tmp_path / "out", preset="ct").done
     assert re.search(warning, capsys.readouterr().err)
+
+
+def test_flags_have_the_names_of_the_settings(mr_run, sources, tmp_path):
+    given = {"coherence": 24.0, "scgd": True, "candidates": 2, "candidate": "best_contours"}
+    given |= {"anchor": 3, "middle": True, "samples": 2, "keep": "mean", "tiles": 0.25}
+    argv = [f"--run={mr_run}", f"--source={sources}", "--preset=ct", f"--out={tmp_path / 'out'}"]
+    argv += [f"--{name}={value}" for name, value in given.items()] + ["--nomaps"]
+    assert cli.main(["contourdiff", "translate", *argv]) == 0
+    assert sidecar(tmp_path / "out")["sampler"].items() >= given.items()
+    assert not (tmp_path / "out" / "maps").exists()
 
 
 @pytest.mark.parametrize(
