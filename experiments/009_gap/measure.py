@@ -20,12 +20,12 @@ from ml_collections import ConfigDict
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from contourdiff_jax import checkpoint, mesh, models, run, translate
+from contourdiff_jax import checkpoint, mesh, models, run, sampling
 from contourdiff_jax import contours as command
 from contourdiff_jax.data import batches, contours
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.prepare import prepare
-from contourdiff_jax.diffusion import schedules
+from contourdiff_jax.diffusion import noise, schedules
 from contourdiff_jax.metrics import gap, paired
 
 STEPS = 2  # of DDIM, as in experiments/001_heads
@@ -75,17 +75,13 @@ def translator(folder: Path):
     devices = mesh.make(ConfigDict({"data": -1, "fsdp": 1}))
     model = models.build(config.model, batches.CONDITIONS)
     _, params = checkpoint.load_average(folder, model.init, mesh.replicated(devices))
-    sample = translate.sampler(config, model, schedules.build(config.diffusion), devices)
+    compiled = sampling.sampler(config, model, schedules.build(config.diffusion), devices)
 
     def images(drawn, keys):
-        size, count = config.sampler.batch, len(drawn)
-        padded = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)
-        parts = []
-        for part in padded:
-            condition = {"contour": batches.given(drawn[part])}
-            inputs = (mesh.put(mesh.batch(devices), x) for x in (condition, keys[part]))
-            parts.append(np.asarray(sample(params, *inputs)))
-        return (np.concatenate(parts)[:count, ..., 0] + 1) / 2
+        condition = {"contour": batches.given(drawn)}
+        knots = noise.Knots(np.stack([keys, keys], 1), np.tile(np.float32([1, 0]), (len(keys), 1)))
+        lying, size = mesh.batch(devices), config.sampler.batch
+        return (sampling.draw(compiled, params, lying, size, condition, knots) + 1) / 2
 
     return images
 
@@ -99,7 +95,7 @@ def measure(images, target, source_path: Path, truth_path: Path, families: dict)
     owners = index["subject"][rows]
     subjects = np.unique(owners)
     keys = np.concatenate(
-        [translate.keys(0, str(o), [k]) for o, k in zip(owners, index["slice"][rows], strict=True)]
+        [noise.keys(0, str(o), [k]) for o, k in zip(owners, index["slice"][rows], strict=True)]
     )
     true = truth.store.preset.image.fraction(truth.store.values(rows))
     translated = dataclasses.replace(source, rows=rows)
