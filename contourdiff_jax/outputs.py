@@ -10,8 +10,8 @@
     nnunet   OUT/imagesTr/<name>_0000.nii.gz and OUT/labelsTr/<name>.nii.gz, the labels of the
              source, with dataset.json: ready to train on
 
-Beside every translation lies its sidecar, whatever the format. Maps of a translation (of its
-uncertainty, say) are NIfTI in a folder of their own, OUT/maps/<name>_<map>.nii.gz.
+Beside every translation lies its sidecar, whatever the format. Maps of translations (their standard
+deviation, say) are NIfTI, each kind in a folder of its own: OUT/maps/<kind>/<name>.nii.gz.
 """
 
 import dataclasses
@@ -137,7 +137,7 @@ class Output:
         """Where the translation of a scan and its maps go."""
         target = self._target(scan)
         name = target.sidecar.stem
-        maps = {kind: self.folder / MAPS / f"{name}_{kind}.nii.gz" for kind in self.maps}
+        maps = {kind: self.folder / MAPS / kind / f"{name}.nii.gz" for kind in self.maps}
         return dataclasses.replace(target, maps=maps)
 
     def claim(self, target: Target) -> Path:

@@ -38,8 +38,8 @@ from contourdiff_jax import (
     sampling,
     selection,
     sidecars,
+    spread,
     translate_volume,
-    uncertainty,
 )
 from contourdiff_jax import config as configuration
 from contourdiff_jax import mesh as meshes
@@ -252,7 +252,7 @@ def translate(
         window=trained.window,
         kind=kind or trained.preset.name,
         labels=None if labels is None else pairs.by_name(labels),
-        maps=uncertainty.MAPS if (config.sampler.samples > 1 if maps is None else maps) else (),
+        maps=spread.MAPS if (config.sampler.samples > 1 if maps is None else maps) else (),
     )
     targets = _targets(found.scans, place)
     mask_scans = None if body_masks is None else pairs.by_name(body_masks)

@@ -27,7 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from contourdiff_jax import chains, run, selection, uncertainty
+from contourdiff_jax import chains, run, selection, spread
 from contourdiff_jax.data import batches, contours, intensity, masks, pairs
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.grid import KEPT_WHOLE, Resampling
@@ -221,12 +221,12 @@ def finished(plan: Plan, source: Source, drawn) -> tuple[np.ndarray, dict[str, n
     translated = source.resampling.volume(target.image.inverse(kept), target.air)
     maps = {}
     if plan.maps:
-        maps = uncertainty.maps(drawn, found, source.contours, source.resampling, target, window)
+        maps = spread.maps(drawn, found, source.contours, source.resampling, target, window)
     return target.native(translated, window), maps
 
 
 def _edges(plan: Plan, pictures, body) -> np.ndarray:
-    return uncertainty.edges(pictures, body, plan.trained.preset, plan.trained.contours)
+    return spread.edges(pictures, body, plan.trained.preset, plan.trained.contours)
 
 
 def _say(text: str) -> None:

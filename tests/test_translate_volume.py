@@ -13,7 +13,7 @@ import pytest
 
 from contourdiff_jax import chains, cli, config, layouts, models, sampling, translate_volume
 from contourdiff_jax.chains import NONE
-from contourdiff_jax.data import batches, volumes
+from contourdiff_jax.data import batches, pairs, volumes
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.train import train
 from contourdiff_jax.translate import translate
@@ -318,11 +318,7 @@ def sampled(mr_run, sources, tmp_path_factory):
 
 
 def maps_of(out, name=NAMES[0]):
-    stem = name.removesuffix(".nii.gz")
-    return {
-        kind: nib.load(out / "maps" / f"{stem}_{kind}.nii.gz")
-        for kind in ("mean", "std", "unasked")
-    }
+    return {kind: nib.load(out / "maps" / kind / name) for kind in ("mean", "std", "unasked")}
 
 
 def test_of_several_samples_the_first_is_the_usual_one(sampled, translated):
@@ -344,7 +340,10 @@ def test_maps_lie_beside_on_the_same_grid(sampled, sources):
 
 
 def test_maps_are_not_taken_for_translations(sampled):
-    assert [scan.path.name for scan in layouts.find(sampled).scans] == NAMES
+    """And those of one kind pair with them by their names, for `evaluate --uncertainty`."""
+    assert [scan.path for scan in layouts.find(sampled).scans] == [sampled / n for n in NAMES]
+    deviations = pairs.by_name(sampled / "maps" / "std")
+    assert list(deviations) == list(pairs.by_name(sampled)) == ["phantom005", "phantom006"]
 
 
 def test_the_mean_may_be_kept(mr_run, sources, sampled, tmp_path):
@@ -376,7 +375,7 @@ def test_one_sample_may_have_maps_too(mr_run, sources, translated, tmp_path):
     maps = maps_of(tmp_path / "out")
     assert not np.asarray(maps["std"].dataobj).any()
     np.testing.assert_array_equal(np.asarray(maps["mean"].dataobj), voxels(translated))
-    (tmp_path / "out" / "maps" / "phantom005_ct_unasked.nii.gz").unlink()
+    (tmp_path / "out" / "maps" / "unasked" / NAMES[0]).unlink()
     assert translate(mr_run, sources / NAMES[0], tmp_path / "out", **options).done
     assert translate(mr_run, sources / NAMES[0], tmp_path / "out", **options).kept
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Uncertainty: where the samples of a slice differ, and where they show what no contour asked for.
+"""Spread: where the samples of a slice differ, and where they show what no contour asked for.
 
     mean     of the samples, in the target's units
     std      their standard deviation, likewise

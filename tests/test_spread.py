@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from contourdiff_jax import uncertainty
+from contourdiff_jax import spread
 from contourdiff_jax.data import contours, intensity
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.intensity import Window
@@ -28,8 +28,8 @@ def test_mean_and_deviation_are_in_the_units_of_the_target(name, window):
         for sample in samples
     ]
     nothing = np.zeros((2, 32, 32), np.uint8)
-    maps = uncertainty.maps(samples, samples > 2, nothing, RESAMPLING, preset, window)
-    assert set(maps) == set(uncertainty.MAPS)
+    maps = spread.maps(samples, samples > 2, nothing, RESAMPLING, preset, window)
+    assert set(maps) == set(spread.MAPS)
     scale = np.ptp(native)
     np.testing.assert_allclose(maps["mean"], np.mean(native, 0), atol=1e-5 * scale)
     np.testing.assert_allclose(maps["std"], np.std(native, 0), atol=1e-5 * scale)
@@ -42,9 +42,9 @@ def test_structure_that_no_contour_asked_for_is_found():
     body = np.ones((2, 32, 32), bool)
     asked_for, both = disc(12), disc(12) - 0.5 * disc(4)
     samples = 2 * np.stack([np.stack([asked_for] * 2), np.stack([both] * 2)]) - 1
-    found = np.stack([uncertainty.edges(s, body, mr, contours.MR) for s in samples])
-    maps = uncertainty.maps(samples, found, found[0], RESAMPLING, mr, Window(0, 1))
-    inner = uncertainty.edges(samples[1], body, mr, contours.MR)[0] * (disc(8) > 0)
+    found = np.stack([spread.edges(s, body, mr, contours.MR) for s in samples])
+    maps = spread.maps(samples, found, found[0], RESAMPLING, mr, Window(0, 1))
+    inner = spread.edges(samples[1], body, mr, contours.MR)[0] * (disc(8) > 0)
     assert inner.sum() > 10
     expected = RESAMPLING.volume(np.stack([0.5 * inner] * 2), 0)
     np.testing.assert_allclose(maps["unasked"], expected, atol=1e-6)
@@ -54,4 +54,4 @@ def test_structure_that_no_contour_asked_for_is_found():
 def test_settings_for_voxels_are_followed_on_the_grid(settings):
     ct = intensity.preset("ct")
     pictures = np.stack([disc(10) - 0.45])
-    assert uncertainty.edges(pictures, np.ones((1, 32, 32), bool), ct, settings).any()
+    assert spread.edges(pictures, np.ones((1, 32, 32), bool), ct, settings).any()
