@@ -116,6 +116,8 @@ def _check_intensities(preset, scan: Scan, volume, window, inside) -> None:
             f"warning: {scan.path}: taken for {preset.name}, but its values look like "
             f"{guess.modality} ({guess.reason}); see `contourdiff inspect`"
         )
+    if preset.percentiles is not None:  # MR is clipped at its own, by design
+        return
     values = preset.values(volume.array[inside], window)
     outside = (values < preset.storage.low) | (values > preset.storage.high)
     if outside.sum() > CLIPPED * outside.size:
