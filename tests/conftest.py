@@ -77,6 +77,7 @@ def _two_convolutions(config, conditions):
     from contourdiff_jax.models import conditioning
 
     models.check(config)
+    conditioning.check(config, conditions)
     width = config.channels[0]
     inputs = 1 + conditioning.channels(config, conditions)
     shapes = {"first": (3, 3, inputs, width), "last": (3, 3, width, 1)}
