@@ -28,6 +28,7 @@ COMMANDS = {
     "report": "contourdiff_jax.report",
     "import": "contourdiff_jax.importing",
     "export": "contourdiff_jax.exporting",
+    "weights": "contourdiff_jax.weights",
 }
 BAD_INPUT = 2
 

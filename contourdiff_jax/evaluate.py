@@ -11,7 +11,8 @@ histogram matched, and the mean image.
 How well slices fit together is measured along their axis, beside the truth and the real volumes,
 and with --truth in planes reformatted across the slices. With --labels, errors are given for each
 label too; with --uncertainty, standard deviations of the translations in their own units, it is
-measured how well these rank the errors. docs/scores.md defines the numbers.
+measured how well these rank the errors. With --features, KID and FID say how far the images lie
+from those of --real. docs/scores.md defines the numbers.
 
 A volume that cannot be scored is reported and skipped.
 
@@ -43,7 +44,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import contourdiff_jax
-from contourdiff_jax import baselines, cases, figures, scores
+from contourdiff_jax import baselines, cases, figures, scores, unpaired
 from contourdiff_jax.cases import Case, Settings
 from contourdiff_jax.data import intensity, pairs, volumes
 from contourdiff_jax.data.grid import AXES, planes_across
@@ -80,6 +81,7 @@ def evaluate(
     preset: str | None = None,
     source_preset: str | None = None,
     grid: str = "source",
+    distances: unpaired.Options | None = None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Evaluation:
@@ -89,21 +91,24 @@ def evaluate(
       translated: folder made by `contourdiff translate`, or by another tool.
       out: folder to write.
       truth: folder with the true target volumes on the translations' own grids.
-      real: folder with target volumes of other subjects, for the baselines.
+      real: folder with target volumes of other subjects, for the baselines and distances.
       source: folder with the volumes that were translated.
       masks: folder with body masks; else they are computed from the source, or from the truth.
       labels: folder with label maps, for errors inside each label.
       uncertainty: folder with standard deviations of the translations, in their native units.
       preset, source_preset: the target's and the source's, for translations without sidecars.
       grid: 'source' compares at the volumes' own resolution, 'model' on the model's grid.
+      distances: what to measure the distance from the real volumes by, None for not at all.
       seed: of the bootstrap.
       overwrite: replace an evaluation of that name.
 
     Raises InputError when nothing can be scored, or when a subject to be scored was trained on.
     """
     out = Path(out)
-    if truth is None and source is None:
-        raise InputError("nothing to compare with: give --truth, --source or both")
+    if truth is None and source is None and distances is None:
+        raise InputError("nothing to compare with: give --truth, --source or both, or --features")
+    if distances is not None and distances.features == "inception" and real is None:
+        raise InputError("--features=inception compares with the volumes of --real; give them")
     for name, folder in (("labels", labels), ("uncertainty", uncertainty)):
         if folder is not None and truth is None:
             raise InputError(f"--{name} is about errors, which need --truth")
@@ -129,16 +134,24 @@ def evaluate(
         "uncertainty": (None, assumed),
     }
     partners = {what: pairs.by_name(folder, *understood[what]) for what, folder in given.items()}
+    to_pair = [] if truth is None and source is None else list(sidecars)
     learned = None
-    if real is not None:
+    if real is not None and to_pair:
         scored_subjects = {scans[name].subject for name in sidecars}
         learned = baselines.learn(real, scored_subjects, settings)
         failed += learned.failed
+    far = None
+    if distances is not None:
+        measured = {name: scans[name] for name in sidecars}
+        far = unpaired.measure(
+            distances, measured, sidecars, partners.get("source"), real, settings, grid, seed
+        )
+        failed += far.failed
 
     with _new_folder(out, overwrite) as folder:
         # Score: subject by subject.
         rows, scored, beside, curves = [], [], [], []
-        for subject in tqdm(sidecars, desc="evaluate", unit="volume", disable=None):
+        for subject in tqdm(to_pair, desc="evaluate", unit="volume", disable=None):
             try:
                 case = cases.read(scans[subject], sidecars[subject], partners, settings)
                 alike = baselines.alike(case, learned)
@@ -154,7 +167,7 @@ def evaluate(
                 (folder / "views" / f"{subject}.png").write_bytes(figures.png(_views(case)))
             if case.deviation is not None:
                 curves.append(ranking.sparsification(*scores.ranked(case)))
-        if not scored:
+        if to_pair and not scored:
             raise InputError(
                 f"{translated}: none of {len(scans)} volumes could be scored: {failed[0][1]}"
             )
@@ -169,12 +182,22 @@ def evaluate(
         # Summarise and write.
         options = {"real": real, "preset": preset, "source_preset": source_preset, "grid": grid}
         slices = {row[:2] for row in rows if row[1] != scores.WHOLE}
-        data = {"subjects": scored, "slices": len(slices)}
+        data = {"subjects": scored or list(sidecars), "slices": len(slices)}
         data |= _description(settings, given, grid, seed)
         if learned is not None:
             data |= {"real volumes of the baselines": learned.count}
             data |= {"real volumes left out": learned.left_out} if learned.left_out else {}
             data |= {"real volumes of the same gaps": len(beside)}
+        methods = _summarise(rows, seed)
+        if far is not None:
+            data |= far.data
+            options |= {name: value for name, value in vars(distances).items() if value}
+            methods = {
+                m: methods.get(m, {}) | far.methods.get(m, {}) for m in methods | far.methods
+            }
+            if distances.statistics:
+                far.save(folder / "statistics")
+        failed = list(dict.fromkeys(failed))
         data |= {"failed": [reason for _, reason in failed]} if failed else {}
         metrics = {
             "schema": SCHEMA,
@@ -182,7 +205,7 @@ def evaluate(
             "command": _command(translated=translated, **given, **options, seed=seed, out=out),
             "versions": _versions(),
             "data": data,
-            "methods": _summarise(rows, seed),
+            "methods": methods,
         }
         _write(folder, metrics, rows)
         curves = [curve for curve in curves if curve[0] is not None]
@@ -268,18 +291,20 @@ def _description(settings: Settings, given: dict, grid: str, seed: int) -> dict:
         "source preset": settings.source and settings.source.name,
         "target preset": settings.target.name,
         "model grid": f"{axis}, {size} x {size} px of {spacing:g} mm",
-        "body mask": "given"
-        if "masks" in given
-        else f"computed from the {'source' if 'source' in given else 'truth'}",
-        "slices scored inside the body": f"those that show at least {scores.LEAST_BODY:.0%} of it",
         "interval": f"{bootstrap.LEVEL:.0%} percentile bootstrap of the mean over subjects, "
         f"{bootstrap.RESAMPLES} resamples, seed {seed}",
     }
-    data |= {
-        "coherence along the axis": "on the model's grid, inside the body, in fractions of the "
-        "intensity window; unevenly spaced slices are interpolated to even ones first; ratios are "
-        f"to real volumes whose gaps differ by at most {baselines.SAME_GAP:.0%}",
-    }
+    if "truth" in given or "source" in given:
+        data |= {
+            "body mask": "given"
+            if "masks" in given
+            else f"computed from the {'source' if 'source' in given else 'truth'}",
+            "slices scored inside the body": "those that show at least "
+            f"{scores.LEAST_BODY:.0%} of it",
+            "coherence along the axis": "on the model's grid, inside the body, in fractions of the "
+            "intensity window; unevenly spaced slices are interpolated to even ones first; ratios "
+            f"are to real volumes whose gaps differ by at most {baselines.SAME_GAP:.0%}",
+        }
     if "truth" in given:
         data |= {
             "reformatted planes": f"at most {scores.PLANES} in each direction, spread over the "
@@ -380,7 +405,7 @@ def define_flags(values: flags.FlagValues) -> None:
     for name, text in (
         ("translated", "Folder of translated volumes with their sidecars."),
         ("truth", "Folder of the true target volumes."),
-        ("real", "Folder of target volumes of other subjects, for the baselines."),
+        ("real", "Folder of target volumes of other subjects, for baselines, KID and FID."),
         ("source", "Folder of the volumes that were translated."),
         ("masks", "Folder of body masks; by default they are computed."),
         ("labels", "Folder of label maps: errors are given inside each label too."),
@@ -398,6 +423,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "grid", "source", list(scores.GRIDS), "Where images are compared.", flag_values=values
     )
+    unpaired.define_flags(values)
     flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace an evaluation.", flag_values=values)
 
@@ -419,6 +445,7 @@ def main(values: flags.FlagValues) -> int:
         preset=values.preset,
         source_preset=values.source_preset,
         grid=values.grid,
+        distances=unpaired.from_flags(values),
         seed=values.seed,
         overwrite=values.overwrite,
     )

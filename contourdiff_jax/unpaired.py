@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Unpaired scores: how far the images of a translation lie from real images of other subjects.
+
+KID first, because its expectation does not depend on how many images there are; FID falls with
+them. They are called so with the released InceptionV3 alone; with other weights, or features of a
+file, they are kernel_NAME and frechet_NAME.
+
+Shapes: [X, Y, Z] volumes; [n, H, W] uint8 images; [N, D] features.
+"""
+
+import dataclasses
+import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from contourdiff_jax import layouts
+from contourdiff_jax.data.grid import AXES
+from contourdiff_jax.data.intensity import Preset, Window
+from contourdiff_jax.data.masks import body_mask
+from contourdiff_jax.data.volumes import Assumed, Volume, check_is_file, reason
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.layouts.scans import Scan
+from contourdiff_jax.metrics import distribution, samples
+from contourdiff_jax.metrics.samples import Sample
+from contourdiff_jax.sidecars import Settings, Sidecar
+
+LEAST = 50  # images on a side; of fewer, no distance says anything
+# Two samples of one distribution of 512 features have an FID of 13 with 200 images, 32 with 50.
+LEAST_FRECHET = 200
+LEAST_BODY = 0.01  # of a slice's pixels, to count in the foreground
+MODES = ("pytorch-fid", "torch-fidelity", "clean-fid")
+REAL = "real"
+FILE = {"translation": "translated", REAL: REAL}  # what a file of features calls them
+
+Samples = dict[str, dict[str, Sample]]  # by view and method
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to measure by.
+
+    Attributes:
+      features: 'inception', or an .npz file of other features: arrays `translated` [N, D] and
+        `real` [M, D] with the names of their subjects, `translated_subjects` and `real_subjects`.
+      mode: how images are shown to the network, see metrics/features.py.
+      weights: of the network, see weights.py.
+      foreground: whether what lies outside the body becomes air.
+      three_views: whether to slice along all three axes, and not just the model's.
+      statistics: whether to keep means and covariances, as pytorch-fid reads them.
+    """
+
+    features: str
+    mode: str = "clean-fid"
+    weights: str | None = None
+    foreground: bool = False
+    three_views: bool = False
+    statistics: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Unpaired:
+    """Metrics of every method, with how they came about in words, and what could not be read.
+
+    Attributes:
+      methods: {method: {metric: {"value", "low", "high", "n"}}}; 'real' is the floor.
+      data: for the record.
+      samples: what they were computed from.
+      failed: (path, reason).
+    """
+
+    methods: dict[str, dict]
+    data: dict
+    samples: Samples
+    failed: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
+
+    def save(self, folder: Path) -> None:
+        """Writes `<method>_<view>.npz` with mean `mu` and covariance `sigma` of every sample."""
+        folder.mkdir()
+        for view, methods in self.samples.items():
+            for method, sample in methods.items():
+                mu, sigma = distribution.statistics(sample.features)
+                np.savez(folder / f"{method}_{view}.npz", mu=mu, sigma=sigma)
+
+
+def measure(
+    options: Options,
+    translated: dict[str, Scan],
+    sidecars: dict[str, Sidecar | None],
+    source: dict[str, Scan] | None,
+    real,
+    settings: Settings,
+    grid: str = "source",
+    seed: int = 0,
+) -> Unpaired:
+    """Distances of translations, and of their sources, from real volumes.
+
+    Args:
+      options: what to measure by. With features of a file nothing else is read.
+      translated, sidecars: by name, of what is scored.
+      source: by name, where they are given.
+      real: folder of volumes; subjects that were translated are left out.
+      settings: of the translation.
+      grid: 'source' slices volumes on their own voxels, 'model' on the model's grid.
+      seed: of all that is drawn.
+
+    Raises InputError for too few images, and for weights or features that cannot be used.
+    """
+    if options.features != "inception":
+        return _of_file(Path(options.features), seed)
+    return _of_scans(options, translated, sidecars, source, real, settings, grid, seed)
+
+
+# ----------------------------------------------------------------------------------------------
+# Features
+# ----------------------------------------------------------------------------------------------
+
+
+def _of_file(path: Path, seed: int) -> Unpaired:
+    check_is_file(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            read = {
+                method: Sample(np.float64(file[key]), file[f"{key}_subjects"].astype(str))
+                for method, key in FILE.items()
+            }
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: not the features of two sets of images ({reason(error)}); see --features in "
+            f"docs/evaluation.md"
+        ) from None
+    for method, sample in read.items():
+        shape = sample.features.shape
+        if len(shape) != 2 or shape[1:] != read[REAL].features.shape[1:]:
+            raise InputError(f"{path}: {FILE[method]} has shape {shape}; both are [images, D]")
+        if sample.subjects.shape != shape[:1] or not np.isfinite(sample.features).all():
+            raise InputError(f"{path}: {FILE[method]} needs finite features, a subject to each")
+    data = {"features": f"those in {path.name}, {read[REAL].features.shape[1]} to an image"}
+    return _compared({"file": read}, (f"kernel_{path.stem}", f"frechet_{path.stem}"), data, seed)
+
+
+def _of_scans(
+    options, translated, sidecars, source, real, settings: Settings, grid: str, seed: int
+) -> Unpaired:
+    # Imported here: with JAX and the network they take a second, and the flags do not need them.
+    from contourdiff_jax import mesh as meshes
+    from contourdiff_jax import weights
+    from contourdiff_jax.metrics import features
+
+    mode, target = features.mode(options.mode), settings.target
+    params, file, digest = weights.load(options.weights)
+    released = digest == weights.SHA256
+    scored = {scan.subject for scan in translated.values()}
+    assumed = Assumed(settings.assumed.spacing)
+    others = layouts.find(real, modality=target.modality, assumed=assumed).scans
+    left_out = sorted({scan.subject for scan in others} & scored)
+    groups = {
+        "translation": [
+            (scan, target, sidecars[name] and sidecars[name].window)
+            for name, scan in translated.items()
+        ],
+        "source": [
+            (scan, settings.source, None)
+            for name, scan in (source or {}).items()
+            if name in translated
+        ],
+        REAL: [(scan, target, None) for scan in others if scan.subject not in scored],
+    }
+    failed, sets = [], defaultdict(dict)
+    mesh = meshes.make(ConfigDict({"data": -1, "fsdp": 1}))
+    for method, group in groups.items():
+        whose = []
+        stacks = _stacks(group, method, options, settings, grid, whose, failed)
+        found = features.extract(stacks, mode, params, mesh)
+        if not whose and group:
+            raise InputError(f"{method}: no image for --features; {failed[-1][1]}")
+        for view in dict.fromkeys(view for view, _ in whose):
+            rows = [row for row, (shown, _) in enumerate(whose) if shown == view]
+            sets[view][method] = Sample(found[rows], np.array([whose[row][1] for row in rows]))
+    if not groups[REAL]:
+        raise InputError(f"{real}: no volume of a subject that was not translated")
+    names = ("kid", "fid") if released else (f"kernel_{file}", f"frechet_{file}")
+    data = _described(options, grid, target) | {"weights": f"{file}, SHA-256 {digest}"}
+    if not released:
+        data["features"] += "; not the released weights, so neither KID nor FID"
+    if left_out:
+        data["real volumes left out of the distances"] = left_out
+    return _compared(dict(sets), names, data, seed, mode.kid_least or LEAST, failed)
+
+
+def _stacks(group, method, options, settings, grid, whose, failed) -> Iterator[np.ndarray]:
+    """Images [n, H, W] of a group's volumes; `whose` gets the view and the subject of each."""
+    views = tuple(AXES) if options.three_views else (settings.grid.axis,)
+    for scan, preset, window in tqdm(group, desc=method, unit="volume", disable=None):
+        try:
+            volume = scan.read().even()
+            window = window or preset.window_of(volume)
+        except InputError as error:
+            failed.append((scan.path, str(error)))
+            continue
+        body = None
+        if options.foreground:
+            body = body_mask(volume.array, volume.affine, preset.modality)
+        for view in views:
+            across = dataclasses.replace(settings.grid, axis=view)
+            resampling = across.fit(volume.array.shape, volume.affine)
+            images = _images(volume, preset, window, body, resampling, grid)
+            whose += [(view, scan.subject)] * len(images)
+            yield images
+
+
+def _images(volume: Volume, preset: Preset, window: Window, body, resampling, grid: str):
+    """Images [n, H, W] of 8 bits; of a body, where one is given, those that show some of it."""
+    values = preset.values(volume.array, window)
+    if body is not None:
+        values = np.where(body, values, np.float32(preset.air))
+    if grid == "source":
+        planes = resampling.planes(values)
+    else:
+        planes = resampling.slices(values, preset.air)
+    # Pictures of 8 bits are shown as they are, all else through the preset's window.
+    images = np.uint8(np.rint(255 * preset.shown(volume, window).fraction(planes)))
+    if body is None:
+        return images
+    shown = resampling.planes(body) if grid == "source" else resampling.masks(body)
+    return images[shown.mean((1, 2)) >= LEAST_BODY]
+
+
+def _described(options: Options, grid: str, target: Preset) -> dict:
+    low, high = target.image.low, target.image.high
+    outside = (
+        f"made air outside the body, which the same rule finds in each volume; not cropped; slices "
+        f"with at least {LEAST_BODY:.0%} of it"
+        if options.foreground
+        else "whole slices, all of them"
+    )
+    return {
+        "features": f"InceptionV3 of 2015-12-05, 2048 to an image, as {options.mode} shows it "
+        "images, grey as three equal channels",
+        "images of the distances": f"{outside}; "
+        + ("on the volumes' own voxels" if grid == "source" else "on the model's grid")
+        + (f"; {', '.join(AXES)}, and the mean of the three" if options.three_views else "")
+        + f"; 8 bits from preset values {low:g} to {high:g} on both sides, 8-bit pictures as they "
+        "are",
+    }
+
+
+# ----------------------------------------------------------------------------------------------
+# Comparing
+# ----------------------------------------------------------------------------------------------
+
+
+def _compared(
+    sets: Samples, names: tuple[str, str], data: dict, seed: int, least: int = LEAST, failed=()
+) -> Unpaired:
+    """Every method against REAL, and REAL against itself, with equally many images each."""
+    sizes = {
+        f"{method}, {view}": len(sample)
+        for view, compared in sets.items()
+        for method, sample in compared.items()
+    }
+    few = min(sizes, key=sizes.get)
+    count = sizes[few]
+    if count < least:
+        raise InputError(
+            f"{few}: {count} images, where distances take at least {least} on each side; give more "
+            f"subjects, or leave --features out"
+        )
+    kernel, frechet = names
+    kinds = ["kernel"] + ["frechet"] * (count >= LEAST_FRECHET)
+    parted = {view: samples.halves(compared[REAL], seed) for view, compared in sets.items()}
+    half = min([count] + [len(side) for ways in parted.values() for way in ways for side in way])
+    floored = half < count and half >= LEAST_FRECHET
+    at_half = f"{frechet}_at_{half}" if half < count else frechet
+
+    methods = defaultdict(dict)
+    for method in next(iter(sets.values())):
+        if method == REAL:
+            continue
+        pairs = {view: (compared[method], compared[REAL]) for view, compared in sets.items()}
+        found = {v: samples.distances(*pair, kinds, count, seed) for v, pair in pairs.items()}
+        for kind, name in zip(kinds, names, strict=False):
+            of_views = {view: distances[kind] for view, distances in found.items()}
+            methods[method] |= _entries(name, of_views)
+        if floored:
+            drawn = {v: samples.repeated(*p, "frechet", half, seed) for v, p in pairs.items()}
+            methods[method] |= _entries(at_half, drawn)
+    if all(parted.values()) and half > 1:
+        kinds = ["kernel"] + ["frechet"] * (half >= LEAST_FRECHET)
+        found = {view: samples.floor(ways, kinds, half, seed) for view, ways in parted.items()}
+        for kind, name in zip(kinds, (kernel, at_half), strict=False):
+            of_views = {view: distances[kind] for view, distances in found.items()}
+            methods[REAL] |= _entries(name, of_views)
+    data |= {"number of images": f"{count} on each side, drawn at random where there were more"}
+    data |= _explained(kernel, frechet, count, half if REAL in methods else None)
+    return Unpaired(dict(methods), data, sets, list(failed))
+
+
+def _entries(name: str, views: dict[str, samples.Distance]) -> dict:
+    """The mean over views under the name, and each of several under its own."""
+    entries = {name: samples.mean(list(views.values())).entry()}
+    if len(views) > 1:
+        entries |= {f"{name}_{view}": distance.entry() for view, distance in views.items()}
+    return entries
+
+
+def _explained(kernel: str, frechet: str, count: int, half: int | None) -> dict:
+    resamples = samples.RESAMPLES
+    data = {
+        kernel: f"unbiased, kernel (x.y/D + 1)^3, {distribution.SUBSETS} subsets of "
+        f"{min(count, distribution.SUBSET)} images, seed {distribution.SEED}",
+        frechet: f"of {count} images; it falls with their number, so compare it at the same number"
+        if count >= LEAST_FRECHET
+        else f"left out: of fewer than {LEAST_FRECHET} images it says how few they are",
+        "interval of distances": f"value +- {samples.NORMAL} standard deviations over "
+        f"{resamples['kernel']} ({kernel}) and {resamples['frechet']} ({frechet}) resamples of the "
+        "subjects of both sides",
+        "floor": "none: it takes two real subjects"
+        if half is None
+        else f"the row {REAL!r}: halves of the real subjects against each other, {half} images of "
+        f"each, {samples.SPLITS} ways; no method can be expected below it",
+    }
+    return data
+
+
+# ----------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of `contourdiff evaluate` that choose unpaired scores."""
+    for name, default, text in (
+        ("features", None, "'inception' for KID and FID against --real, or an .npz of others."),
+        ("weights", None, "File of InceptionV3's weights; see `contourdiff weights`."),
+    ):
+        flags.DEFINE_string(name, default, text, flag_values=values)
+    flags.DEFINE_enum("mode", "clean-fid", MODES, "Whose KID and FID.", flag_values=values)
+    for name, text in (
+        ("foreground", "For KID and FID, make all air but the body."),
+        ("three_views", "For KID and FID, slice volumes along all three axes."),
+        ("statistics", "Keep mean and covariance of the features, as pytorch-fid reads them."),
+    ):
+        flags.DEFINE_bool(name, False, text, flag_values=values)
+
+
+def from_flags(values: flags.FlagValues) -> Options | None:
+    """The options as given on the command line; None without --features."""
+    names = [field.name for field in dataclasses.fields(Options)]
+    if values.features is None:
+        given = [name for name in names if values[name].value != values[name].default]
+        if given:
+            raise InputError(f"--{given[0]} goes with --features")
+        return None
+    if values.features != "inception" and not values.features.endswith(".npz"):
+        raise InputError(f"--features={values.features}: 'inception', or an .npz file")
+    return Options(**{name: values[name].value for name in names})
