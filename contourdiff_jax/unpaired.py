@@ -23,7 +23,7 @@ from contourdiff_jax import layouts
 from contourdiff_jax.data.grid import AXES
 from contourdiff_jax.data.intensity import Preset, Window
 from contourdiff_jax.data.masks import body_mask
-from contourdiff_jax.data.volumes import Assumed, Volume, check_is_file, reason
+from contourdiff_jax.data.volumes import Assumed, Volume, check_is_file, open_file, reason
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.layouts.scans import Scan
 from contourdiff_jax.metrics import distribution, samples
@@ -124,7 +124,7 @@ def measure(
 def _of_file(path: Path, seed: int) -> Unpaired:
     check_is_file(path)
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open_file(path) as stream, np.load(stream, allow_pickle=False) as file:
             read = {
                 method: Sample(np.float64(file[key]), file[f"{key}_subjects"].astype(str))
                 for method, key in FILE.items()
@@ -171,19 +171,22 @@ def _of_scans(
         ],
         REAL: [(scan, target, None) for scan in others if scan.subject not in scored],
     }
+    if not groups[REAL]:
+        raise InputError(f"{real}: no volume of a subject that was not translated")
     failed, sets = [], defaultdict(dict)
     mesh = meshes.make(ConfigDict({"data": -1, "fsdp": 1}))
     for method, group in groups.items():
+        if not group:  # of sources
+            continue
         whose = []
         stacks = _stacks(group, method, options, settings, grid, whose, failed)
         found = features.extract(stacks, mode, params, mesh)
-        if not whose and group:
-            raise InputError(f"{method}: no image for --features; {failed[-1][1]}")
+        if not whose:
+            why = failed[-1][1] if failed else "none shows a body"
+            raise InputError(f"--features: no image of the method {method!r}: {why}")
         for view in dict.fromkeys(view for view, _ in whose):
             rows = [row for row, (shown, _) in enumerate(whose) if shown == view]
             sets[view][method] = Sample(found[rows], np.array([whose[row][1] for row in rows]))
-    if not groups[REAL]:
-        raise InputError(f"{real}: no volume of a subject that was not translated")
     names = ("kid", "fid") if released else (f"kernel_{file}", f"frechet_{file}")
     data = _described(options, grid, target) | {"weights": f"{file}, SHA-256 {digest}"}
     if not released:
@@ -336,7 +339,7 @@ def _explained(kernel: str, frechet: str, count: int, half: int | None) -> dict:
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff evaluate` that choose unpaired scores."""
     for name, default, text in (
-        ("features", None, "'inception' for KID and FID against --real, or an .npz of others."),
+        ("features", None, "For KID and FID: inception, or a .npz file of other features."),
         ("weights", None, "File of InceptionV3's weights; see `contourdiff weights`."),
     ):
         flags.DEFINE_string(name, default, text, flag_values=values)

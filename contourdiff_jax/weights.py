@@ -5,7 +5,7 @@ They are 91 MB of pytorch-fid's release, in ~/.cache/contourdiff_jax, or --out. 
 network, it says what to fetch elsewhere and where to put it.
 
 Example:
-  contourdiff weights
+  contourdiff weights --out=pt_inception-2015-12-05-6726825d.pth
 """
 
 import hashlib

@@ -25,7 +25,7 @@ CHUNK = 1024  # rows of a kernel matrix at a time
 def statistics(features) -> tuple[np.ndarray, np.ndarray]:
     """Mean [D] and covariance [D, D], float64, of features [N, D], N > 1."""
     features = np.asarray(features, np.float64)
-    return features.mean(0), np.cov(features, rowvar=False)
+    return features.mean(0), np.atleast_2d(np.cov(features, rowvar=False))
 
 
 def frechet(x, y) -> float:
