@@ -17,7 +17,8 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -m "not parity"
 
-# Agreement with PyTorch and diffusers, in an environment of their own.
+# Agreement with PyTorch, diffusers and the packages of FID, in an environment of their own. These
+# packages ask for torchvision, which is not on PyPI for a torch without CUDA; the tests stand in.
 test-parity: $(PARITY)/ready
 	$(PARITY)/bin/python -m pytest -m parity
 
@@ -38,6 +39,8 @@ $(PARITY)/ready: pyproject.toml constraints.txt constraints-parity.txt
 	$(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
 	    -c constraints.txt -c constraints-parity.txt -e ".[test,parity]"
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints-parity.txt --no-deps pytorch-fid torch-fidelity clean-fid
 	touch $@
 
 clean:

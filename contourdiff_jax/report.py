@@ -44,7 +44,8 @@ ROWS = {
     "histogram": "the source, with the histogram of real target volumes",
     "mean": "the mean of real target volumes, which knows nothing of the subject but its extent",
     "truth": "the true target volume: its contours, and its own coherence; it does not compete",
-    "real": "real target volumes of other subjects, their coherence; they do not compete",
+    "real": "real target volumes of other subjects: their coherence, and how far halves of them lie "
+    "apart (KID, FID); they do not compete",
 }
 CONTOURS = (
     "Read contour F1 against the rows mean and truth, not against 0 and 1: dense contours agree by "
@@ -54,8 +55,9 @@ CONTOURS = (
 )
 NEEDED = {"mean": "--real", "truth": "--truth"}  # by evaluate, for these rows
 
-# Metrics of the headline, in order; more detailed ones are folded away.
+# Metrics of the headline, in order, and beginnings of the names of more; others are folded away.
 HEADLINE = ("ssim_mask", "psnr_mask", "mae_mask", "mae_hu_mask", "contour_f1", "kid", "fid")
+HEADLINE_TOO = ("fid_at", "kernel", "frechet", "dice")
 
 
 def report(out, inputs, *, overwrite: bool = False) -> Path:
@@ -115,7 +117,7 @@ def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     names = dict.fromkeys(name for scores in methods.values() for name in scores)
     names = [name for name in names if not volumetric.concerns(name)]
     headline = [name for name in HEADLINE if name in names]
-    headline += [name for name in names if name.startswith("dice")]
+    headline += [name for name in names if name.startswith(HEADLINE_TOO)]
     parts = [f"<h2>Evaluation: {html.escape(folder.name if whole else path.stem)}</h2>"]
     if names:
         parts.append(tables.table(methods, headline or names))

@@ -25,7 +25,7 @@ TITLES = {
     "ause_chance": "AUSE by lot",
 }
 # Beginnings of the names of metrics; what is in neither is better the higher it is.
-LOWER_IS_BETTER = ("mae", "kid", "fid", "assd", "hd95", "error", "ause")
+LOWER_IS_BETTER = ("mae", "kid", "fid", "assd", "hd95", "error", "ause", "kernel", "frechet")
 # These are right at the value that a right volume has, neither lower nor higher.
 NEITHER = ("slice_difference", "gradient_ratio", "flicker", "level", "bias", "contrast")
 NEITHER += ("ause_chance",)

@@ -132,7 +132,7 @@ def _of_file(path: Path, seed: int) -> Unpaired:
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: not the features of two sets of images ({reason(error)}); see --features in "
-            f"docs/evaluation.md"
+            f"docs/scores.md"
         ) from None
     for method, sample in read.items():
         shape = sample.features.shape
@@ -196,8 +196,20 @@ def _of_scans(
     return _compared(dict(sets), names, data, seed, mode.kid_least or LEAST, failed)
 
 
-def _stacks(group, method, options, settings, grid, whose, failed) -> Iterator[np.ndarray]:
-    """Images [n, H, W] of a group's volumes; `whose` gets the view and the subject of each."""
+def _stacks(
+    group: list[tuple[Scan, Preset, Window | None]],
+    method: str,
+    options: Options,
+    settings: Settings,
+    grid: str,
+    whose: list[tuple[str, str]],
+    failed: list[tuple[Path, str]],
+) -> Iterator[np.ndarray]:
+    """Images [n, H, W] of a group's volumes, one volume after the other.
+
+    As they are read, `whose` gets the view and the subject of each image, and `failed` what cannot
+    be.
+    """
     views = tuple(AXES) if options.three_views else (settings.grid.axis,)
     for scan, preset, window in tqdm(group, desc=method, unit="volume", disable=None):
         try:

@@ -14,7 +14,7 @@ import numpy as np
 
 from contourdiff_jax.metrics import distribution
 
-RESAMPLES = {"kernel": 1000, "frechet": 50}  # of subjects; a Fréchet distance takes long
+RESAMPLES = {"kernel": 1000, "frechet": 25}  # of subjects; a Fréchet distance takes long
 MOST = 5000  # images on a side that an interval is computed from
 SPLITS = 10  # of real subjects into halves
 NORMAL = 1.96  # standard deviations on each side that hold 95% of a normal distribution
