@@ -44,8 +44,8 @@ ROWS = {
     "histogram": "the source, with the histogram of real target volumes",
     "mean": "the mean of real target volumes, which knows nothing of the subject but its extent",
     "truth": "the true target volume: its contours, and its own coherence; it does not compete",
-    "real": "real target volumes of other subjects: their coherence, and how far halves of them lie "
-    "apart (KID, FID); they do not compete",
+    "real": "real target volumes of other subjects: their coherence, and how far apart halves of "
+    "them lie (KID, FID); they do not compete",
 }
 CONTOURS = (
     "Read contour F1 against the rows mean and truth, not against 0 and 1: dense contours agree by "
