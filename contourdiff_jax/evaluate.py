@@ -334,7 +334,7 @@ def _command(**arguments) -> str:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("numpy", "scipy", "scikit-image", "nibabel", "opencv-python-headless")
+    packages = ("numpy", "scipy", "scikit-image", "nibabel", "opencv-python-headless", "jax")
     return {
         "contourdiff-jax": contourdiff_jax.__version__,
         "python": platform.python_version(),
