@@ -142,7 +142,7 @@ def default() -> ConfigDict:
                 # nearest, to the slice before; best_contours; or the mean of all.
                 "samples": 1,
                 "keep": "first",
-                "tiles": 0.0,  # their overlap, where volumes exceed the grid; 0: they are cropped
+                "tiles": 0.0,  # least overlap, where volumes exceed the grid; 0: they are cropped
             },
             # Devices along each axis of the mesh; -1: all that are left.
             "mesh": {"data": -1, "fsdp": 1},

@@ -63,7 +63,7 @@ TOGETHER = {
     "middle": "of scgd: begin chains in their middle and go both ways",
     "samples": "of each slice",
     "keep": f"which of the samples is kept: {', '.join(selection.NAMES)}",
-    "tiles": "overlap of the tiles of volumes larger than the grid, as a share; 0 crops them",
+    "tiles": "least overlap of tiles, for volumes larger than the grid, as a share; 0 crops them",
 }
 DEFINE = {
     bool: flags.DEFINE_bool,

@@ -83,7 +83,7 @@ def read(plan: Plan, scan: Scan) -> Source:
     volume, resampling = plan.trained.grid.fit_volume(volume)
     if resampling.kept < KEPT_WHOLE and plan.sampler.tiles:
         grid = plan.trained.grid
-        side = tiles.side(resampling.needed, grid.size, plan.sampler.tiles)
+        side = tiles.side(resampling.needed, grid.size)
         _, resampling = dataclasses.replace(grid, size=side).fit_volume(volume)
     elif resampling.kept < KEPT_WHOLE:
         _say(

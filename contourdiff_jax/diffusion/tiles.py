@@ -16,32 +16,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+STEP = 8  # pixels
 
-def side(wanted: int, tile: int, overlap: float) -> int:
-    """The smallest S that tiles fill and that is no less than `wanted`; T where one is enough."""
-    stride = _stride(tile, overlap)
-    return tile + stride * max(0, math.ceil((wanted - tile) / stride))
+
+def side(wanted: int, tile: int) -> int:
+    """S for pictures of `wanted` pixels: T where one tile is enough, else a multiple of STEP.
+
+    Few sizes, because each is a program of its own; no larger than that, so that tiles overlap by
+    as much as they can and each sees as much of the picture as it can.
+    """
+    return tile if wanted <= tile else STEP * math.ceil(wanted / STEP)
 
 
 def windows(size: int, tile: int, overlap: float) -> tuple[np.ndarray, np.ndarray]:
     """First pixels [n] of the tiles along a side, and their weights [n, T], which sum to 1.
 
-    A weight rises and falls as a squared sine over the overlap (the raised cosine of Hann).
+    As few tiles as overlap by at least that share, evenly spread. A weight rises and falls as a
+    squared sine over the overlap, or half the tile (the window of Hann).
     """
-    stride = _stride(tile, overlap)
-    corners = np.arange(0, size - tile + 1, stride)
+    gaps = math.ceil((size - tile) / (tile - round(tile * overlap)))
+    corners = np.rint(np.linspace(0, size - tile, gaps + 1)).astype(int)
     inside = np.arange(tile) + 0.5
-    ramp = np.clip(np.minimum(inside, tile - inside) / max(tile - stride, 1), 0, 1)
-    weights = np.tile(np.sin(np.pi / 2 * ramp) ** 2, (len(corners), 1))
-    total = np.zeros(size)
-    for corner, weight in zip(corners, weights, strict=True):
-        total[corner : corner + tile] += weight
+    ramp = np.clip(tile - np.diff(corners).max(initial=0), 1, tile / 2)
+    rising = np.clip(np.minimum(inside, tile - inside) / ramp, 0, 1)
+    weight = np.sin(np.pi / 2 * rising) ** 2
     places = corners[:, None] + np.arange(tile)
-    return corners, (weights / total[places]).astype(np.float32)
-
-
-def _stride(tile: int, overlap: float) -> int:
-    return tile - round(tile * overlap)
+    total = np.bincount(places.ravel(), np.tile(weight, len(corners)))
+    return corners, (weight / total[places]).astype(np.float32)
 
 
 def blended(denoiser: Callable, condition, tile: int, overlap: float) -> Callable:
