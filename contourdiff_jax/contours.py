@@ -99,12 +99,7 @@ class Domain:
 
     def contours(self, settings: ContourSettings | None = None) -> np.ndarray:
         """[n, H, W] of 0 and 1, with the domain's settings or others."""
-        settings = settings or self.settings
-        if settings.native:
-            return self.store.contours[self.rows]
-        if settings.thin:
-            return contours.of_pictures(self.store.pictures[self.rows], self.masks, settings)
-        return contours.stack(self.store.values(self.rows), self.masks, settings)
+        return self.store.contours_of(self.rows, settings or self.settings)
 
     def counts(self, drawn: np.ndarray, frames: list) -> list[dict[str, np.ndarray]]:
         """Counts of every subject's contours [n, H, W], see `gap.measure`."""

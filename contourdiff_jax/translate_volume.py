@@ -148,8 +148,7 @@ def at_once(drawn: Callable, config, names, seed: int, source: Source) -> np.nda
       config: a `sampler` section.
       names: of the conditions that the network sees.
     """
-    contour = batches.given(source.contours)
-    condition = dict.fromkeys(names, np.zeros_like(contour)) | {"contour": contour}
+    condition = batches.without_neighbours(source.contours, names)
     beside = chains.neighbours(source.resampling.positions) if config.coupling else None
     own = (knots(config, seed, source, sample) for sample in range(config.samples))
     pictures = np.stack([drawn(condition, of_sample, beside) for of_sample in own])
@@ -181,8 +180,7 @@ def chained(
         for far in range(farthest + 1):
             rows = [(v, i) for v, (_, d) in enumerate(planned) for i in np.flatnonzero(d == far)]
             asked = _gathered([source.contours for source in sources], rows)
-            contour = batches.given(asked)
-            condition = dict.fromkeys(names, np.zeros_like(contour)) | {"contour": contour}
+            condition = batches.without_neighbours(asked, names)
             if far:
                 before = [(v, planned[v][0][i]) for v, i in rows]
                 shown = _gathered([result[k] for result in results], before)

@@ -212,7 +212,7 @@ def test_pictures_of_a_store_move_with_the_image(phantom_data, tmp_path):
     assert still.any()
     np.testing.assert_array_equal(still, expected)
 
-    np.testing.assert_array_equal(batches.contours_of(store, rows, ct), still)
+    np.testing.assert_array_equal(store.contours_of(rows, ct), still)
 
     flipped = transforms(*[STILL | {"flip": True}] * 4)
     kept = (a[rows][:, None] for a in (store.slices, store.masks, store.pictures))

@@ -29,7 +29,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from contourdiff_jax import mesh as meshes
-from contourdiff_jax.data import augment, contours, disturbance, edges
+from contourdiff_jax.data import augment, disturbance, edges
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.intensity import Preset
 from contourdiff_jax.data.store import Store
@@ -114,6 +114,12 @@ def given(values):
     return xp.stack([values, xp.ones_like(values)], axis=-1).astype(xp.float32)
 
 
+def without_neighbours(edges: np.ndarray, names) -> dict[str, np.ndarray]:
+    """The conditions of those names, of contours [B, H, W]; all others are missing."""
+    contour = given(edges)
+    return dict.fromkeys(names, np.zeros_like(contour)) | {"contour": contour}
+
+
 def make(
     raw: Raw,
     preset: Preset,
@@ -173,21 +179,8 @@ def examples(store: Store, rows, settings: ContourSettings, names=("contour",)) 
     preset, masks = store.preset, store.masks[rows]
     body = np.ones_like(masks) if settings.native else masks
     images = preset.image.unit(np.where(body > 0, store.values(rows), preset.air))
-    contour = given(contours_of(store, rows, settings))
-    absent = dict.fromkeys(names, np.zeros_like(contour))
-    return {"x": images[..., None], "condition": absent | {"contour": contour}}
-
-
-def contours_of(store: Store, rows, settings: ContourSettings) -> np.ndarray:
-    """Contours [n, H, W] uint8 of the slices of a store with those numbers.
-
-    Settings that need volumes' own voxels must be those that the store was prepared with.
-    """
-    if settings.native:
-        return store.contours[rows]
-    if settings.thin:
-        return contours.of_pictures(store.pictures[rows], store.masks[rows], settings)
-    return contours.stack(store.values(rows), store.masks[rows], settings)
+    condition = without_neighbours(store.contours_of(rows, settings), names)
+    return {"x": images[..., None], "condition": condition}
 
 
 def _read(store: Store, settings: ContourSettings, rows: np.ndarray) -> Raw:

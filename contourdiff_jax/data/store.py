@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 import contourdiff_jax
-from contourdiff_jax.data import intensity, volumes
+from contourdiff_jax.data import contours, intensity, volumes
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.intensity import Preset, Window
@@ -93,6 +93,17 @@ class Store:
     def values(self, rows) -> np.ndarray:
         """Values [n, H, W] float32 of the slices with those numbers."""
         return self.preset.decode(self.slices[rows])
+
+    def contours_of(self, rows, settings: ContourSettings) -> np.ndarray:
+        """Contours [n, H, W] uint8 of the slices with those numbers.
+
+        Settings that need volumes' own voxels must be those that the store was prepared with.
+        """
+        if settings.native:
+            return self.contours[rows]
+        if settings.thin:
+            return contours.of_pictures(self.pictures[rows], self.masks[rows], settings)
+        return contours.stack(self.values(rows), self.masks[rows], settings)
 
     def median_window(self) -> Window:
         """Median over the training volumes of their windows in native units.

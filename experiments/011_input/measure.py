@@ -74,7 +74,7 @@ def write_pictures(store, folder: Path) -> None:
     (folder / "images").mkdir(parents=True)
     (folder / "contours").mkdir()
     rows = store.rows("train")
-    edges = batches.contours_of(store, rows, contours.preset("default", "mr"))
+    edges = store.contours_of(rows, contours.preset("default", "mr"))
     for i, (values, edge) in enumerate(zip(store.values(rows), edges, strict=True)):
         cv2.imwrite(str(folder / f"images/{i:04}.png"), np.uint8(255 * values))
         cv2.imwrite(str(folder / f"contours/{i:04}.png"), 255 * edge)
