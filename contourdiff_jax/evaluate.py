@@ -239,17 +239,31 @@ def _summarise(rows: list[tuple], seed: int) -> dict:
 # ----------------------------------------------------------------------------------------------
 
 
+def _seen(case: Case, *, on_grid: bool) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+    """Images in [0, 1] by name, and the absolute error where there is a truth.
+
+    They are slices on the model's grid, or the volumes themselves.
+    """
+    columns = {}
+    for name, preset in (
+        ("source", case.settings.source),
+        ("translation", case.settings.target),
+        ("truth", case.settings.target),
+    ):
+        values = getattr(case, name)
+        if values is not None:
+            shown = case.resampling.slices(values, preset.air) if on_grid else values
+            columns[name] = preset.image.fraction(shown)
+    if case.truth is None:
+        return columns, None
+    return columns, np.abs(columns["translation"] - columns["truth"])
+
+
 def _panel(case: Case) -> Figure:
     """The subject's panel: slices on the model's grid, spread over the body."""
-    source, image = case.settings.source, case.settings.target.image
-    columns = {"translation": image.fraction(case.slices(case.translation))}
+    columns, error = _seen(case, on_grid=True)
     if case.source is not None:
-        shown = source.image.fraction(case.resampling.slices(case.source, source.air))
-        columns = {"source": shown, "contours": case.condition} | columns
-    error = None
-    if case.truth is not None:
-        columns["truth"] = image.fraction(case.slices(case.truth))
-        error = np.abs(columns["translation"] - columns["truth"])
+        columns = {"source": columns["source"], "contours": case.condition} | columns
     numbers = np.linspace(*extent(case.body), figures.PANEL_ROWS + 2)[1:-1]
     numbers = np.unique(numbers.round().astype(int))
     return figures.panel(
@@ -262,14 +276,7 @@ def _panel(case: Case) -> Figure:
 
 def _views(case: Case) -> Figure:
     """Planes through the middle of the body across the slices, on the volume's own voxels."""
-    source, image = case.settings.source, case.settings.target.image
-    columns = {"translation": image.fraction(case.translation)}
-    if case.source is not None:
-        columns = {"source": source.image.fraction(case.source)} | columns
-    error = None
-    if case.truth is not None:
-        columns["truth"] = image.fraction(case.truth)
-        error = np.abs(columns["translation"] - columns["truth"])
+    columns, error = _seen(case, on_grid=False)
     rows = []
     for axis in scores.reformatted_axes(case.settings):
         middle = sum(extent(planes_across(axis, case.mask))) // 2

@@ -308,13 +308,13 @@ def translate(
         print(f"note: {note}")
     result = Result([], [], list(found.failed))
 
-    together = config.sampler.batch if config.sampler.scgd else 1
+    advancing = config.sampler.batch if config.sampler.scgd else 1  # volumes at once
     waiting = targets
     for _ in range(2):  # what another process had claimed, it may have given up since
         left = []
         with tqdm(total=len(waiting), unit=" volumes", disable=None) as progress:
-            for first in range(0, len(waiting), together):
-                group = waiting[first : first + together]
+            for first in range(0, len(waiting), advancing):
+                group = waiting[first : first + advancing]
                 with contextlib.ExitStack() as held:
                     jobs = _claimed(group, common, place, overwrite, held, result, left)
                     _translate_together(plan, jobs, result)
