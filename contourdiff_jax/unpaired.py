@@ -28,12 +28,12 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.layouts.scans import Scan
 from contourdiff_jax.metrics import distribution, samples
 from contourdiff_jax.metrics.samples import Sample
+from contourdiff_jax.scores import LEAST_BODY
 from contourdiff_jax.sidecars import Settings, Sidecar
 
 LEAST = 50  # images on a side; of fewer, no distance says anything
 # Two samples of one distribution of 512 features have an FID of 13 with 200 images, 32 with 50.
 LEAST_FRECHET = 200
-LEAST_BODY = 0.01  # of a slice's pixels, to count in the foreground
 MODES = ("pytorch-fid", "torch-fidelity", "clean-fid")
 REAL = "real"
 FILE = {"translation": "translated", REAL: REAL}  # what a file of features calls them
