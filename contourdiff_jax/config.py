@@ -134,6 +134,9 @@ def default() -> ConfigDict:
                 "coherence": 0.0,  # mm between knots of noise that they share; 0: each has its own
                 "coupling": 0.0,  # share of the neighbours' mean in every estimate of x_0
                 "scgd": False,  # each is shown the translation of the one before, as published
+                # Of scgd: how far the slice before is followed; 1 as published, where errors are
+                # handed on from slice to slice (experiments/012_volumes).
+                "neighbour_guidance": 0.35,
                 "candidates": 4,  # of scgd: drawn where a chain of slices begins
                 "candidate": "lowest_mean",  # which of them is kept, as published; best_contours
                 "anchor": 0,  # of scgd: slices after which a new chain begins; 0: never

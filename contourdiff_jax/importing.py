@@ -212,7 +212,7 @@ def _preset_window(preset: Preset, shown: tuple[float, float] | None) -> Window:
 
 
 def _sampling(root: Path) -> dict:
-    """The `diffusion` and `sampler` sections, as published where no scheduler is saved."""
+    """The `diffusion` and `sampler` sections, as published where a scheduler does not say."""
     training = {"weighting": "none", "time_exponent": 1.0}
     path = _scheduler(root)
     if path is None:
@@ -225,7 +225,7 @@ def _sampling(root: Path) -> dict:
     most = diffusion["steps"] - (sampler["name"] == "dpmpp_2m")
     return {
         "diffusion": diffusion | training,
-        "sampler": sampler | {"steps": min(STEPS, most)},
+        "sampler": sampler | {"steps": min(STEPS, most), "neighbour_guidance": 1.0},
     }
 
 

@@ -25,6 +25,7 @@ def check(config, names: tuple[str, ...]) -> None:
     for field, low, high in (
         ("coherence", 0, np.inf),
         ("coupling", 0, 1),
+        ("neighbour_guidance", 0, np.inf),
         ("candidates", 1, np.inf),
         ("anchor", 0, np.inf),
         ("samples", 1, np.inf),
@@ -71,6 +72,7 @@ def sampler(config, model: models.Model, schedule: schedules.Schedule, mesh, til
             schedule,
             config.diffusion.prediction,
             guidance=settings.guidance,
+            neighbour=settings.neighbour_guidance if settings.scgd else 1.0,
         )
         if tile and max(space) > tile:
             denoiser = functools.partial(tiles.blended, denoiser, tile=tile, overlap=settings.tiles)

@@ -57,6 +57,7 @@ TOGETHER = {
     "coherence": "mm along the slicing axis over which slices share noise; 0 for none",
     "coupling": "share of a slice's neighbours in it, at every step",
     "scgd": "show each slice the translation of the one before",
+    "neighbour_guidance": "of scgd: how far the slice before is followed, 1 as published",
     "candidates": "of scgd: drawn where a chain of slices begins",
     "candidate": "of scgd: which of them is kept, lowest_mean or best_contours",
     "anchor": "of scgd: slices after which a new chain begins; 0 for never",
