@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--folds", default="0,1,2,3")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--training", default="plain")
+    parser.add_argument("--sources", help="contours to translate from (default: all that belong)")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     if given.table:
@@ -82,10 +83,11 @@ def main() -> None:
     for seed in given.seeds.split(","):
         for name in given.training.split(","):
             for fold in given.folds.split(","):
-                one(given.out / f"fold{fold}", int(fold), name, int(seed))
+                sources = given.sources.split(",") if given.sources else TRAINING[name][1]
+                one(given.out / f"fold{fold}", int(fold), name, int(seed), sources)
 
 
-def one(folder: Path, fold: int, name: str, seed: int) -> None:
+def one(folder: Path, fold: int, name: str, seed: int, sources) -> None:
     """Train and score one model, unless that is done."""
     from contourdiff_jax.evaluate import evaluate
     from contourdiff_jax.train import train
@@ -94,10 +96,11 @@ def one(folder: Path, fold: int, name: str, seed: int) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder.parent / "compiled"))
     data(folder, fold)
     model = folder / f"{name}_{seed}"
-    train(config(name, seed), folder / "store", model / "run")
+    if not train(config(name, seed), folder / "store", model / "run"):
+        raise SystemExit(f"{model}: training was stopped; the same command goes on with it")
     for number, (source, (test, preset, settings)) in enumerate(SOURCES.items()):
         scores = model / f"scores_{number}"
-        if source not in TRAINING[name][1] or scores.exists():
+        if source not in sources or scores.exists():
             continue
         file = model / f"contours_{number}.json"
         file.write_text(json.dumps(settings.to_dict()))
