@@ -2,16 +2,21 @@
 """Does the gap rank contour settings as the translations that come of them do?
 
     python measure.py OUT [HEADS]
+    CONTOURDIFF_DATA=DIR python measure.py OUT --pictures
 
 OUT is the folder that experiments/001_heads/run.sh made; HEADS, with test_ct, test_t2 and test_mr,
 is OUT/heads without it. Every second slice of the test heads' CT and T2 is translated with 84
 settings each, by the one model, from the same noise, and scored against the true MR. For the test
 heads result.json and figure.png are written here, for others result.json in OUT/gap_NAME.
+
+With --pictures OUT is of experiments/003_pictures/run.sh: real pictures of CT and MR, from
+DIR/png2d, in 60 settings; pictures.json is written here.
 """
 
 import dataclasses
 import itertools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -25,6 +30,7 @@ from contourdiff_jax import contours as command
 from contourdiff_jax.data import batches, contours
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.prepare import prepare
+from contourdiff_jax.data.volumes import Assumed
 from contourdiff_jax.diffusion import noise, schedules
 from contourdiff_jax.metrics import gap, paired
 
@@ -52,19 +58,25 @@ FAMILIES = {
         "curve": ContourSettings(0, 0, curve=((0, 0), (0.25, 0.8), (1, 0.3))),
     },
 }
+# Greys of pictures, whose HU are not known.
+PICTURES = {
+    "whole window": ContourSettings(0, 0, windows=((0, 1),)),
+    "whole window, blur 5": ContourSettings(0, 0, windows=((0, 1),), blur=5),
+    "lower window": ContourSettings(0, 0, windows=((0, 0.5),)),
+    "upper window": ContourSettings(0, 0, windows=((0.3, 1),)),
+    "bright alone": ContourSettings(0, 0, windows=((0.8, 1),)),
+}
 # It draws the border of grey and white matter where T1 has that of grey matter and fluid: contours
 # that look right and are not.
 BLIND = "lower window"
 
 
-def stores(heads: Path, out: Path, grid: dict) -> dict[str, Path]:
-    """Stores of the test heads by modality, prepared on the model's grid."""
-    found = {}
-    for name, preset in (("ct", "ct"), ("t2", "mr"), ("mr", "mr")):
-        found[name] = out / name
-        if not found[name].exists():
-            prepare(heads / f"test_{name}", found[name], preset, **grid, validation=0)
-    return found
+def stores(sources: dict, out: Path, grid: dict, **options) -> dict[str, Path]:
+    """Stores of {name: (folder, preset)}, prepared on the model's grid."""
+    for name, (folder, preset) in sources.items():
+        if not (out / name).exists():
+            prepare(folder, out / name, preset, **grid, validation=0, **options)
+    return {name: out / name for name in sources}
 
 
 def translator(folder: Path):
@@ -190,17 +202,20 @@ def figure(result: dict):
 
 
 def main(out: Path, heads: Path | None) -> None:
-    work = out / f"gap_{heads.name}" if heads else out / "gap"
+    work, others = out / (f"gap_{heads.name}" if heads else "gap"), bool(heads)
     target = command.domain(out / "store", split="train")
     grid = dataclasses.asdict(target.store.grid)
-    found = stores(heads or out / "heads", work, grid)
+    heads = heads or out / "heads"
+    modalities = {"ct": "ct", "t2": "mr", "mr": "mr"}
+    sources = {name: (heads / f"test_{name}", preset) for name, preset in modalities.items()}
+    found = stores(sources, work, grid)
     images = translator(out / "run")
     result = {
         name: measure(images, target, found[name], found["mr"], families)
         for name, families in FAMILIES.items()
     }
     text = json.dumps(result, indent=1) + "\n"
-    if heads:
+    if others:
         (work / "result.json").write_text(text)
     else:
         here = Path(__file__).parent
@@ -210,5 +225,20 @@ def main(out: Path, heads: Path | None) -> None:
         print(name, json.dumps({key: value for key, value in each.items() if key != "grid"}))
 
 
+def pictures(out: Path) -> None:
+    """The same of pictures, whose CT is taken as it is shown."""
+    data = Path(os.environ["CONTOURDIFF_DATA"]) / "png2d"
+    target = command.domain(out / "store", split="train")
+    sources = {"ct": (data / "harvard_ct", "mr"), "mr": (data / "harvard_mr", "mr")}
+    grid = dataclasses.asdict(target.store.grid)
+    found = stores(sources, out / "gap", grid, assumed=Assumed(spacing=1.0))
+    result = measure(translator(out / "run"), target, found["ct"], found["mr"], PICTURES)
+    (Path(__file__).parent / "pictures.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "grid"}))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
+    if sys.argv[2:] == ["--pictures"]:
+        pictures(Path(sys.argv[1]))
+    else:
+        main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes: what each way of making slices fit together brings, and what it costs.
+
+    CONTOURDIFF_DATA=DIR python measure.py OUT PART [PART ..]
+
+OUT is the folder that experiments/001_heads/run.sh made. Parts, in this order: `train` the network
+of 001 with neighbours, `heads` to test on, `methods`, `steps`, `uncertainty`, `time`, `memory`
+(each adds its own entry to result.json beside this file), `figure`.
+"""
+
+import functools
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+HERE = Path(__file__).parent
+HEADS = HERE.parent / "001_heads"
+IMAGES = 6_000
+SAMPLING = {"few steps": 2, "many steps": 10}
+ALONE = "each slice for itself"
+METHODS = {
+    ALONE: {},
+    "shared noise, 6 mm": {"coherence": 6.0},
+    "shared noise, 12 mm": {"coherence": 12.0},
+    "coupling 0.15": {"coupling": 0.15},
+    "coupling 0.3": {"coupling": 0.3},
+    "shared noise, 6 mm, coupling 0.15": {"coherence": 6.0, "coupling": 0.15},
+    "SCGD as published": {"scgd": True, "neighbour_guidance": 1.0},
+    "SCGD": {"scgd": True},
+    "SCGD, shared noise, 6 mm": {"scgd": True, "coherence": 6.0},
+}
+COMPARED = (
+    ALONE,
+    "shared noise, 6 mm",
+    "shared noise, 6 mm, coupling 0.15",
+    "SCGD as published",
+    "SCGD",
+    "SCGD, shared noise, 6 mm",
+)
+STEPS = (1, 2, 4, 6, 10, 20, 50)
+SAMPLERS = ("ddim", "dpmpp_2m")
+# (sampler, steps) of which samples are drawn to see where they differ
+SPREAD = {"DDIM, 2 steps": ("ddim", 2), "DDPM, 10 steps": ("ddpm", 10)}
+SAMPLES = 6
+REPEATS = 3
+
+
+def main() -> None:
+    out, *parts = sys.argv[1:]
+    out = Path(out)
+    jax.config.update("jax_compilation_cache_dir", str(out / "volumes/compiled"))
+    for part in parts:
+        if part.startswith("one:"):
+            _, way, count = part.split(":")
+            one(out, way, int(count))
+        else:
+            PARTS[part](out)
+
+
+def train(out: Path) -> None:
+    """The heads' network with the neighbour as second condition."""
+    conditions = "--config.model.conditions=('contour','neighbour')"
+    options = [f"--config.train.images={IMAGES}", "--config.train.sample=0", conditions]
+    command(
+        "train",
+        f"--config={HERE.parents[1] / 'configs/heads.py'}",
+        *options,
+        **{
+            "store": out / "store",
+            "workdir": out / "volumes/run",
+        },
+    )
+
+
+def heads(out: Path) -> None:
+    """Volumes of all heads whose MR was not trained on, by their names."""
+    trained = {path.name for path in (out / "heads/train_mr").iterdir()}
+    labels = Path(os.environ["CONTOURDIFF_DATA"]) / "nifti/synthseg_labels"
+    for fold in range(4):
+        rendered = out / "volumes" / f"fold{fold}"
+        if not rendered.exists():
+            options = [f"--labels={labels}", f"--out={rendered}", f"--fold={fold}", "--folds=4"]
+            subprocess.run([sys.executable, HEADS / "render_heads.py", *options], check=True)
+        for folder in ("test_ct", "test_mr", "test_labels"):
+            together = out / "volumes/heads" / folder
+            together.mkdir(parents=True, exist_ok=True)
+            for path in (rendered / folder).iterdir():
+                untrained = f"{path.name.split('_')[0]}_mr.nii.gz" not in trained
+                if untrained and not (together / path.name).exists():
+                    os.link(path, together / path.name)
+
+
+def methods(out: Path) -> None:
+    """Every way on all heads with few steps, some of them with many."""
+    found = {}
+    for words, steps in SAMPLING.items():
+        for name in METHODS if words == "few steps" else COMPARED:
+            scores = scored(out, f"{words}, {name}", steps=steps, together=METHODS[name])
+            found.setdefault(words, {})[name] = scores["translation"]
+            found[words]["truth"] = scores["truth"]
+    keep("methods", found)
+
+
+def scored(out: Path, name: str, only=None, together=None, measured="truth", **options) -> dict:
+    """{method: {metric: interval}} of the heads translated in one way, and of the truth."""
+    from contourdiff_jax.evaluate import evaluate
+    from contourdiff_jax.translate import translate
+
+    folder, truth = out / "volumes" / name.replace(" ", "_"), out / "volumes/heads"
+    # So that slices of several volumes, as SCGD advances them, fill a batch.
+    options |= {"together": together, "batch_size": 8}
+    source = out / "heads/test_ct" if only else truth / "test_ct"
+    if not (folder / "scores/metrics.json").exists():
+        translate(out / "volumes/run", source, folder / "images", preset="ct", **options)
+        more = {"labels": truth / "test_labels"}
+        if options["together"] and "samples" in options["together"]:
+            more["uncertainty"] = folder / "images/maps/std"
+        evaluate(
+            folder / "images", folder / "scores", truth=truth / "test_mr", grid="model", **more
+        )
+    return json.loads((folder / "scores/metrics.json").read_text())["methods"]
+
+
+def steps(out: Path) -> None:
+    """Quality against the number of steps, on the three test heads."""
+    found = {}
+    for sampler in SAMPLERS:
+        for count in STEPS:
+            name = f"{sampler}, {count} steps"
+            values = scored(out, name, only=True, sampler_name=sampler, steps=count)
+            found.setdefault(sampler, {})[count] = values["translation"]
+            found["truth"] = values["truth"]
+    keep("steps", found)
+
+
+def uncertainty(out: Path) -> None:
+    """Does the deviation of samples know where they err? And what of the lesions?"""
+    found = {}
+    for words, (sampler, count) in SPREAD.items():
+        together = {"samples": SAMPLES, "keep": "mean"}
+        options = {"sampler_name": sampler, "steps": count, "together": together}
+        found[words] = scored(out, f"spread, {words}", only=True, **options)
+    keep("uncertainty", found)
+
+
+def drawer(out: Path, steps: int, together: dict, batch: int):
+    """sources -> samples, as translate draws them, by one compiled function."""
+    from ml_collections import ConfigDict
+
+    from contourdiff_jax import checkpoint, mesh, models, run, sampling, translate_volume
+    from contourdiff_jax.data import batches
+    from contourdiff_jax.diffusion import schedules
+
+    config = run.load(out / "volumes/run").config.copy_and_resolve_references()
+    config.sampler.update(steps=steps, batch=batch, candidates=1, **together)
+    devices = mesh.make(ConfigDict({"data": 1, "fsdp": 1}))
+    model = models.build(config.model, batches.CONDITIONS)
+    _, params = checkpoint.load_average(out / "volumes/run", model.init, mesh.replicated(devices))
+    compiled = sampling.sampler(config, model, schedules.build(config.diffusion), devices)
+    drawn = functools.partial(sampling.draw, compiled, params, mesh.batch(devices), batch)
+    how = drawn, config.sampler, config.model.conditions, 0
+    if together.get("scgd"):
+        return lambda sources: translate_volume.chained(*how, sources, None)
+    return lambda sources: [translate_volume.at_once(*how, source) for source in sources]
+
+
+def sources_of(out: Path) -> list:
+    """The test heads' CT, read."""
+    from contourdiff_jax import layouts, run, translate_volume
+    from contourdiff_jax.data import contours, intensity
+
+    trained = run.load(out / "volumes/run")
+    preset, settings = intensity.preset("ct"), contours.preset("default", "ct")
+    plan = translate_volume.Plan(
+        trained, trained.config.sampler, preset, settings, None, None, 0, False
+    )
+    scans = layouts.find(out / "heads/test_ct", modality="ct").scans
+    return [translate_volume.read(plan, scan) for scan in scans]
+
+
+def timing(out: Path) -> None:
+    """Seconds to draw a head of the three test heads, the ways in turn."""
+    sources = sources_of(out)
+    found = {"slices": [len(source.contours) for source in sources], "seconds a volume": {}}
+    for words, count in SAMPLING.items():
+        ways = {}
+        for name in COMPARED:  # a batch of SCGD is of volumes, and there are three
+            scgd = METHODS[name].get("scgd")
+            ways[name] = drawer(out, count, METHODS[name], len(sources) if scgd else 16)
+        seconds = {name: [] for name in ways}
+        for _ in range(1 + REPEATS):  # the first compiles
+            for name, drawn in ways.items():
+                start = time.perf_counter()
+                drawn(sources)
+                seconds[name].append((time.perf_counter() - start) / len(sources))
+        medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+        found["seconds a volume"][words] = medians
+    keep("time", found)
+
+
+def memory(out: Path) -> None:
+    """Peak memory [MiB] of a process that draws a volume, by its slices."""
+    found = {}
+    for way in (ALONE, "coupling 0.3"):
+        for count in (100, 1000):
+            child = [sys.executable, __file__, out, f"one:{way}:{count}"]
+            printed = subprocess.run(child, check=True, capture_output=True, text=True).stdout
+            found.setdefault(way, {})[count] = int(printed.split()[-1])
+    keep("memory", found)
+
+
+def one(out: Path, way: str, count: int) -> None:
+    """Draws a head repeated to that many slices, and prints the process' peak memory [MiB]."""
+    import dataclasses
+
+    source = sources_of(out)[0]
+    rows = np.arange(count) % len(source.contours)
+    long = dataclasses.replace(source.resampling, positions=1.0 * np.arange(count))
+    tall = dataclasses.replace(
+        source, contours=source.contours[rows], body=source.body[rows], resampling=long
+    )
+    drawer(out, 1, METHODS[way], 16)([tall])
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+
+
+def figure(out: Path) -> None:
+    """Quality and sharpness over the number of steps; a coronal plane of each way."""
+    import matplotlib.pyplot as plt
+
+    result = json.loads((HERE / "result.json").read_text())
+    found = result["steps"]
+    panels = {
+        "SSIM in the body": "ssim_mask",
+        "MAE in the body": "mae_mask",
+        "flicker": "flicker",
+        "slice difference / gradient within": "gradient_ratio",
+    }
+    plot, axes = plt.subplots(1, len(panels), figsize=(13, 3), layout="constrained")
+    for axis, (title, metric) in zip(axes, panels.items(), strict=True):
+        for sampler in SAMPLERS:
+            values = [found[sampler][str(count)][metric]["value"] for count in STEPS]
+            axis.semilogx(STEPS, values, marker="o", label=sampler)
+        if metric in found["truth"]:
+            axis.axhline(found["truth"][metric]["value"], color="0.5", ls=":", label="truth")
+        axis.set(title=title, xlabel="steps", xticks=STEPS, xticklabels=STEPS)
+        axis.minorticks_off()
+    axes[2].legend(frameon=False)
+    plot.savefig(HERE / "steps.png", dpi=110)
+
+
+def command(name: str, *options: str, **flags) -> None:
+    named = [f"--{flag}={value}" for flag, value in flags.items()]
+    subprocess.run(["contourdiff", name, *options, *named], check=True)
+
+
+def keep(name: str, found: dict) -> None:
+    """Put an entry into result.json, of intervals what the tables show."""
+    path = HERE / "result.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    result[name] = _rounded(found)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _rounded(entry):
+    if isinstance(entry, dict):
+        return {str(key): _rounded(value) for key, value in entry.items()}
+    return round(entry, 5) if isinstance(entry, float) else entry
+
+
+PARTS = {
+    "train": train,
+    "heads": heads,
+    "methods": methods,
+    "steps": steps,
+    "uncertainty": uncertainty,
+    "time": timing,
+    "memory": memory,
+    "figure": figure,
+}
+
+if __name__ == "__main__":
+    main()
