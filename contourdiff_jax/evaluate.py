@@ -12,7 +12,9 @@ How well slices fit together is measured along their axis, beside the truth and 
 and with --truth in planes reformatted across the slices. With --labels, errors are given for each
 label too; with --uncertainty, standard deviations of the translations in their own units, it is
 measured how well these rank the errors. With --features, KID and FID say how far the images lie
-from those of --real. docs/scores.md defines the numbers.
+from those of --real. --conventions=synthrad adds MAE, PSNR, SSIM and MS-SSIM of whole volumes as
+the SynthRAD challenges take them; --memorisation, with the store that the run was trained on, says
+how near the translations come to its slices. docs/scores.md defines the numbers.
 
 A volume that cannot be scored is reported and skipped.
 
@@ -44,7 +46,8 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import contourdiff_jax
-from contourdiff_jax import baselines, cases, figures, scores, unpaired
+from contourdiff_jax import baselines, cases, challenges, figures, scores, unpaired
+from contourdiff_jax import memorisation as memories
 from contourdiff_jax.cases import Case, Settings
 from contourdiff_jax.data import intensity, pairs, volumes
 from contourdiff_jax.data.grid import AXES, planes_across
@@ -81,7 +84,9 @@ def evaluate(
     preset: str | None = None,
     source_preset: str | None = None,
     grid: str = "source",
+    conventions: str | None = None,
     distances: unpaired.Options | None = None,
+    memorisation=None,
     seed: int = 0,
     overwrite: bool = False,
 ) -> Evaluation:
@@ -98,22 +103,32 @@ def evaluate(
       uncertainty: folder with standard deviations of the translations, in their native units.
       preset, source_preset: the target's and the source's, for translations without sidecars.
       grid: 'source' compares at the volumes' own resolution, 'model' on the model's grid.
+      conventions: 'synthrad' scores whole volumes as that challenge does, too.
       distances: what to measure the distance from the real volumes by, None for not at all.
+      memorisation: the store that the run was trained on, to look for copies of its slices.
       seed: of the bootstrap.
       overwrite: replace an evaluation of that name.
 
     Raises InputError when nothing can be scored, or when a subject to be scored was trained on.
     """
     out = Path(out)
-    if truth is None and source is None and distances is None:
-        raise InputError("nothing to compare with: give --truth, --source or both, or --features")
+    if all(given is None for given in (truth, source, distances, memorisation)):
+        raise InputError(
+            "nothing to compare with: give --truth, --source or both, --features or --memorisation"
+        )
     if distances is not None and distances.features == "inception" and real is None:
         raise InputError("--features=inception compares with the volumes of --real; give them")
     for name, folder in (("labels", labels), ("uncertainty", uncertainty)):
         if folder is not None and truth is None:
             raise InputError(f"--{name} is about errors, which need --truth")
-    if grid not in scores.GRIDS:
-        raise InputError(f"--grid={grid}: known are {', '.join(scores.GRIDS)}")
+    if conventions is not None and truth is None:
+        raise InputError("--conventions is about errors, which need --truth")
+    for flag, value, known in (
+        ("grid", grid, scores.GRIDS),
+        ("conventions", conventions, (None, *challenges.NAMES)),
+    ):
+        if value not in known:
+            raise InputError(f"--{flag}={value}: known are {', '.join(filter(None, known))}")
     _check_free(out, overwrite)
     given = {"truth": truth, "source": source, "masks": masks}
     given |= {"labels": labels, "uncertainty": uncertainty}
@@ -147,6 +162,12 @@ def evaluate(
             distances, measured, sidecars, partners.get("source"), real, settings, grid, seed
         )
         failed += far.failed
+    memory = None
+    if memorisation is not None:
+        measured = {name: scans[name] for name in sidecars}
+        truths = partners.get("truth")
+        memory = memories.measure(memorisation, measured, sidecars, truths, settings, seed)
+        failed += memory.failed
 
     with _new_folder(out, overwrite) as folder:
         # Score: subject by subject.
@@ -156,7 +177,8 @@ def evaluate(
                 case = cases.read(scans[subject], sidecars[subject], partners, settings)
                 alike = baselines.alike(case, learned)
                 coherence = [followed for _, _, followed in alike]
-                rows += scores.rows(case, baselines.methods(case, learned), grid, coherence)
+                methods = baselines.methods(case, learned)
+                rows += scores.rows(case, methods, grid, coherence, conventions is not None)
             except InputError as error:
                 failed.append((scans[subject].path, str(error)))
                 continue
@@ -181,6 +203,7 @@ def evaluate(
 
         # Summarise and write.
         options = {"real": real, "preset": preset, "source_preset": source_preset, "grid": grid}
+        options |= {"conventions": conventions, "memorisation": memorisation}
         slices = {row[:2] for row in rows if row[1] != scores.WHOLE}
         data = {"subjects": scored or list(sidecars), "slices": len(slices)}
         data |= _description(settings, given, grid, seed)
@@ -188,15 +211,20 @@ def evaluate(
             data |= {"real volumes of the baselines": learned.count}
             data |= {"real volumes left out": learned.left_out} if learned.left_out else {}
             data |= {"real volumes of the same gaps": len(beside)}
+        if conventions is not None:
+            data |= {conventions: challenges.description(settings)}
         methods = _summarise(rows, seed)
+        for also in (far, memory):
+            if also is not None:
+                data |= also.data
+                both = methods | also.methods
+                methods = {m: methods.get(m, {}) | also.methods.get(m, {}) for m in both}
         if far is not None:
-            data |= far.data
             options |= {name: value for name, value in vars(distances).items() if value}
-            methods = {
-                m: methods.get(m, {}) | far.methods.get(m, {}) for m in methods | far.methods
-            }
             if distances.statistics:
                 far.save(folder / "statistics")
+        if memory is not None:
+            memory.save(folder)
         failed = list(dict.fromkeys(failed))
         data |= {"failed": [reason for _, reason in failed]} if failed else {}
         metrics = {
@@ -417,6 +445,7 @@ def define_flags(values: flags.FlagValues) -> None:
         ("masks", "Folder of body masks; by default they are computed."),
         ("labels", "Folder of label maps: errors are given inside each label too."),
         ("uncertainty", "Folder of standard deviations of the translations, in their units."),
+        ("memorisation", "Store that the run was trained on, to look for copies of its slices."),
         ("out", "Folder to write."),
     ):
         flags.DEFINE_string(name, None, text, flag_values=values)
@@ -429,6 +458,13 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_enum(
         "grid", "source", list(scores.GRIDS), "Where images are compared.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "conventions",
+        None,
+        list(challenges.NAMES),
+        "Score volumes as others do, too.",
+        flag_values=values,
     )
     unpaired.define_flags(values)
     flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.", flag_values=values)
@@ -452,7 +488,9 @@ def main(values: flags.FlagValues) -> int:
         preset=values.preset,
         source_preset=values.source_preset,
         grid=values.grid,
+        conventions=values.conventions,
         distances=unpaired.from_flags(values),
+        memorisation=values.memorisation,
         seed=values.seed,
         overwrite=values.overwrite,
     )

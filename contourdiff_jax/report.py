@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from contourdiff_jax import figures, tables, volumetric, webpage
+from contourdiff_jax import figures, memorisation, tables, volumetric, webpage
 from contourdiff_jax.data.volumes import reason
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.metrics import bootstrap
@@ -57,7 +57,7 @@ NEEDED = {"mean": "--real", "truth": "--truth"}  # by evaluate, for these rows
 
 # Metrics of the headline, in order, and beginnings of the names of more; others are folded away.
 HEADLINE = ("ssim_mask", "psnr_mask", "mae_mask", "mae_hu_mask", "contour_f1", "kid", "fid")
-HEADLINE_TOO = ("fid_at", "kernel", "frechet", "dice")
+HEADLINE_TOO = ("synthrad", "fid_at", "kernel", "frechet", "dice")
 
 
 def report(out, inputs, *, overwrite: bool = False) -> Path:
@@ -115,7 +115,7 @@ def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     whole = path.name == "metrics.json"  # another name is a copy, and belongs to nothing around it
     methods = metrics["methods"]
     names = dict.fromkeys(name for scores in methods.values() for name in scores)
-    names = [name for name in names if not volumetric.concerns(name)]
+    names = [n for n in names if not (volumetric.concerns(n) or n in memorisation.METRICS)]
     headline = [name for name in HEADLINE if name in names]
     headline += [name for name in names if name.startswith(HEADLINE_TOO)]
     parts = [f"<h2>Evaluation: {html.escape(folder.name if whole else path.stem)}</h2>"]
@@ -137,6 +137,7 @@ def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
                 drawn[f"{prefix}_{name}.png"] = png = figures.png(figure)
                 parts.append(webpage.picture(png, caption))
     parts += volumetric.sections(methods, folder if whole else None)
+    parts.append(memorisation.section(methods, folder if whole else None))
     compared = webpage.definitions(metrics.get("data", {}))
     if "command" in metrics:
         compared += f"<pre>{html.escape(str(metrics['command']))}</pre>"

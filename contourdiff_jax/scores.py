@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from contourdiff_jax import challenges
 from contourdiff_jax.cases import Case, Settings
 from contourdiff_jax.data import masks
 from contourdiff_jax.data.grid import AXES, planes_across
@@ -22,11 +23,18 @@ PLANES = 32  # that a volume is reformatted to in each direction, at most
 WHOLE = ""  # number of the slice of what is measured of a whole volume
 
 
-def rows(case: Case, others: dict[str, np.ndarray], grid: str, real: list[dict]) -> list[tuple]:
+def rows(
+    case: Case,
+    others: dict[str, np.ndarray],
+    grid: str,
+    real: list[dict],
+    conventional: bool = False,
+) -> list[tuple]:
     """Rows (subject, slice, method, metric, value, seconds) of the translation and of `others`.
 
     The slice is "" where a number is one of the whole volume. `real` is `along_axis` of
-    real volumes to compare with. What is not defined has no row.
+    real volumes to compare with; `conventional` adds the scores of challenges.py. What is not
+    defined has no row.
     """
     methods = {"translation": case.translation} | others
     # What an image that is right would have: the truth's own contours and coherence.
@@ -40,6 +48,8 @@ def rows(case: Case, others: dict[str, np.ndarray], grid: str, real: list[dict])
     if case.truth is not None:
         found += _reformatted(case, methods)
         found += _regions(case, methods)
+        if conventional:
+            found += ((m, WHOLE, values) for m, values in challenges.scores(case, methods))
     if case.deviation is not None:
         found.append(("translation", WHOLE, uncertainty.scores(*ranked(case))))
     seconds = {"translation": case.seconds}

@@ -14,6 +14,10 @@ TITLES = {
     "mae_mask": "MAE in the body",
     "mae_hu_mask": "MAE in the body [HU]",
     "contour_f1": "contour F1",
+    "synthrad_mae": "MAE, SynthRAD",
+    "synthrad_psnr": "PSNR, SynthRAD [dB]",
+    "synthrad_ssim": "SSIM, SynthRAD",
+    "synthrad_ms_ssim": "MS-SSIM, SynthRAD",
     "kid": "KID",
     "fid": "FID",
     **{f"ssim_mask_{axis}": f"SSIM, {axis}" for axis in AXES},
@@ -23,12 +27,18 @@ TITLES = {
     "uncertainty_spearman": "Spearman of standard deviation and error",
     "ause": "AUSE",
     "ause_chance": "AUSE by lot",
+    "memory_distance": "distance from the nearest training slice",
+    "memory_closer": "closer than unseen real slices",
+    "memory_ratio": "ratio to the nearest of another subject",
+    "memory_closer_ratio": "lower ratio than unseen real slices",
+    "memory_low_ratios": "share of low ratios",
 }
 # Beginnings of the names of metrics; what is in neither is better the higher it is.
-LOWER_IS_BETTER = ("mae", "kid", "fid", "assd", "hd95", "error", "ause", "kernel", "frechet")
+LOWER_IS_BETTER = ("mae", "synthrad_mae", "kid", "fid", "assd", "hd95", "error", "ause")
+LOWER_IS_BETTER += ("kernel", "frechet")
 # These are right at the value that a right volume has, neither lower nor higher.
 NEITHER = ("slice_difference", "gradient_ratio", "flicker", "level", "bias", "contrast")
-NEITHER += ("ause_chance",)
+NEITHER += ("ause_chance", "memory")
 
 
 def table(methods: dict, metrics: list[str]) -> str:

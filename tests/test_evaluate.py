@@ -20,7 +20,7 @@ from contourdiff_jax.data.intensity import PRESETS, Window
 from contourdiff_jax.data.masks import body_mask
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluate import evaluate
-from contourdiff_jax.metrics import consistency
+from contourdiff_jax.metrics import consistency, synthrad
 from contourdiff_jax.metrics.paired import PSNR_CAP
 
 AFFINE = np.diag([5.0, 5.0, 6.0, 1.0])
@@ -642,8 +642,12 @@ def test_bad_requests(data):
     for name in ("labels", "uncertainty"):
         with pytest.raises(InputError, match=f"--{name} is about errors, which need --truth"):
             run(data, truth=None, **{name: data / "masks"})
+    with pytest.raises(InputError, match="--conventions is about errors, which need --truth"):
+        run(data, truth=None, conventions="synthrad")
     with pytest.raises(InputError, match="--grid=native"):
         run(data, grid="native")
+    with pytest.raises(InputError, match="--conventions=mine: known are synthrad"):
+        run(data, conventions="mine")
     with pytest.raises(InputError, match="no known layout"):
         evaluate(data, data / "out", truth=data / "truth")
     with pytest.raises(InputError, match="--preset=ct, but the sidecars say mr"):
@@ -699,3 +703,38 @@ def test_panels_are_few(data, monkeypatch):
     monkeypatch.setattr(module, "PANELS", 2)
     run(data)
     assert len(list((data / "out" / "panels").iterdir())) == 2
+
+
+# ----------------------------------------------------------------------------------------------
+# Conventions of challenges
+# ----------------------------------------------------------------------------------------------
+
+
+def test_volumes_are_scored_as_synthrad_does(data):
+    path = data / "translated" / "s1_mr.nii.gz"
+    shutil.rmtree(data / "translated")
+    ct = volumes.read(data / "source" / "s1_ct.nii.gz").array
+    save(path, ct + np.random.default_rng(0).normal(0, 90, ct.shape).astype(np.float32))
+    sidecar(path, Window(0, 1), preset={"source": "mr", "target": "ct"})
+    mask = volumes.read(data / "masks" / "s1_mask.nii.gz", labels=True).array > 0
+    arguments = {"truth": data / "source", "source": data / "truth", "conventions": "synthrad"}
+    metrics = run(data, **arguments).metrics
+    # the files of the challenge are in LPS order
+    image, truth, mask = (a[::-1, ::-1] for a in (volumes.read(path).array, ct, mask))
+    expected = synthrad.scores(image, truth, mask, -1024, 3071, 2)
+    got = metrics["methods"]["translation"]
+    assert expected.keys() == {"synthrad_mae", "synthrad_psnr"}  # of 6 slices of 32 x 28 px
+    for name, value in expected.items():
+        assert got[name]["value"] == pytest.approx(value, abs=1e-6)
+    assert got["synthrad_mae"]["value"] == pytest.approx(90 * np.sqrt(2 / np.pi), rel=0.05)
+    assert "synthrad_mae" in metrics["methods"]["source"]
+    assert "none where a slice has a side below 161 px" in metrics["data"]["synthrad"]
+    assert "--conventions=synthrad" in metrics["command"]
+
+
+def test_synthrad_on_mr_says_that_it_is_not_the_challenge(data):
+    metrics = run(data, conventions="synthrad").metrics
+    assert "has CT as target alone" in metrics["data"]["synthrad"]
+    body = metrics["methods"]["translation"]["mae_body"]["value"]
+    # values beyond the window count in the challenge's MAE alone
+    assert body <= metrics["methods"]["translation"]["synthrad_mae"]["value"] < 1.5 * body
