@@ -46,8 +46,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import contourdiff_jax
-from contourdiff_jax import baselines, cases, challenges, figures, scores, unpaired
-from contourdiff_jax import memorisation as memories
+from contourdiff_jax import baselines, cases, challenges, cost, figures, scores, unpaired
 from contourdiff_jax.cases import Case, Settings
 from contourdiff_jax.data import intensity, pairs, volumes
 from contourdiff_jax.data.grid import AXES, planes_across
@@ -164,6 +163,8 @@ def evaluate(
         failed += far.failed
     memory = None
     if memorisation is not None:
+        from contourdiff_jax import memorisation as memories  # with JAX, it takes a second
+
         measured = {name: scans[name] for name in sidecars}
         truths = partners.get("truth")
         memory = memories.measure(memorisation, measured, sidecars, truths, settings, seed)
@@ -234,6 +235,7 @@ def evaluate(
             "versions": _versions(),
             "data": data,
             "methods": methods,
+            "cost": cost.summary(sidecars.values()),
         }
         _write(folder, metrics, rows)
         curves = [curve for curve in curves if curve[0] is not None]

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from contourdiff_jax import figures, tables, webpage
+from contourdiff_jax import figures
 from contourdiff_jax.data import volumes
 from contourdiff_jax.data.masks import body_mask
 from contourdiff_jax.data.store import Store, open_store
@@ -33,16 +33,6 @@ SIDE = 64  # pixels that slices are averaged to, where they have more
 LOW = 0.05  # share of the real slices' ratios that are called low
 SHOWN = 6  # pairs in the figure, of each method
 COLUMNS = ("method", "subject", "slice", "distance", "ratio", "store_row", "mirrored")
-METRICS = ("memory_distance", "memory_closer", "memory_ratio", "memory_closer_ratio")
-METRICS += ("memory_low_ratios",)
-READING = (
-    "Distances of slices from the nearest training slice, in the model's range, and their ratio to "
-    "that from the nearest slice of any other training subject: 0 for a copy. Closer is the chance "
-    "that a translated slice has the smaller number than a real slice that the model has not seen: "
-    "0.5 where they are alike. A smooth image is nearer to everything, by its distance, than a "
-    "sharp one; the ratio knows better. Low ratios are those below 95% of the real slices'; 0.05 "
-    "is what they have themselves."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,17 +309,3 @@ def _lowest(slices: Slices, found: nearest.Neighbours) -> list[int]:
     for number in np.lexsort((found.distance, found.ratio)):
         chosen.setdefault(slices.subjects[number], number)
     return list(chosen.values())[:SHOWN]
-
-
-def section(methods: dict, folder: Path | None) -> str:
-    """What a report says of it, HTML; "" where it was not measured."""
-    shown = [name for name in METRICS if name in methods.get("translation", {})]
-    if not shown:
-        return ""
-    parts = ["<h3>Memorisation</h3>", tables.table(methods, shown)]
-    parts.append(f'<p class="note">{READING}</p>')
-    picture = folder / "nearest.png" if folder is not None else None
-    if picture is not None and picture.is_file():
-        text = "Slices of the lowest ratio of each subject, above what they are nearest to."
-        parts.append(webpage.picture(webpage.read_png(picture), text))
-    return "\n".join(parts)

@@ -3,8 +3,9 @@
 
 Arguments are run folders (config.json, stats.jsonl, samples/), evaluation folders (metrics.json,
 rows.csv, pictures) or metrics.json files. Evaluations come first, then runs, each in the order
-given. What one of them lacks is left out of the page. The figures are inside the page, and as PNG
-in a folder beside it.
+given; above several evaluations of the same subjects stands their comparison, paired by subject.
+What one of them lacks is left out of the page. The figures are inside the page, and as PNG in a
+folder beside it.
 
 Example:
   contourdiff report --out=report.html scores runs/mr
@@ -22,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from contourdiff_jax import figures, memorisation, tables, volumetric, webpage
+from contourdiff_jax import appraisal, comparison, figures, tables, volumetric, webpage
 from contourdiff_jax.data.volumes import reason
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.metrics import bootstrap
@@ -79,7 +80,8 @@ def report(out, inputs, *, overwrite: bool = False) -> Path:
     _check_free(out, folder, overwrite)
     described = sorted((_recognise(Path(path)) for path in inputs), key=lambda e: e[0] is _run)
     drawn = {}
-    sections = [
+    sections = _compared([path for describe, path in described if describe is _evaluation])
+    sections += [
         describe(path, f"{number:02d}", drawn)
         for number, (describe, path) in enumerate(described, start=1)
     ]
@@ -115,9 +117,8 @@ def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     whole = path.name == "metrics.json"  # another name is a copy, and belongs to nothing around it
     methods = metrics["methods"]
     names = dict.fromkeys(name for scores in methods.values() for name in scores)
-    names = [n for n in names if not (volumetric.concerns(n) or n in memorisation.METRICS)]
-    headline = [name for name in HEADLINE if name in names]
-    headline += [name for name in names if name.startswith(HEADLINE_TOO)]
+    names = [n for n in names if not (volumetric.concerns(n) or appraisal.concerns(n))]
+    headline = _headline(names)
     parts = [f"<h2>Evaluation: {html.escape(folder.name if whole else path.stem)}</h2>"]
     if names:
         parts.append(tables.table(methods, headline or names))
@@ -137,7 +138,7 @@ def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
                 drawn[f"{prefix}_{name}.png"] = png = figures.png(figure)
                 parts.append(webpage.picture(png, caption))
     parts += volumetric.sections(methods, folder if whole else None)
-    parts.append(memorisation.section(methods, folder if whole else None))
+    parts += appraisal.sections(metrics, folder if whole else None)
     compared = webpage.definitions(metrics.get("data", {}))
     if "command" in metrics:
         compared += f"<pre>{html.escape(str(metrics['command']))}</pre>"
@@ -145,6 +146,25 @@ def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     if "versions" in metrics:
         parts.append(webpage.details("Versions", webpage.definitions(metrics["versions"])))
     return "\n".join(parts)
+
+
+def _compared(paths: list[Path]) -> list[str]:
+    """The section that compares several evaluations; none of fewer."""
+    if len(paths) < 2:
+        return []
+    scores = [
+        comparison.Scores(name, _read_metrics(path), _read_rows(path.resolve().parent / "rows.csv"))
+        for name, path in zip(comparison.names(paths), paths, strict=True)
+    ]
+    every = dict.fromkeys(row["metric"] for one in scores for row in one.rows)
+    return [comparison.section(scores, _headline(every))]
+
+
+def _headline(names) -> list[str]:
+    """Those of the metrics that stand in the first table, in order."""
+    return [name for name in HEADLINE if name in names] + [
+        name for name in names if name.startswith(HEADLINE_TOO)
+    ]
 
 
 def _reading(methods: dict, metrics: list[str]) -> str:
@@ -185,9 +205,10 @@ def _read_metrics(path: Path) -> dict:
             bootstrap.text(entry)
             if not isinstance(entry["n"], int):
                 raise TypeError(f"n is {entry['n']!r}")
-        for name in ("data", "versions"):
+        for name in ("data", "versions", "cost"):
             if not isinstance(metrics.get(name, {}), dict):
                 raise TypeError(f"{name} is not an object")
+        appraisal.cost(metrics.get("cost", {}))
     except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: damaged metrics ({reason(error)}); evaluate again") from error
     if not entries:

@@ -4,7 +4,7 @@
     {"schema", "notice", "subject", "source": {"name", "sha256"}, "preset": {"source", "target"},
      "assumed": {"spacing", "range"}, "window": [low, high], "grid",
      "contours": {"source", "target"}, "checkpoint": {"step", "images", "digest"}, "sampler",
-     "seed", "training_subjects_sha256", "slices", "seconds", "versions", "config"}
+     "seed", "training_subjects_sha256", "slices", "seconds", "cost", "versions", "config"}
 
 Nothing of the source's header is in it. "window" is the translation's in its native units.
 """
@@ -43,6 +43,8 @@ class Sidecar:
     settings: Settings
     window: Window  # of the translation, in its native units
     seconds: float  # that a slice took to translate
+    slices: int
+    cost: dict  # see cost.py; empty in those written before it was recorded
     training_subjects: frozenset[str]  # SHA-256 of their names
 
 
@@ -85,6 +87,8 @@ def read(scan: Scan) -> Sidecar | None:
             settings,
             window=Window(low, high),
             seconds=fields["seconds"] / fields["slices"],
+            slices=fields["slices"],
+            cost=dict(fields.get("cost", {})),
             training_subjects=frozenset(fields.get("training_subjects_sha256", ())),
         )
     except InputError as error:

@@ -87,12 +87,12 @@ def number(entry: dict, bold: bool = False, note: str = "") -> str:
 
 def label(metric: str) -> str:
     """What a metric is called, with an arrow to where it is better."""
-    arrow = {min: " ↓", max: " ↑", None: ""}[_better(metric)]
+    arrow = {min: " ↓", max: " ↑", None: ""}[better(metric)]
     return f"{TITLES.get(metric, metric.replace('_', ' '))}{arrow}"
 
 
-def _better(metric: str):
-    """min, max or None."""
+def better(metric: str):
+    """Whether a metric is better low or high: min, max, or None for neither."""
     if metric.startswith(NEITHER):
         return None
     return min if metric.startswith(LOWER_IS_BETTER) else max
@@ -100,13 +100,13 @@ def _better(metric: str):
 
 def _best(methods: dict, metric: str) -> set[str]:
     """The methods with the best mean; none where there is nothing to be better than."""
-    better = _better(metric)
+    better_of = better(metric)
     values = {
         method: scores[metric]["value"]
         for method, scores in methods.items()
         if metric in scores and method not in REFERENCES
     }
-    if better is None or len(values) < 2:
+    if better_of is None or len(values) < 2:
         return set()
-    best = better(values.values())
+    best = better_of(values.values())
     return {method for method, value in values.items() if value == best}

@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from tqdm import tqdm
 from contourdiff_jax import (
     checkpoint,
     claims,
+    cost,
     layouts,
     models,
     outputs,
@@ -278,6 +280,7 @@ def translate(
         contours=settings,
         masks=mask_scans,
         drawn=drawn,
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(ema)),
         seed=seed,
         maps=bool(place.maps),
     )
@@ -400,6 +403,7 @@ def _translate_together(plan: Plan, jobs: list[_Job], result: Result) -> None:
             array, maps = translate_volume.finished(plan, source, samples)
             seconds = round((time.perf_counter() - began) / len(read), 3)
             done = {"slices": len(source.contours), "seconds": seconds}
+            done["cost"] = cost.fields(plan.parameters)
             job.target.write(array, source.volume, job.fields | done, maps)
             result.done.append(job.target.files[0])
             result.failed.extend(source.volume.failed)

@@ -72,6 +72,7 @@ class Plan(NamedTuple):
     contours: ContourSettings
     masks: dict[str, Scan] | None
     drawn: Callable  # (condition, knots, beside) -> pictures
+    parameters: int  # of the network
     seed: int
     maps: bool
 
