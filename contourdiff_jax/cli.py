@@ -26,6 +26,7 @@ COMMANDS = {
     "translate": "contourdiff_jax.translate",
     "evaluate": "contourdiff_jax.evaluate",
     "report": "contourdiff_jax.report",
+    "card": "contourdiff_jax.card",
     "import": "contourdiff_jax.importing",
     "export": "contourdiff_jax.exporting",
     "weights": "contourdiff_jax.weights",

@@ -97,7 +97,7 @@ def _differ(compared: list[Scores]) -> str:
         said = {one.name: _data(one).get(what) for one in compared}
         if len(set(said.values())) > 1:
             listed = "; ".join(f"{name}: {text}" for name, text in said.items())
-            return f"the {what} differs ({listed})"
+            return f"they differ in the {what} ({listed})"
     return ""
 
 

@@ -113,12 +113,12 @@ def _recognise(path: Path) -> tuple[Callable, Path]:
 
 def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     """The section of an evaluation, with what lies beside its metrics.json."""
-    metrics, folder = _read_metrics(path), path.resolve().parent
+    metrics, folder = read_metrics(path), path.resolve().parent
     whole = path.name == "metrics.json"  # another name is a copy, and belongs to nothing around it
     methods = metrics["methods"]
     names = dict.fromkeys(name for scores in methods.values() for name in scores)
     names = [n for n in names if not (volumetric.concerns(n) or appraisal.concerns(n))]
-    headline = _headline(names)
+    headline = headlines(names)
     parts = [f"<h2>Evaluation: {html.escape(folder.name if whole else path.stem)}</h2>"]
     if names:
         parts.append(tables.table(methods, headline or names))
@@ -153,14 +153,14 @@ def _compared(paths: list[Path]) -> list[str]:
     if len(paths) < 2:
         return []
     scores = [
-        comparison.Scores(name, _read_metrics(path), _read_rows(path.resolve().parent / "rows.csv"))
+        comparison.Scores(name, read_metrics(path), _read_rows(path.resolve().parent / "rows.csv"))
         for name, path in zip(comparison.names(paths), paths, strict=True)
     ]
     every = dict.fromkeys(row["metric"] for one in scores for row in one.rows)
-    return [comparison.section(scores, _headline(every))]
+    return [comparison.section(scores, headlines(every))]
 
 
-def _headline(names) -> list[str]:
+def headlines(names) -> list[str]:
     """Those of the metrics that stand in the first table, in order."""
     return [name for name in HEADLINE if name in names] + [
         name for name in names if name.startswith(HEADLINE_TOO)
@@ -195,7 +195,7 @@ def _panels(folder: Path) -> str:
     return "\n".join(parts)
 
 
-def _read_metrics(path: Path) -> dict:
+def read_metrics(path: Path) -> dict:
     metrics = _read_json(path)
     if not isinstance(metrics, dict) or metrics.get("schema") != SCHEMA:
         raise InputError(f"{path}: not metrics of schema {SCHEMA}; evaluate again")
@@ -239,7 +239,7 @@ def _read_rows(path: Path) -> list[dict]:
 def _run(folder: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     """The section of a training run."""
     config = _read_json(folder / "config.json")
-    stats = _read_stats(folder / "stats.jsonl")
+    stats = read_stats(folder / "stats.jsonl")
     parts = [f"<h2>Training run: {html.escape(folder.resolve().name)}</h2>"]
     if stats:
         parts.append(f"<p>{html.escape(_progress(stats))}</p>")
@@ -260,7 +260,7 @@ def _run(folder: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     return "\n".join(parts)
 
 
-def _read_stats(path: Path) -> list[dict]:
+def read_stats(path: Path) -> list[dict]:
     """Lines of stats.jsonl; none without the file. A last line cut short by a kill is skipped."""
     if not path.is_file():
         return []

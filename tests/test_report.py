@@ -4,6 +4,7 @@
 import base64
 import io
 import json
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -231,6 +232,18 @@ def test_the_headline_comes_first_and_inputs_keep_their_order(scores, run, tmp_p
     assert places == sorted(places)
 
 
+def test_several_evaluations_are_compared_first(scores, run, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(scores, other)
+    rows = (other / "rows.csv").read_text().replace(",ssim_mask,0.6", ",ssim_mask,0.5")
+    (other / "rows.csv").write_text(rows)
+    page = Page(report(tmp_path / "several.html", [run, other, scores])).text
+    assert page.index("Comparison") < page.index("Evaluation: other")
+    assert page.index("less scores") > page.index("Comparison")
+    alone = Page(report(tmp_path / "one.html", [run, scores])).text
+    assert "Comparison" not in alone
+
+
 def test_the_page_says_how_to_read_its_rows(scores, tmp_path):
     """Contours agree by chance: without the rows to compare with, their score misleads."""
     metrics = json.loads((scores / "metrics.json").read_text())
@@ -320,6 +333,7 @@ def test_labels_are_left_out_where_there_is_no_body_to_compare_with(scores, tmp_
         ('{"schema": 1, "methods": {"a": {"ssim": {"value": NaN, "low": 0}}}}', "damaged metrics"),
         ('{"schema": 1, "methods": {"a": {"x": {"value": 1, "low": null}}}}', "damaged metrics"),
         ('{"schema": 1, "methods": {}, "data": []}', "data is not an object"),
+        ('{"schema": 1, "methods": {}, "cost": {"seconds a slice": 1}}', "damaged metrics"),
     ],
 )
 def test_damaged_metrics_are_one_line(tmp_path, content, message):

@@ -375,6 +375,8 @@ def test_the_sidecar_says_what_the_image_was_made_with(mr_run, sources, translat
     assert fields["sampler"] == trained.config.sampler.to_dict()
     assert fields["seed"] == 0
     assert fields["slices"] == 5 and fields["seconds"] > 0
+    cost = fields["cost"]
+    assert cost["parameters"] > 0 and cost["host_bytes"] > 2**20 and cost["device"] == "cpu"
     assert fields["versions"]["contourdiff-jax"] == contourdiff_jax.__version__
     assert {"jax", "numpy"} <= fields["versions"].keys()
     assert config.differences(config.from_dict(fields["config"]), trained.config) == []
