@@ -49,9 +49,10 @@ class Baselines:
 
 def learn(real, scored: set[str], settings: Settings) -> Baselines:
     """Baselines of the real volumes of a folder, but for those of the subjects `scored`."""
-    histograms, total, coherence, left_out, failed = [], 0, [], [], []
+    histograms, total, coherence, left_out = [], 0, [], []
     target = settings.target
     found = layouts.find(real, modality=target.modality, assumed=Assumed(settings.assumed.spacing))
+    failed = list(found.failed)
     for scan in tqdm(found.scans, desc="baselines", unit="volume", disable=None):
         if scan.subject in scored:
             left_out.append(scan.subject)

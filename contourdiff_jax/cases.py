@@ -100,6 +100,9 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
             settings.source.shown(source, window),
         )
     window = (sidecar and sidecar.window) or settings.target.window_of(volume)
+    for shown in (volume, truth):
+        if shown is not None:
+            check_units(shown, settings.target)
     return Case(
         subject=scan.name,
         settings=settings,
@@ -120,6 +123,19 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
 def values_of(volume: Volume, preset: Preset, window: Window | None = None) -> np.ndarray:
     """Values of a volume through a window, its own one by default."""
     return preset.values(volume.array, window or preset.window_of(volume))
+
+
+def check_units(volume: Volume, preset: Preset) -> None:
+    """InputError for a CT that cannot be in HU: fat and air are below 0.
+
+    Pictures and other unsigned numbers hold HU with an offset, or through a window, and do not say
+    which.
+    """
+    if preset.modality == "ct" and volume.array.min() >= 0:
+        raise InputError(
+            f"{volume.path}: no value is below 0, so these are no HU; take off their offset (often "
+            f"1024) or undo their window, and write numbers with a sign"
+        )
 
 
 def _deviation(volume: Volume | None, preset: Preset, window: Window) -> np.ndarray | None:

@@ -134,8 +134,10 @@ def evaluate(
     given = {name: folder for name, folder in given.items() if folder is not None}
 
     # Read: what there is to score, and in which terms.
-    scans = pairs.by_name(translated)
-    sidecars, failed = cases.read_sidecars(scans)
+    failed = []
+    scans = pairs.by_name(translated, failed=failed)
+    sidecars, damaged = cases.read_sidecars(scans)
+    failed += damaged
     settings = cases.common_settings(scans, sidecars, preset, source_preset, "source" in given)
     # Pictures of a translation are as large as those of its source, and so are those of the truth.
     assumed = Assumed(settings.assumed.spacing)
@@ -208,6 +210,11 @@ def evaluate(
         slices = {row[:2] for row in rows if row[1] != scores.WHOLE}
         data = {"subjects": scored or list(sidecars), "slices": len(slices)}
         data |= _description(settings, given, grid, seed)
+        data |= {
+            f"of --{what} without a translation": alone
+            for what in ("truth", "source")
+            if (alone := sorted(partners.get(what, {}).keys() - scans.keys()))
+        }
         if learned is not None:
             data |= {"real volumes of the baselines": learned.count}
             data |= {"real volumes left out": learned.left_out} if learned.left_out else {}
@@ -498,6 +505,10 @@ def main(values: flags.FlagValues) -> int:
     )
     print(table(result.metrics["methods"]))
     print(f"{values.out}: {len(result.metrics['data']['subjects'])} subjects scored")
+    for what in ("truth", "source"):
+        alone = result.metrics["data"].get(f"of --{what} without a translation")
+        if alone:
+            print(f"note: no translation of {', '.join(alone)} of --{what}", file=sys.stderr)
     for _, reason in result.failed:
         print(f"left out: {reason}", file=sys.stderr)
     return 1 if result.failed else 0

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from contourdiff_jax import layouts
+from contourdiff_jax.cases import check_units
 from contourdiff_jax.data.grid import AXES
 from contourdiff_jax.data.intensity import Preset, Window
 from contourdiff_jax.data.masks import body_mask
@@ -157,7 +158,8 @@ def _of_scans(
     released = digest == weights.SHA256
     scored = {scan.subject for scan in translated.values()}
     assumed = Assumed(settings.assumed.spacing)
-    others = layouts.find(real, modality=target.modality, assumed=assumed).scans
+    held = layouts.find(real, modality=target.modality, assumed=assumed)
+    others = held.scans
     left_out = sorted({scan.subject for scan in others} & scored)
     groups = {
         "translation": [
@@ -173,7 +175,7 @@ def _of_scans(
     }
     if not groups[REAL]:
         raise InputError(f"{real}: no volume of a subject that was not translated")
-    failed, sets = [], defaultdict(dict)
+    failed, sets = list(held.failed), defaultdict(dict)
     mesh = meshes.make(ConfigDict({"data": -1, "fsdp": 1}))
     for method, group in groups.items():
         if not group:  # of sources
@@ -215,6 +217,8 @@ def _stacks(
         try:
             volume = scan.read().even()
             window = window or preset.window_of(volume)
+            if volume.span is None:
+                check_units(volume, preset)
         except InputError as error:
             failed.append((scan.path, str(error)))
             continue

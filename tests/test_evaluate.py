@@ -581,6 +581,85 @@ def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(data, capsys):
     assert metrics["data"]["subjects"] == ["s3"] and len(metrics["data"]["failed"]) == 2
 
 
+def command(capsys, data, *given):
+    """(exit status, what it printed, lines of its standard error) of the command."""
+    values = flags.FlagValues()
+    module.define_flags(values)
+    values(["evaluate", f"--translated={data / 'translated'}", f"--out={data / 'out'}", *given])
+    status = module.main(values)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err.splitlines()
+
+
+def test_what_was_not_translated_is_named(data, capsys):
+    for suffix in ("nii.gz", "json"):
+        (data / "translated" / f"s2_ct.{suffix}").unlink()
+    status, out, lines = command(capsys, data, f"--truth={data / 'truth'}")
+    assert (status, lines) == (0, ["note: no translation of s2 of --truth"])
+    assert "2 subjects scored" in out
+    metrics = json.loads((data / "out" / "metrics.json").read_text())
+    assert metrics["data"]["of --truth without a translation"] == ["s2"]
+
+
+def pictures(data, folder, dtype, sizes=(24, 24, 24), low=0):
+    """Slices of one subject, <folder>/a-000.png, or .npy where they are signed."""
+    (data / folder).mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for number, size in enumerate(sizes):
+        array = rng.integers(low, 200, (size, size)).astype(dtype)
+        if low < 0:
+            np.save(data / folder / f"a-{number:03d}.npy", array)
+        else:
+            Image.fromarray(array).save(data / folder / f"a-{number:03d}.png")
+    return data / folder
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_unsigned_pictures_are_no_hounsfield_units(tmp_path, dtype):
+    made = [pictures(tmp_path, name, dtype) for name in ("translated", "truth")]
+    options = {"truth": made[1], "preset": "ct"}
+    with pytest.raises(InputError, match="no value is below 0, so these are no HU; take off"):
+        evaluate(made[0], tmp_path / "out", **options)
+    with pytest.raises(InputError, match="no sidecar beside it, so --preset"):
+        evaluate(made[0], tmp_path / "out", truth=made[1])
+    signed = [pictures(tmp_path, f"{name}_hu", np.int16, low=-999) for name in ("a", "b")]
+    assert not evaluate(signed[0], tmp_path / "out", truth=signed[1], preset="ct").failed
+
+
+def test_one_picture_is_scored_without_an_interval(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PANELS", 0)
+    made = [pictures(tmp_path, name, np.uint16, (24,)) for name in ("translated", "truth")]
+    metrics = evaluate(made[0], tmp_path / "out", truth=made[1], preset="mr").metrics
+    entry = metrics["methods"]["translation"]["ssim"]
+    assert entry == {"value": pytest.approx(1), "low": None, "high": None, "n": 1}
+
+
+def test_a_damaged_picture_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PANELS", 0)
+    made = [pictures(tmp_path, name, np.uint8) for name in ("translated", "truth")]
+    (made[0] / "b-000.png").write_bytes(b"no picture")
+    (_, why), *others = evaluate(made[0], tmp_path / "out", truth=made[1], preset="mr").failed
+    assert "b-000.png" in why and "\n" not in why and not others
+
+
+def test_constant_volumes_are_named(data):
+    for name, subject in (("translated", "s1_ct"), ("truth", "s2_mr")):
+        path = data / name / f"{subject}.nii.gz"
+        path.unlink()
+        save(path, np.full(SHAPES[subject[:2]], 7, np.float32))
+    failed = run(data).failed
+    assert len(failed) == 2 and all("constant volume, every voxel is 7" in why for _, why in failed)
+
+
+def test_masks_of_another_grid_and_empty_ones_are_refused(data):
+    for subject, mask in (("s1", np.ones((9, 9, 9))), ("s2", np.zeros(SHAPES["s2"]))):
+        path = data / "masks" / f"{subject}_mask.nii.gz"
+        path.unlink()
+        save(path, mask.astype(np.float32))
+    (_, other), (_, empty) = run(data).failed
+    assert "s1_mask.nii.gz lies on another grid" in other and "an empty mask" in empty
+
+
 @pytest.mark.parametrize("wrong", ["shape", "affine"])
 def test_another_grid_is_refused(data, wrong):
     path = data / "truth" / "s1_mr.nii.gz"

@@ -5,6 +5,7 @@ Names pair up to the modality word: head01_ct belongs to head01_mr and to head01
 """
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
@@ -17,14 +18,21 @@ from contourdiff_jax.layouts.scans import Scan
 SAME_GRID = 0.1  # voxels between corners: more than headers lose by rounding, less than one sees
 
 
-def by_name(folder, modality: str | None = None, assumed: Assumed = UNKNOWN) -> dict[str, Scan]:
+def by_name(
+    folder,
+    modality: str | None = None,
+    assumed: Assumed = UNKNOWN,
+    failed: list[tuple[Path, str]] | None = None,
+) -> dict[str, Scan]:
     """The scans of a folder by their name, sorted; InputError where a name has two.
 
     Where the layout tells modalities apart, those of `modality` ('ct', 'mr') are meant. `assumed`
-    is what pictures do not say themselves.
+    is what pictures do not say themselves. To `failed` go files that cannot be read: path, reason.
     """
-    found = {}
-    for scan in layouts.find(folder, modality=modality, assumed=assumed).scans:
+    found, held = {}, layouts.find(folder, modality=modality, assumed=assumed)
+    if failed is not None:
+        failed += held.failed
+    for scan in held.scans:
         name = _plain(scan.name)
         if name in found:
             raise InputError(
