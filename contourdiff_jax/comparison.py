@@ -37,14 +37,12 @@ class Scores(NamedTuple):
 
 
 def names(paths: list[Path]) -> list[str]:
-    """What to call evaluations with these metrics.json: as few folders as tell them apart."""
-    parts = [path.resolve().with_suffix("").parts for path in paths]
-    parts = [p[:-1] if p[-1] == "metrics" else p for p in parts]
-    for count in range(1, max(map(len, parts)) + 1):
-        found = ["/".join(p[-count:]) for p in parts]
-        if len(set(found)) == len(set(parts)):
-            return found
-    return found
+    """What to call evaluations by their metrics.json: as few folders as tell these apart."""
+    folders = [path.parent.parts for path in paths]
+    count = 1
+    while len({parts[-count:] for parts in folders}) < len(set(folders)):
+        count += 1
+    return ["/".join(parts[-count:]) for parts in folders]
 
 
 def section(compared: list[Scores], metrics: list[str]) -> str:

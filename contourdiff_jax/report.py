@@ -150,10 +150,12 @@ def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
 
 def _compared(paths: list[Path]) -> list[str]:
     """The section that compares several evaluations; none of fewer."""
+    # Copies of a metrics.json under another name have no rows to be compared by.
+    paths = list(dict.fromkeys(p.resolve() for p in paths if p.name == "metrics.json"))
     if len(paths) < 2:
         return []
     scores = [
-        comparison.Scores(name, read_metrics(path), _read_rows(path.resolve().parent / "rows.csv"))
+        comparison.Scores(name, read_metrics(path), _read_rows(path.with_name("rows.csv")))
         for name, path in zip(comparison.names(paths), paths, strict=True)
     ]
     every = dict.fromkeys(row["metric"] for one in scores for row in one.rows)

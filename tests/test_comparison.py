@@ -105,5 +105,5 @@ def test_contours_of_different_model_grids_are_not_compared(values):
 def test_names_have_as_few_folders_as_tell_them_apart():
     paths = [Path("x/a/metrics.json"), Path("x/b/metrics.json")]
     assert comparison.names(paths) == ["a", "b"]
-    paths = [Path("x/scores/metrics.json"), Path("y/scores/metrics.json"), Path("y/copy.json")]
-    assert comparison.names(paths) == ["x/scores", "y/scores", "y/copy"]
+    paths = [Path("x/scores/metrics.json"), Path("y/scores/metrics.json"), Path("b/metrics.json")]
+    assert comparison.names(paths) == ["x/scores", "y/scores", "b"]

@@ -240,8 +240,10 @@ def test_several_evaluations_are_compared_first(scores, run, tmp_path):
     page = Page(report(tmp_path / "several.html", [run, other, scores])).text
     assert page.index("Comparison") < page.index("Evaluation: other")
     assert page.index("less scores") > page.index("Comparison")
-    alone = Page(report(tmp_path / "one.html", [run, scores])).text
-    assert "Comparison" not in alone
+    (tmp_path / "copy.json").write_text((scores / "metrics.json").read_text())
+    for number, alone in enumerate(([run, scores], [scores, scores], [scores, "copy.json"])):
+        inputs = [tmp_path / path for path in alone]
+        assert "Comparison" not in Page(report(tmp_path / f"{number}.html", inputs)).text
 
 
 def test_the_page_says_how_to_read_its_rows(scores, tmp_path):
