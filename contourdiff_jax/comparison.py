@@ -20,7 +20,9 @@ METHOD = "translation"
 ALIKE = ("target preset", "grid of the comparison", "intensities", "body mask", "ssim", "psnr")
 GRID = "model grid"  # must be one too where images were compared on it
 OWN_VOXELS = "the source's own"  # what evaluate says of the grid where they were not
-ON_MODEL_GRID = ("contour",)  # beginnings of the names of metrics that need one model grid
+# Agreement with the source's contours is of one kind where these are the same contours.
+CONTOURS = ("contour_precision", "contour_recall", "contour_f1")
+OF_CONTOURS = (GRID, "source preset", "contour settings")
 READING = (
     "The best mean first. Below, each one's difference from the first, paired by subject: its mean "
     "with a 95% bootstrap interval over subjects, and the two-sided p of Wilcoxon's signed-rank "
@@ -92,9 +94,8 @@ def _differ(compared: list[Scores]) -> str:
     if lacking:
         return f"the subjects differ ({'; '.join(lacking)}); evaluate the same ones for each"
     for what in ALIKE if _on_own_voxels(compared) else (*ALIKE, GRID):
-        said = {one.name: _data(one).get(what) for one in compared}
-        if len(set(said.values())) > 1:
-            listed = "; ".join(f"{name}: {text}" for name, text in said.items())
+        if not _alike(compared, what):
+            listed = "; ".join(f"{one.name}: {_data(one).get(what)}" for one in compared)
             return f"they differ in the {what} ({listed})"
     return ""
 
@@ -107,9 +108,15 @@ def _shared(compared: list[Scores], found: dict, metrics: list[str]) -> list[str
         if all(metric in values for values in found.values())
         and len({tuple(values[metric]) for values in found.values()}) == 1
     ]
-    if len({_data(one).get(GRID) for one in compared}) > 1:
-        shared = [metric for metric in shared if not metric.startswith(ON_MODEL_GRID)]
+    if not all(_alike(compared, what) for what in OF_CONTOURS):
+        shared = [metric for metric in shared if metric not in CONTOURS]
     return shared
+
+
+def _alike(compared: list[Scores], what: str) -> bool:
+    """Whether all say the same of their data."""
+    first, *others = (_data(one).get(what) for one in compared)
+    return all(other == first for other in others)
 
 
 def _on_own_voxels(compared: list[Scores]) -> bool:

@@ -92,6 +92,13 @@ def test_what_would_mislead_is_not_compared(values, changes, message):
     assert f"Not compared: {message}" in shown and "p =" not in shown
 
 
+def test_contours_of_different_sources_are_not_compared(values):
+    compared = [scores("a", values["a"], values["a"], **{"source preset": "ct"})]
+    compared += [scores("b", values["b"], values["b"], **{"source preset": "mr"})]
+    shown = text(comparison.section(compared, METRICS))
+    assert "SSIM" in shown and "contour" not in shown
+
+
 def test_contours_of_different_model_grids_are_not_compared(values):
     grids = {"model grid": "axial, 256 x 256 px of 1 mm"}
     pair = [scores("a", values["a"], values["a"]), scores("b", values["b"], values["b"], **grids)]
