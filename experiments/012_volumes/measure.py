@@ -40,12 +40,13 @@ METHODS = {
 COMPARED = (
     ALONE,
     "shared noise, 6 mm",
+    "coupling 0.15",
     "shared noise, 6 mm, coupling 0.15",
     "SCGD as published",
     "SCGD",
     "SCGD, shared noise, 6 mm",
 )
-STEPS = (1, 2, 4, 6, 10, 20, 50)
+STEPS = (1, 2, 4, 10, 20, 50)
 SAMPLERS = ("ddim", "dpmpp_2m")
 # (sampler, steps) of which samples are drawn to see where they differ
 SPREAD = {"DDIM, 2 steps": ("ddim", 2), "DDPM, 10 steps": ("ddpm", 10)}
