@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trained segmenters: their file, what they see of a volume, and the labels they give it.
+
+    FILE.safetensors   the weights by their path in the network, "down.0.first.conv.kernel"; the
+                       metadata's "segmenter" is JSON: {"schema", "labels", "channels", "preset",
+                       "grid", "name", "seed", "images"}
+
+Shapes: [X, Y, Z] volumes, [N, H, W] slices on the segmenter's grid, C classes.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from contourdiff_jax import mesh as meshes
+from contourdiff_jax.data import intensity, volumes
+from contourdiff_jax.data.grid import Grid, Resampling
+from contourdiff_jax.data.intensity import Preset
+from contourdiff_jax.data.masks import body_mask
+from contourdiff_jax.data.volumes import Volume
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.models import segmenter
+from contourdiff_jax.segmentation.training import shown
+
+SCHEMA = 1
+KEY = "segmenter"  # of the file's metadata
+BATCH = 16  # slices at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A segmenter with all that it takes to use it.
+
+    Attributes:
+      params: of the network, on the host.
+      labels: of its classes, in order; the first is 0, the background.
+      channels: of the network.
+      preset: of the images it was trained on.
+      grid: that it sees slices on.
+      name: what it was trained on: 'translated', 'lower', 'upper'.
+      seed: of its training.
+      images: that it was trained on, repeats counted.
+    """
+
+    params: dict
+    labels: tuple[int, ...]
+    channels: tuple[int, ...]
+    preset: Preset
+    grid: Grid
+    name: str
+    seed: int
+    images: int
+
+    def save(self, path: Path) -> None:
+        """Writes the file."""
+        fields = dataclasses.asdict(self) | {"schema": SCHEMA, "preset": self.preset.name}
+        del fields["params"]
+        tensors = {
+            ".".join(str(key.key) for key in keys): np.asarray(leaf)
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(self.params)
+        }
+        save_file(tensors, path, metadata={KEY: json.dumps(fields)})
+
+    def probabilities(self, images: np.ndarray, mesh: jax.sharding.Mesh) -> np.ndarray:
+        """Images [N, H, W] in [-1, 1] -> probabilities of the classes [N, H, W, C], float32."""
+        batch = -(-BATCH // mesh.size) * mesh.size
+        run = _compiled(len(self.labels), self.channels, mesh)
+        params = jax.device_put(self.params, meshes.replicated(mesh))
+        found = []
+        for first in range(0, len(images), batch):
+            part = images[first : first + batch]
+            padded = np.pad(part, [(0, batch - len(part)), (0, 0), (0, 0)])[..., None]
+            found.append(
+                np.asarray(run(params, meshes.put(meshes.batch(mesh), padded)))[: len(part)]
+            )
+        return np.concatenate(found)
+
+    def label_map(self, probabilities: np.ndarray, resampling: Resampling) -> np.ndarray:
+        """Probabilities [N, H, W, C] -> labels [X, Y, Z] uint16 on the volume's own voxels.
+
+        Probabilities are interpolated and the largest one counts: labels that are put back pixel by
+        pixel have stairs for borders. What lies outside the grid is background.
+        """
+        most = resampling.volume(probabilities[..., 0], fill=1.0)
+        labels = np.zeros(most.shape, np.uint16)
+        for number, label in enumerate(self.labels[1:], start=1):
+            probability = resampling.volume(probabilities[..., number], fill=0.0)
+            labels[probability > most] = label
+            most = np.maximum(most, probability)
+        return labels
+
+
+@functools.cache
+def _compiled(classes: int, channels: tuple[int, ...], mesh: jax.sharding.Mesh):
+    network = segmenter.build(classes, channels)
+    return jax.jit(
+        lambda params, images: jax.nn.softmax(network.apply(params, images)),
+        in_shardings=(meshes.replicated(mesh), meshes.batch(mesh)),
+        out_shardings=meshes.batch(mesh),
+    )
+
+
+def images_of(volume: Volume, preset: Preset, grid: Grid) -> tuple[np.ndarray, Resampling]:
+    """What segmenters see of a volume with even slices, [N, H, W] in [-1, 1], and the way back."""
+    values = preset.values(volume.array, preset.window_of(volume))
+    body = body_mask(volume.array, volume.affine, preset.modality)
+    resampling = grid.fit(volume.array.shape, volume.affine)
+    slices = resampling.slices(values, preset.air)
+    return shown(slices, resampling.masks(body), preset), resampling
+
+
+def load(path) -> tuple[Trained, str]:
+    """The segmenter of a file, and the SHA-256 of the file.
+
+    Raises:
+      InputError: no such file, or one that `contourdiff segment` did not write.
+    """
+    path = Path(path)
+    volumes.check_is_file(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            fields = json.loads((file.metadata() or {})[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if fields.pop("schema") != SCHEMA:
+            raise InputError(f"{path}: a segmenter of another schema; train it again")
+        fields |= {name: tuple(map(int, fields[name])) for name in ("labels", "channels")}
+        fields["grid"] = Grid(**fields["grid"])
+        fields["preset"] = intensity.preset(fields["preset"])
+        params = _nested(tensors, segmenter.build(len(fields["labels"]), fields["channels"]))
+        trained = Trained(params=params, **fields)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: not the weights of a segmenter ({volumes.reason(error)}); `contourdiff "
+            f"segment` writes them to OUT/weights"
+        ) from None
+    return trained, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _nested(tensors: dict[str, np.ndarray], network: segmenter.Segmenter) -> dict:
+    """Tensors by their paths as the params of a network; ValueError where they are not its."""
+    expected, tree = jax.tree_util.tree_flatten_with_path(
+        jax.eval_shape(network.init, jax.random.key(0))
+    )
+    names = [".".join(str(key.key) for key in keys) for keys, _ in expected]
+    if set(names) != set(tensors):
+        raise ValueError(f"other tensors: {min(set(names) ^ set(tensors))}")
+    for name, (_, leaf) in zip(names, expected, strict=True):
+        if tensors[name].shape != leaf.shape:
+            raise ValueError(f"{name} has shape {tensors[name].shape}, not {leaf.shape}")
+    return tree.unflatten([tensors[name] for name in names])
