@@ -2,8 +2,8 @@
 """Trained segmenters: their file, what they see of a volume, and the labels they give it.
 
     FILE.safetensors   the weights by their path in the network, "down.0.first.conv.kernel"; the
-                       metadata's "segmenter" is JSON: {"schema", "labels", "channels", "preset",
-                       "grid", "name", "seed", "images"}
+                       metadata's "segmenter" is JSON: {"schema", "labels", "preset", "grid",
+                       "method", "seed", "images"}
 
 Shapes: [X, Y, Z] volumes, [N, H, W] slices on the segmenter's grid, C classes.
 """
@@ -41,20 +41,18 @@ class Trained:
     Attributes:
       params: of the network, on the host.
       labels: of its classes, in order; the first is 0, the background.
-      channels: of the network.
       preset: of the images it was trained on.
       grid: that it sees slices on.
-      name: what it was trained on: 'translated', 'lower', 'upper'.
+      method: what it was trained on: 'translated', 'lower', 'upper'.
       seed: of its training.
       images: that it was trained on, repeats counted.
     """
 
     params: dict
     labels: tuple[int, ...]
-    channels: tuple[int, ...]
     preset: Preset
     grid: Grid
-    name: str
+    method: str
     seed: int
     images: int
 
@@ -71,7 +69,7 @@ class Trained:
     def probabilities(self, images: np.ndarray, mesh: jax.sharding.Mesh) -> np.ndarray:
         """Images [N, H, W] in [-1, 1] -> probabilities of the classes [N, H, W, C], float32."""
         batch = -(-BATCH // mesh.size) * mesh.size
-        run = _compiled(len(self.labels), self.channels, mesh)
+        run = _compiled(len(self.labels), mesh)
         params = jax.device_put(self.params, meshes.replicated(mesh))
         found = []
         for first in range(0, len(images), batch):
@@ -82,24 +80,10 @@ class Trained:
             )
         return np.concatenate(found)
 
-    def label_map(self, probabilities: np.ndarray, resampling: Resampling) -> np.ndarray:
-        """Probabilities [N, H, W, C] -> labels [X, Y, Z] uint16 on the volume's own voxels.
-
-        Probabilities are interpolated and the largest one counts: labels that are put back pixel by
-        pixel have stairs for borders. What lies outside the grid is background.
-        """
-        most = resampling.volume(probabilities[..., 0], fill=1.0)
-        labels = np.zeros(most.shape, np.uint16)
-        for number, label in enumerate(self.labels[1:], start=1):
-            probability = resampling.volume(probabilities[..., number], fill=0.0)
-            labels[probability > most] = label
-            most = np.maximum(most, probability)
-        return labels
-
 
 @functools.cache
-def _compiled(classes: int, channels: tuple[int, ...], mesh: jax.sharding.Mesh):
-    network = segmenter.build(classes, channels)
+def _compiled(classes: int, mesh: jax.sharding.Mesh):
+    network = segmenter.build(classes)
     return jax.jit(
         lambda params, images: jax.nn.softmax(network.apply(params, images)),
         in_shardings=(meshes.replicated(mesh), meshes.batch(mesh)),
@@ -116,6 +100,21 @@ def images_of(volume: Volume, preset: Preset, grid: Grid) -> tuple[np.ndarray, R
     return shown(slices, resampling.masks(body), preset), resampling
 
 
+def label_map(probabilities: np.ndarray, labels, resampling: Resampling) -> np.ndarray:
+    """Probabilities [N, H, W, C] of labels -> a label map [X, Y, Z] uint16 on the volume's voxels.
+
+    Probabilities are interpolated and the largest one counts: labels that are put back pixel by
+    pixel have stairs for borders. Outside the grid is background, the first of the labels.
+    """
+    most = resampling.volume(probabilities[..., 0], fill=1.0)
+    found = np.full(most.shape, labels[0], np.uint16)
+    for number, label in enumerate(labels[1:], start=1):
+        probability = resampling.volume(probabilities[..., number], fill=0.0)
+        found[probability > most] = label
+        most = np.maximum(most, probability)
+    return found
+
+
 def load(path) -> tuple[Trained, str]:
     """The segmenter of a file, and the SHA-256 of the file.
 
@@ -130,10 +129,10 @@ def load(path) -> tuple[Trained, str]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if fields.pop("schema") != SCHEMA:
             raise InputError(f"{path}: a segmenter of another schema; train it again")
-        fields |= {name: tuple(map(int, fields[name])) for name in ("labels", "channels")}
+        fields["labels"] = tuple(map(int, fields["labels"]))
         fields["grid"] = Grid(**fields["grid"])
         fields["preset"] = intensity.preset(fields["preset"])
-        params = _nested(tensors, segmenter.build(len(fields["labels"]), fields["channels"]))
+        params = _nested(tensors, segmenter.build(len(fields["labels"])))
         trained = Trained(params=params, **fields)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(

@@ -30,7 +30,6 @@ from contourdiff_jax.models import segmenter
 
 EPOCHS = 100  # where no number of images is given
 SMOOTH = 1e-5  # of Dice: a class that is neither there nor predicted has a loss of 0
-BACKGROUND = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,21 +49,13 @@ class Plan:
     step: Callable
 
 
-def plan(classes: int, images: int, batch: int, channels=segmenter.CHANNELS) -> Plan:
-    """How networks of so many classes are trained, each on so many images, repeats counted.
-
-    Raises:
-      InputError: a number that cannot be.
-    """
+def plan(classes: int, images: int, batch: int, mesh: jax.sharding.Mesh) -> Plan:
+    """How networks of so many classes are trained, each on so many images, repeats counted."""
     settings = config.default()
     # Left and right are not exchanged: labels may tell them apart.
     settings.augment.flip = 0.0
     settings.train.update(images=images, batch=batch)
-    if images < 1:
-        raise InputError(f"--images={images} must be at least 1")
-    mesh = meshes.make(settings.mesh)
-    meshes.check_batch(mesh, batch, "--batch")
-    network = segmenter.build(classes, channels)
+    network = segmenter.build(classes)
     step = state.step(settings.train, loss(network, settings.augment))
     whole = meshes.replicated(mesh)
     return Plan(
@@ -109,10 +100,10 @@ def dice_and_cross_entropy(logits, classes):
 
 
 def train(store: Store, labels: list[int], plan: Plan, seed: int, name: str = "train") -> dict:
-    """Averaged weights, on the host, of a network trained on all slices of a store.
+    """Averaged weights, on the host, of a network trained on the slices of a store.
 
     Args:
-      store: with labels.
+      store: with labels; its 'train' split is learnt.
       labels: of the classes, in order, 0 for the background first; any other becomes background.
       plan: what is the same for all seeds.
       seed: of weights, order and augmentation.
@@ -122,13 +113,13 @@ def train(store: Store, labels: list[int], plan: Plan, seed: int, name: str = "t
       InputError: a loss that is not finite.
     """
     total, batch = state.steps(plan.train), plan.train.batch
-    read = functools.partial(examples, store, labels)
+    rows = store.rows("train")
     put = functools.partial(meshes.put, meshes.batch(plan.mesh))
     current = plan.init(jax.random.key(seed))
     before = None
     with tqdm(total=total * batch, desc=name, unit=" images", disable=None) as bar:
         for step in range(total):
-            example = read(batches.indices(seed, step, batch, len(store)))
+            example = examples(store, labels, rows[batches.indices(seed, step, batch, len(rows))])
             current, metrics = plan.step(current, put(example))
             if before is not None:  # read once the next step is on its way
                 bar.set_postfix(loss=f"{float(before):.3f}", refresh=False)
