@@ -12,6 +12,7 @@ from collections import defaultdict
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import (
     EngFormatter,
     LogLocator,
@@ -104,6 +105,15 @@ def labelled(pictures: np.ndarray, classes: np.ndarray) -> np.ndarray:
     grey = np.repeat(pictures[..., None], 3, axis=-1)
     colours = np.array(COLOURS)[(classes.astype(int) - 1) % len(COLOURS)]
     return np.where(classes[..., None] > 0, (1 - LABEL) * grey + LABEL * colours, grey)
+
+
+def legend(figure: Figure, labels: list[int]) -> None:
+    """The colours of `labelled` below a panel: of classes 1, 2, .., which are those labels."""
+    patches = [
+        Patch(color=COLOURS[number % len(COLOURS)], alpha=0.7, label=f"label {label}")
+        for number, label in enumerate(labels)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
 
 
 def views(title: str, rows: list[tuple]) -> Figure:

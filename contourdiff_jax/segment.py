@@ -146,9 +146,8 @@ def segment(
     tests = pairs.by_name(test_images, real.modality)
     truths = pairs.by_name(test_labels)
     if tests.keys().isdisjoint(truths):
-        raise InputError(
-            f"{test_images}: no name pairs with one in {test_labels}: {min(tests)} and {min(truths)}"
-        )
+        names = f"{min(tests)}, .. and {min(truths)}, .."
+        raise InputError(f"{test_images}: no name pairs with one of {test_labels}: {names}")
     _check_apart(sources, tests, learnt)
 
     with atomic.folder(out) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:

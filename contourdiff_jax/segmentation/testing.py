@@ -70,7 +70,9 @@ class Case:
             name: figures.labelled(grey, classes[rows])
             for name, classes in ({"true labels": truth} | found).items()
         }
-        return figures.panel(title, columns, None, self.resampling.positions[rows])
+        figure = figures.panel(title, columns, None, self.resampling.positions[rows])
+        figures.legend(figure, self.labels[1:])
+        return figure
 
 
 def read(
