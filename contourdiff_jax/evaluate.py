@@ -116,8 +116,9 @@ def evaluate(
         raise InputError(
             "nothing to compare with: give --truth, --source or both, --features or --memorisation"
         )
-    if distances is not None and distances.features == "inception" and real is None:
-        raise InputError("--features=inception compares with the volumes of --real; give them")
+    if distances is not None and distances.features in unpaired.NETWORKS and real is None:
+        features = distances.features
+        raise InputError(f"--features={features} compares with the volumes of --real; give them")
     for name, folder in (("labels", labels), ("uncertainty", uncertainty)):
         if folder is not None and truth is None:
             raise InputError(f"--{name} is about errors, which need --truth")

@@ -22,6 +22,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.models import blocks
 
 CHANNELS = (16, 32, 64, 128, 256)  # features at each resolution, each half the one before
+FEATURES = CHANNELS[-1]  # of an image
 EPSILON = 1e-5  # of instance normalisation
 SLOPE = 0.25  # of a new PReLU for negative values
 

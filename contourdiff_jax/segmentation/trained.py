@@ -12,10 +12,12 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -26,6 +28,7 @@ from contourdiff_jax.data.intensity import Preset
 from contourdiff_jax.data.masks import body_mask
 from contourdiff_jax.data.volumes import Volume
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.metrics.features import in_batches
 from contourdiff_jax.models import segmenter
 from contourdiff_jax.segmentation.training import shown
 
@@ -66,26 +69,30 @@ class Trained:
         }
         save_file(tensors, path, metadata={KEY: json.dumps(fields)})
 
-    def probabilities(self, images: np.ndarray, mesh: jax.sharding.Mesh) -> np.ndarray:
+    def probabilities(self, images: np.ndarray, mesh: Mesh) -> np.ndarray:
         """Images [N, H, W] in [-1, 1] -> probabilities of the classes [N, H, W, C], float32."""
+        return np.concatenate(list(self._run("probabilities", [images[..., None]], mesh)))
+
+    def features(self, stacks: Iterable[np.ndarray], mesh: Mesh) -> np.ndarray:
+        """Images [n, H, W] uint8 each -> features [N, FEATURES] of the lowest resolution."""
+        images = (np.float32(stack[..., None]) / 127.5 - 1 for stack in stacks)
+        none = np.zeros((0, segmenter.FEATURES), np.float32)
+        return np.concatenate([none, *self._run("features", images, mesh)])
+
+    def _run(self, what: str, stacks: Iterable[np.ndarray], mesh: Mesh) -> Iterator[np.ndarray]:
         batch = -(-BATCH // mesh.size) * mesh.size
-        run = _compiled(len(self.labels), mesh)
-        params = jax.device_put(self.params, meshes.replicated(mesh))
-        found = []
-        for first in range(0, len(images), batch):
-            part = images[first : first + batch]
-            padded = np.pad(part, [(0, batch - len(part)), (0, 0), (0, 0)])[..., None]
-            found.append(
-                np.asarray(run(params, meshes.put(meshes.batch(mesh), padded)))[: len(part)]
-            )
-        return np.concatenate(found)
+        return in_batches(stacks, _compiled(what, len(self.labels), mesh), self.params, mesh, batch)
 
 
 @functools.cache
-def _compiled(classes: int, mesh: jax.sharding.Mesh):
+def _compiled(what: str, classes: int, mesh: Mesh) -> Callable:
     network = segmenter.build(classes)
+    functions = {
+        "probabilities": lambda params, images: jax.nn.softmax(network.apply(params, images)),
+        "features": network.encode,
+    }
     return jax.jit(
-        lambda params, images: jax.nn.softmax(network.apply(params, images)),
+        functions[what],
         in_shardings=(meshes.replicated(mesh), meshes.batch(mesh)),
         out_shardings=meshes.batch(mesh),
     )
