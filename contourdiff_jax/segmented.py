@@ -39,7 +39,8 @@ def sections(methods: dict) -> list[str]:
     for name in names:
         if match := OF_LABEL.fullmatch(name):
             of_kind.setdefault(match[1], []).append((int(match[2]), name))
-    parts = ["<h3>Labels</h3>"] if of_kind else []
-    for numbered in of_kind.values():
+    parts = []
+    for kind, numbered in of_kind.items():
+        parts.append(f"<h3>{tables.TITLES[kind]} by label</h3>")
         parts.append(tables.table(methods, [name for _, name in sorted(numbered)]))
     return parts
