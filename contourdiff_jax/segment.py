@@ -204,7 +204,7 @@ def _preset(images, name: str | None) -> tuple[Preset, frozenset[str]]:
     known = {sidecar.settings.target.name for sidecar in beside.values() if sidecar is not None}
     if name is None and len(known) != 1:
         path = next(iter(beside))
-        raise InputError(f"{path}: --preset must say what the intensities are, as no sidecar does")
+        raise InputError(f"{path}: --preset must say what the intensities are; sidecars do not")
     if name is not None and known - {name}:
         raise InputError(f"--preset={name}, but the sidecars say {min(known - {name})}")
     learnt = [sidecar.training_subjects for sidecar in beside.values() if sidecar is not None]

@@ -15,7 +15,7 @@ import pytest
 
 from contourdiff_jax import cli, records, report, unpaired
 from contourdiff_jax import segment as module
-from contourdiff_jax.data import volumes
+from contourdiff_jax.data import contours, volumes
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluate import evaluate
 from contourdiff_jax.metrics import overlap
@@ -289,10 +289,34 @@ def test_a_test_subject_that_is_trained_on_is_an_error(data):
     refused("the subject 'b2' is trained on too", arguments(data, **bound))
 
 
-def test_a_test_subject_of_the_model_s_training_is_an_error(data, monkeypatch):
-    learnt = frozenset({volumes.subject_digest("b2")})
-    monkeypatch.setattr(module, "_preset", lambda *_: (module.intensity.preset("mr"), learnt))
-    refused("the model of the translations was trained on the subject 'b2'", arguments(data))
+def sidecar(path, target, learnt):
+    """What `translate` writes beside a volume."""
+    fields = {
+        "schema": 1,
+        "preset": {"source": "ct", "target": target},
+        "window": [0, 1000],
+        "grid": {"axis": "axial", "spacing": SPACING, "size": SIZE},
+        "contours": {
+            side: contours.preset("default", modality).to_dict()
+            for side, modality in (("source", "ct"), ("target", target))
+        },
+        "training_subjects_sha256": [volumes.subject_digest(name) for name in learnt],
+        "slices": 6,
+        "seconds": 1.0,
+    }
+    path.write_text(json.dumps(fields))
+
+
+def test_sidecars_tell_the_preset_and_whom_the_model_has_seen(data, untrained):
+    for name in ("a1", "a2", "a3"):
+        sidecar(data / "train" / f"{name}_mr.json", "mr", ["c1"])
+    result = segment(**arguments(data, preset=None))
+    assert "preset mr" in result.metrics["data"]["trained on"]["translated"]
+    other = data / "other"
+    refused("--preset=ct, but the sidecars say mr", arguments(data, preset="ct", out=other))
+    sidecar(data / "train" / "a2_mr.json", "mr", ["c1", "b2"])
+    message = "the model of the translations was trained on the subject 'b2'"
+    refused(message, arguments(data, out=other))
 
 
 def test_one_bad_volume_is_left_out_and_named(data, untrained, capsys):
@@ -340,7 +364,7 @@ def test_a_label_that_is_not_found_has_no_distance_and_is_counted(data, untraine
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"preset": None}, "--preset must say what the intensities are"),
+        ({"preset": None}, "--preset must say what the intensities are; sidecars do not"),
         ({"lower_images": "lower"}, "--lower_images needs --lower_preset"),
         ({"upper_images": "upper"}, "--upper_images needs --upper_labels"),
         ({"train_labels": "upper_labels"}, r"'a1' in --train_labels"),

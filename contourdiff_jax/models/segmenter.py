@@ -59,7 +59,7 @@ def check_size(size: int, channels: tuple[int, ...] = CHANNELS) -> None:
     step = 2 ** (len(channels) - 1)
     if size % step:
         nearest = -(-size // step) * step
-        raise InputError(f"--size={size}: images are halved {len(channels) - 1} times; {nearest}")
+        raise InputError(f"--size={size}: must be a multiple of {step} px; take {nearest}")
 
 
 class UNet(nnx.Module):
