@@ -55,7 +55,6 @@ ROWS = {
     "truth": "the true target volume: its contours, and its own coherence; it does not compete",
     "real": "real target volumes of other subjects: their coherence, and how far apart halves of "
     "them lie (KID, FID); they do not compete",
-    **segmented.ROWS,
 }
 CONTOURS = (
     "Read contour F1 against the rows mean and truth, not against 0 and 1: dense contours agree by "
@@ -183,8 +182,11 @@ def headlines(names) -> list[str]:
 
 def _reading(methods: dict, metrics: list[str]) -> str:
     """How the table is to be read: what its numbers and its rows are."""
-    parts = [f'<p class="note">{segmented.READING if "dice" in metrics else READING}</p>']
-    rows = [f"<dt>{name}</dt><dd>{text}</dd>" for name, text in ROWS.items() if name in methods]
+    reading, known = READING, ROWS
+    if "dice" in metrics:
+        reading, known = segmented.READING, segmented.ROWS
+    parts = [f'<p class="note">{reading}</p>']
+    rows = [f"<dt>{name}</dt><dd>{text}</dd>" for name, text in known.items() if name in methods]
     if rows:
         parts.append(f"<dl>{''.join(rows)}</dl>")
     if "contour_f1" in metrics:

@@ -60,7 +60,7 @@ MOST = 255  # classes, the background not counted
 class Source:
     """What segmenters are trained on: two folders, and how the intensities are read."""
 
-    method: str  # 'translated', 'lower' or 'upper'
+    method: str  # 'translation', 'lower' or 'upper'
     images: str | Path
     labels: str | Path
     preset: Preset
@@ -130,9 +130,9 @@ def segment(
     meshes.check_batch(mesh, batch, "--batch")
 
     # Read: what there is to learn from and to test on, on one grid, and which labels.
-    preset, learnt = _preset(train_images, preset)
-    real = intensity.preset(test_preset) if test_preset else preset
-    sources = [Source("translated", train_images, train_labels, preset, "--train_labels")]
+    told = _told(train_images, preset)
+    real = intensity.preset(test_preset) if test_preset else told.preset
+    sources = [Source("translation", train_images, train_labels, told.preset, "--train_labels")]
     if lower_images is not None:
         if lower_preset is None:
             raise InputError("--lower_images needs --lower_preset, which says what they show")
@@ -148,7 +148,7 @@ def segment(
     if tests.keys().isdisjoint(truths):
         names = f"{min(tests)}, .. and {min(truths)}, .."
         raise InputError(f"{test_images}: no name pairs with one of {test_labels}: {names}")
-    _check_apart(sources, tests, learnt)
+    _check_apart(sources, tests, told.learnt)
 
     with atomic.folder(out) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
         wanted = {"axis": axis, "spacing": spacing, "size": size}
@@ -175,6 +175,7 @@ def segment(
 
         # Summarise and write.
         data = {"subjects": list(dict.fromkeys(score.subject for score in found))}
+        data |= {"source preset": told.source, "target preset": told.preset.name}
         data |= _described(sources, stores, networks, batch, seed)
         data |= _by_seed(found) | _undefined(found)
         data |= {"failed": [reason for _, reason in failed]} if failed else {}
@@ -197,18 +198,36 @@ def segment(
 # ----------------------------------------------------------------------------------------------
 
 
-def _preset(images, name: str | None) -> tuple[Preset, frozenset[str]]:
-    """The preset of the translations, and the digests of the subjects that their model learnt."""
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """What is said of the translations.
+
+    Attributes:
+      preset: of their intensities.
+      source: name of the preset of what was translated, as far as sidecars say.
+      learnt: digests of the subjects that their model was trained on, likewise.
+    """
+
+    preset: Preset
+    source: str | None
+    learnt: frozenset[str]
+
+
+def _told(images, name: str | None) -> _Told:
+    """What is said of a folder of translations: by sidecars, and the preset of that name."""
     scans = pairs.by_name(images, name and intensity.preset(name).modality)
-    beside = {scan.path: sidecars.read(scan) for scan in scans.values()}
-    known = {sidecar.settings.target.name for sidecar in beside.values() if sidecar is not None}
+    beside = [sidecar for sidecar in map(sidecars.read, scans.values()) if sidecar is not None]
+    known = {sidecar.settings.target.name for sidecar in beside}
     if name is None and len(known) != 1:
-        path = next(iter(beside))
-        raise InputError(f"{path}: --preset must say what the intensities are; sidecars do not")
+        raise InputError(f"{images}: --preset must say what the intensities are; sidecars do not")
     if name is not None and known - {name}:
         raise InputError(f"--preset={name}, but the sidecars say {min(known - {name})}")
-    learnt = [sidecar.training_subjects for sidecar in beside.values() if sidecar is not None]
-    return intensity.preset(name or known.pop()), frozenset().union(*learnt)
+    origins = {sidecar.settings.source.name for sidecar in beside}
+    return _Told(
+        intensity.preset(name or known.pop()),
+        origins.pop() if len(origins) == 1 else None,
+        frozenset().union(*(sidecar.training_subjects for sidecar in beside)),
+    )
 
 
 def _check_apart(sources: list[Source], tests: dict[str, Scan], learnt: frozenset[str]) -> None:

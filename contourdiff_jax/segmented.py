@@ -11,7 +11,7 @@ from contourdiff_jax import tables
 OF_LABEL = re.compile(r"(dice|assd|hd95)_(\d+)")
 
 ROWS = {
-    "translated": "segmenters trained on translations with the labels of what was translated, and "
+    "translation": "segmenters trained on translations with the labels of what was translated, and "
     "tested on real volumes of the target",
     "lower": "segmenters trained on the untranslated sources: what the translation must beat",
     "upper": "segmenters trained on real volumes of the target with labels of their own: what it "

@@ -7,7 +7,6 @@ from contourdiff_jax.data.grid import AXES
 from contourdiff_jax.metrics import bootstrap
 
 REFERENCES = ("truth", "real", "upper", "grid")  # rows that do not compete
-OURS = ("translation", "translated")
 
 TITLES = {
     "ssim_mask": "SSIM in the body",
@@ -70,7 +69,7 @@ def table(methods: dict, metrics: list[str]) -> str:
                 continue
             few = f" n = {entry['n']}" if entry["n"] != most else ""
             cells.append(f"<td>{number(entry, method in _best(methods, metric), few)}</td>")
-        ours = ' class="ours"' if method in OURS else ""
+        ours = ' class="ours"' if method == "translation" else ""
         lines.append(f"<tr{ours}><th>{html.escape(method)}</th>{''.join(cells)}</tr>")
     return wide(f"{most} subject{'s' * (most != 1)}", head, lines)
 

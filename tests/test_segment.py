@@ -7,6 +7,7 @@ The images are easy: a body, and in it an organ that is brighter.
 import csv
 import functools
 import json
+import shutil
 
 import jax
 import nibabel as nib
@@ -124,9 +125,9 @@ def rows(path):
 
 def test_an_easy_task_is_learnt_and_the_wrong_images_teach_nothing(done):
     methods = read_metrics(done)["methods"]
-    assert list(methods) == ["translated", "lower", "upper", "grid"]
+    assert list(methods) == ["translation", "lower", "upper", "grid"]
     # Labels drawn by lot would have a Dice of their share of the image: 0.5 and 0.1.
-    for method in ("translated", "upper"):
+    for method in ("translation", "upper"):
         assert methods[method][f"dice_{BODY}"]["value"] > 0.85
         assert methods[method][f"dice_{ORGAN}"]["value"] > 0.8
         assert methods[method]["hd95"]["value"] < 12
@@ -148,14 +149,14 @@ def test_the_numbers_are_those_of_the_files(done):
         file = nib.load(done / "test_labels" / f"{name}_labels.nii.gz")
         truth = np.asarray(file.dataobj)
         for seed in ("0", "1"):
-            path = done / "out" / "predictions" / f"translated_{seed}" / f"{name}_mr.nii.gz"
+            path = done / "out" / "predictions" / f"translation_{seed}" / f"{name}_mr.nii.gz"
             image = nib.load(path)
             predicted = np.asarray(image.dataobj)
             assert predicted.dtype == np.uint8 and set(np.unique(predicted)) <= {0, BODY, ORGAN}
             np.testing.assert_allclose(image.affine, file.affine)
             for label in (BODY, ORGAN):
                 dice = overlap.dice(predicted, truth, [label])[label]
-                key = (name, "translated", seed)
+                key = (name, "translation", seed)
                 assert found[*key, f"dice_{label}"] == pytest.approx(dice, rel=1e-6)
                 scores = overlap.distances(predicted == label, truth == label, (4.2, 3.9, 7.0))
                 assert found[*key, f"assd_{label}"] == pytest.approx(scores["assd"], rel=1e-6)
@@ -193,7 +194,7 @@ def test_the_record_says_what_was_done(done):
     assert data["subjects"] == ["b1", "b2"] and data["labels"] == [BODY, ORGAN]
     assert data["trained on"]["lower"].startswith("3 subjects, 18 slices, preset mr, 320 images")
     assert set(data["dice of each network"]) == {
-        f"{method}, seed {seed}" for method in ("translated", "lower", "upper") for seed in (0, 1)
+        f"{method}, seed {seed}" for method in ("translation", "lower", "upper") for seed in (0, 1)
     }
     names = {path.name for path in (done / "out").iterdir()}
     assert names == {"metrics.json", "rows.csv", "seeds.csv", "panels", "predictions", "weights"}
@@ -205,7 +206,14 @@ def test_the_report_shows_a_table_for_each_score(done, tmp_path):
     for shown in ("Dice, label 3 ↑", "ASSD [mm], label 7 ↓", "HD95 [mm], label 7 ↓"):
         assert page.count(shown) == 1
     assert page.count("data:image/png") == 3  # two panels, and the strips of all subjects
-    assert "what the translation must beat" in page and '<tr class="ours"><th>translated' in page
+    assert "what the translation must beat" in page and '<tr class="ours"><th>translation' in page
+
+
+def test_several_are_compared_by_subject(done, tmp_path):
+    shutil.copytree(done / "out", tmp_path / "again")
+    page = report.report(tmp_path / "report.html", [done / "out", tmp_path / "again"]).read_text()
+    compared = page[page.index("<h2>Comparison</h2>") : page.index("<h2>Evaluation")]
+    assert "Not compared" not in compared and "Dice ↑" in compared
 
 
 def test_the_same_seed_gives_the_same_weights(data):
@@ -216,9 +224,9 @@ def test_the_same_seed_gives_the_same_weights(data):
 
     both = weights("first", seeds=2)
     assert weights("second", seed=1) == {
-        "translated_1.safetensors": both["translated_1.safetensors"]
+        "translation_1.safetensors": both["translation_1.safetensors"]
     }
-    assert both["translated_0.safetensors"] != both["translated_1.safetensors"]
+    assert both["translation_0.safetensors"] != both["translation_1.safetensors"]
 
 
 def test_chosen_classes_are_learnt_and_the_rest_is_background(data, untrained):
@@ -227,7 +235,7 @@ def test_chosen_classes_are_learnt_and_the_rest_is_background(data, untrained):
     assert set(methods["grid"]) == {
         f"{metric}{of}" for metric in ("dice", "assd", "hd95") for of in ("", f"_{ORGAN}")
     }
-    path = data / "out" / "predictions" / "translated_0" / "b1_mr.nii.gz"
+    path = data / "out" / "predictions" / "translation_0" / "b1_mr.nii.gz"
     assert set(np.unique(np.asarray(nib.load(path).dataobj))) <= {0, ORGAN}
 
 
@@ -311,7 +319,9 @@ def test_sidecars_tell_the_preset_and_whom_the_model_has_seen(data, untrained):
     for name in ("a1", "a2", "a3"):
         sidecar(data / "train" / f"{name}_mr.json", "mr", ["c1"])
     result = segment(**arguments(data, preset=None))
-    assert "preset mr" in result.metrics["data"]["trained on"]["translated"]
+    told = result.metrics["data"]
+    assert (told["source preset"], told["target preset"]) == ("ct", "mr")
+    assert "preset mr" in told["trained on"]["translation"]
     other = data / "other"
     refused("--preset=ct, but the sidecars say mr", arguments(data, preset="ct", out=other))
     sidecar(data / "train" / "a2_mr.json", "mr", ["c1", "b2"])
@@ -336,7 +346,7 @@ def test_one_bad_volume_is_left_out_and_named(data, untrained, capsys):
     # One subject says nothing about the spread.
     metrics = read_metrics(data)
     assert {e["low"] for m in metrics["methods"].values() for e in m.values()} == {None}
-    assert metrics["data"]["trained on"]["translated"].startswith("1 subjects, 6 slices")
+    assert metrics["data"]["trained on"]["translation"].startswith("1 subjects, 6 slices")
     assert len(metrics["data"]["failed"]) == 3
 
 
@@ -356,9 +366,9 @@ def test_a_label_that_is_not_found_has_no_distance_and_is_counted(data, untraine
         trained, "label_map", lambda p, labels, r: np.full((26, 30, 6), BODY, np.uint16)
     )
     metrics = segment(**arguments(data)).metrics
-    assert metrics["methods"]["translated"][f"dice_{ORGAN}"]["value"] == 0
-    assert {f"assd_{ORGAN}", "assd", "hd95"}.isdisjoint(metrics["methods"]["translated"])
-    assert metrics["data"]["label maps without a distance"] == {"translated, label 7": "2 of 2"}
+    assert metrics["methods"]["translation"][f"dice_{ORGAN}"]["value"] == 0
+    assert {f"assd_{ORGAN}", "assd", "hd95"}.isdisjoint(metrics["methods"]["translation"])
+    assert metrics["data"]["label maps without a distance"] == {"translation, label 7": "2 of 2"}
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class Trained:
       labels: of its classes, in order; the first is 0, the background.
       preset: of the images it was trained on.
       grid: that it sees slices on.
-      method: what it was trained on: 'translated', 'lower', 'upper'.
+      method: what it was trained on: 'translation', 'lower', 'upper'.
       seed: of its training.
       images: that it was trained on, repeats counted.
     """
