@@ -17,8 +17,8 @@ test: lint
 test-all: lint
 	$(BIN)/python -m pytest -m "not parity"
 
-# Agreement with PyTorch, diffusers and the packages of FID, in an environment of their own. These
-# packages ask for torchvision, which is not on PyPI for a torch without CUDA; the tests stand in.
+# Agreement with PyTorch, diffusers, MONAI and the packages of FID, in an environment of their own.
+# FID's ask for torchvision, which is not on PyPI for a torch without CUDA; the tests stand in.
 test-parity: $(PARITY)/ready
 	$(PARITY)/bin/python -m pytest -m parity
 
@@ -40,7 +40,7 @@ $(PARITY)/ready: pyproject.toml constraints.txt constraints-parity.txt
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
 	    -c constraints.txt -c constraints-parity.txt -e ".[test,parity]"
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
-	    -c constraints-parity.txt --no-deps pytorch-fid torch-fidelity clean-fid
+	    -c constraints-parity.txt --no-deps pytorch-fid torch-fidelity clean-fid monai
 	touch $@
 
 clean:

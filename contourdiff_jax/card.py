@@ -37,7 +37,14 @@ INCEPTION = (
     "InceptionV3 of 2015-12-05 as pytorch-fid distributes it, Apache-2.0; it scores the images and "
     "is no part of the model"
 )
-COLUMNS = ("translation", "mean", "truth", "real")  # methods of the table of scores
+COLUMNS = (
+    "translation",
+    "mean",
+    "truth",
+    "real",
+    "lower",
+    "upper",
+)  # methods of the table of scores
 
 
 def card(

@@ -25,6 +25,7 @@ COMMANDS = {
     "train": "contourdiff_jax.train",
     "translate": "contourdiff_jax.translate",
     "evaluate": "contourdiff_jax.evaluate",
+    "segment": "contourdiff_jax.segment",
     "report": "contourdiff_jax.report",
     "card": "contourdiff_jax.card",
     "import": "contourdiff_jax.importing",

@@ -18,6 +18,7 @@ from contourdiff_jax.metrics import bootstrap, significance
 METHOD = "translation"
 # What two evaluations must have said alike of their data, for their numbers to be of one kind.
 ALIKE = ("target preset", "grid of the comparison", "intensities", "body mask", "ssim", "psnr")
+ALIKE += ("labels",)  # of segmenters
 GRID = "model grid"  # must be one too where images were compared on it
 OWN_VOXELS = "the source's own"  # what evaluate says of the grid where they were not
 # Agreement with the source's contours is of one kind where these are the same contours.

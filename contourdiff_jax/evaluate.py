@@ -26,17 +26,12 @@ Shapes: [X, Y, Z] volumes, [N, H, W] slices, all of values: numbers in the units
 """
 
 import contextlib
-import csv
 import dataclasses
-import importlib.metadata
-import json
 import os
-import platform
 import shlex
 import shutil
 import sys
 import uuid
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,8 +40,16 @@ from absl import flags
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import contourdiff_jax
-from contourdiff_jax import baselines, cases, challenges, cost, figures, scores, unpaired
+from contourdiff_jax import (
+    baselines,
+    cases,
+    challenges,
+    cost,
+    figures,
+    records,
+    scores,
+    unpaired,
+)
 from contourdiff_jax.cases import Case, Settings
 from contourdiff_jax.data import intensity, pairs, volumes
 from contourdiff_jax.data.grid import AXES, planes_across
@@ -57,8 +60,6 @@ from contourdiff_jax.metrics import bootstrap, paired
 from contourdiff_jax.metrics import uncertainty as ranking
 from contourdiff_jax.sidecars import NOTICE
 
-SCHEMA = 1  # of metrics.json
-COLUMNS = ("subject", "slice", "method", "metric", "value", "seconds")  # of rows.csv
 PANELS = 8  # subjects that are drawn
 
 
@@ -115,8 +116,9 @@ def evaluate(
         raise InputError(
             "nothing to compare with: give --truth, --source or both, --features or --memorisation"
         )
-    if distances is not None and distances.features == "inception" and real is None:
-        raise InputError("--features=inception compares with the volumes of --real; give them")
+    if distances is not None and distances.features in unpaired.NETWORKS and real is None:
+        features = distances.features
+        raise InputError(f"--features={features} compares with the volumes of --real; give them")
     for name, folder in (("labels", labels), ("uncertainty", uncertainty)):
         if folder is not None and truth is None:
             raise InputError(f"--{name} is about errors, which need --truth")
@@ -221,7 +223,7 @@ def evaluate(
             data |= {"real volumes of the same gaps": len(beside)}
         if conventions is not None:
             data |= {conventions: challenges.description(settings)}
-        methods = _summarise(rows, seed)
+        methods = records.summarise(rows, seed)
         for also in (far, memory):
             if also is not None:
                 data |= also.data
@@ -236,39 +238,20 @@ def evaluate(
         failed = list(dict.fromkeys(failed))
         data |= {"failed": [reason for _, reason in failed]} if failed else {}
         metrics = {
-            "schema": SCHEMA,
+            "schema": records.SCHEMA,
             "notice": NOTICE,
             "command": _command(translated=translated, **given, **options, seed=seed, out=out),
-            "versions": _versions(),
+            "versions": records.versions(),
             "data": data,
             "methods": methods,
             "cost": cost.summary(sidecars.values()),
         }
-        _write(folder, metrics, rows)
+        records.write(folder, metrics, rows)
         curves = [curve for curve in curves if curve[0] is not None]
         if curves:
             figure = figures.sparsification(ranking.REMOVED, np.array(curves))
             (folder / "sparsification.png").write_bytes(figures.png(figure))
     return Evaluation(metrics, failed)
-
-
-# ----------------------------------------------------------------------------------------------
-# Summarising
-# ----------------------------------------------------------------------------------------------
-
-
-def _summarise(rows: list[tuple], seed: int) -> dict:
-    """{method: {metric: interval}}: means over subjects of the means over their slices."""
-    values = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for subject, _, method, metric, value, _ in rows:
-        values[method][metric][subject].append(value)
-    return {
-        method: {
-            metric: bootstrap.interval([np.mean(v) for _, v in sorted(subjects.items())], seed)
-            for metric, subjects in metrics.items()
-        }
-        for method, metrics in values.items()
-    }
 
 
 # ----------------------------------------------------------------------------------------------
@@ -377,25 +360,6 @@ def _command(**arguments) -> str:
     return shlex.join(["contourdiff", "evaluate", *given])
 
 
-def _versions() -> dict[str, str]:
-    packages = ("numpy", "scipy", "scikit-image", "nibabel", "opencv-python-headless", "jax")
-    return {
-        "contourdiff-jax": contourdiff_jax.__version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
-
-
-def _write(folder: Path, metrics: dict, rows: list[tuple]) -> None:
-    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    (folder / "metrics.json").write_text(text, encoding="utf-8")
-    with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for *row, value, seconds in rows:
-            writer.writerow([*row, f"{value:.7g}", "" if seconds is None else f"{seconds:.4g}"])
-
-
 def _check_free(out: Path, overwrite: bool) -> None:
     """InputError where nothing may be written: only an evaluation is ever replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
@@ -423,20 +387,6 @@ def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     finally:
         for left in (partial, old):
             shutil.rmtree(left, ignore_errors=True)
-
-
-def table(methods: dict) -> str:
-    """Metrics down, methods across, each with its interval."""
-    names = list(methods)
-    rows = [["", *names]]
-    for metric in dict.fromkeys(metric for metrics in methods.values() for metric in metrics):
-        entries = [methods[name].get(metric) for name in names]
-        rows.append([metric, *("" if e is None else bootstrap.text(e) for e in entries)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
 
 
 # ----------------------------------------------------------------------------------------------
@@ -503,7 +453,7 @@ def main(values: flags.FlagValues) -> int:
         seed=values.seed,
         overwrite=values.overwrite,
     )
-    print(table(result.metrics["methods"]))
+    print(records.table(result.metrics["methods"]))
     print(f"{values.out}: {len(result.metrics['data']['subjects'])} subjects scored")
     for what in ("truth", "source"):
         alone = result.metrics["data"].get(f"of --{what} without a translation")

@@ -12,6 +12,7 @@ from collections import defaultdict
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import (
     EngFormatter,
     LogLocator,
@@ -30,6 +31,7 @@ CELL = 1.9  # inches a picture of a panel is wide
 VIEW = 2.5  # inches a reformatted picture is wide
 ERROR_TOP = 0.5  # absolute error that saturates, as a fraction of the intensity window
 CONTOUR = (1.0, 0.8, 0.2)  # red, green and blue of a line over a picture
+LABEL = 0.5  # opacity of a label over a picture
 IMAGES = "images seen"
 
 
@@ -50,7 +52,8 @@ def panel(
 
     Args:
       title: of the figure.
-      columns: pictures [n, H, W] in [0, 1] by their title; the grey scale is 0 to 1 in all of them.
+      columns: pictures [n, H, W], or in colours [n, H, W, 3], in [0, 1] by their title; the grey
+        scale is 0 to 1 in all of them.
       error: [n, H, W] absolute error, a last column in colours with its bar; None leaves it out.
       positions: [n] in mm along the slicing axis.
     """
@@ -92,6 +95,25 @@ def contact_sheet(rows: list[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
             axis.imshow(seen, interpolation="nearest")
     _bare(axes)
     return figure
+
+
+def labelled(pictures: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Pictures [n, H, W] in [0, 1] with classes [n, H, W] over them in colours: [n, H, W, 3].
+
+    The background, 0, stays grey.
+    """
+    grey = np.repeat(pictures[..., None], 3, axis=-1)
+    colours = np.array(COLOURS)[(classes.astype(int) - 1) % len(COLOURS)]
+    return np.where(classes[..., None] > 0, (1 - LABEL) * grey + LABEL * colours, grey)
+
+
+def legend(figure: Figure, labels: list[int]) -> None:
+    """The colours of `labelled` below a panel: of classes 1, 2, .., which are those labels."""
+    patches = [
+        Patch(color=COLOURS[number % len(COLOURS)], alpha=0.7, label=f"label {label}")
+        for number, label in enumerate(labels)
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize=8, frameon=False)
 
 
 def views(title: str, rows: list[tuple]) -> Figure:

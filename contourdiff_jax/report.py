@@ -23,7 +23,15 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from contourdiff_jax import appraisal, comparison, figures, tables, volumetric, webpage
+from contourdiff_jax import (
+    appraisal,
+    comparison,
+    figures,
+    segmented,
+    tables,
+    volumetric,
+    webpage,
+)
 from contourdiff_jax.data.volumes import reason
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.metrics import bootstrap
@@ -58,7 +66,8 @@ NEEDED = {"mean": "--real", "truth": "--truth"}  # by evaluate, for these rows
 
 # Metrics of the headline, in order, and beginnings of the names of more; others are folded away.
 HEADLINE = ("ssim_mask", "psnr_mask", "mae_mask", "mae_hu_mask", "contour_f1", "kid", "fid")
-HEADLINE_TOO = ("synthrad", "fid_at", "kernel", "frechet", "dice")
+HEADLINE += ("dice", "assd", "hd95")
+HEADLINE_TOO = ("synthrad", "fid_at", "kernel", "frechet")
 
 
 def report(out, inputs, *, overwrite: bool = False) -> Path:
@@ -117,7 +126,8 @@ def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     whole = path.name == "metrics.json"  # another name is a copy, and belongs to nothing around it
     methods = metrics["methods"]
     names = dict.fromkeys(name for scores in methods.values() for name in scores)
-    names = [n for n in names if not (volumetric.concerns(n) or appraisal.concerns(n))]
+    elsewhere = (appraisal, segmented, volumetric)
+    names = [name for name in names if not any(part.concerns(name) for part in elsewhere)]
     headline = headlines(names)
     parts = [f"<h2>Evaluation: {html.escape(folder.name if whole else path.stem)}</h2>"]
     if names:
@@ -137,6 +147,7 @@ def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
             if figure is not None:
                 drawn[f"{prefix}_{name}.png"] = png = figures.png(figure)
                 parts.append(webpage.picture(png, caption))
+    parts += segmented.sections(methods)
     parts += volumetric.sections(methods, folder if whole else None)
     parts += appraisal.sections(metrics, folder if whole else None)
     compared = webpage.definitions(metrics.get("data", {}))
@@ -171,8 +182,11 @@ def headlines(names) -> list[str]:
 
 def _reading(methods: dict, metrics: list[str]) -> str:
     """How the table is to be read: what its numbers and its rows are."""
-    parts = [f'<p class="note">{READING}</p>']
-    rows = [f"<dt>{name}</dt><dd>{text}</dd>" for name, text in ROWS.items() if name in methods]
+    reading, known = READING, ROWS
+    if "dice" in metrics:
+        reading, known = segmented.READING, segmented.ROWS
+    parts = [f'<p class="note">{reading}</p>']
+    rows = [f"<dt>{name}</dt><dd>{text}</dd>" for name, text in known.items() if name in methods]
     if rows:
         parts.append(f"<dl>{''.join(rows)}</dl>")
     if "contour_f1" in metrics:

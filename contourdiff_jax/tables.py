@@ -6,7 +6,7 @@ import html
 from contourdiff_jax.data.grid import AXES
 from contourdiff_jax.metrics import bootstrap
 
-REFERENCES = ("truth", "real")  # rows that do not compete
+REFERENCES = ("truth", "real", "upper", "grid")  # rows that do not compete
 
 TITLES = {
     "ssim_mask": "SSIM in the body",
@@ -18,6 +18,9 @@ TITLES = {
     "synthrad_psnr": "PSNR, SynthRAD [dB]",
     "synthrad_ssim": "SSIM, SynthRAD",
     "synthrad_ms_ssim": "MS-SSIM, SynthRAD",
+    "dice": "Dice",
+    "assd": "ASSD [mm]",
+    "hd95": "HD95 [mm]",
     "kid": "KID",
     "fid": "FID",
     **{f"ssim_mask_{axis}": f"SSIM, {axis}" for axis in AXES},
@@ -88,6 +91,9 @@ def number(entry: dict, bold: bool = False, note: str = "") -> str:
 def label(metric: str) -> str:
     """What a metric is called, with an arrow to where it is better."""
     arrow = {min: " ↓", max: " ↑", None: ""}[better(metric)]
+    name, _, number = metric.rpartition("_")
+    if number.isdigit() and name in TITLES:
+        return f"{TITLES[name]}, label {number}{arrow}"
     return f"{TITLES.get(metric, metric.replace('_', ' '))}{arrow}"
 
 

@@ -2,8 +2,8 @@
 """Unpaired scores: how far the images of a translation lie from real images of other subjects.
 
 KID first, because its expectation does not depend on how many images there are; FID falls with
-them. They are called so with the released InceptionV3 alone; with other weights, or features of a
-file, they are kernel_NAME and frechet_NAME.
+them. They are called so with the released InceptionV3 alone; with other weights, with a segmenter
+or with features of a file, they are kernel_NAME and frechet_NAME.
 
 Shapes: [X, Y, Z] volumes; [n, H, W] uint8 images; [N, D] features.
 """
@@ -11,7 +11,7 @@ Shapes: [X, Y, Z] volumes; [n, H, W] uint8 images; [N, D] features.
 import dataclasses
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ LEAST = 50  # images on a side; of fewer, no distance says anything
 # Two samples of one distribution of 512 features have an FID of 13 with 200 images, 32 with 50.
 LEAST_FRECHET = 200
 MODES = ("pytorch-fid", "torch-fidelity", "clean-fid")
+NETWORKS = ("inception", "segmenter")
 REAL = "real"
 FILE = {"translation": "translated", REAL: REAL}  # what a file of features calls them
 
@@ -47,10 +48,11 @@ class Options:
     """What to measure by.
 
     Attributes:
-      features: 'inception', or an .npz file of other features: arrays `translated` [N, D] and
-        `real` [M, D] with the names of their subjects, `translated_subjects` and `real_subjects`.
-      mode: how images are shown to the network, see metrics/features.py.
-      weights: of the network, see weights.py.
+      features: 'inception'; 'segmenter', the encoder of one that `segment` trained; or an .npz file
+        of other features: arrays `translated` [N, D] and `real` [M, D] with the names of their
+        subjects, `translated_subjects` and `real_subjects`.
+      mode: how images are shown to InceptionV3, see metrics/features.py.
+      weights: of the network: see weights.py, or a file of OUT/weights of `segment`.
       foreground: whether what lies outside the body becomes air.
       three_views: whether to slice along all three axes, and not just the model's.
       statistics: whether to keep means and covariances, as pytorch-fid reads them.
@@ -112,7 +114,7 @@ def measure(
 
     Raises InputError for too few images, and for weights or features that cannot be used.
     """
-    if options.features != "inception":
+    if options.features not in NETWORKS:
         return _of_file(Path(options.features), seed)
     return _of_scans(options, translated, sidecars, source, real, settings, grid, seed)
 
@@ -145,17 +147,96 @@ def _of_file(path: Path, seed: int) -> Unpaired:
     return _compared({"file": read}, (f"kernel_{path.stem}", f"frechet_{path.stem}"), data, seed)
 
 
-def _of_scans(
-    options, translated, sidecars, source, real, settings: Settings, grid: str, seed: int
-) -> Unpaired:
+@dataclasses.dataclass(frozen=True)
+class _Encoder:
+    """A network that makes features of images, and how it is to see them.
+
+    Attributes:
+      extract: images [n, H, W] uint8 each -> features [N, D].
+      names: what the two distances are called.
+      data: for the record.
+      least: images on a side.
+      options, settings, grid: as it needs them.
+    """
+
+    extract: Callable[[Iterator[np.ndarray]], np.ndarray]
+    names: tuple[str, str]
+    data: dict
+    least: int
+    options: Options
+    settings: Settings
+    grid: str
+
+
+def _inception(options: Options, settings: Settings, grid: str, mesh) -> _Encoder:
     # Imported here: with JAX and the network they take a second, and the flags do not need them.
-    from contourdiff_jax import mesh as meshes
     from contourdiff_jax import weights
     from contourdiff_jax.metrics import features
 
-    mode, target = features.mode(options.mode), settings.target
+    mode = features.mode(options.mode)
     params, file, digest = weights.load(options.weights)
-    released = digest == weights.SHA256
+    text = (
+        f"InceptionV3 of 2015-12-05, 2048 to an image, as {options.mode} shows it images, grey as "
+        "three equal channels"
+    )
+    names = ("kid", "fid")
+    if digest != weights.SHA256:
+        names = (f"kernel_{file}", f"frechet_{file}")
+        text += "; not the released weights, so neither KID nor FID"
+
+    def extract(stacks):
+        return features.extract(stacks, mode, params, mesh)
+
+    data = {"features": text, "weights": f"{file}, SHA-256 {digest}"}
+    return _Encoder(extract, names, data, mode.kid_least or LEAST, options, settings, grid)
+
+
+def _segmenter(options: Options, settings: Settings, mesh) -> _Encoder:
+    """The encoder sees what it was trained on: slices on its own grid, of the body alone."""
+    from contourdiff_jax.models import segmenter
+    from contourdiff_jax.segmentation import trained
+
+    if options.weights is None:
+        raise InputError("--features=segmenter needs --weights, a file that `segment` wrote")
+    if options.three_views:
+        raise InputError("--three_views: a segmenter has seen slices along one axis only")
+    network, digest = trained.load(options.weights)
+    if network.preset.name != settings.target.name:
+        raise InputError(
+            f"{options.weights}: a segmenter of {network.preset.name}, where the translations are "
+            f"{settings.target.name}"
+        )
+    axis, spacing, size = dataclasses.astuple(network.grid)
+    data = {
+        "features": f"the mean over space of the lowest resolution of a segmenter "
+        f"({network.method}, seed {network.seed}), {segmenter.FEATURES} to an image; neither KID "
+        f"nor FID",
+        "grid of the features": f"{axis}, {size} x {size} px of {spacing:g} mm",
+        "weights": f"{Path(options.weights).stem}, SHA-256 {digest}",
+    }
+    return _Encoder(
+        lambda stacks: network.features(stacks, mesh),
+        ("kernel_segmenter", "frechet_segmenter"),
+        data,
+        LEAST,
+        dataclasses.replace(options, foreground=True),
+        dataclasses.replace(settings, grid=network.grid),
+        "model",
+    )
+
+
+def _of_scans(
+    options, translated, sidecars, source, real, settings: Settings, grid: str, seed: int
+) -> Unpaired:
+    from contourdiff_jax import mesh as meshes
+
+    mesh = meshes.make(ConfigDict({"data": -1, "fsdp": 1}))
+    if options.features == "segmenter":
+        encoder = _segmenter(options, settings, mesh)
+    else:
+        encoder = _inception(options, settings, grid, mesh)
+    options, settings, grid = encoder.options, encoder.settings, encoder.grid
+    target = settings.target
     scored = {scan.subject for scan in translated.values()}
     assumed = Assumed(settings.assumed.spacing)
     held = layouts.find(real, modality=target.modality, assumed=assumed)
@@ -176,26 +257,22 @@ def _of_scans(
     if not groups[REAL]:
         raise InputError(f"{real}: no volume of a subject that was not translated")
     failed, sets = list(held.failed), defaultdict(dict)
-    mesh = meshes.make(ConfigDict({"data": -1, "fsdp": 1}))
     for method, group in groups.items():
         if not group:  # of sources
             continue
         whose = []
         stacks = _stacks(group, method, options, settings, grid, whose, failed)
-        found = features.extract(stacks, mode, params, mesh)
+        found = encoder.extract(stacks)
         if not whose:
             why = failed[-1][1] if failed else "none shows a body"
             raise InputError(f"--features: no image of the method {method!r}: {why}")
         for view in dict.fromkeys(view for view, _ in whose):
             rows = [row for row, (shown, _) in enumerate(whose) if shown == view]
             sets[view][method] = Sample(found[rows], np.array([whose[row][1] for row in rows]))
-    names = ("kid", "fid") if released else (f"kernel_{file}", f"frechet_{file}")
-    data = _described(options, grid, target) | {"weights": f"{file}, SHA-256 {digest}"}
-    if not released:
-        data["features"] += "; not the released weights, so neither KID nor FID"
+    data = _described(options, grid, target) | encoder.data
     if left_out:
         data["real volumes left out of the distances"] = left_out
-    return _compared(dict(sets), names, data, seed, mode.kid_least or LEAST, failed)
+    return _compared(dict(sets), encoder.names, data, seed, encoder.least, failed)
 
 
 def _stacks(
@@ -259,8 +336,6 @@ def _described(options: Options, grid: str, target: Preset) -> dict:
         else "whole slices, all of them"
     )
     return {
-        "features": f"InceptionV3 of 2015-12-05, 2048 to an image, as {options.mode} shows it "
-        "images, grey as three equal channels",
         "images of the distances": f"{outside}; "
         + ("on the volumes' own voxels" if grid == "source" else "on the model's grid")
         + (f"; {', '.join(AXES)}, and the mean of the three" if options.three_views else "")
@@ -355,8 +430,8 @@ def _explained(kernel: str, frechet: str, count: int, half: int | None) -> dict:
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff evaluate` that choose unpaired scores."""
     for name, default, text in (
-        ("features", None, "For KID and FID: inception, or a .npz file of other features."),
-        ("weights", None, "File of InceptionV3's weights; see `contourdiff weights`."),
+        ("features", None, "For distances: inception, segmenter, or a .npz of other features."),
+        ("weights", None, "Of InceptionV3, see `contourdiff weights`; or of a segmenter."),
     ):
         flags.DEFINE_string(name, default, text, flag_values=values)
     flags.DEFINE_enum("mode", "clean-fid", MODES, "Whose KID and FID.", flag_values=values)
@@ -376,6 +451,7 @@ def from_flags(values: flags.FlagValues) -> Options | None:
         if given:
             raise InputError(f"--{given[0]} goes with --features")
         return None
-    if values.features != "inception" and not values.features.endswith(".npz"):
-        raise InputError(f"--features={values.features}: 'inception', or an .npz file")
+    if values.features not in NETWORKS and not values.features.endswith(".npz"):
+        known = ", ".join(NETWORKS)
+        raise InputError(f"--features={values.features}: known are {known}, or an .npz file")
     return Options(**{name: values[name].value for name in names})

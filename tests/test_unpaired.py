@@ -341,7 +341,7 @@ def test_on_the_command_line(data, capsys):
     ("flags", "message"),
     [
         (["--mode=pytorch-fid"], "--mode goes with --features"),
-        (["--features=dino"], "--features=dino: 'inception', or an .npz file"),
+        (["--features=dino"], "--features=dino: known are inception, segmenter, or an .npz"),
         (["--features=inception", "--mode=fid"], "--mode"),
         (["--features=inception"], "--real; give them"),
         ([], "nothing to compare with"),

@@ -122,20 +122,34 @@ def extract(
       batch: images at a time; rounded up to what the mesh divides.
     """
     batch = -(-batch // mesh.size) * mesh.size
-    params = jax.device_put(params, meshes.replicated(mesh))
     resize, network = _jitted(mode, mesh)
-    found, waiting = [], []
-    for images in _resized(stacks, mode, resize, mesh, batch):
+    images = _resized(stacks, mode, resize, mesh, batch)
+    none = np.zeros((0, inception.FEATURES), np.float32)
+    return np.concatenate([none, *in_batches(images, network, params, mesh, batch)])
+
+
+def in_batches(
+    stacks: Iterable[np.ndarray], network: Callable, params: dict, mesh: Mesh, batch: int
+) -> Iterator[np.ndarray]:
+    """What a network makes of images [n, H, W, C], all of one size, in their order, in pieces.
+
+    Args:
+      stacks: read as they are needed.
+      network: (params, images [B, H, W, C]) -> [B, ..]; compiled for batches over the mesh.
+      params: of the network.
+      mesh: devices that share each batch.
+      batch: images at a time, which the mesh divides.
+    """
+    params = jax.device_put(params, meshes.replicated(mesh))
+    waiting = []
+    for images in stacks:
         waiting.extend(images)
         while len(waiting) >= batch:
-            found.append(network(params, meshes.put(meshes.batch(mesh), np.stack(waiting[:batch]))))
+            yield network(params, meshes.put(meshes.batch(mesh), np.stack(waiting[:batch])))
             del waiting[:batch]
     if waiting:
         padded = _padded(np.stack(waiting), batch)
-        found.append(network(params, meshes.put(meshes.batch(mesh), padded))[: len(waiting)])
-    if not found:
-        return np.zeros((0, inception.FEATURES), np.float32)
-    return np.concatenate([np.asarray(features) for features in found])
+        yield network(params, meshes.put(meshes.batch(mesh), padded))[: len(waiting)]
 
 
 def _resized(stacks, mode: Mode, resize, mesh: Mesh, batch: int) -> Iterator[np.ndarray]:

@@ -61,19 +61,33 @@ def build(config, conditions: Mapping[str, int], *, channels: int = 1, dims: int
             rngs=nnx.Rngs(0),
         )
 
+    init, bind = functional(create)
+
+    def apply(params, z_t, t, condition, *, key=None):
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        return bind(params)(conditioning.concatenate(config, z_t, condition), t, rngs)
+
+    return Model(init, apply)
+
+
+def functional(create: Callable[[], nnx.Module]) -> tuple[Callable, Callable]:
+    """What a module is outside: init(key) -> params, and bind(params) -> the module with these.
+
+    Args:
+      create: makes the module, its kernels filled with their standard deviations.
+    """
     graph, template = nnx.split(nnx.eval_shape(create))
 
     def init(key):
         return _scatter(key, nnx.to_pure_dict(nnx.state(create())))
 
-    def apply(params, z_t, t, condition, *, key=None):
+    def bind(params):
         # Runs while tracing only: under jit the module costs nothing per step.
         state = jax.tree.map(lambda leaf: leaf, template)
         nnx.replace_by_pure_dict(state, params)
-        rngs = None if key is None else nnx.Rngs(dropout=key)
-        return nnx.merge(graph, state)(conditioning.concatenate(config, z_t, condition), t, rngs)
+        return nnx.merge(graph, state)
 
-    return Model(init, apply)
+    return init, bind
 
 
 def _scatter(key, params: Params) -> Params:

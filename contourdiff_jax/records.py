@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Records of scores: metrics.json with means and intervals over subjects, rows.csv with all values.
+
+metrics.json  {"schema", "notice", "command", "versions", "data",
+               "methods": {method: {metric: {"value", "low", "high", "n"}}}}
+rows.csv      subject, slice, method, metric, value, seconds
+"""
+
+import csv
+import importlib.metadata
+import json
+import platform
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+import contourdiff_jax
+from contourdiff_jax.metrics import bootstrap
+
+SCHEMA = 1  # of metrics.json
+COLUMNS = ("subject", "slice", "method", "metric", "value", "seconds")  # of rows.csv
+
+
+def summarise(rows: list[tuple], seed: int) -> dict:
+    """{method: {metric: interval}}: means over subjects of the means over their slices."""
+    values = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for subject, _, method, metric, value, _ in rows:
+        values[method][metric][subject].append(value)
+    return {
+        method: {
+            metric: bootstrap.interval([np.mean(v) for _, v in sorted(subjects.items())], seed)
+            for metric, subjects in metrics.items()
+        }
+        for method, metrics in values.items()
+    }
+
+
+def write(folder: Path, metrics: dict, rows: list[tuple]) -> None:
+    """Writes metrics.json and rows.csv."""
+    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
+    (folder / "metrics.json").write_text(text, encoding="utf-8")
+    with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for *row, value, seconds in rows:
+            writer.writerow([*row, f"{value:.7g}", "" if seconds is None else f"{seconds:.4g}"])
+
+
+def versions() -> dict[str, str]:
+    """Of this package, Python and what numbers may depend on."""
+    packages = ("numpy", "scipy", "scikit-image", "nibabel", "opencv-python-headless", "jax")
+    return {
+        "contourdiff-jax": contourdiff_jax.__version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def table(methods: dict) -> str:
+    """Metrics down, methods across, each with its interval."""
+    names = list(methods)
+    rows = [["", *names]]
+    for metric in dict.fromkeys(metric for metrics in methods.values() for metric in metrics):
+        entries = [methods[name].get(metric) for name in names]
+        rows.append([metric, *("" if e is None else bootstrap.text(e) for e in entries)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

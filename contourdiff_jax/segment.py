@@ -1,0 +1,556 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judge translations by segmenters: train on them, test on real volumes of the target.
+
+Small U-Nets are trained on the volumes of --train_images with the labels of what these were
+translated from, and tested on real volumes of the target with labels of their own: Dice, and the
+distances ASSD and HD95 of surfaces in mm, of each label, on the test volume's own voxels. Two
+bounds say what that is worth: --lower_images, the sources as they are, and --upper_images, real
+volumes of the target with labels. All of it is done with several --seeds.
+
+Volumes and labels belong together by their names. A subject is trained on or tested, never both.
+Labels are those that all sets have; --classes chooses some, and the rest becomes background. Beside
+sidecars of `translate`, --preset need not be given. The label maps that were found, the trained
+networks (for `evaluate --features=segmenter`) and pictures are written too; docs/scores.md defines
+the numbers. What cannot be used is reported and left out.
+
+Example:
+  contourdiff segment --train_images=translated --train_labels=data/train_ct_labels \\
+    --test_images=data/test_mr --test_labels=data/test_labels --out=segmented \\
+    --lower_images=data/train_ct --lower_preset=ct \\
+    --upper_images=data/train_mr --upper_labels=data/train_mr_labels
+"""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import shlex
+import sys
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from contourdiff_jax import atomic, config, figures, records, sidecars
+from contourdiff_jax import mesh as meshes
+from contourdiff_jax.data import intensity, pairs, volumes
+from contourdiff_jax.data.grid import AXES, Grid
+from contourdiff_jax.data.intensity import Preset
+from contourdiff_jax.data.prepare import prepare
+from contourdiff_jax.data.store import Store, open_store
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.layouts.scans import Scan
+from contourdiff_jax.metrics import bootstrap
+from contourdiff_jax.models import segmenter
+from contourdiff_jax.scores import WHOLE
+from contourdiff_jax.segmentation import testing, trained, training
+from contourdiff_jax.segmentation.trained import Trained
+from contourdiff_jax.sidecars import NOTICE
+
+GRID = "grid"  # the method of a segmenter that is always right on its grid
+PANELS = 8  # subjects that are drawn
+MOST = 255  # classes, the background not counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What segmenters are trained on: two folders, and how the intensities are read."""
+
+    method: str  # 'translation', 'lower' or 'upper'
+    images: str | Path
+    labels: str | Path
+    preset: Preset
+    flag: str  # by which the labels were given
+
+
+@dataclasses.dataclass(frozen=True)
+class Segmentation:
+    """The content of metrics.json, and the files that could not be used with the reason."""
+
+    metrics: dict
+    failed: list[tuple[Path, str]]
+
+
+def segment(
+    train_images,
+    train_labels,
+    test_images,
+    test_labels,
+    out,
+    *,
+    preset: str | None = None,
+    test_preset: str | None = None,
+    lower_images=None,
+    lower_labels=None,
+    lower_preset: str | None = None,
+    upper_images=None,
+    upper_labels=None,
+    classes: list[int] | None = None,
+    axis: str = "axial",
+    spacing: float | None = None,
+    size: int | None = None,
+    images: int | None = None,
+    batch: int = 8,
+    seeds: int = 3,
+    seed: int = 0,
+) -> Segmentation:
+    """Trains segmenters and tests them; writes metrics.json, rows.csv, seeds.csv and more.
+
+    Args:
+      train_images: folder of translated volumes.
+      train_labels: folder of the label maps of what they were translated from.
+      test_images, test_labels: real volumes of the target, and their label maps.
+      out: folder to write.
+      preset: of the translations' intensities; default: what their sidecars say.
+      test_preset: of the real volumes, those of `upper_images` too; default: the same.
+      lower_images, lower_labels, lower_preset: to train on for the lower bound; the labels are
+        those of the translations by default.
+      upper_images, upper_labels: to train on for the upper bound.
+      classes: labels to learn; default: all that there are.
+      axis, spacing, size: of the segmenters' grid, as in `prepare`.
+      images: that each network is trained on, repeats counted; default: EPOCHS times its slices.
+      batch: images of a step.
+      seeds: networks trained on each source.
+      seed: of the first of them, and of the bootstrap.
+
+    Raises InputError where nothing can be learnt or tested, and for a test subject that is among
+    those that are trained on.
+    """
+    given = {name: value for name, value in locals().items() if value is not None}
+    out = Path(out)
+    atomic.check_is_free(out)
+    for name, value, least in (("seeds", seeds, 1), ("seed", seed, 0), ("images", images, 1)):
+        if value is not None and value < least:
+            raise InputError(f"--{name}={value} must be at least {least}")
+    mesh = meshes.make(config.default().mesh)
+    meshes.check_batch(mesh, batch, "--batch")
+
+    # Read: what there is to learn from and to test on, on one grid, and which labels.
+    told = _told(train_images, preset)
+    real = intensity.preset(test_preset) if test_preset else told.preset
+    sources = [Source("translation", train_images, train_labels, told.preset, "--train_labels")]
+    if lower_images is not None:
+        if lower_preset is None:
+            raise InputError("--lower_images needs --lower_preset, which says what they show")
+        flag = "--train_labels" if lower_labels is None else "--lower_labels"
+        kind = intensity.preset(lower_preset)
+        sources.append(Source("lower", lower_images, lower_labels or train_labels, kind, flag))
+    if upper_images is not None:
+        if upper_labels is None:
+            raise InputError("--upper_images needs --upper_labels, their label maps")
+        sources.append(Source("upper", upper_images, upper_labels, real, "--upper_labels"))
+    tests = pairs.by_name(test_images, real.modality)
+    truths = pairs.by_name(test_labels)
+    if tests.keys().isdisjoint(truths):
+        names = f"{min(tests)}, .. and {min(truths)}, .."
+        raise InputError(f"{test_images}: no name pairs with one of {test_labels}: {names}")
+    _check_apart(sources, tests, told.learnt)
+
+    with atomic.folder(out) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
+        wanted = {"axis": axis, "spacing": spacing, "size": size}
+        stores, grid, failed = _prepared(sources, Path(scratch), wanted)
+        segmenter.check_size(grid.size)
+        present = {"--test_labels": _labels_among(truths[name] for name in tests.keys() & truths)}
+        for source in sources:
+            there = _labels_of(stores[source.method])
+            present[source.flag] = present.get(source.flag, there) & there
+        labels = [0, *_common(present, classes)]
+
+        # Train and test.
+        numbers = range(seed, seed + seeds)
+        networks = _trained(sources, stores, grid, labels, images, batch, numbers, mesh)
+        (folder / "weights").mkdir()
+        for network in networks:
+            network.save(folder / "weights" / f"{_called(network)}.safetensors")
+        found, bad = _tested(tests, truths, real, networks, folder, mesh)
+        failed += bad
+        if not found:
+            raise InputError(
+                f"{test_images}: none of {len(tests)} volumes could be tested: {bad[0][1]}"
+            )
+
+        # Summarise and write.
+        data = {"subjects": list(dict.fromkeys(score.subject for score in found))}
+        data |= {"source preset": told.source, "target preset": told.preset.name}
+        data |= _described(sources, stores, networks, batch, seed)
+        data |= _by_seed(found) | _undefined(found)
+        data |= {"failed": [reason for _, reason in failed]} if failed else {}
+        rows = _over_seeds(found)
+        metrics = {
+            "schema": records.SCHEMA,
+            "notice": NOTICE,
+            "command": _command(given),
+            "versions": records.versions(),
+            "data": data,
+            "methods": records.summarise(rows, seed),
+        }
+        records.write(folder, metrics, rows)
+        _write_seeds(folder / "seeds.csv", found)
+    return Segmentation(metrics, failed)
+
+
+# ----------------------------------------------------------------------------------------------
+# Reading
+# ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """What is said of the translations.
+
+    Attributes:
+      preset: of their intensities.
+      source: name of the preset of what was translated, as far as sidecars say.
+      learnt: digests of the subjects that their model was trained on, likewise.
+    """
+
+    preset: Preset
+    source: str | None
+    learnt: frozenset[str]
+
+
+def _told(images, name: str | None) -> _Told:
+    """What is said of a folder of translations: by sidecars, and the preset of that name."""
+    scans = pairs.by_name(images, name and intensity.preset(name).modality)
+    beside = [sidecar for sidecar in map(sidecars.read, scans.values()) if sidecar is not None]
+    known = {sidecar.settings.target.name for sidecar in beside}
+    if name is None and len(known) != 1:
+        raise InputError(f"{images}: --preset must say what the intensities are; sidecars do not")
+    if name is not None and known - {name}:
+        raise InputError(f"--preset={name}, but the sidecars say {min(known - {name})}")
+    origins = {sidecar.settings.source.name for sidecar in beside}
+    return _Told(
+        intensity.preset(name or known.pop()),
+        origins.pop() if len(origins) == 1 else None,
+        frozenset().union(*(sidecar.training_subjects for sidecar in beside)),
+    )
+
+
+def _check_apart(sources: list[Source], tests: dict[str, Scan], learnt: frozenset[str]) -> None:
+    """InputError for a test subject that is among those that anything was trained on."""
+    for source in sources:
+        scans = pairs.by_name(source.images, source.preset.modality).values()
+        trained_on = {scan.subject: scan.path for scan in scans}
+        for scan in tests.values():
+            if scan.subject in trained_on:
+                raise InputError(
+                    f"{scan.path}: the subject {scan.subject!r} is trained on too, as "
+                    f"{trained_on[scan.subject]}; leave it out of one"
+                )
+    for scan in tests.values():
+        if volumes.subject_digest(scan.subject) in learnt:
+            raise InputError(
+                f"{scan.path}: the model of the translations was trained on the subject "
+                f"{scan.subject!r}; leave it out"
+            )
+
+
+def _prepared(
+    sources: list[Source], folder: Path, wanted: dict
+) -> tuple[dict[str, Store], Grid, list[tuple[Path, str]]]:
+    """A store of each source by its method, the grid of them all, and what was left out.
+
+    The grid is the one wanted; what that leaves open, the first source decides.
+    """
+    stores, grid, failed = {}, None, []
+    for source in sources:
+        path = folder / source.method
+        wanted = wanted if grid is None else dataclasses.asdict(grid)
+        try:
+            result = prepare(
+                source.images,
+                path,
+                source.preset.name,
+                labels=source.labels,
+                validation=0.0,
+                **wanted,
+            )
+        except InputError as error:
+            raise InputError(str(error).replace("--labels", source.flag)) from None
+        failed += [(path, text.replace("--labels", source.flag)) for path, text in result.failed]
+        stores[source.method], grid = open_store(path), result.grid
+    return stores, grid, failed
+
+
+def _labels_of(store: Store) -> set[int]:
+    """Labels that a segmenter can learn of a store."""
+    return set(np.unique(store.labels[store.rows("train")]).tolist()) - {0}
+
+
+def _labels_among(scans: Iterable[Scan]) -> set[int]:
+    """Labels of label maps; those that cannot be read are reported when their turn comes."""
+    found = set()
+    for scan in scans:
+        with contextlib.suppress(InputError):
+            found |= set(np.unique(scan.read(labels=True).array).astype(int).tolist())
+    return found - {0}
+
+
+def _common(present: dict[str, set[int]], wanted: list[int] | None) -> list[int]:
+    """The labels to learn, which all sets have; InputError for one that a set has not.
+
+    Args:
+      present: labels of each set, by the flag that it was given by.
+      wanted: None for all.
+    """
+    labels = sorted(set(wanted) if wanted is not None else set().union(*present.values()))
+    common = sorted(set.intersection(*present.values()))
+    for label in labels:
+        lacking = [flag for flag, there in present.items() if label not in there]
+        if lacking:
+            numbers = ",".join(map(str, common))
+            hint = f"--classes={numbers} are in all sets" if common else "the sets share no label"
+            raise InputError(f"label {label}: in no volume of {' and '.join(lacking)}; {hint}")
+    if not labels or labels[0] < 1 or len(labels) > MOST:
+        raise InputError(f"--classes: from 1 to {MOST} labels above 0 can be learnt, not {labels}")
+    return labels
+
+
+# ----------------------------------------------------------------------------------------------
+# Training and testing
+# ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What one network reaches on one test volume; None where a number is not defined."""
+
+    subject: str
+    method: str
+    seed: int | None  # None for what no network is part of
+    metrics: dict[str, float | None]
+
+
+def _trained(
+    sources: list[Source],
+    stores: dict[str, Store],
+    grid: Grid,
+    labels: list[int],
+    images: int | None,
+    batch: int,
+    seeds: range,
+    mesh,
+) -> list[Trained]:
+    """Networks of every source and seed."""
+    plan = functools.cache(lambda images: training.plan(len(labels), images, batch, mesh))
+    networks = []
+    for source in sources:
+        store = stores[source.method]
+        shown = images or training.EPOCHS * len(store.rows("train"))
+        for seed in seeds:
+            name = f"{source.method}, seed {seed}"
+            params = training.train(store, labels, plan(shown), seed, name)
+            networks.append(
+                Trained(params, tuple(labels), source.preset, grid, source.method, seed, shown)
+            )
+    return networks
+
+
+def _tested(
+    tests: dict[str, Scan],
+    truths: dict[str, Scan],
+    preset: Preset,
+    networks: list[Trained],
+    folder: Path,
+    mesh,
+) -> tuple[list[Score], list[tuple[Path, str]]]:
+    """Scores of all test volumes, and those that could not be tested with the reason.
+
+    Label maps go to `folder`/predictions, pictures to `folder`/panels.
+    """
+    labels, grid = list(networks[0].labels), networks[0].grid
+    dtype = np.uint8 if labels[-1] <= np.iinfo(np.uint8).max else np.uint16
+    scores, failed, drawn = [], [], 0
+    (folder / "panels").mkdir()
+    for network in networks:
+        (folder / "predictions" / _called(network)).mkdir(parents=True)
+    for name, scan in tqdm(tests.items(), desc="test", unit="volume", disable=None):
+        try:
+            case = testing.read(scan, truths, preset, grid, labels)
+        except InputError as error:
+            failed.append((scan.path, str(error)))
+            continue
+        pictures = {}
+        for network in networks:
+            probabilities = network.probabilities(case.images, mesh)
+            found = trained.label_map(probabilities, labels, case.resampling)
+            path = folder / "predictions" / _called(network) / f"{scan.stem}.nii.gz"
+            volumes.write(path, found, case.volume, dtype)
+            scores.append(Score(name, network.method, network.seed, case.scores(found)))
+            pictures.setdefault(network.method, probabilities.argmax(-1))
+        scores.append(Score(name, GRID, None, case.scores(case.ceiling())))
+        if drawn < PANELS:
+            picture = figures.png(case.panel(pictures, f"{name} · {NOTICE}"))
+            (folder / "panels" / f"{name}.png").write_bytes(picture)
+            drawn += 1
+    return scores, failed
+
+
+def _called(network: Trained) -> str:
+    """The name of what belongs to a network."""
+    return f"{network.method}_{network.seed}"
+
+
+# ----------------------------------------------------------------------------------------------
+# Summarising and writing
+# ----------------------------------------------------------------------------------------------
+
+
+def _over_seeds(found: list[Score]) -> list[tuple]:
+    """Rows of rows.csv: means over the seeds, of what is defined for all of them."""
+    groups = defaultdict(lambda: defaultdict(list))
+    for score in found:
+        for metric, value in score.metrics.items():
+            groups[score.subject, score.method][metric].append(value)
+    seeds = Counter((score.subject, score.method) for score in found)
+    return [
+        (subject, WHOLE, method, metric, float(np.mean(values)), None)
+        for (subject, method), metrics in groups.items()
+        for metric, values in metrics.items()
+        if None not in values and len(values) == seeds[subject, method]
+    ]
+
+
+def _by_seed(found: list[Score]) -> dict:
+    """The mean Dice over labels and subjects of every network."""
+    values = defaultdict(list)
+    for score in found:
+        if score.seed is not None and "dice" in score.metrics:
+            values[f"{score.method}, seed {score.seed}"].append(score.metrics["dice"])
+    return {"dice of each network": {name: round(np.mean(v), 4) for name, v in values.items()}}
+
+
+def _undefined(found: list[Score]) -> dict:
+    """How often a label was not found, or where there is none, and so has no distances."""
+    counts, missing = Counter(), Counter()
+    for score in found:
+        for metric, value in score.metrics.items():
+            if metric.startswith("assd_"):
+                name = f"{score.method}, label {metric.removeprefix('assd_')}"
+                counts[name] += 1
+                missing[name] += value is None
+    texts = {name: f"{missing[name]} of {counts[name]}" for name in counts if missing[name]}
+    return {"label maps without a distance": texts} if texts else {}
+
+
+def _described(
+    sources: list[Source],
+    stores: dict[str, Store],
+    networks: list[Trained],
+    batch: int,
+    seed: int,
+) -> dict:
+    """What was done, in words that a report can print."""
+    first = networks[0]
+    return {
+        "labels": list(first.labels[1:]),
+        "trained on": {
+            source.method: f"{len(stores[source.method].subjects('train'))} subjects, "
+            f"{len(stores[source.method].rows('train'))} slices, preset {source.preset.name}, "
+            f"{next(n.images for n in networks if n.method == source.method)} images"
+            for source in sources
+        },
+        "segmenter": "MONAI's UNet, channels "
+        f"{', '.join(map(str, segmenter.CHANNELS))}, two convolutions in a residual unit, instance "
+        f"normalisation; Dice and cross entropy, AdamW, batches of {batch}, weights averaged",
+        "grid": f"{first.grid.axis}, {first.grid.size} x {first.grid.size} px of "
+        f"{first.grid.spacing:g} mm; outside the body, which is found in each volume by one rule, "
+        "all is air; label maps are put back on the test volume's own voxels",
+        "dice": "2 |A and B| / (|A| + |B|) of voxels; of a label that is in one map only, 0",
+        "assd, hd95": "mm between centres of voxels on the surfaces of a label: the mean of both "
+        "directions, and the larger of their 95th percentiles; none where a label is not found",
+        "mean over labels": "dice, assd and hd95; none where a label has none",
+        "seeds": f"{len({network.seed for network in networks})}; a subject's number is the mean "
+        "over them, where all have one",
+        "interval": f"{bootstrap.LEVEL:.0%} percentile bootstrap of the mean over subjects, "
+        f"{bootstrap.RESAMPLES} resamples, seed {seed}",
+    }
+
+
+def _command(given: dict) -> str:
+    """The command line of the arguments that were given."""
+    words = ["contourdiff", "segment"]
+    for name, value in given.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else value
+        words.append(f"--{name}={text}")
+    return shlex.join(words)
+
+
+def _write_seeds(path: Path, found: list[Score]) -> None:
+    """seeds.csv: what every network reaches, empty where a number is not defined."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(("subject", "method", "seed", "metric", "value"))
+        for score in found:
+            if score.seed is None:
+                continue
+            for metric, value in score.metrics.items():
+                text = "" if value is None else f"{value:.7g}"
+                writer.writerow((score.subject, score.method, score.seed, metric, text))
+
+
+# ----------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------
+
+REQUIRED = {
+    "train_images": "Folder of translated volumes, to train on.",
+    "train_labels": "Folder of the label maps of what was translated.",
+    "test_images": "Folder of real volumes of the target, to test on.",
+    "test_labels": "Folder of their label maps.",
+    "out": "Folder to write.",
+}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of `contourdiff segment`."""
+    optional = {
+        "lower_images": "Folder of the sources themselves, for the lower bound.",
+        "lower_labels": "Folder of their label maps; those of the translations by default.",
+        "upper_images": "Folder of other real volumes of the target, for the upper bound.",
+        "upper_labels": "Folder of their label maps.",
+    }
+    for name, text in (REQUIRED | optional).items():
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    presets = sorted(intensity.PRESETS)
+    for name, text in (
+        ("preset", "Intensities of the translations; by default their sidecars say."),
+        ("test_preset", "Intensities of the real volumes; those of the translations by default."),
+        ("lower_preset", "Intensities of the sources."),
+    ):
+        flags.DEFINE_enum(name, None, presets, text, flag_values=values)
+    flags.DEFINE_list("classes", None, "Labels to learn; all by default.", flag_values=values)
+    flags.DEFINE_enum("axis", "axial", list(AXES), "Slicing axis.", flag_values=values)
+    flags.DEFINE_float("spacing", None, "Pixel spacing of the grid in mm.", flag_values=values)
+    whole = flags.DEFINE_integer
+    whole("size", None, "Pixels along a side of the grid.", flag_values=values)
+    whole("images", None, "That each network sees; 100 epochs by default.", flag_values=values)
+    whole("batch", 8, "Images of a training step.", flag_values=values)
+    whole("seeds", 3, "Networks trained on each set.", flag_values=values)
+    whole("seed", 0, "Of the first network, and of the bootstrap.", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Runs the command; 0 if every volume was used, 1 if some were left out."""
+    for name in REQUIRED:
+        if values[name].value is None:
+            raise InputError(f"--{name} is required, see `contourdiff segment --help`")
+    arguments = {name: values[name].value for name in values}
+    arguments |= {"classes": _numbers(values.classes)}
+    result = segment(**arguments)
+    print(records.table(result.metrics["methods"]))
+    print(f"{values.out}: {len(result.metrics['data']['subjects'])} subjects tested")
+    for _, reason in result.failed:
+        print(f"left out: {reason}", file=sys.stderr)
+    return 1 if result.failed else 0
+
+
+def _numbers(classes: list[str] | None) -> list[int] | None:
+    try:
+        return classes and [int(number) for number in classes]
+    except ValueError:
+        raise InputError(f"--classes={','.join(classes)}: give whole numbers: 1,2,5") from None
