@@ -198,7 +198,7 @@ def _verify(folder: Path, name: str, items) -> None:
                 written = json.loads((folder / item / DIGESTS).read_text())
                 found = _digests(folder / item)
             except (OSError, ValueError, InputError) as error:
-                return f"{name}: damaged ({_reason(error)})"
+                return f"{name}: damaged, {item}: {_reason(error)}"
             for file, digest in written.items():
                 if found.get(file) != digest:
                     return f"{name}: damaged, {item}/{file} is not as it was written"
