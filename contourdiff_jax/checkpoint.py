@@ -106,6 +106,11 @@ def finish(checkpoints: ocp.CheckpointManager) -> None:
     _attempt(checkpoints.wait_until_finished, _unwritten(checkpoints))
 
 
+def check(checkpoints: ocp.CheckpointManager) -> None:
+    """Raise InputError where writing has failed since; waits for nothing."""
+    _attempt(checkpoints.check_for_errors, _unwritten(checkpoints))
+
+
 def _unwritten(checkpoints: ocp.CheckpointManager) -> str:
     return f"{checkpoints.directory}: a checkpoint could not be written; those before it are intact"
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import jax
 import numpy as np
+from absl import flags
 from jax.experimental import multihost_utils
 
 from contourdiff_jax.errors import InputError
@@ -17,6 +18,41 @@ from contourdiff_jax.errors import InputError
 LONGEST = 2000  # bytes of what is told
 
 Result = TypeVar("Result")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "HOST:PORT of the first of several processes that do this together; auto: as SLURM, Open "
+        "MPI, Kubernetes or the TPU pod says",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("processes", None, "how many there are", lower_bound=1, flag_values=values)
+    flags.DEFINE_integer(
+        "process", None, "which this is, from 0", lower_bound=0, flag_values=values
+    )
+
+
+def start(values: flags.FlagValues) -> None:
+    """Join the processes that the flags name; to be called before anything asks for a device."""
+    address, count, number = values.coordinator, values.processes, values.process
+    if (count is None) != (number is None) or (address is None and count is not None):
+        raise InputError("--coordinator, --processes and --process belong together")
+    if address is None:
+        return
+    if address != "auto" and (count is None or ":" not in address):
+        raise InputError(
+            f"--coordinator={address}: give HOST:PORT with --processes and --process, or auto"
+        )
+    if count is not None and number >= count:
+        raise InputError(f"--process={number}: they are numbered from 0 to {count - 1}")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPUs, which have no other
+    try:
+        jax.distributed.initialize(None if address == "auto" else address, count, number)
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"--coordinator={address}: the processes did not meet: {reason}") from None
 
 
 def is_main() -> bool:
