@@ -8,6 +8,7 @@ Each has the digests of its files beside them, written before the checkpoint get
 differs from them is not read: the checkpoint before is.
 """
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -15,7 +16,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -245,20 +246,29 @@ def _set_aside(checkpoints: ocp.CheckpointManager, *, after: int) -> None:
 
 
 def _attempt(action: Callable, problem: str, kind: type[InputError] = InputError):
-    """What `action` returns; a failure becomes one of that kind: `problem` and the reason.
+    """What `action` returns; a failure becomes one of that kind: `problem` and the reason."""
+    with quiet():
+        try:
+            return action()
+        except Exception as error:
+            failure = kind(f"{problem} ({_reason(error)})")
+        raise failure
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While writing goes on in the background: lets the one line that says it failed be seen.
 
     Orbax reads and writes in threads and coroutines that go on after the first failure. What they
     report then, with tracebacks, would bury that line, so they are waited for and not listened to.
     """
     report, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        try:
-            return action()
-        except Exception as error:
-            failure = kind(f"{problem} ({_reason(error)})")
+        yield
+    except InputError:
         time.sleep(0.2)
         gc.collect()
-        raise failure
+        raise
     finally:
         sys.unraisablehook = report
 

@@ -5,7 +5,12 @@ Each runs the same program on its own devices; jax.distributed makes them one ma
 that gave up alone would leave the others waiting for it, so what only one can notice, all are told.
 """
 
-from collections.abc import Callable
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import jax
@@ -34,9 +39,31 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
-def start(values: flags.FlagValues) -> None:
-    """Join the processes that the flags name; to be called before anything asks for a device."""
-    address, count, number = values.coordinator, values.processes, values.process
+@contextlib.contextmanager
+def joined(values: flags.FlagValues) -> Iterator[None]:
+    """Work in the processes that the flags name; before anything asks for a device.
+
+    A process that fails ends at once, and so jax.distributed ends the others: its own way out waits
+    for them, and they for the next step.
+    """
+    _join(values.coordinator, values.processes, values.process)
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, InputError):
+            print(f"contourdiff: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if is_main():  # with it all end: those that know the reason too may say so first
+            time.sleep(1)
+        os._exit(2)
+
+
+def _join(address: str | None, count: int | None, number: int | None) -> None:
     if (count is None) != (number is None) or (address is None and count is not None):
         raise InputError("--coordinator, --processes and --process belong together")
     if address is None:

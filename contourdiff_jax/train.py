@@ -68,8 +68,10 @@ def main(values: flags.FlagValues) -> int:
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff train --help`")
     config = _given(values)
-    processes.start(values)
-    finished = train(config, values.store, values.workdir, init=values.init, verified=values.verify)
+    with processes.joined(values):
+        finished = train(
+            config, values.store, values.workdir, init=values.init, verified=values.verify
+        )
     return 0 if finished else 1
 
 
@@ -266,7 +268,8 @@ def _train(ours: run.Run, plan: Setup, store: Store, workdir: Path, resumed: boo
                     flush=True,
                 )
 
-    with stop, bar, contextlib.closing(logs) if logs else contextlib.nullcontext():
+    closing = contextlib.closing(logs) if logs else contextlib.nullcontext()
+    with checkpoint.quiet(), stop, bar, closing:
         for step in range(start + 1, total + 1):
             example = next(examples)
             with jax.transfer_guard("disallow"):
