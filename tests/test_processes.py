@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import worker
 
-from contourdiff_jax import checkpoint, train
+from contourdiff_jax import checkpoint, processes, train
 from contourdiff_jax import mesh as meshes
+from contourdiff_jax.errors import InputError
 
 SCRIPT = Path(worker.__file__)
 
@@ -118,3 +119,25 @@ def test_what_they_leave_is_one_run(pair, single):
         checkpoints.close()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states[0], states[1])
     jax.tree.map(np.testing.assert_array_equal, states[1], states[2])
+
+
+@pytest.mark.parametrize(
+    ("address", "count", "number", "named"),
+    [
+        (None, 2, 0, "belong together"),
+        (None, None, 1, "belong together"),
+        ("host:1234", 2, None, "belong together"),
+        ("host:1234", None, None, "--coordinator=host:1234: give HOST:PORT with"),
+        ("host", 2, 0, "--coordinator=host: give HOST:PORT"),
+        ("host:1234", 2, 2, "--process=2: they are numbered from 0 to 1"),
+        ("auto", None, None, "--coordinator=auto: the processes did not meet: .*defined"),
+    ],
+)
+def test_processes_that_cannot_meet_are_told_why(address, count, number, named, monkeypatch):
+    def initialize(*_):
+        raise ValueError("coordinator_address should be defined.")  # as where there is no cluster
+
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    with pytest.raises(InputError, match=named):
+        processes._join(address, count, number)
