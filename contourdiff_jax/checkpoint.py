@@ -44,7 +44,7 @@ class _Handler(ocp.StandardCheckpointHandler):
     def finalize(self, directory) -> None:
         """Called once all processes have written, before the checkpoint gets its name."""
         super().finalize(directory)
-        if jax.process_index() == 0:
+        if processes.is_main():
             (Path(directory) / DIGESTS).write_text(json.dumps(_digests(Path(directory)), indent=1))
 
 
@@ -178,7 +178,7 @@ def _restore(checkpoints, run, items: dict) -> tuple[int, dict]:
         except _Damaged as damage:
             if before is None:
                 raise InputError(f"{damage}; restore it from a copy, or train again") from None
-            if jax.process_index() == 0:
+            if processes.is_main():
                 print(f"warning: {damage}; going on from {before}", file=sys.stderr, flush=True)
     raise AssertionError("the last of the checkpoints returns or raises")
 

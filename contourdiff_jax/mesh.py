@@ -51,6 +51,13 @@ def make(config) -> Mesh:
     )
 
 
+def local() -> Mesh:
+    """The devices of this process, for what it does alone."""
+    devices = jax.local_devices()
+    axes = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh((len(devices), 1), AXES, axis_types=axes, devices=devices)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

@@ -348,7 +348,7 @@ class _StopRequest:
 
     def __enter__(self):
         self._before = None
-        if jax.process_count() == 1:
+        if processes.count() == 1:
             with contextlib.suppress(ValueError):  # not in the main thread: signals cannot be had
                 self._before = signal.signal(signal.SIGTERM, self._note)
         return self
@@ -420,7 +420,7 @@ def _take(workdir: Path, ours: run.Run, held: contextlib.ExitStack) -> None:
 def _check_seen(workdir: Path) -> None:
     if not (workdir / "config.json").exists():
         raise InputError(
-            f"{workdir}: not seen by process {jax.process_index()}; all of them need the same "
+            f"{workdir}: not seen by process {processes.number()}; all of them need the same "
             f"folder, on a file system that they share"
         )
 

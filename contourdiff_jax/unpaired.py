@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from contourdiff_jax import layouts
+from contourdiff_jax import layouts, processes
 from contourdiff_jax.cases import check_units
 from contourdiff_jax.data.grid import AXES
 from contourdiff_jax.data.intensity import Preset, Window
@@ -176,13 +175,14 @@ def _of_scans(
     if not groups[REAL]:
         raise InputError(f"{real}: no volume of a subject that was not translated")
     failed, sets = list(held.failed), defaultdict(dict)
-    mesh = meshes.make(ConfigDict({"data": -1, "fsdp": 1}))
     for method, group in groups.items():
         if not group:  # of sources
             continue
-        whose = []
-        stacks = _stacks(group, method, options, settings, grid, whose, failed)
-        found = features.extract(stacks, mode, params, mesh)
+        whose, bad = [], []
+        stacks = _stacks(processes.share(group), method, options, settings, grid, whose, bad)
+        found = features.extract(stacks, mode, params, meshes.local())
+        found, whose, bad = _of_all(found, whose, bad)
+        failed += bad
         if not whose:
             why = failed[-1][1] if failed else "none shows a body"
             raise InputError(f"--features: no image of the method {method!r}: {why}")
@@ -196,6 +196,16 @@ def _of_scans(
     if left_out:
         data["real volumes left out of the distances"] = left_out
     return _compared(dict(sets), names, data, seed, mode.kid_least or LEAST, failed)
+
+
+def _of_all(found: np.ndarray, whose: list, failed: list) -> tuple[np.ndarray, list, list]:
+    """The same of all processes, which have taken a part of the volumes each."""
+    ours = {"found": found, "whose": np.array(whose, str).reshape(-1, 2)}
+    ours |= {"failed": np.array([(str(path), why) for path, why in failed], str).reshape(-1, 2)}
+    every = processes.gathered(ours)
+    pairs = [tuple(pair) for each in every for pair in each["whose"].tolist()]
+    bad = [(Path(path), why) for each in every for path, why in each["failed"].tolist()]
+    return np.concatenate([each["found"] for each in every]), pairs, bad
 
 
 def _stacks(

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import worker
+from test_unpaired import pictures
 
 from contourdiff_jax import checkpoint, processes, train
 from contourdiff_jax import mesh as meshes
@@ -36,6 +37,8 @@ def free_port() -> int:
 def pair(store_path, tmp_path_factory) -> Path:
     """What two processes have done together."""
     out = tmp_path_factory.mktemp("pair")
+    pictures(out / "translated", ["a1", "a2", "a3"], 18, 0, brighter=30)
+    pictures(out / "real", ["r1", "r2", "r3", "r4"], 15, 1)
     shared = {"task": "together", "store": store_path, "out": out, "port": free_port()}
     with contextlib.ExitStack() as running:
         started = [running.enter_context(start(**shared, process=i, of=2)) for i in range(2)]
@@ -92,6 +95,15 @@ def test_what_one_process_notices_all_are_told(pair):
     assert [str(a) for a in found(pair, "told")] == ["the second has no disk", "by the first"]
 
 
+def test_scores_are_those_of_one_process(pair):
+    """Each has taken the features of a part of the volumes."""
+    together = json.loads((pair / "scores" / "metrics.json").read_text())
+    alone = worker.score(pair, "alone").metrics
+    assert together["methods"].keys() == alone["methods"].keys() == {"translation", "real"}
+    for method, metrics in alone["methods"].items():
+        assert together["methods"][method]["kid"] == pytest.approx(metrics["kid"], rel=1e-4)
+
+
 def test_losses_are_those_of_one_process(pair, single):
     """Over fifty steps, and of held-out slices."""
     ours, theirs = stats(pair / "run"), stats(single)
@@ -134,7 +146,7 @@ def test_what_they_leave_is_one_run(pair, single):
     ],
 )
 def test_processes_that_cannot_meet_are_told_why(address, count, number, named, monkeypatch):
-    def initialize(*_):
+    def initialize(*_, **__):
         raise ValueError("coordinator_address should be defined.")  # as where there is no cluster
 
     monkeypatch.setattr(jax.config, "update", lambda *_: None)

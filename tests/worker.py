@@ -13,12 +13,15 @@ from types import SimpleNamespace
 import conftest
 import jax
 import numpy as np
+import pytest
 
-from contourdiff_jax import config, models, processes, train
+from contourdiff_jax import config, evaluate, models, processes, train, weights
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.metrics import features
+from contourdiff_jax.unpaired import Options
 
 STEPS = 50
 MESHES = ((2, 1), (1, 2))
@@ -68,8 +71,20 @@ def examples(store: Path, resident: float, data: int) -> list[np.ndarray]:
     return [meshes.whole(leaf) for leaf in jax.tree.leaves(list(made))]
 
 
+def score(folder: Path, out: str):
+    """KID of the pictures in `folder`, with a network that compiles at once."""
+    from test_unpaired import look
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features.inception, "apply", look)
+        patch.setattr(weights, "load", lambda path: ({}, "net", weights.SHA256))
+        arguments = {"real": folder / "real", "preset": "mr", "distances": Options("inception")}
+        return evaluate.evaluate(folder / "translated", folder / out, **arguments)
+
+
 def together(store: Path, out: Path) -> None:
     """In several processes: everything that the test then does in one, and what they agree on."""
+    assert (score(out, "scores") is not None) == processes.is_main()
     found = {f"gradient {shape}": gradient(*shape) for shape in MESHES}
     found |= {f"examples {resident}": examples(store, resident, 2) for resident in (0.0, 2.0)}
 
