@@ -4,20 +4,27 @@
 A checkpoint has four items, so that translation reads the average alone:
     params, ema, optimiser   trees of arrays
     progress                 {'step', 'key'}
+Each has the digests of its files beside them, written before the checkpoint gets its name. What
+differs from them is not read: the checkpoint before is.
 """
 
+import contextlib
 import gc
 import hashlib
+import json
 import logging
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from contourdiff_jax import processes
+from contourdiff_jax.data import volumes
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.state import TrainState
 
@@ -27,6 +34,18 @@ for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 ITEMS = ("params", "ema", "optimiser", "progress")
+DIGESTS = "sha256.json"  # in an item's folder: {file: sha256} of the others
+DAMAGED = "damaged"  # what the name of a checkpoint ends in that is set aside
+
+
+class _Handler(ocp.StandardCheckpointHandler):
+    """Writes and reads an item."""
+
+    def finalize(self, directory) -> None:
+        """Called once all processes have written, before the checkpoint gets its name."""
+        super().finalize(directory)
+        if processes.is_main():
+            (Path(directory) / DIGESTS).write_text(json.dumps(_digests(Path(directory)), indent=1))
 
 
 def manager(
@@ -35,15 +54,23 @@ def manager(
     """The manager of a run's checkpoints.
 
     Args:
-      keep: how many of the latest stay; all without it.
+      keep: how many of the latest stay, which is for who trains the run: what a process that was
+        killed had begun to write is removed. Without it nothing is.
       at_once: bytes of an item that are on their way to the disk at once; all without it. They are
         copies.
     """
     limit = {} if at_once is None else {"save_concurrent_gb": at_once / 1e9}
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for item in ITEMS:
+        handler = _Handler(**limit)
+        for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            handlers.add(item, arguments, handler)
     return ocp.CheckpointManager(
         (Path(run) / "checkpoints").absolute(),
-        item_handlers={name: ocp.StandardCheckpointHandler(**limit) for name in ITEMS},
-        options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        handler_registry=handlers,
+        options=ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, cleanup_tmp_directories=keep is not None
+        ),
     )
 
 
@@ -80,19 +107,28 @@ def finish(checkpoints: ocp.CheckpointManager) -> None:
     _attempt(checkpoints.wait_until_finished, _unwritten(checkpoints))
 
 
+def check(checkpoints: ocp.CheckpointManager) -> None:
+    """Raise InputError where writing has failed since; waits for nothing."""
+    _attempt(checkpoints.check_for_errors, _unwritten(checkpoints))
+
+
 def _unwritten(checkpoints: ocp.CheckpointManager) -> str:
     return f"{checkpoints.directory}: a checkpoint could not be written; those before it are intact"
 
 
 def restore(checkpoints: ocp.CheckpointManager, run: Path, like: TrainState) -> TrainState:
-    """The latest checkpoint, laid out as `like` (ShapeDtypeStructs with shardings)."""
+    """The latest intact checkpoint, laid out as `like` (ShapeDtypeStructs with shardings).
+
+    For who goes on with the run: later checkpoints, which are damaged, are set aside.
+    """
     items = {
         "params": like.params,
         "ema": like.ema,
         "optimiser": like.optimiser,
         "progress": {"step": like.step, "key": like.key},
     }
-    found = _restore(checkpoints, run, items)
+    step, found = _restore(checkpoints, run, items)
+    _set_aside(checkpoints, after=step)
     return TrainState(
         found["progress"]["step"],
         found["progress"]["key"],
@@ -103,8 +139,9 @@ def restore(checkpoints: ocp.CheckpointManager, run: Path, like: TrainState) -> 
 
 
 def restore_ema(checkpoints: ocp.CheckpointManager, run: Path, like) -> tuple[int, dict]:
-    """(step, averaged parameters) of the latest checkpoint."""
-    return latest_step(checkpoints, run), _restore(checkpoints, run, {"ema": like})["ema"]
+    """(step, averaged parameters) of the latest intact checkpoint."""
+    step, found = _restore(checkpoints, run, {"ema": like})
+    return step, found["ema"]
 
 
 def load_average(run: Path, init: Callable, sharding) -> tuple[int, dict]:
@@ -128,41 +165,110 @@ def exists(run: Path) -> bool:
     return any(path.name.isdigit() for path in (Path(run) / "checkpoints").glob("*"))
 
 
-def latest_step(checkpoints: ocp.CheckpointManager, run: Path) -> int:
-    step = checkpoints.latest_step()
-    if step is None:
+def _restore(checkpoints, run, items: dict) -> tuple[int, dict]:
+    """(step, items) of the latest checkpoint whose items are intact, saying which are not."""
+    steps = sorted(checkpoints.all_steps(), reverse=True)
+    if not steps:
         raise InputError(f"{run}: holds no checkpoint yet; train it first")
-    return step
+    for step, before in zip(steps, [*steps[1:], None], strict=True):
+        name = f"{run}/checkpoints/{step}"
+        try:
+            _verify(Path(checkpoints.directory) / str(step), name, items)
+            return step, _read(checkpoints, step, name, items)
+        except _Damaged as damage:
+            if before is None:
+                raise InputError(f"{damage}; restore it from a copy, or train again") from None
+            if processes.is_main():
+                print(f"warning: {damage}; going on from {before}", file=sys.stderr, flush=True)
+    raise AssertionError("the last of the checkpoints returns or raises")
 
 
-def _restore(checkpoints, run, items: dict):
-    step = latest_step(checkpoints, run)
-    name = f"{run}/checkpoints/{step}"
-    damaged = f"{name}: cannot be read; remove it to go on from the one before"
-    metadata = _attempt(lambda: checkpoints.item_metadata(step), damaged)
+class _Damaged(InputError):
+    """A checkpoint that cannot be used, where one before may."""
+
+
+def _verify(folder: Path, name: str, items) -> None:
+    """Raise _Damaged, on all processes alike, where files of a checkpoint are not as written.
+
+    Checkpoints of earlier versions have no digests: of these it is known only whether they can be
+    read.
+    """
+
+    def damage() -> str:
+        for item in items:
+            if not (folder / item).is_dir():
+                return f"{name}: incomplete, without {item}"
+            if not (folder / item / DIGESTS).is_file():
+                continue
+            try:
+                written = json.loads((folder / item / DIGESTS).read_text())
+                found = _digests(folder / item)
+            except (OSError, ValueError, InputError) as error:
+                return f"{name}: damaged, {item}: {_reason(error)}"
+            for file, digest in written.items():
+                if found.get(file) != digest:
+                    return f"{name}: damaged, {item}/{file} is not as it was written"
+        return ""
+
+    if problem := processes.told(damage):
+        raise _Damaged(problem)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != DIGESTS)
+    return {path.relative_to(folder).as_posix(): volumes.sha256(path) for path in files}
+
+
+def _read(checkpoints, step: int, name: str, items: dict) -> dict:
+    unreadable = f"{name}: cannot be read"
+    metadata = _attempt(lambda: checkpoints.item_metadata(step), unreadable, _Damaged)
     for item, like in items.items():
         _check(metadata.get(item), like, name)
-    arguments = {item: ocp.args.StandardRestore(like) for item, like in items.items()}
-    return _attempt(
-        lambda: checkpoints.restore(step, args=ocp.args.Composite(**arguments)), damaged
-    )
+    wanted = ocp.args.Composite(**{i: ocp.args.StandardRestore(like) for i, like in items.items()})
+    return _attempt(lambda: checkpoints.restore(step, args=wanted), unreadable, _Damaged)
 
 
-def _attempt(action: Callable, problem: str):
-    """What `action` returns; any failure becomes an InputError that says `problem` and the reason.
+def _set_aside(checkpoints: ocp.CheckpointManager, *, after: int) -> None:
+    """Rename the checkpoints after a step, so that training can write them anew."""
+    later = [step for step in checkpoints.all_steps() if step > after]
+
+    def rename() -> str:
+        for step in later:
+            folder = Path(checkpoints.directory) / str(step)
+            aside = folder.with_name(f"{step}.{DAMAGED}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+        return ""
+
+    if later:
+        processes.told(rename)
+        checkpoints.reload()
+
+
+def _attempt(action: Callable, problem: str, kind: type[InputError] = InputError):
+    """What `action` returns; a failure becomes one of that kind: `problem` and the reason."""
+    with quiet():
+        try:
+            return action()
+        except Exception as error:
+            failure = kind(f"{problem} ({_reason(error)})")
+        raise failure
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While writing goes on in the background: lets the one line that says it failed be seen.
 
     Orbax reads and writes in threads and coroutines that go on after the first failure. What they
     report then, with tracebacks, would bury that line, so they are waited for and not listened to.
     """
     report, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
-        try:
-            return action()
-        except Exception as error:
-            failure = InputError(f"{problem} ({_reason(error)})")
+        yield
+    except InputError:
         time.sleep(0.2)
         gc.collect()
-        raise failure
+        raise
     finally:
         sys.unraisablehook = report
 
@@ -170,7 +276,7 @@ def _attempt(action: Callable, problem: str):
 def _check(metadata, like, name: str) -> None:
     """Raise InputError where a checkpoint's arrays are not those of the network that wants it."""
     if metadata is None:
-        raise InputError(f"{name}: incomplete; remove it to go on from the checkpoint before")
+        raise _Damaged(f"{name}: incomplete")
     stored, wanted = (_shapes(tree) for tree in (metadata, like))
     for path in sorted(stored.keys() | wanted.keys()):
         if stored.get(path) != wanted.get(path):

@@ -6,6 +6,7 @@ Exit status: 0 all done, 1 some inputs failed and are listed, 2 nothing done.
 """
 
 import ast
+import contextlib
 import importlib
 import inspect
 import os
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(name: str, argv: list[str]) -> int:
     from absl import flags
 
+    _keep_compiled()
     # ml_collections reads the overrides of --config from here.
     sys.argv = argv
     command = importlib.import_module(COMMANDS[name])
@@ -82,6 +84,22 @@ def _run(name: str, argv: list[str]) -> int:
     if arguments:
         raise InputError(f"unexpected {arguments[0]!r}; settings are given as --flag=value")
     return command.main(values)
+
+
+def _keep_compiled() -> None:
+    """Keep what is compiled for the next start, where the environment does not say otherwise.
+
+    What is found again is of the same program, version of jax and kind of device; CPUs are told
+    apart by their instructions.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(caches, "contourdiff_jax", "xla")
+    with contextlib.suppress(OSError):  # a home that cannot be written
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
 
 
 def _help() -> str:

@@ -46,6 +46,7 @@ from contourdiff_jax import (
     challenges,
     cost,
     figures,
+    processes,
     records,
     scores,
     unpaired,
@@ -89,8 +90,11 @@ def evaluate(
     memorisation=None,
     seed: int = 0,
     overwrite: bool = False,
-) -> Evaluation:
+) -> Evaluation | None:
     """Scores a folder of translated volumes: metrics.json, rows.csv and pictures in `out`.
+
+    Of several processes each takes the features of a part of the volumes for --features; all else
+    the main one does, and the others return None.
 
     Args:
       translated: folder made by `contourdiff translate`, or by another tool.
@@ -152,7 +156,8 @@ def evaluate(
         "uncertainty": (None, assumed),
     }
     partners = {what: pairs.by_name(folder, *understood[what]) for what, folder in given.items()}
-    to_pair = [] if truth is None and source is None else list(sidecars)
+    pairing = processes.is_main() and not (truth is None and source is None)
+    to_pair = list(sidecars) if pairing else []
     learned = None
     if real is not None and to_pair:
         scored_subjects = {scans[name].subject for name in sidecars}
@@ -165,6 +170,8 @@ def evaluate(
             distances, measured, sidecars, partners.get("source"), real, settings, grid, seed
         )
         failed += far.failed
+    if not processes.is_main():  # only features take so long that several do better
+        return None
     memory = None
     if memorisation is not None:
         from contourdiff_jax import memorisation as memories  # with JAX, it takes a second
@@ -426,6 +433,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     unpaired.define_flags(values)
+    processes.define_flags(values)
     flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace an evaluation.", flag_values=values)
 
@@ -435,24 +443,27 @@ def main(values: flags.FlagValues) -> int:
     for name in ("translated", "out"):
         if values[name].value is None:
             raise InputError(f"--{name} is required, see `contourdiff evaluate --help`")
-    result = evaluate(
-        values.translated,
-        values.out,
-        truth=values.truth,
-        real=values.real,
-        source=values.source,
-        masks=values.masks,
-        labels=values.labels,
-        uncertainty=values.uncertainty,
-        preset=values.preset,
-        source_preset=values.source_preset,
-        grid=values.grid,
-        conventions=values.conventions,
-        distances=unpaired.from_flags(values),
-        memorisation=values.memorisation,
-        seed=values.seed,
-        overwrite=values.overwrite,
-    )
+    with processes.joined(values):
+        result = evaluate(
+            values.translated,
+            values.out,
+            truth=values.truth,
+            real=values.real,
+            source=values.source,
+            masks=values.masks,
+            labels=values.labels,
+            uncertainty=values.uncertainty,
+            preset=values.preset,
+            source_preset=values.source_preset,
+            grid=values.grid,
+            conventions=values.conventions,
+            distances=unpaired.from_flags(values),
+            memorisation=values.memorisation,
+            seed=values.seed,
+            overwrite=values.overwrite,
+        )
+    if result is None:
+        return 0
     print(records.table(result.metrics["methods"]))
     print(f"{values.out}: {len(result.metrics['data']['subjects'])} subjects scored")
     for what in ("truth", "source"):

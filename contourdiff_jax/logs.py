@@ -5,11 +5,17 @@ clu.metric_writers has the same verbs but needs TensorFlow.
 stats.jsonl is the record: one JSON object a line.
 """
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from contourdiff_jax.data import volumes
+from contourdiff_jax.errors import InputError
 
 
 class Logs:
@@ -19,22 +25,36 @@ class Logs:
       run: the run's folder.
       step: the step training resumes from; lines beyond it, which will be written again, are
         cut off.
+
+    Attributes:
+      seconds: that training took up to that step.
+
+    Raises:
+      InputError: here as in every method, what cannot be written.
     """
 
     def __init__(self, run: Path, step: int = 0):
         self.run = Path(run)
         self._stats = self.run / "stats.jsonl"
-        if self._stats.exists():
-            lines = self._stats.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if _step(line) <= step]
-            if len(kept) < len(lines):
-                self._stats.write_text("".join(kept))
-        self._file = self._stats.open("a")
+        self.seconds = 0.0
+        with self._writing():
+            if self._stats.exists():
+                lines = self._stats.read_text().splitlines(keepends=True)
+                kept = [line for line in lines if _fields(line).get("step", step + 1) <= step]
+                if len(kept) < len(lines):
+                    part = self._stats.with_suffix(".part")
+                    part.write_text("".join(kept))
+                    os.replace(part, self._stats)
+                self.seconds = max(
+                    (_fields(line).get("seconds", 0.0) for line in kept), default=0.0
+                )
+            self._file = self._stats.open("a")
         self._board = _tensorboard(self.run / "tensorboard")
 
     def write_scalars(self, step: int, images: int, scalars: dict) -> None:
         """Append a line {'step', 'images', **scalars}; values are floats or lists of floats."""
-        self._file.write(json.dumps({"step": step, "images": images} | scalars) + "\n")
+        with self._writing():
+            self._file.write(json.dumps({"step": step, "images": images} | scalars) + "\n")
         if self._board:
             for name, value in scalars.items():
                 if isinstance(value, float):
@@ -43,26 +63,42 @@ class Logs:
     def write_image(self, images: int, picture: np.ndarray) -> Path:
         """Write a grey picture [H, W] uint8 as samples/<images>.png."""
         path = self.run / "samples" / f"{images:09d}.png"
-        path.parent.mkdir(exist_ok=True)
-        Image.fromarray(picture).save(path)
+        with self._writing():
+            path.parent.mkdir(exist_ok=True)
+            part = path.with_suffix(".part")
+            Image.fromarray(picture).save(part, "png")
+            os.replace(part, path)
         if self._board:
             self._board.add_image("samples", picture, images, dataformats="HW")
         return path
 
     def flush(self) -> None:
-        self._file.flush()
+        with self._writing():
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with self._writing():
+            self._file.close()
         if self._board:
             self._board.close()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.run}: cannot be written: {volumes.reason(error)}; checkpoints so far are "
+                f"intact, and the same command resumes"
+            ) from None
 
-def _step(line: str) -> float:
+
+def _fields(line: str) -> dict:
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # the line a killed run was writing
-        return float("inf")
+        fields = json.loads(line)
+    except ValueError:  # the line a killed run was writing
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _tensorboard(folder: Path):

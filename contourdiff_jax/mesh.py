@@ -11,6 +11,7 @@ import math
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from contourdiff_jax.errors import InputError
@@ -50,6 +51,13 @@ def make(config) -> Mesh:
     )
 
 
+def local() -> Mesh:
+    """The devices of this process, for what it does alone."""
+    devices = jax.local_devices()
+    axes = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh((len(devices), 1), AXES, axis_types=axes, devices=devices)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
@@ -87,3 +95,19 @@ def put(sharding: NamedSharding, tree):
     return jax.tree.map(
         lambda a: jax.make_array_from_process_local_data(sharding, np.ascontiguousarray(a)), tree
     )
+
+
+def split(sharding: NamedSharding, tree):
+    """Host arrays that every process has whole -> global arrays laid out by `sharding`."""
+
+    def laid(a):
+        return jax.make_array_from_callback(a.shape, sharding, lambda index: a[index])
+
+    return jax.tree.map(laid, jax.tree.map(np.asarray, tree))
+
+
+def whole(array: jax.Array) -> np.ndarray:
+    """A global array on the host of every process."""
+    if array.is_fully_addressable:
+        return np.asarray(array)
+    return multihost_utils.process_allgather(array, tiled=True)

@@ -22,6 +22,7 @@ from contourdiff_jax.data.store import Store
 from contourdiff_jax.errors import InputError
 
 SCHEMA = 1
+PART = "config.part"  # its name while it is written
 EXPORTED = "contourdiff.json"  # the name of config.json beside a model exported to diffusers
 
 
@@ -62,7 +63,7 @@ class Run:
     def save(self, folder: Path, name: str = "config.json") -> None:
         """Write config.json, whole or not at all."""
         path = Path(folder) / name
-        part = path.with_suffix(".part")
+        part = path.with_name(PART)
         part.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
         os.replace(part, path)
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a contour-conditioned diffusion model on the images of one store.
 
-The same store, configuration and workdir again means: resume. SIGTERM saves and stops.
+The same store, configuration and workdir again means: resume. SIGTERM saves and stops. Several
+processes train together with --coordinator (docs/clusters.md).
 
 Example:
     contourdiff train --store=stores/mr --workdir=runs/mr --config.train.images=100000
@@ -13,7 +14,7 @@ import functools
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from contourdiff_jax import checkpoint, models, run, sampling, state
+from contourdiff_jax import checkpoint, claims, models, processes, run, sampling, state
 from contourdiff_jax import config as configuration
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches, disturbance, volumes
-from contourdiff_jax.data.store import Store, open_store
+from contourdiff_jax.data.store import Store, open_store, verify
 from contourdiff_jax.diffusion import noise, process, schedules
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.logs import Logs
@@ -37,6 +39,8 @@ TIMED = 8  # steps from which the time that a run takes is told
 HELD_OUT = 64  # slices of the held-out loss
 BINS = 10  # of its timesteps
 SAMPLES = 4  # slices of a sample grid
+LONG = 5.0  # seconds from which the time that reading a store takes is told
+LOCK = ".lock"  # file of a run's folder that who trains it holds
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -53,13 +57,21 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "init", None, "run whose averaged weights to start from", flag_values=values
     )
+    flags.DEFINE_bool(
+        "verify", True, "compare the store's files with their digests first", flag_values=values
+    )
+    processes.define_flags(values)
 
 
 def main(values: flags.FlagValues) -> int:
     for name in ("store", "workdir"):
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff train --help`")
-    finished = train(_given(values), values.store, values.workdir, init=values.init)
+    config = _given(values)
+    with processes.joined(values):
+        finished = train(
+            config, values.store, values.workdir, init=values.init, verified=values.verify
+        )
     return 0 if finished else 1
 
 
@@ -141,35 +153,44 @@ def setup(config, size: int) -> Setup:
 
 
 def train(
-    config, store: str | Path, workdir: str | Path, *, init: str | Path | None = None
+    config,
+    store: str | Path,
+    workdir: str | Path,
+    *,
+    init: str | Path | None = None,
+    verified: bool = True,
 ) -> bool:
     """Train until `config.train.images` have been seen; returns whether that was reached.
 
     Args:
       config: see config.py.
       store: folder made by `prepare`; its 'train' split is learnt, its 'val' split held out.
-      workdir: folder of the run; one that holds a run of the same configuration is resumed.
+      workdir: folder of the run; one that holds a run of the same configuration is resumed. All
+        processes must see the same.
       init: a run whose averaged weights to begin with.
+      verified: whether to read the whole store first, and compare it with its digests.
 
     Raises:
       InputError: anything of these that cannot be used; a loss that is not finite.
     """
-    store, workdir = open_store(store), Path(workdir)
+    store, workdir = processes.together(lambda: _opened(Path(store), verified)), Path(workdir)
     ours = run.begin(config, store)
-
-    # ------------------------------------------------------------------------------------------
-    # Network, sharding, compilation
-    # ------------------------------------------------------------------------------------------
     plan = setup(config, store.grid.size)
+    resumed = bool(processes.told(lambda: "yes" if checkpoint.exists(workdir) else ""))
+    weights = None if init is None or resumed else _weights(Path(init), plan)
+    with _claimed(workdir, ours):
+        return _train(ours, plan, store, workdir, resumed, weights)
+
+
+def _train(ours: run.Run, plan: Setup, store: Store, workdir: Path, resumed: bool, weights) -> bool:
+    """See train; `weights` to begin with, or None."""
+    config = ours.config
     batch, total = config.train.batch, state.steps(config.train)
-    is_main = jax.process_index() == 0
+    is_main = processes.is_main()
 
     # ------------------------------------------------------------------------------------------
     # The state: 1. a checkpoint in the workdir, else 2. the weights of --init, else 3. fresh
     # ------------------------------------------------------------------------------------------
-    resumed = checkpoint.exists(workdir)
-    weights = None if init is None or resumed else _weights(Path(init), plan)
-    _claim(workdir, ours)
     checkpoints = checkpoint.manager(workdir, config.train.keep)
     if resumed:
         current = checkpoint.restore(checkpoints, workdir, plan.like)
@@ -180,7 +201,8 @@ def train(
     start = int(current.step)
     if start >= total:
         checkpoints.close()
-        print(f"{workdir}: trained on {start * batch:,} images already; nothing left to do")
+        if is_main:
+            print(f"{workdir}: trained on {start * batch:,} images already; nothing left to do")
         return True
 
     # ------------------------------------------------------------------------------------------
@@ -189,7 +211,8 @@ def train(
     examples = batches.training(store, ours.contours, config, plan.mesh, start=start, stop=total)
     observe = _observer(ours, store, plan)
     logs = Logs(workdir, start) if is_main else None
-    print(_summary(plan, ours, store, start), flush=True)
+    if is_main:
+        print(_summary(plan, ours, store, start), flush=True)
     bar = tqdm(
         total=total * batch,
         initial=start * batch,
@@ -198,6 +221,7 @@ def train(
         smoothing=0.05,
     )
     stop = _StopRequest()
+    before = logs.seconds if logs else 0.0
     began, pending = time.perf_counter(), None
     compiled = began
 
@@ -223,17 +247,18 @@ def train(
             checkpoint.save(checkpoints, current)
             checkpoint.finish(checkpoints)
             raise InputError(
-                f"{workdir}: the loss of step {step} is not finite; saved without that "
-                f"step. Lower config.train.learning_rate or look at the images of that step"
+                f"{workdir}: the loss of step {step} is not finite; saved without that step. "
+                f"Lower config.train.learning_rate or look at its images: "
+                f"{_named(config, store, step)}"
             )
         tell_time(step)
         if logs and due(step, config.train.log):
             seconds = time.perf_counter() - began
             speed = (step - start) * batch / seconds
-            logs.write_scalars(
-                step, step * batch, scalars | {"seconds": seconds, "images_per_second": speed}
-            )
+            times = {"seconds": before + seconds, "images_per_second": speed}
+            logs.write_scalars(step, step * batch, scalars | times)
             logs.flush()
+            checkpoint.check(checkpoints)
             bar.set_postfix(loss=f"{scalars['loss']:.4f}", refresh=False)
             if bar.disable and is_main:
                 left = (total - step) * batch / speed
@@ -243,7 +268,8 @@ def train(
                     flush=True,
                 )
 
-    with stop, bar, contextlib.closing(logs) if logs else contextlib.nullcontext():
+    closing = contextlib.closing(logs) if logs else contextlib.nullcontext()
+    with checkpoint.quiet(), stop, bar, closing:
         for step in range(start + 1, total + 1):
             example = next(examples)
             with jax.transfer_guard("disallow"):
@@ -253,14 +279,20 @@ def train(
             pending = (step, metrics)
             bar.update(batch)
 
-            if due(step, config.train.evaluate) and observe.held_out and logs:
-                logs.write_scalars(step, step * batch, observe.held_out(current.ema))
-            if due(step, config.train.sample) and logs:
-                logs.write_image(step * batch, observe.samples(current.ema))
-            stopping = stop.requested  # read once: a notice that comes while saving is for later
+            if due(step, config.train.evaluate) and observe.held_out:
+                losses = observe.held_out(current.ema)
+                if logs:
+                    logs.write_scalars(step, step * batch, losses)
+            if due(step, config.train.sample):
+                picture = observe.samples(current.ema)
+                if logs:
+                    logs.write_image(step * batch, picture)
+            stopping = stop.at(step)  # asked once: a notice that comes while saving is for later
             if due(step, config.train.checkpoint) or stopping:
                 read(*pending)
                 pending = None
+                if logs:
+                    logs.flush()  # what a killed run had not written, it does not write again
                 checkpoint.save(checkpoints, current)
             if stopping:
                 break
@@ -272,8 +304,11 @@ def train(
     # ------------------------------------------------------------------------------------------
     checkpoint.finish(checkpoints)
     checkpoints.close()
-    if stop.requested and step < total:
-        print(f"{workdir}: stopped and saved at {step * batch:,} images; the same command resumes")
+    if stopping and step < total:
+        if is_main:
+            print(
+                f"{workdir}: stopped and saved at {step * batch:,} images; the same command resumes"
+            )
         return False
     return True
 
@@ -303,28 +338,63 @@ def _due(step: int, every: int, total: int) -> bool:
 
 
 class _StopRequest:
-    """Notes a SIGTERM, the notice a cluster gives before it takes a machine back."""
+    """Notes a SIGTERM, the notice a cluster gives before it takes a machine back.
+
+    Of several processes any may be given it; jax.distributed listens and lets all agree on a step.
+    """
 
     def __init__(self):
-        self.requested = False
+        self._noted = False
 
     def __enter__(self):
-        try:
-            self._before = signal.signal(
-                signal.SIGTERM, lambda *_: setattr(self, "requested", True)
-            )
-        except ValueError:  # not in the main thread, where signals cannot be had
-            self._before = None
+        self._before = None
+        if processes.count() == 1:
+            with contextlib.suppress(ValueError):  # not in the main thread: signals cannot be had
+                self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *_):
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
 
+    def _note(self, *_):
+        self._noted = True
 
-def _claim(workdir: Path, ours: run.Run) -> None:
-    """Make the run's folder, or check that the run in it is this one."""
-    if (workdir / "config.json").exists():
+    def at(self, step: int) -> bool:
+        """Whether to stop after this step; to be asked once after each."""
+        return self._noted or multihost_utils.reached_preemption_sync_point(step)
+
+
+def _opened(path: Path, verified: bool) -> Store:
+    """The store, compared with its digests."""
+    store = open_store(path)
+    if not verified:
+        return store
+    began = time.perf_counter()
+    known = verify(store)
+    seconds = time.perf_counter() - began
+    if processes.is_main() and not known:
+        print(f"note: {path}: of an earlier version, without digests; not verified")
+    if processes.is_main() and seconds > LONG:
+        print(f"{path}: verified in {seconds:.0f} s; --noverify trusts it")
+    return store
+
+
+@contextlib.contextmanager
+def _claimed(workdir: Path, ours: run.Run) -> Iterator[None]:
+    """The run's folder, made, or checked to be of this run; nobody else trains it meanwhile."""
+    with contextlib.ExitStack() as held:
+        if processes.is_main():
+            processes.together(lambda: _take(workdir, ours, held))
+        else:
+            processes.together(lambda: None)
+        processes.together(lambda: _check_seen(workdir))
+        yield
+
+
+def _take(workdir: Path, ours: run.Run, held: contextlib.ExitStack) -> None:
+    begun = (workdir / "config.json").exists()
+    if begun:
         theirs = run.load(workdir)
         different = configuration.differences(ours.config, theirs.config)
         if different:
@@ -334,15 +404,25 @@ def _claim(workdir: Path, ours: run.Run) -> None:
             )
         if ours.to_dict()["data"] != theirs.to_dict()["data"]:
             raise InputError(f"{workdir}: holds a run on other data; choose another --workdir")
-        return
     try:
-        if workdir.exists() and any(workdir.iterdir()):
+        left = {LOCK, run.PART}  # by a process that was killed at once
+        if not begun and workdir.exists() and {p.name for p in workdir.iterdir()} - left:
             raise InputError(f"{workdir}: not empty and not a run; choose another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
+        if not held.enter_context(claims.claim(workdir / LOCK)):
+            raise InputError(f"{workdir}: another process trains this run; wait for it, or stop it")
+        if not begun:
             ours.save(workdir)
     except OSError as error:
         raise InputError(f"{workdir}: cannot be written: {volumes.reason(error)}") from error
+
+
+def _check_seen(workdir: Path) -> None:
+    if not (workdir / "config.json").exists():
+        raise InputError(
+            f"{workdir}: not seen by process {processes.number()}; all of them need the same "
+            f"folder, on a file system that they share"
+        )
 
 
 def _weights(source: Path, plan: Setup):
@@ -374,11 +454,12 @@ def _observer(ours: run.Run, store: Store, plan: Setup) -> _Observer:
     size = SAMPLES * plan.mesh.size
     shown = examples(np.resize(sampled, size))
     knots = noise.independent(config.seed, "samples", size)
-    put = functools.partial(meshes.put, meshes.batch(plan.mesh))
-    condition = put(shown["condition"])
+    split = functools.partial(meshes.split, meshes.batch(plan.mesh))
+    condition = split(shown["condition"])
 
     def samples(ema) -> np.ndarray:
-        drawn = np.asarray(plan.sampler(ema, condition, put(knots), None))[: len(sampled), ..., 0]
+        drawn = meshes.whole(plan.sampler(ema, condition, split(knots), None))
+        drawn = drawn[: len(sampled), ..., 0]
         columns = [
             shown["x"][: len(sampled), ..., 0],
             2 * shown["condition"]["contour"][: len(sampled), ..., 0] - 1,
@@ -393,7 +474,7 @@ def _observer(ours: run.Run, store: Store, plan: Setup) -> _Observer:
     # Each slice is seen at one timestep, the slices spread evenly over all of them.
     count = max(1, HELD_OUT // plan.mesh.size) * plan.mesh.size
     chosen = np.resize(_spread(held, HELD_OUT), count)
-    example = put(examples(chosen))
+    example = split(examples(chosen))
     levels = (np.arange(count) + 0.5) / count
     t = np.minimum((levels * plan.schedule.steps).astype(np.int32), plan.schedule.steps - 1)
     t = np.random.default_rng(0).permutation(t)
@@ -402,14 +483,25 @@ def _observer(ours: run.Run, store: Store, plan: Setup) -> _Observer:
     errors = jax.jit(
         functools.partial(process.errors, plan.model.apply, plan.schedule, config.diffusion)
     )
-    fixed = (put(t), put(eps))
+    fixed = (split(t), split(eps))
 
     def held_out(ema) -> dict:
-        error = np.asarray(errors(ema, example, *fixed))
+        error = meshes.whole(errors(ema, example, *fixed))
         by_bin = [float(error[bins == b].mean()) for b in range(BINS) if (bins == b).any()]
         return {"heldout_loss": float(error.mean()), "heldout_loss_t": by_bin}
 
     return _Observer(held_out, samples)
+
+
+def _named(config, store: Store, step: int) -> str:
+    """The slices that a step was trained on, by subject."""
+    numbers = store.rows("train")
+    choice = batches.choose(config, store.index["volume"][numbers], step - 1)
+    slices = {}
+    for row in numbers[choice.rows[:, 0]]:
+        name = str(store.index["subject"][row])
+        slices.setdefault(name, []).append(str(store.index["slice"][row]))
+    return "; ".join(f"{name} slice {', '.join(them)}" for name, them in sorted(slices.items()))
 
 
 def _spread(rows: np.ndarray, count: int) -> np.ndarray:

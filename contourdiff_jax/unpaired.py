@@ -16,10 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from contourdiff_jax import layouts
+from contourdiff_jax import layouts, processes
 from contourdiff_jax.cases import check_units
 from contourdiff_jax.data.grid import AXES
 from contourdiff_jax.data.intensity import Preset, Window
@@ -230,7 +229,7 @@ def _of_scans(
 ) -> Unpaired:
     from contourdiff_jax import mesh as meshes
 
-    mesh = meshes.make(ConfigDict({"data": -1, "fsdp": 1}))
+    mesh = meshes.local()
     if options.features == "segmenter":
         encoder = _segmenter(options, settings, mesh)
     else:
@@ -260,9 +259,10 @@ def _of_scans(
     for method, group in groups.items():
         if not group:  # of sources
             continue
-        whose = []
-        stacks = _stacks(group, method, options, settings, grid, whose, failed)
-        found = encoder.extract(stacks)
+        whose, bad = [], []
+        stacks = _stacks(processes.share(group), method, options, settings, grid, whose, bad)
+        found, whose, bad = _of_all(encoder.extract(stacks), whose, bad)
+        failed += bad
         if not whose:
             why = failed[-1][1] if failed else "none shows a body"
             raise InputError(f"--features: no image of the method {method!r}: {why}")
@@ -273,6 +273,16 @@ def _of_scans(
     if left_out:
         data["real volumes left out of the distances"] = left_out
     return _compared(dict(sets), encoder.names, data, seed, encoder.least, failed)
+
+
+def _of_all(found: np.ndarray, whose: list, failed: list) -> tuple[np.ndarray, list, list]:
+    """The same of all processes, which have taken a part of the volumes each."""
+    ours = {"found": found, "whose": np.array(whose, str).reshape(-1, 2)}
+    ours |= {"failed": np.array([(str(path), why) for path, why in failed], str).reshape(-1, 2)}
+    every = processes.gathered(ours)
+    pairs = [tuple(pair) for each in every for pair in each["whose"].tolist()]
+    bad = [(Path(path), why) for each in every for path, why in each["failed"].tolist()]
+    return np.concatenate([each["found"] for each in every]), pairs, bad
 
 
 def _stacks(

@@ -26,10 +26,18 @@ DATA = Path(os.environ.get("CONTOURDIFF_DATA", Path(__file__).parents[2] / "shar
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory) -> None:
-    """What is compiled again, as when a run is resumed, is found compiled."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+def compilation_cache(tmp_path_factory) -> Iterator[None]:
+    """What is compiled again, as when a run is resumed, is found compiled; by other processes too.
+
+    Nothing of it is left to who runs the tests.
+    """
+    folder = str(tmp_path_factory.mktemp("compiled"))
+    jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+        yield
 
 
 @pytest.fixture(scope="session")

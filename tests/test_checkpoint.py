@@ -171,36 +171,82 @@ def corrupt(path):
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize(
-    ("pattern", "harm"),
-    [
-        ("ema/_METADATA", truncate),
-        ("ema/_METADATA", corrupt),
-        ("ema/manifest.ocdbt", corrupt),
-        ("ema/d/*", truncate),
-        ("ema/ocdbt.process_0/d/*", truncate),
-        ("ema/ocdbt.process_0/d/*", pathlib.Path.unlink),
-        ("params/manifest.ocdbt", truncate),
-        ("optimiser/manifest.ocdbt", pathlib.Path.unlink),
-        ("progress/d/*", corrupt),
-    ],
-)
-def test_damaged_files_are_one_line(run, capfd, pattern, harm):
-    """Which names the checkpoint to remove; whatever goes on below is not shown."""
+HARMS = [
+    ("ema/_METADATA", truncate),
+    ("ema/_METADATA", corrupt),
+    ("ema/manifest.ocdbt", corrupt),
+    ("ema/d/*", truncate),
+    ("ema/ocdbt.process_0/d/*", truncate),
+    ("ema/ocdbt.process_0/d/*", pathlib.Path.unlink),
+    ("params/manifest.ocdbt", truncate),
+    ("optimiser/manifest.ocdbt", pathlib.Path.unlink),
+    ("progress/d/*", corrupt),
+    ("params", shutil.rmtree),
+]
+
+
+@pytest.mark.parametrize("digests", [True, False])
+@pytest.mark.parametrize(("pattern", "harm"), HARMS)
+def test_of_a_damaged_checkpoint_the_one_before_is_used(run, capfd, pattern, harm, digests):
+    """One line says which; earlier versions wrote no digests, but files that cannot be read."""
+    if not digests:
+        for path in run.rglob(checkpoint.DIGESTS):
+            path.unlink()
     harm(largest(run / "checkpoints" / "2", pattern))
-    with pytest.raises(InputError, match=f"{run}/checkpoints/2: .*remove it") as error:
-        restore(run)
-    assert "\n" not in str(error.value)
-    assert capfd.readouterr().err == ""
+    assert_same(restore(run), state_at(1, like()))
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {run}/checkpoints/2: ") and line.endswith("; going on from 1")
 
 
 @pytest.mark.parametrize("item", checkpoint.ITEMS)
-def test_incomplete_checkpoints_are_refused(run, item):
-    shutil.rmtree(run / "checkpoints" / "2" / item)
-    with pytest.raises(InputError, match=f"{run}/checkpoints/2: incomplete; remove it"):
+def test_a_flipped_bit_is_noticed_wherever_it_is(run, item):
+    """Also where Orbax would read on: in the weights themselves."""
+    folder = run / "checkpoints" / "2"
+    files = [path for path in sorted((folder / item).rglob("*")) if path.is_file()]
+    assert len(files) > 4
+    for path in files:
+        intact = path.read_bytes()
+        if not intact or path.name == "commit_success.txt":  # which says nothing of the contents
+            continue
+        corrupt(path)
+        with pytest.raises(InputError, match=f"damaged.*{item}"):
+            checkpoint._verify(folder, str(folder), [item])
+        path.write_bytes(intact)
+    checkpoint._verify(folder, str(folder), [item])
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_written_anew(run):
+    """By who trains the run; who only reads it changes nothing."""
+    corrupt(largest(run / "checkpoints" / "2", "ema/d/*"))
+    checkpoints = checkpoint.manager(run)
+    assert checkpoint.restore_ema(checkpoints, run, like().ema)[0] == 1
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"1", "2"}
+    assert int(checkpoint.restore(checkpoints, run, like()).step) == 1
+    checkpoint.save(checkpoints, state_at(2, like()))
+    checkpoint.finish(checkpoints)
+    checkpoints.close()
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"1", "2", "2.damaged"}
+    assert_same(restore(run), state_at(2, like()))
+
+
+def test_without_an_intact_checkpoint_there_is_one_line(run, capfd):
+    for step in ("1", "2"):
+        corrupt(largest(run / "checkpoints" / step, "ema/d/*"))
+    with pytest.raises(InputError, match=f"{run}/checkpoints/1: damaged.*from a copy") as error:
         restore(run)
-    shutil.rmtree(run / "checkpoints" / "2")
-    assert_same(restore(run), state_at(1, like()))
+    assert "\n" not in str(error.value)
+    assert len(capfd.readouterr().err.splitlines()) == 1  # of the other
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"1", "2"}
+
+
+def test_what_a_killed_process_had_begun_is_removed_by_who_goes_on(run):
+    folder = run / "checkpoints"
+    shutil.copytree(folder / "2", folder / "7.orbax-checkpoint-tmp")
+    (folder / "7.orbax-checkpoint-tmp" / "commit_success.txt").unlink()
+    write(run, [3])
+    assert (folder / "7.orbax-checkpoint-tmp").exists()  # it may be being written
+    write(run, [4], keep=2)
+    assert {path.name for path in folder.iterdir()} == {"3", "4"}
 
 
 def test_a_checkpoint_that_was_being_written_does_not_count(run):

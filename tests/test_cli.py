@@ -7,6 +7,7 @@ import gzip
 import importlib
 import inspect
 import json
+import os
 import re
 import resource
 import shutil
@@ -74,6 +75,25 @@ def test_help_is_instant_and_lists_all_commands():
 def test_help_is_given_for_the_asking(arguments, capsys):
     assert cli.main(["contourdiff", *arguments]) == 0
     assert "usage: contourdiff <command>" in capsys.readouterr().out
+
+
+def test_what_is_compiled_is_kept_in_the_user_s_cache(monkeypatch, tmp_path):
+    """Unless that cannot be written, or another place is given, which may be none."""
+    name = "JAX_COMPILATION_CACHE_DIR"
+    for given in ("", "elsewhere"):
+        monkeypatch.setenv(name, given)
+        cli._keep_compiled()
+        assert os.environ[name] == given
+    (tmp_path / "file").touch()
+    for home, place in (
+        (tmp_path, tmp_path / "contourdiff_jax" / "xla"),
+        (tmp_path / "file", None),
+    ):
+        monkeypatch.delenv(name)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+        cli._keep_compiled()
+        assert os.environ.get(name) == (place and str(place))
+    monkeypatch.setenv(name, "")  # so that it is undone
 
 
 def test_the_version_is_the_package_s(capsys):

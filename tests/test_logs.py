@@ -2,10 +2,13 @@
 """What a run writes about itself."""
 
 import json
+from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from contourdiff_jax.errors import InputError
 from contourdiff_jax.logs import Logs
 
 
@@ -43,6 +46,31 @@ def test_resuming_cuts_off_what_will_be_written_again(tmp_path):
     write(tmp_path, range(1, 7))
     write(tmp_path, range(5, 9), resumed=4)
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 9))
+
+
+def test_the_time_before_is_known_when_resuming(tmp_path):
+    logs = Logs(tmp_path)
+    for step in (1, 2, 3):
+        logs.write_scalars(step, 4 * step, {"seconds": 10.0 * step})
+        logs.write_scalars(step, 4 * step, {"heldout_loss": 0.5})
+    logs.close()
+    for step in (3, 2, 0):
+        logs = Logs(tmp_path, step)
+        assert logs.seconds == 10.0 * step
+        logs.close()
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    """/dev/full has no room, ever."""
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "000000004.part").symlink_to("/dev/full")
+    logs = Logs(tmp_path)
+    logs._file.close()
+    logs._file = Path("/dev/full").open("w")  # noqa: SIM115, closed by what is tested
+    logs.write_scalars(1, 4, {"loss": 0.5})
+    for write in (lambda: logs.write_image(4, np.zeros((8, 8), np.uint8)), logs.flush, logs.close):
+        with pytest.raises(InputError, match=f"{tmp_path}: cannot be written: no space left"):
+            write()
 
 
 def test_the_line_that_a_killed_run_was_writing_is_cut_off(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from contourdiff_jax.data import contours, intensity
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.intensity import Window
-from contourdiff_jax.data.store import COLUMNS, SCHEMA, StoreWriter, open_store
+from contourdiff_jax.data.store import COLUMNS, SCHEMA, StoreWriter, open_store, verify
 from contourdiff_jax.errors import InputError
 
 CT = intensity.preset("ct")
@@ -316,3 +316,24 @@ def test_what_is_not_a_store_is_refused(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(InputError, match="not a store"):
             open_store(path)
+
+
+@pytest.mark.parametrize("name", ["slices.npy", "masks.npy", "labels.npy", "index.csv"])
+def test_a_flipped_bit_is_found_by_verifying(tmp_path, name):
+    """The last bit of the last value: a store that opens, and would be trained on."""
+    path = write_store(tmp_path / "store", labels=True)
+    assert verify(open_store(path))
+    content = bytearray((path / name).read_bytes())
+    content[-3 if name.endswith("csv") else -1] ^= 1
+    (path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{path / name}: damaged.*prepare it again"):
+        verify(open_store(path))
+
+
+def test_stores_without_digests_are_not_verified(tmp_path):
+    """As those of earlier versions: they open, and it is known that nothing is known."""
+    path = write_store(tmp_path / "store")
+    dataset = json.loads((path / "dataset.json").read_text())
+    del dataset["sha256"]
+    (path / "dataset.json").write_text(json.dumps(dataset))
+    assert not verify(open_store(path))

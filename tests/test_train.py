@@ -7,6 +7,8 @@ Two convolutions stand in for the network where it is the loop that is tested.
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from contourdiff_jax import checkpoint, config, models, train
+from contourdiff_jax import checkpoint, claims, config, models, run, train
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches
 from contourdiff_jax.data.prepare import prepare
+from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.logs import Logs
 
@@ -185,6 +188,8 @@ def test_stopping_and_resuming_changes_nothing(
     assert train.train(ours, store_path, workdir)
     assert_same(last_state(workdir, plan), last_state(whole, plan))
     assert untimed(stats(workdir)) == untimed(stats(whole))
+    seconds = [line["seconds"] for line in stats(workdir) if "loss" in line]
+    assert seconds == sorted(seconds)  # the time before it was stopped counts
     ours, theirs = (list(contents(run / "samples").values()) for run in (workdir, whole))
     assert ours == theirs
 
@@ -294,6 +299,104 @@ def test_weights_of_no_run_leave_nothing_behind(store_path, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("left", [train.LOCK, run.PART])
+def test_what_a_process_killed_at_once_left_is_in_nobodys_way(store_path, plan, tmp_path, left):
+    (tmp_path / left).write_text("{")
+    assert train.train(settings(images=4), store_path, tmp_path)
+    assert last_state(tmp_path, plan).step == 1
+
+
+def test_two_do_not_train_one_run(store_path, tmp_path):
+    """The second would write its record and its checkpoints between those of the first."""
+    with claims.claim(tmp_path / train.LOCK):
+        with pytest.raises(InputError, match=f"{tmp_path}: another process trains this run"):
+            train.train(settings(), store_path, tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [train.LOCK]
+
+
+# ----------------------------------------------------------------------------------------------
+# Damage, and full disks
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_store_is_not_trained_on(two_convolutions, store_path, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(store_path, store)
+    content = bytearray((store / "slices.npy").read_bytes())
+    content[-1] ^= 1
+    (store / "slices.npy").write_bytes(content)
+    with pytest.raises(InputError, match=f"{store}/slices.npy: damaged"):
+        train.train(settings(), store, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert train.train(settings(images=4), store, tmp_path / "run", verified=False)
+
+
+def test_stores_of_earlier_versions_are_trained_on_and_that_is_said(
+    two_convolutions, store_path, tmp_path, capsys
+):
+    store = tmp_path / "store"
+    shutil.copytree(store_path, store)
+    dataset = json.loads((store / "dataset.json").read_text())
+    del dataset["sha256"]
+    (store / "dataset.json").write_text(json.dumps(dataset))
+    assert train.train(settings(images=4), store, tmp_path / "run")
+    assert f"note: {store}: of an earlier version, without digests" in capsys.readouterr().out
+
+
+def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(
+    store_path, plan, whole, tmp_path, capsys
+):
+    """A bit of the weights, flipped; the end is as if nothing had been."""
+    ours, workdir = settings(checkpoint=8), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 5, terminate)
+        assert not train.train(ours, store_path, workdir)
+    *_, before, last = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    files = (workdir / "checkpoints" / str(last) / "params").rglob("d/*")
+    weights = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights.write_bytes(content)
+    assert train.train(ours, store_path, workdir)
+    warning = f"warning: {workdir}/checkpoints/{last}: damaged, params/.*; going on from {before}"
+    assert re.search(warning, capsys.readouterr().err)
+    assert_same(last_state(workdir, plan), last_state(whole, plan))
+    assert untimed(stats(workdir)) == untimed(stats(whole))
+
+
+@pytest.mark.parametrize("full", ["at a record", "at a checkpoint"])
+def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
+    store_path, plan, whole, tmp_path, full
+):
+    """No file may grow from step 5 on; once there is room the same command goes on."""
+    ours, workdir = settings(checkpoint=8, log=4 if full == "at a record" else 0), tmp_path / "run"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = checkpoint.save
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
+
+    def fill_and_save(checkpoints, current):
+        if int(current.step) == 6:
+            fill()
+        save(checkpoints, current)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if full == "at a record":
+            at_step(patch, 5, fill)
+        else:
+            patch.setattr(checkpoint, "save", fill_and_save)
+        try:
+            with pytest.raises(InputError, match=f"{workdir}.*written.*intact") as error:
+                train.train(ours, store_path, workdir)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(error.value)
+    assert last_state(workdir, plan).step in (2, 4)  # the one before may just be being written
+    assert train.train(ours, store_path, workdir)
+    assert_same(last_state(workdir, plan), last_state(whole, plan))
+
+
 # ----------------------------------------------------------------------------------------------
 # Losses that are not finite
 # ----------------------------------------------------------------------------------------------
@@ -312,6 +415,17 @@ def poison(monkeypatch, step):
     monkeypatch.setattr(batches, "training", poisoned)
 
 
+def seen(store_path, step):
+    """The slices of a step, as they are named."""
+    index = open_store(store_path).index
+    rows = np.flatnonzero(index["split"] == "train")
+    rows = rows[batches.indices(settings().seed, step - 1, 4, len(rows))]
+    named = {}
+    for subject, number in zip(index["subject"][rows], index["slice"][rows], strict=True):
+        named[subject] = f"{named[subject]}, {number}" if subject in named else f"slice {number}"
+    return "; ".join(f"{subject} {slices}" for subject, slices in sorted(named.items()))
+
+
 @pytest.mark.parametrize("step", [1, 4, STEPS])
 def test_a_loss_that_is_not_finite_stops_the_run_in_a_finite_state(
     store_path, plan, tmp_path, step
@@ -319,7 +433,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_a_finite_state(
     workdir = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         poison(patch, step)
-        with pytest.raises(InputError, match=f"{workdir}: the loss of step {step} is not finite"):
+        with pytest.raises(
+            InputError,
+            match=f"{workdir}: the loss of step {step} is not finite.*"
+            f"its images: {seen(store_path, step)}$",
+        ):
             train.train(settings(), store_path, workdir)
     saved = last_state(workdir, plan)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
@@ -453,10 +571,12 @@ def test_what_is_periodic_happens_at_the_end_too(every, steps):
     assert [step for step in range(1, 9) if train._due(step, every, 8)] == steps
 
 
-@pytest.mark.slow
-def test_a_terminated_command_resumes(store_path, tmp_path):
-    """From outside: SIGTERM to the process gives exit status 1, the same command again 0."""
-    workdir = tmp_path / "run"
+# ----------------------------------------------------------------------------------------------
+# The command
+# ----------------------------------------------------------------------------------------------
+
+
+def command(store, workdir, **train_fields):
     fields = {
         "model.channels": "(8, 16)",
         "model.attention": "(False, False)",
@@ -466,10 +586,37 @@ def test_a_terminated_command_resumes(store_path, tmp_path):
         "train.batch": 4,
         "train.log": 4,
     }
-    command = [sys.executable, "-m", "contourdiff_jax", "train"]
-    command += [f"--store={store_path}", f"--workdir={workdir}"]
-    command += [f"--config.{name}={value}" for name, value in fields.items()]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+    fields |= {f"train.{name}": value for name, value in train_fields.items()}
+    argv = [sys.executable, "-m", "contourdiff_jax", "train"]
+    argv += [f"--store={store}", f"--workdir={workdir}"]
+    return argv + [f"--config.{name}={value}" for name, value in fields.items()]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_command_with_one_line(store_path, tmp_path):
+    """A real one, with room for two checkpoints, but not for three."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1400k", "tmpfs", str(disk)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        argv = command(store_path, disk / "run", checkpoint=8)
+        ended = subprocess.run(argv, capture_output=True, text=True)
+        complete = [path.name for path in (disk / "run" / "checkpoints").iterdir()]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert ended.returncode == 2 and any(name.isdigit() for name in complete)
+    (line,) = ended.stderr.splitlines()
+    assert re.search(f"{disk}/run.*written.*(intact.*no space left|no space left.*intact)", line)
+
+
+@pytest.mark.slow
+def test_a_terminated_command_resumes(store_path, tmp_path):
+    """From outside: SIGTERM to the process gives exit status 1, the same command again 0."""
+    workdir = tmp_path / "run"
+    argv = command(store_path, workdir)
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL) as process:
         record = workdir / "stats.jsonl"
         while process.poll() is None and not (record.exists() and record.read_text()):
             time.sleep(0.05)
@@ -477,5 +624,5 @@ def test_a_terminated_command_resumes(store_path, tmp_path):
         assert process.wait() == 1
     (stopped,) = (int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert 0 < stopped < 100
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)
     assert [line["step"] for line in stats(workdir) if "loss" in line] == list(range(1, 101))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stores: a folder of prepared slices that training reads at random, memory-mapped.
 
-    STORE/dataset.json   schema version, modality, preset, grid, version of the tool
+    STORE/dataset.json   schema version, modality, preset, grid, version of the tool, and the sha256
+                         of every other file
     STORE/index.csv      one line a slice: subject, volume, slice, position, split, source, sha256,
                          window_low, window_high
     STORE/slices.npy     [N, H, W] uint16, values through the preset's storage window
@@ -154,6 +155,24 @@ def open_store(path: str | Path) -> Store:
         grid=grid,
         **arrays,
     )
+
+
+def verify(store: Store) -> bool:
+    """Whether a store's files are known to be as they were prepared, by reading all of them.
+
+    False is for stores of earlier versions, which say nothing to compare with.
+
+    Raises:
+      InputError: a file that differs, a flipped bit for one.
+    """
+    digests = store.dataset.get("sha256")
+    for name, digest in (digests or {}).items():
+        if volumes.sha256(store.path / name) != digest:
+            raise InputError(
+                f"{store.path / name}: damaged, not as it was prepared; restore the store from a "
+                "copy, or prepare it again"
+            )
+    return digests is not None
 
 
 def _names(labels: bool, contours: ContourSettings | None) -> list[str]:
@@ -363,6 +382,7 @@ class StoreWriter:
             "labels": "labels" in self._names,
             "contours": None if self._contours is None else self._contours.to_dict(),
             "version": contourdiff_jax.__version__,
+            "sha256": {path.name: volumes.sha256(path) for path in sorted(self._partial.iterdir())},
         }
 
     def _write_header(self, name: str) -> None:

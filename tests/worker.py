@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests have processes of their own do, with two convolutions for a network.
+
+python tests/worker.py '{"task": "together", "store": .., "out": .., "process": 0, ..}'
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import conftest
+import jax
+import numpy as np
+import pytest
+
+from contourdiff_jax import config, evaluate, models, processes, train, weights
+from contourdiff_jax import mesh as meshes
+from contourdiff_jax.data import batches
+from contourdiff_jax.data.store import open_store
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.metrics import features
+from contourdiff_jax.unpaired import Options
+
+STEPS = 50
+MESHES = ((2, 1), (1, 2))
+
+
+def settings(**train_fields):
+    """Fifty steps of four images, with neighbours, looked at three times."""
+    ours = config.default()
+    ours.model.update(channels=(8,), attention=(True,), head_width=8, groups=4)
+    ours.model.conditions = ("contour", "neighbour")
+    ours.train.update(images=4 * STEPS, batch=4, log=4, evaluate=80, sample=80, checkpoint=80)
+    ours.train.update(warmup=8, ema_halflife=16, neighbour=0.5)
+    ours.train.update(train_fields)
+    ours.sampler.update(steps=2, batch=4)
+    return ours
+
+
+def gradient(data: int, fsdp: int) -> list[np.ndarray]:
+    """Of the loss, at parameters and examples that are always the same."""
+    ours = settings()
+    ours.mesh.update(data=data, fsdp=fsdp)
+    ours.train.clip = 1e9
+    plan = train.setup(ours, 8)
+    generator = np.random.default_rng(0)
+
+    def drawn(like):
+        return meshes.split(like.sharding, generator.normal(0, 0.1, like.shape).astype(like.dtype))
+
+    params = jax.tree.map(drawn, plan.like.params)
+    batch = {name: generator.normal(size=(4, 8, 8, 2)) for name in batches.CONDITIONS}
+    example = {"x": generator.uniform(-1, 1, (4, 8, 8, 1)), "condition": batch}
+    example = jax.tree.map(lambda a: a.astype(np.float32), example)
+    begun = plan.init(jax.random.key(0))._replace(params=params)
+    after, _ = plan.step(begun, meshes.split(meshes.batch(plan.mesh), example))
+    moments = after.optimiser[1][0].mu  # a tenth of the gradient
+    return [10 * meshes.whole(moment) for moment in jax.tree.leaves(moments)]
+
+
+def examples(store: Path, resident: float, data: int) -> list[np.ndarray]:
+    """All that three steps see."""
+    ours = settings(resident=resident)
+    ours.mesh.update(data=data)
+    opened = open_store(store)
+    contours = train.run.begin(ours, opened).contours
+    mesh = meshes.make(ours.mesh)
+    made = batches.training(opened, contours, ours, mesh, start=3, stop=6)
+    return [meshes.whole(leaf) for leaf in jax.tree.leaves(list(made))]
+
+
+def score(folder: Path, out: str):
+    """KID of the pictures in `folder`, with a network that compiles at once."""
+    from test_unpaired import look
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features.inception, "apply", look)
+        patch.setattr(weights, "load", lambda path: ({}, "net", weights.SHA256))
+        arguments = {"real": folder / "real", "preset": "mr", "distances": Options("inception")}
+        return evaluate.evaluate(folder / "translated", folder / out, **arguments)
+
+
+def together(store: Path, out: Path) -> None:
+    """In several processes: everything that the test then does in one, and what they agree on."""
+    assert (score(out, "scores") is not None) == processes.is_main()
+    found = {f"gradient {shape}": gradient(*shape) for shape in MESHES}
+    found |= {f"examples {resident}": examples(store, resident, 2) for resident in (0.0, 2.0)}
+
+    def fail():
+        if jax.process_index() == 1:
+            raise InputError("the second has no disk")
+
+    try:
+        processes.together(fail)
+    except InputError as error:
+        found["told"] = [np.array(str(error)), np.array(processes.told(lambda: "by the first"))]
+    arrays = {f"{name} {i}": a for name, them in found.items() for i, a in enumerate(them)}
+    np.savez(out / f"{jax.process_index()}.npz", **arrays)
+    assert train.train(settings(), store, out / "run")
+
+
+def alone(store: Path, out: Path, **train_fields) -> None:
+    """Training, to be killed."""
+    assert train.train(settings(**train_fields), store, out)
+
+
+def main(task: str, store: str, out: str, process=None, of=None, port=None, **fields):
+    os.environ["XLA_FLAGS"] = ""  # one device each
+    address = port and f"localhost:{port}"
+    models.build = conftest._two_convolutions
+    meshes.SMALL = 0  # so that everything is split that can be
+    values = SimpleNamespace(coordinator=address, processes=of, process=process)
+    with processes.joined(values):
+        globals()[task](Path(store), Path(out), **fields)
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))
