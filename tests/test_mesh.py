@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mesh on two (fake) devices: its shapes, what lies where, and what it refuses."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
+from contourdiff_jax import config, models, state
 from contourdiff_jax import mesh as meshes
+from contourdiff_jax.data import batches
 from contourdiff_jax.errors import InputError
 
 
@@ -73,6 +77,35 @@ def test_large_arrays_are_split_along_their_largest_divisible_axis():
     assert sharded["tall"].shard_shape((4096, 2)) == (2048, 2)
     # Without 'fsdp' every device keeps everything.
     assert all(s.is_fully_replicated for s in meshes.state(make(2, 1), tree).values())
+
+
+def test_fsdp_halves_what_a_device_keeps():
+    """Of parameters, average and optimiser, of a real network: in bytes on the first device."""
+    settings = config.default()
+    network = models.build(settings.model, batches.CONDITIONS)
+    shapes = jax.eval_shape(
+        functools.partial(state.init, settings.train, network.init), jax.random.key(0)
+    )
+
+    def kept(mesh) -> dict[str, int]:
+        def laid(shape, where):
+            return jax.make_array_from_callback(
+                shape.shape, where, lambda i: np.zeros(shape.shape, shape.dtype)[i]
+            )
+
+        whole = jax.tree.map(laid, shapes, meshes.state(mesh, shapes))
+        return {
+            name: sum(
+                leaf.addressable_shards[0].data.nbytes
+                for leaf in jax.tree.leaves(getattr(whole, name))
+            )
+            for name in ("params", "ema", "optimiser")
+        }
+
+    alone, split = kept(make(2, 1)), kept(make(1, 2))
+    for name, size in alone.items():
+        assert 0.5 <= split[name] / size < 0.52, name
+    assert alone["optimiser"] > 1.9 * alone["params"] > 9e6
 
 
 def test_batches_that_the_mesh_does_not_divide_are_refused_with_one_that_it_does():

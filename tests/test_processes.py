@@ -3,9 +3,12 @@
 
 import contextlib
 import json
+import re
+import resource
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -131,6 +134,82 @@ def test_what_they_leave_is_one_run(pair, single):
         checkpoints.close()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states[0], states[1])
     jax.tree.map(np.testing.assert_array_equal, states[1], states[2])
+
+
+@pytest.mark.slow
+def test_what_two_have_written_four_devices_read(two_convolutions, pair, store_path):
+    """Each a part of it."""
+    with start(task="restore", store=store_path, out=pair, devices=4) as process:
+        said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    ours = worker.settings()
+    ours.mesh.data = 1
+    checkpoints = checkpoint.manager(pair / "run")
+    like = train.setup(ours, 32).like
+    params = jax.tree.leaves(checkpoint.restore(checkpoints, pair / "run", like).params)
+    checkpoints.close()
+    (devices, part), *restored = np.load(pair / "restored.npz").values()
+    for theirs, one in zip(restored, params, strict=True):
+        np.testing.assert_array_equal(theirs, one)
+    assert devices == 4 and part < 0.3 * sum(leaf.nbytes for leaf in params)
+
+
+@pytest.mark.slow
+def test_a_notice_to_one_process_stops_all_and_one_alone_goes_on(
+    two_convolutions, store_path, tmp_path
+):
+    """They agree on a step, save it together and say that the same command resumes."""
+    fields = {"images": 1200, "evaluate": 0, "sample": 0, "checkpoint": 0}
+    shared = {"task": "alone", "store": store_path, "out": tmp_path / "run", **fields}
+    port = free_port()
+    with contextlib.ExitStack() as running:
+        started = [
+            running.enter_context(start(**shared, port=port, process=i, of=2)) for i in range(2)
+        ]
+        for process in started:
+            running.callback(process.kill)
+        record = tmp_path / "run" / "stats.jsonl"
+        while not (record.exists() and record.read_text()):
+            assert started[0].poll() is None
+            time.sleep(0.05)
+        began = time.monotonic()
+        started[1].terminate()
+        said = [process.communicate(timeout=60)[0] for process in started]
+    assert time.monotonic() - began < 30
+    assert [process.returncode for process in started] == [1, 1]
+    assert "stopped and saved at" in said[0] and "stopped and saved at" not in said[1]
+    ours = worker.settings(**fields)
+    ours.mesh.data = 1
+    assert train.train(ours, store_path, tmp_path / "run")
+    assert train.train(ours, store_path, tmp_path / "whole")
+    losses = [
+        [line["loss"] for line in stats(tmp_path / name) if "loss" in line]
+        for name in ("run", "whole")
+    ]
+    assert len(losses[0]) == len(losses[1]) == 300
+    np.testing.assert_allclose(*losses, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_with_one_that_fails_all_end(store_path, tmp_path):
+    """The main process, which has no room for its record, says why; none is left waiting."""
+    run = tmp_path / "run"
+    shared = {"task": "alone", "store": store_path, "out": run, "images": 40000}
+    port = free_port()
+    with contextlib.ExitStack() as running:
+        started = [
+            running.enter_context(start(**shared, port=port, process=i, of=2)) for i in range(2)
+        ]
+        for process in started:
+            running.callback(process.kill)
+        record = run / "stats.jsonl"
+        while not (record.exists() and record.read_text()):
+            assert started[0].poll() is None
+            time.sleep(0.05)
+        resource.prlimit(started[0].pid, resource.RLIMIT_FSIZE, (16, 16))
+        said = [process.communicate(timeout=60)[0] for process in started]
+    assert started[0].returncode == 2 and started[1].returncode != 0
+    assert re.search(f"contourdiff: {run}.*written.*intact", said[0].splitlines()[-1])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from contourdiff_jax.translate import translate
 
 NAMES = ["phantom005_ct.nii.gz", "phantom006_ct.nii.gz"]
@@ -48,3 +50,19 @@ def test_processes_share_a_folder_and_one_may_be_killed(trained, phantom_data, t
     assert not list(out.glob(".*.lock"))
     for path in reference.glob("*.nii.gz"):
         assert (out / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_folder_do_nothing_twice(trained, phantom_data, tmp_path):
+    many = tmp_path / "many"
+    many.mkdir()
+    for i in range(6):
+        (many / f"head{i:02}_ct.nii.gz").symlink_to(phantom_data / "test_ct" / NAMES[i % 2])
+    argv = [sys.executable, "-m", "contourdiff_jax", "translate", f"--run={trained}"]
+    argv += [f"--source={many}", f"--out={tmp_path / 'out'}", "--preset=ct", "--steps=20"]
+    started = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    counts = [int(re.search(r"(\d+) translated", text)[1]) for text in said]
+    assert sum(counts) == 6
+    assert len(list((tmp_path / "out").glob("*.nii.gz"))) == 6

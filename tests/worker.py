@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from contourdiff_jax import config, evaluate, models, processes, train, weights
+from contourdiff_jax import checkpoint, config, evaluate, models, processes, train, weights
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches
 from contourdiff_jax.data.store import open_store
@@ -102,12 +102,26 @@ def together(store: Path, out: Path) -> None:
 
 
 def alone(store: Path, out: Path, **train_fields) -> None:
-    """Training, to be killed."""
-    assert train.train(settings(**train_fields), store, out)
+    """Training, to be stopped: by SIGTERM with exit status 1."""
+    if not train.train(settings(**train_fields), store, out):
+        sys.exit(1)
 
 
-def main(task: str, store: str, out: str, process=None, of=None, port=None, **fields):
-    os.environ["XLA_FLAGS"] = ""  # one device each
+def restore(store: Path, out: Path) -> None:
+    """The parameters of a run, split over all devices, and the bytes of one's part."""
+    ours = settings()
+    ours.mesh.update(data=1, fsdp=-1)
+    plan = train.setup(ours, 32)
+    checkpoints = checkpoint.manager(out / "run")
+    params = checkpoint.restore(checkpoints, out / "run", plan.like).params
+    checkpoints.close()
+    leaves = jax.tree.leaves(params)
+    part = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)
+    np.savez(out / "restored.npz", np.array([jax.device_count(), part]), *leaves)
+
+
+def main(task: str, store: str, out: str, process=None, of=None, port=None, devices=1, **fields):
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     address = port and f"localhost:{port}"
     models.build = conftest._two_convolutions
     meshes.SMALL = 0  # so that everything is split that can be
