@@ -28,4 +28,4 @@ metrics = read(out / "scores/metrics.json")
 result |= {"subjects": metrics["data"]["subjects"], "methods": metrics["methods"]}
 (experiment / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 panel = Image.open(sorted((out / "scores/panels").glob("*.png"))[0]).convert("RGB")
-panel.quantize(256).save(experiment / "figure.png", optimize=True)
+panel.quantize(256, kmeans=2).save(experiment / "figure.png", optimize=True)
