@@ -51,6 +51,8 @@ SAMPLERS = ("ddim", "dpmpp_2m")
 # (sampler, steps) of which samples are drawn to see where they differ
 SPREAD = {"DDIM, 2 steps": ("ddim", 2), "DDPM, 10 steps": ("ddpm", 10)}
 SAMPLES = 6
+KEPT = ("ssim", "mae", "flicker", "slice", "gradient", "level", "error", "bias", "contrast")
+KEPT += ("uncertainty", "ause")  # beginnings of the names of metrics that result.json has
 REPEATS = 3
 
 
@@ -127,7 +129,15 @@ def scored(out: Path, name: str, only=None, together=None, measured="truth", **o
         evaluate(
             folder / "images", folder / "scores", truth=truth / "test_mr", grid="model", **more
         )
-    return json.loads((folder / "scores/metrics.json").read_text())["methods"]
+    methods = json.loads((folder / "scores/metrics.json").read_text())["methods"]
+    return {
+        name: {
+            metric: entry
+            for metric, entry in methods[name].items()
+            if metric.startswith(KEPT) and not metric.endswith(("_excess", "_ratio_to_real"))
+        }
+        for name in ("translation", "truth")
+    }
 
 
 def steps(out: Path) -> None:
