@@ -31,6 +31,7 @@ HEADS = HERE.parent / "001_heads"
 IMAGES = 3_000
 STEPS = 2
 TUNED_ON = {"head08", "head10", "head13"}  # the curve was chosen on these
+PAIR = [("plain", source) for source in ("united", "default", "truth")]
 METRICS = ("ssim_mask", "mae_mask", "contour_f1")
 
 # The curve as it was, on what the grid's pixels hold.
@@ -137,7 +138,11 @@ def config(name: str, seed: int):
 
 
 def table(out: Path) -> None:
-    """Means over the heads, and paired differences with 95% bootstrap intervals over them."""
+    """Means over the heads, and paired differences with 95% bootstrap intervals over them.
+
+    Ingredients are compared by their first seed, which all have; the final pair and the truth's
+    contours by all the seeds that they have.
+    """
     found = {}  # (training, source, metric) -> {(head, seed): value}
     for scores in sorted(out.glob("fold*/*/scores_*/rows.csv")):
         name, seed = scores.parents[1].name.rsplit("_", 1)
@@ -152,24 +157,31 @@ def table(out: Path) -> None:
         for (metric, head), values in by_head.items():
             key = (name, source, metric)
             found.setdefault(key, {})[head, int(seed)] = float(np.mean(values))
-    result = {"images": IMAGES, "sampling_steps": STEPS, "scores": [], "differences": []}
+    first = {key: {k: v for k, v in values.items() if k[1] == 0} for key, values in found.items()}
+    pair = {key: values for key, values in found.items() if key[:2] in PAIR}
+    result = {"images": IMAGES, "sampling_steps": STEPS, **compared(first)}
+    result["final pair"] = compared(pair)
+    result["final pair"]["models"] = len({path.parent for path in out.glob("fold*/plain_*/run")})
+    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    for entry in result["scores"]:
+        if entry["metric"] == "ssim_mask":
+            print(entry["training"], "|", entry["contours"], "|", entry["heads not tuned on"])
+
+
+def compared(found: dict) -> dict:
+    """Scores, and differences from united windows, or of training from none of its kind."""
+    scores, differences = [], []
     for (name, source, metric), values in sorted(found.items()):
         unseen = {k: v for k, v in values.items() if k[0] not in TUNED_ON}
         entry = {"training": name, "contours": source, "metric": metric}
-        entry |= {"all heads": summary(values), "heads not tuned on": summary(unseen)}
-        result["scores"].append(entry)
-        # An ingredient of the contours is compared with united windows, one of training with none.
+        scores.append(entry | {"all heads": summary(values), "heads not tuned on": summary(unseen)})
         other = ("plain", "united") if name == "plain" else ("plain", source)
         base = found.get((*other, metric), {})
         both = sorted(base.keys() & unseen.keys())
         if (name, source) != other and both:
             change = summary({k: unseen[k] - base[k] for k in both})
-            entry = {"training": name, "contours": source, "metric": metric, "from": list(other)}
-            result["differences"].append(entry | change)
-    (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    for entry in result["scores"]:
-        if entry["metric"] == "ssim_mask":
-            print(entry["training"], "|", entry["contours"], "|", entry["heads not tuned on"])
+            differences.append(entry | {"from": list(other)} | change)
+    return {"scores": scores, "differences": differences}
 
 
 def summary(values: dict) -> dict:
