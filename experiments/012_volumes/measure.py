@@ -191,7 +191,15 @@ def sources_of(out: Path) -> list:
     trained = run.load(out / "volumes/run")
     preset, settings = intensity.preset("ct"), contours.preset("default", "ct")
     plan = translate_volume.Plan(
-        trained, trained.config.sampler, preset, settings, None, None, 0, False
+        trained=trained,
+        sampler=trained.config.sampler,
+        preset=preset,
+        contours=settings,
+        masks=None,
+        drawn=None,
+        parameters=0,
+        seed=0,
+        maps=False,
     )
     scans = layouts.find(out / "heads/test_ct", modality="ct").scans
     return [translate_volume.read(plan, scan) for scan in scans]
