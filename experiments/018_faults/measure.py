@@ -161,6 +161,7 @@ result["starts"] = {
         f"--run={run}",
         f"--source={sorted((data / 'test_ct').iterdir())[0]}",
         "--preset=ct",
+        "--steps=1",  # to see the start, not the sampling
         f"--out={translated}",
         fresh=[translated],
     ),
