@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -206,23 +207,22 @@ def sources_of(out: Path) -> list:
 
 
 def timing(out: Path) -> None:
-    """Seconds to draw a head of the three test heads, the ways in turn."""
+    """Seconds to draw a head of the three test heads with few steps, the ways in turn."""
     sources = sources_of(out)
-    found = {"slices": [len(source.contours) for source in sources], "seconds a volume": {}}
-    for words, count in SAMPLING.items():
-        ways = {}
-        for name in COMPARED:  # a batch of SCGD is of volumes, and there are three
-            scgd = METHODS[name].get("scgd")
-            ways[name] = drawer(out, count, METHODS[name], len(sources) if scgd else 16)
-        seconds = {name: [] for name in ways}
-        for _ in range(1 + REPEATS):  # the first compiles
-            for name, drawn in ways.items():
-                start = time.perf_counter()
-                drawn(sources)
-                seconds[name].append((time.perf_counter() - start) / len(sources))
-        medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-        found["seconds a volume"][words] = medians
-    keep("time", found)
+    steps = SAMPLING["few steps"]
+    ways = {}
+    for name in COMPARED:  # a batch of SCGD is of volumes, and there are three
+        scgd = METHODS[name].get("scgd")
+        ways[name] = drawer(out, steps, METHODS[name], len(sources) if scgd else 16)
+    seconds = {name: [] for name in ways}
+    for _ in range(1 + REPEATS):  # the first compiles
+        for name, drawn in ways.items():
+            start = time.perf_counter()
+            drawn(sources)
+            seconds[name].append((time.perf_counter() - start) / len(sources))
+    medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
+    slices = [len(source.contours) for source in sources]
+    keep("time", {"steps": steps, "slices": slices, "seconds a volume": medians})
 
 
 def memory(out: Path) -> None:
@@ -242,9 +242,11 @@ def one(out: Path, way: str, count: int) -> None:
 
     source = sources_of(out)[0]
     rows = np.arange(count) % len(source.contours)
-    long = dataclasses.replace(source.resampling, positions=1.0 * np.arange(count))
     tall = dataclasses.replace(
-        source, contours=source.contours[rows], body=source.body[rows], resampling=long
+        source,
+        contours=source.contours[rows],
+        body=source.body[rows],
+        resampling=types.SimpleNamespace(positions=1.0 * np.arange(count)),
     )
     drawer(out, 1, METHODS[way], 16)([tall])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

@@ -110,9 +110,9 @@ def experiments(networks: dict) -> list[str]:
         speed = 1000 * entry["batch"] / entry["milliseconds"]["step"]
         add("011_input", f"default, {entry['size']} px", "train", speed)
     if timed := _read("012_volumes").get("time"):
-        slices = sum(timed["slices"]) / len(timed["slices"])
-        seconds = timed["seconds a volume"]["many steps"]["each slice for itself"]
-        add("012_volumes", "default, 96 px", "forward", 10 * slices / seconds)
+        slices = sum(timed["slices"]) / len(timed["slices"])  # a volume
+        seconds = timed["seconds a volume"]["each slice for itself"]
+        add("012_volumes", "default, 96 px", "forward", timed["steps"] * slices / seconds)
     return [
         "| network | what | images/s | GFLOP/s | |",
         "| --- | --- | --- | --- | --- |",
