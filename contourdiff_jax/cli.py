@@ -64,6 +64,7 @@ def _run(name: str, argv: list[str]) -> int:
     from absl import flags
 
     _keep_compiled()
+    _use_cores(argv)
     # ml_collections reads the overrides of --config from here.
     sys.argv = argv
     command = importlib.import_module(COMMANDS[name])
@@ -100,6 +101,20 @@ def _keep_compiled() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+
+
+def _use_cores(argv: list[str]) -> None:
+    """Make each core of a CPU a device, where the environment does not say otherwise.
+
+    Many an operation keeps one core busy and no more; slices shared among cores keep all of them so
+    (experiments/017_speed). Of several processes each is a device.
+    """
+    told = "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
+    if told or any(argument.startswith("--coordinator") for argument in argv):
+        return
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    os.environ["JAX_NUM_CPU_DEVICES"] = str(cores)
 
 
 def _help() -> str:

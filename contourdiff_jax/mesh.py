@@ -14,18 +14,24 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from contourdiff_jax import processes
 from contourdiff_jax.errors import InputError
 
 AXES = ("data", "fsdp")
 # Elements up to which a parameter is kept whole: splitting it would cost more than it saves.
 SMALL = 4096
+# Bytes that the cores of a CPU may hold in all, each having a copy of what it works with.
+SPARED = 2**30
 
 
-def make(config) -> Mesh:
+def make(config, *, batch: int | None = None, held=()) -> Mesh:
     """The mesh of a `mesh` section (see config.py): data x fsdp devices.
 
     Either may be -1 for the rest. A mesh smaller than the machine takes the first devices; with
     several processes, all must be in it.
+
+    The devices of a CPU are its cores (cli.py), which have its memory in common: there -1 for data
+    takes as many as can share a `batch` and may each hold what `held` does, a tree of arrays.
     """
     available = jax.device_count()
     shape = [config.data, config.fsdp]
@@ -34,7 +40,10 @@ def make(config) -> Mesh:
             f"config.mesh: data={config.data}, fsdp={config.fsdp} must be positive; one may be -1"
         )
     if -1 in shape:
-        shape[shape.index(-1)] = max(1, available // math.prod(n for n in shape if n != -1))
+        rest = max(1, available // math.prod(n for n in shape if n != -1))
+        if shape[0] == -1 and batch and jax.default_backend() == "cpu" and processes.count() == 1:
+            rest = _cores(rest, batch // shape[1], held)
+        shape[shape.index(-1)] = rest
     total = math.prod(shape)
     if total > available or (jax.process_count() > 1 and total < available):
         raise InputError(
@@ -49,6 +58,13 @@ def make(config) -> Mesh:
         axis_types=(AxisType.Auto,) * len(AXES),
         devices=jax.devices()[:total],
     )
+
+
+def _cores(most: int, batch: int, held) -> int:
+    """How many of the cores of a CPU work on a batch together."""
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
+    possible = (n for n in range(2, most + 1) if batch % n == 0 and n * size <= SPARED)
+    return max(possible, default=1)
 
 
 def local() -> Mesh:
@@ -106,8 +122,8 @@ def split(sharding: NamedSharding, tree):
     return jax.tree.map(laid, jax.tree.map(np.asarray, tree))
 
 
-def whole(array: jax.Array) -> np.ndarray:
-    """A global array on the host of every process."""
-    if array.is_fully_addressable:
+def whole(array) -> np.ndarray:
+    """A global array on the host of every process; one that is there already is left as it is."""
+    if getattr(array, "is_fully_addressable", True):
         return np.asarray(array)
     return multihost_utils.process_allgather(array, tiled=True)

@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
 
 def check(config) -> None:
     """Raise InputError for a `train` section with a number that cannot be."""
-    for name in ("images", "clip", "ema_halflife", "keep"):
+    for name in ("images", "batch", "clip", "ema_halflife", "keep"):
         if not config[name] > 0:
             raise InputError(f"config.train.{name}: {config[name]} must be above 0")
     for name in ("learning_rate", "warmup", "weight_decay", "ema_rampup", "resident", *PERIODIC):
@@ -102,11 +102,11 @@ def ema_decay(config, images):
 
 
 def step(config, loss: Callable) -> Callable:
-    """One optimiser step: (state, example) -> (state, metrics).
+    """One optimiser step: (state, example, *fixed) -> (state, metrics).
 
     Args:
       config: a `train` section.
-      loss: (params, example, key) -> (loss, metrics); see diffusion/process.py.
+      loss: (params, example, key, *fixed) -> (loss, metrics); see diffusion/process.py.
 
     With config.accumulate = A, the batch is computed in A parts one after the other and their
     gradients averaged. Where loss or gradient is not finite, the state stays as it was, its step
@@ -115,9 +115,9 @@ def step(config, loss: Callable) -> Callable:
     transform = optimiser(config)
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
-    def gradients(params, example, key):
+    def gradients(params, example, key, *fixed):
         if config.accumulate == 1:
-            (_, metrics), grads = value_and_grad(params, example, key)
+            (_, metrics), grads = value_and_grad(params, example, key, *fixed)
             return metrics, grads
 
         # Part k takes every A-th example, so that each device keeps its own: no data moves.
@@ -127,19 +127,20 @@ def step(config, loss: Callable) -> Callable:
 
         def add(total, part):
             index, example = part
-            (_, metrics), grads = value_and_grad(params, example, jax.random.fold_in(key, index))
+            key_of_part = jax.random.fold_in(key, index)
+            (_, metrics), grads = value_and_grad(params, example, key_of_part, *fixed)
             return jax.tree.map(jnp.add, total, (metrics, grads)), None
 
         shapes = jax.eval_shape(
-            lambda: value_and_grad(params, jax.tree.map(lambda a: a[0], parts), key)
+            lambda: value_and_grad(params, jax.tree.map(lambda a: a[0], parts), key, *fixed)
         )
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
         total, _ = jax.lax.scan(add, zeros, (jnp.arange(config.accumulate), parts))
         return jax.tree.map(lambda a: a / config.accumulate, total)
 
-    def train_step(state: TrainState, example):
+    def train_step(state: TrainState, example, *fixed):
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        metrics, grads = gradients(state.params, example, key)
+        metrics, grads = gradients(state.params, example, key, *fixed)
         updates, optimiser_state = transform.update(grads, state.optimiser, state.params)
         params = optax.apply_updates(state.params, updates)
         decay = ema_decay(config, (state.step + 1) * config.batch)

@@ -96,6 +96,40 @@ def test_what_is_compiled_is_kept_in_the_user_s_cache(monkeypatch, tmp_path):
     monkeypatch.setenv(name, "")  # so that it is undone
 
 
+@pytest.mark.parametrize(
+    ("environment", "arguments", "made"),
+    [
+        ({}, ["train"], True),
+        ({"XLA_FLAGS": "--xla_cpu_max_isa=AVX2"}, ["train"], True),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=3"}, ["train"], False),
+        ({"JAX_NUM_CPU_DEVICES": "1"}, ["train"], False),
+        ({}, ["train", "--coordinator=host:1"], False),
+    ],
+)
+def test_cores_are_devices_unless_told_otherwise(monkeypatch, environment, arguments, made):
+    monkeypatch.setattr(os, "environ", dict(environment))
+    cli._use_cores(arguments)
+    expected = str(len(os.sched_getaffinity(0))) if made else environment.get("JAX_NUM_CPU_DEVICES")
+    assert os.environ.get("JAX_NUM_CPU_DEVICES") == expected
+
+
+def test_a_command_has_the_cores_as_devices(tmp_path):
+    """As a user starts it, without what the tests set; JAX takes its settings from there."""
+    plain = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES")}
+    code = (
+        "import sys; from contourdiff_jax import cli; status = cli.main(sys.argv); "
+        "import jax; print(jax.device_count())"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code, "train", "--help"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=plain,
+    )
+    assert out.stdout.splitlines()[-1] == str(len(os.sched_getaffinity(0)))
+
+
 def test_the_version_is_the_package_s(capsys):
     assert cli.main(["contourdiff", "--version"]) == 0
     assert capsys.readouterr().out == f"contourdiff {contourdiff_jax.__version__}\n"
@@ -387,7 +421,7 @@ def test_a_run_of_another_network_is_one_line(refused, mr_run, phantom_data, tmp
     ("override", "named"),
     [
         ("model.channels=(16,)*7", "halved 6 times.*--size=64"),
-        ("train.batch=3", "config.train.batch: 3 .*2 devices.*try 4"),
+        ("train.batch=0", "config.train.batch: 0 must be above 0"),
         ("train.accumulate=3", "config.train.accumulate"),
         ("mesh.data=3", "config.mesh: data=3"),
         ("grid.size=64", "--size=64"),

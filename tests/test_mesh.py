@@ -53,6 +53,34 @@ def test_impossible_meshes_are_refused(asked, named):
         make(*asked)
 
 
+def held(mib: int):
+    return {"kernel": jax.ShapeDtypeStruct((mib, 2**18), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("asked", "batch", "mib", "shape"),
+    [
+        ((-1, 1), 4, 1, (2, 1)),
+        ((-1, 1), 3, 1, (1, 1)),  # which two cannot share
+        ((-1, 1), 4, 512, (2, 1)),
+        ((-1, 1), 4, 513, (1, 1)),  # twice that is more than is spared
+        ((2, 1), 3, 513, (2, 1)),  # asked for: done as told, or refused with the batch
+        ((1, -1), 3, 513, (1, 2)),
+        ((-1, 2), 4, 513, (1, 2)),
+    ],
+)
+def test_as_many_cores_are_devices_as_can_share_a_batch_and_have_room(asked, batch, mib, shape):
+    config = ConfigDict({"data": asked[0], "fsdp": asked[1]})
+    mesh = meshes.make(config, batch=batch, held=held(mib))
+    assert tuple(mesh.shape[axis] for axis in ("data", "fsdp")) == shape
+
+
+def test_of_an_accelerator_all_are_used_whatever_they_hold(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = ConfigDict({"data": -1, "fsdp": 1})
+    assert meshes.make(config, batch=3, held=held(2000)).size == 2
+
+
 def test_a_batch_is_split_over_all_devices():
     for mesh in (make(2, 1), make(1, 2)):
         batch = np.arange(24.0).reshape(4, 3, 2)

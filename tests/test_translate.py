@@ -592,7 +592,7 @@ def test_two_sources_do_not_share_a_sidecar(mr_run, sources, tmp_path):
     ("options", "named"),
     [
         ({"preset": "pet"}, "pet"),
-        ({"batch_size": 3}, "--batch_size: 3"),
+        ({"batch_size": 3, "devices": 2}, "--batch_size: 3"),
         ({"devices": 3}, "3 devices"),
         ({"steps": 0}, "steps: 0"),
         ({"steps": 1001}, "1001"),
@@ -627,6 +627,18 @@ def test_guidance_needs_a_run_that_was_trained_for_it(
     plain = train_on(store_path, tmp_path / "run", condition_dropout=0.0, images=4)
     with pytest.raises(InputError, match=f"{plain}: trained without condition dropout"):
         translate.translate(plain, sources, tmp_path / "out", preset="ct", guidance_scale=2.0)
+
+
+def test_a_run_of_few_steps_is_asked_for_those_it_learnt(mr_run, sources, tmp_path):
+    few = shutil.copytree(mr_run, tmp_path / "run")
+    fields = json.loads((few / "config.json").read_text())
+    fields["config"]["diffusion"]["timesteps"] = "sampler"
+    fields["config"]["sampler"]["steps"] = 2
+    (few / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=f"{few}: learnt the timesteps of .*--steps=2"):
+        translate.translate(few, sources, tmp_path / "out", preset="ct", steps=3)
+    result = translate.translate(few, sources / NAMES[0], tmp_path / "out", preset="ct")
+    assert len(result.done) == 1 and sidecar(tmp_path / "out")["sampler"]["steps"] == 2
 
 
 def test_a_run_of_another_network_is_refused(mr_run, sources, tmp_path):

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from contourdiff_jax.models.convolution import Convolution3x3
+
 
 def deviation(_key, shape, dtype, _sharding=None):
     """Standard deviation of a new kernel, in every element: 1 / sqrt(fan-in).
@@ -49,12 +51,14 @@ def convolution(
     `near` overrides it on the near side of every axis.
     """
     far = kernel // 2
-    return nnx.Conv(
+    near = far if near is None else near
+    common = dims == 2 and (kernel, stride, near) == (3, 1, 1)
+    return (Convolution3x3 if common else nnx.Conv)(
         features_in,
         features_out,
         kernel_size=(kernel,) * dims,
         strides=(stride,) * dims,
-        padding=[(far if near is None else near, far)] * dims,
+        padding=[(near, far)] * dims,
         kernel_init=_kernel(zero),
         dtype=dtype,
         rngs=rngs,
