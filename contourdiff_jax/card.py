@@ -175,6 +175,11 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
         f"{diffusion.prediction}",
         "sampler": f"{sampler.name}, {_many(sampler.steps, 'step')} by default",
     }
+    if trained.teacher:
+        said["teacher"] = (
+            f"weights `{trained.teacher[:16]}`, {_many(config.distillation.substeps, 'step')} of "
+            f"theirs learnt as one"
+        )
     stats = report.read_stats(folder / "stats.jsonl")
     if not stats:  # of an imported run
         return said | {"training": "not recorded"}

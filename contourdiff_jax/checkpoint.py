@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 
+from contourdiff_jax import mesh as meshes
 from contourdiff_jax import processes
 from contourdiff_jax.data import volumes
 from contourdiff_jax.errors import InputError
@@ -299,7 +299,7 @@ def digest(params) -> str:
     total = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         total.update(jax.tree_util.keystr(path).encode())
-        total.update(np.asarray(leaf).tobytes())
+        total.update(meshes.whole(leaf).tobytes())
     return total.hexdigest()
 
 

@@ -97,8 +97,14 @@ def default() -> ConfigDict:
                 # else here is worth as much (experiments/001_heads).
                 "weighting": "x0",
                 "time_exponent": 0.7,
+                # The timesteps that are learnt: all, or sampler, those alone that config.sampler
+                # visits (diffusion/few_steps.py).
+                "timesteps": "all",
                 "gamma": 5.0,  # of min_snr
             },
+            # With --teacher: how many steps of its DDIM one of config.sampler's learns to replace.
+            # 0: learn from images alone (diffusion/few_steps.py).
+            "distillation": {"substeps": 0},
             "train": {
                 "images": 200_000,  # seen in all, repeats counted
                 "batch": 4,  # images per optimiser step, over all devices

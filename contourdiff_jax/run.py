@@ -38,6 +38,7 @@ class Run:
       grid: of the store.
       contours: how contours were taken.
       subjects: sha256 of each training subject's name: enough to recognise one, not to name it.
+      teacher: digest of the weights that taught it, if any.
     """
 
     config: ConfigDict
@@ -46,6 +47,7 @@ class Run:
     grid: Grid
     contours: ContourSettings
     subjects: tuple[str, ...]
+    teacher: str = ""
 
     def to_dict(self) -> dict:
         return {
@@ -57,6 +59,7 @@ class Run:
                 "grid": dataclasses.asdict(self.grid),
                 "contours": self.contours.to_dict(),
                 "subjects": list(self.subjects),
+                "teacher": self.teacher,
             },
         }
 
@@ -146,6 +149,7 @@ def read(path: Path) -> Run:
             Grid(**data["grid"]),
             ContourSettings.from_dict(data["contours"]),
             tuple(data["subjects"]),
+            data.get("teacher", ""),  # runs of earlier versions do not say
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

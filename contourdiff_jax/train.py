@@ -31,7 +31,7 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches, disturbance, volumes
 from contourdiff_jax.data.store import Store, open_store, verify
-from contourdiff_jax.diffusion import noise, process, schedules
+from contourdiff_jax.diffusion import few_steps, noise, process, schedules
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.logs import Logs
 
@@ -57,6 +57,13 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "init", None, "run whose averaged weights to start from", flag_values=values
     )
+    flags.DEFINE_string(
+        "teacher",
+        None,
+        "run to start from and to learn few steps of, --config.distillation.substeps of its own "
+        "in one",
+        flag_values=values,
+    )
     flags.DEFINE_bool(
         "verify", True, "compare the store's files with their digests first", flag_values=values
     )
@@ -70,7 +77,12 @@ def main(values: flags.FlagValues) -> int:
     config = _given(values)
     with processes.joined(values):
         finished = train(
-            config, values.store, values.workdir, init=values.init, verified=values.verify
+            config,
+            values.store,
+            values.workdir,
+            init=values.init,
+            teacher=values.teacher,
+            verified=values.verify,
         )
     return 0 if finished else 1
 
@@ -96,7 +108,7 @@ class Setup:
     schedule: schedules.Schedule
     init: Callable[[jax.Array], state.TrainState]
     like: state.TrainState  # ShapeDtypeStructs with shardings
-    step: Callable[[state.TrainState, dict], tuple[state.TrainState, dict]]
+    step: Callable[..., tuple[state.TrainState, dict]]  # (state, example), and a teacher's weights
     sampler: Callable  # see sampling.sampler
     step_bytes: int  # memory of a step beside the state, on one device
 
@@ -111,23 +123,33 @@ def setup(config, size: int) -> Setup:
         raise InputError(f"config.seed: {config.seed} must not be negative")
     state.check(config.train)
     disturbance.check(config.disturbance)
-    mesh = meshes.make(config.mesh)
+    few_steps.check(config)
+    if config.train.accumulate < 1:
+        raise InputError(f"config.train.accumulate: {config.train.accumulate} must be at least 1")
+    models.check_size(config.model, size)
+    model = models.build(config.model, batches.CONDITIONS)
+    init = functools.partial(state.init, config.train, model.init)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    at_once = max(1, config.train.batch // config.train.accumulate)
+    mesh = meshes.make(config.mesh, batch=at_once, held=shapes)
     meshes.check_batch(mesh, config.train.batch, "config.train.batch")
-    if config.train.accumulate < 1 or config.train.batch % (config.train.accumulate * mesh.size):
+    if config.train.batch % (config.train.accumulate * mesh.size):
         raise InputError(
             f"config.train.accumulate: a batch of {config.train.batch} on {mesh.size} devices "
             f"cannot be computed in {config.train.accumulate} equal parts"
         )
-    models.check_size(config.model, size)
-    model = models.build(config.model, batches.CONDITIONS)
     schedule = schedules.build(config.diffusion)
+    taught = config.distillation.substeps > 0
     loss = process.loss(
-        model.apply, schedule, config.diffusion, condition_dropout=config.train.condition_dropout
+        model.apply,
+        schedule,
+        config.diffusion,
+        learnt=few_steps.learnt(config),
+        teach=few_steps.teacher(model.apply, schedule, config) if taught else None,
+        condition_dropout=config.train.condition_dropout,
     )
     sampler = sampling.sampler(config, model, schedule, mesh)
 
-    init = functools.partial(state.init, config.train, model.init)
-    shapes = jax.eval_shape(init, jax.random.key(0))
     sharding = meshes.state(mesh, shapes)
     like = jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, sharding
@@ -135,10 +157,11 @@ def setup(config, size: int) -> Setup:
     step = jax.jit(
         state.step(config.train, loss),
         donate_argnums=0,
-        in_shardings=(sharding, meshes.batch(mesh)),
+        in_shardings=(sharding, meshes.batch(mesh), *([sharding.ema] if taught else [])),
         out_shardings=(sharding, meshes.replicated(mesh)),
     )
-    compiled = step.lower(like, _example_shapes(config, size)).compile()
+    given = (like, _example_shapes(config, size), *([like.ema] if taught else []))
+    compiled = step.lower(*given).compile()
     memory = compiled.memory_analysis()
     return Setup(
         mesh=mesh,
@@ -158,6 +181,7 @@ def train(
     workdir: str | Path,
     *,
     init: str | Path | None = None,
+    teacher: str | Path | None = None,
     verified: bool = True,
 ) -> bool:
     """Train until `config.train.images` have been seen; returns whether that was reached.
@@ -168,22 +192,42 @@ def train(
       workdir: folder of the run; one that holds a run of the same configuration is resumed. All
         processes must see the same.
       init: a run whose averaged weights to begin with.
+      teacher: likewise, and to learn from; see `distillation` in config.py. To be given again where
+        the run is resumed.
       verified: whether to read the whole store first, and compare it with its digests.
 
     Raises:
       InputError: anything of these that cannot be used; a loss that is not finite.
     """
+    if bool(teacher) != (config.distillation.substeps > 0):
+        raise InputError("--teacher and --config.distillation.substeps: each needs the other")
+    if teacher and init:
+        raise InputError("--init: a network begins with the weights of its teacher; leave it out")
     store, workdir = processes.together(lambda: _opened(Path(store), verified)), Path(workdir)
     ours = run.begin(config, store)
     plan = setup(config, store.grid.size)
     resumed = bool(processes.told(lambda: "yes" if checkpoint.exists(workdir) else ""))
-    weights = None if init is None or resumed else _weights(Path(init), plan)
+    weights, taught_by = None, ()
+    if teacher:
+        weights = _taught_by(Path(teacher), ours, plan)
+        taught_by = (weights,)
+        ours = dataclasses.replace(ours, teacher=checkpoint.digest(weights))
+    elif init and not resumed:
+        weights = _weights(Path(init), plan)
     with _claimed(workdir, ours):
-        return _train(ours, plan, store, workdir, resumed, weights)
+        return _train(ours, plan, store, workdir, resumed, weights, taught_by)
 
 
-def _train(ours: run.Run, plan: Setup, store: Store, workdir: Path, resumed: bool, weights) -> bool:
-    """See train; `weights` to begin with, or None."""
+def _train(
+    ours: run.Run,
+    plan: Setup,
+    store: Store,
+    workdir: Path,
+    resumed: bool,
+    weights,
+    taught_by: tuple,
+) -> bool:
+    """See train; `weights` to begin with, or None; those of the teacher, if there is one."""
     config = ours.config
     batch, total = config.train.batch, state.steps(config.train)
     is_main = processes.is_main()
@@ -197,7 +241,8 @@ def _train(ours: run.Run, plan: Setup, store: Store, workdir: Path, resumed: boo
     else:
         current = plan.init(jax.random.key(config.seed))
         if weights is not None:
-            current = current._replace(params=weights, ema=jax.tree.map(jnp.copy, weights))
+            begun = {name: jax.tree.map(jnp.copy, weights) for name in ("params", "ema")}
+            current = current._replace(**begun)
     start = int(current.step)
     if start >= total:
         checkpoints.close()
@@ -273,7 +318,7 @@ def _train(ours: run.Run, plan: Setup, store: Store, workdir: Path, resumed: boo
         for step in range(start + 1, total + 1):
             example = next(examples)
             with jax.transfer_guard("disallow"):
-                current, metrics = plan.step(current, example)
+                current, metrics = plan.step(current, example, *taught_by)
             if pending:
                 read(*pending)
             pending = (step, metrics)
@@ -403,7 +448,10 @@ def _take(workdir: Path, ours: run.Run, held: contextlib.ExitStack) -> None:
                 f"--workdir, or the same configuration to resume"
             )
         if ours.to_dict()["data"] != theirs.to_dict()["data"]:
-            raise InputError(f"{workdir}: holds a run on other data; choose another --workdir")
+            raise InputError(
+                f"{workdir}: holds a run on other data, or of another teacher; choose another "
+                f"--workdir"
+            )
     try:
         left = {LOCK, run.PART}  # by a process that was killed at once
         if not begun and workdir.exists() and {p.name for p in workdir.iterdir()} - left:
@@ -423,6 +471,15 @@ def _check_seen(workdir: Path) -> None:
             f"{workdir}: not seen by process {processes.number()}; all of them need the same "
             f"folder, on a file system that they share"
         )
+
+
+def _taught_by(source: Path, ours: run.Run, plan: Setup):
+    """The averaged weights of a run that can teach ours."""
+    theirs = run.load(source)
+    few_steps.check_teacher(ours.config, theirs.config, str(source))
+    if (theirs.grid, theirs.contours) != (ours.grid, ours.contours):
+        raise InputError(f"{source}: a teacher of another grid or other contours than the store's")
+    return _weights(source, plan)
 
 
 def _weights(source: Path, plan: Setup):
@@ -471,12 +528,13 @@ def _observer(ours: run.Run, store: Store, plan: Setup) -> _Observer:
     if not len(held):
         return _Observer(None, samples)
 
-    # Each slice is seen at one timestep, the slices spread evenly over all of them.
+    # Each slice is seen at one timestep, the slices spread evenly over all that are learnt.
     count = max(1, HELD_OUT // plan.mesh.size) * plan.mesh.size
     chosen = np.resize(_spread(held, HELD_OUT), count)
     example = split(examples(chosen))
     levels = (np.arange(count) + 0.5) / count
-    t = np.minimum((levels * plan.schedule.steps).astype(np.int32), plan.schedule.steps - 1)
+    learnt = few_steps.learnt(config).astype(np.int32)
+    t = learnt[np.minimum((levels * len(learnt)).astype(np.int32), len(learnt) - 1)]
     t = np.random.default_rng(0).permutation(t)
     bins = t * BINS // plan.schedule.steps
     eps = np.random.default_rng(1).standard_normal(example["x"].shape).astype(np.float32)

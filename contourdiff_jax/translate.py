@@ -48,7 +48,7 @@ from contourdiff_jax import mesh as meshes
 from contourdiff_jax.data import batches, contours, intensity, pairs, volumes
 from contourdiff_jax.data.contours import ContourSettings
 from contourdiff_jax.data.volumes import UNKNOWN, Assumed
-from contourdiff_jax.diffusion import schedules
+from contourdiff_jax.diffusion import few_steps, samplers, schedules
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.layouts import scans
 from contourdiff_jax.layouts.scans import Scan
@@ -238,6 +238,8 @@ def translate(
             f"--config.train.condition_dropout=0.1"
         )
     sampling.check(config.sampler, tuple(config.model.conditions))
+    visited = samplers.timesteps(config.sampler, config.diffusion.steps)
+    few_steps.check_visited(trained.config, visited, str(run_folder))
     source_preset = intensity.preset(preset)
     settings = _contour_settings(contours_file, trained, source_preset)
     found = layouts.find(
@@ -259,10 +261,12 @@ def translate(
     )
     targets = _targets(found.scans, place)
     mask_scans = None if body_masks is None else pairs.by_name(body_masks)
-    mesh = meshes.make(ConfigDict({"data": devices or -1, "fsdp": 1}))
+    model = models.build(config.model, batches.CONDITIONS)
+    weights = jax.eval_shape(model.init, jax.random.key(0))
+    wanted = ConfigDict({"data": devices or -1, "fsdp": 1})
+    mesh = meshes.make(wanted, batch=config.sampler.batch, held=weights)
     meshes.check_batch(mesh, config.sampler.batch, "--batch_size")
 
-    model = models.build(config.model, batches.CONDITIONS)
     step, ema = checkpoint.load_average(Path(run_folder), model.init, meshes.replicated(mesh))
     drawn = functools.partial(
         sampling.draw,

@@ -58,7 +58,7 @@ def test_the_same_error_weighs_alike_however_it_is_predicted(prediction, weighti
 
 
 def test_timesteps_are_uniform_and_spread_over_the_batch():
-    drawn = jax.vmap(lambda k: process.timesteps(k, 10, 1000))(
+    drawn = jax.vmap(lambda k: process.timesteps(k, 10, jnp.arange(1000)))(
         jax.random.split(jax.random.key(2), 500)
     )
     drawn = np.asarray(drawn)
@@ -72,7 +72,7 @@ def test_timesteps_are_uniform_and_spread_over_the_batch():
 
 def test_an_exponent_below_one_favours_noisy_timesteps():
     """t = T sqrt(u): the density rises linearly with t, so its mean is 2 T / 3."""
-    t = process.timesteps(jax.random.key(0), 10_000, 1000, 0.5)
+    t = process.timesteps(jax.random.key(0), 10_000, jnp.arange(1000), 0.5)
     assert float(t.mean()) == pytest.approx(1000 * 2 / 3, abs=2)
 
 

@@ -315,6 +315,51 @@ def test_two_do_not_train_one_run(store_path, tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------
+# A teacher
+# ----------------------------------------------------------------------------------------------
+
+
+def pupil(**train_fields):
+    ours = settings(**train_fields)
+    ours.distillation.substeps = 2
+    return ours
+
+
+def test_a_pupil_begins_as_its_teacher(store_path, plan, whole, tmp_path):
+    assert train.train(pupil(learning_rate=0.0), store_path, tmp_path / "run", teacher=whole)
+    begun, taught = last_state(whole, plan).ema, last_state(tmp_path / "run", plan)
+    assert_same(taught.params, begun)
+    # Its average is of what never changed: the same, but for rounding.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), taught.ema, begun)
+
+
+def test_a_pupil_goes_on_with_its_teacher_and_with_no_other(store_path, plan, whole, tmp_path):
+    undisturbed, workdir, other = (tmp_path / name for name in ("whole", "run", "other"))
+    assert train.train(pupil(), store_path, undisturbed, teacher=whole)
+    assert train.train(settings(images=4), store_path, other)
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 3, terminate)
+        assert not train.train(pupil(), store_path, workdir, teacher=whole)
+    with pytest.raises(InputError, match="of another teacher"):
+        train.train(pupil(), store_path, workdir, teacher=other)
+    assert train.train(pupil(), store_path, workdir, teacher=whole)
+    assert_same(last_state(workdir, plan), last_state(undisturbed, plan))
+    assert run.load(workdir).teacher == checkpoint.digest(last_state(whole, plan).ema)
+
+
+def test_a_teacher_is_given_where_there_is_something_to_learn_of_it(store_path, whole, tmp_path):
+    for ours, given, named in (
+        (pupil(), {}, "needs the other"),
+        (settings(), {"teacher": whole}, "needs the other"),
+        (pupil(), {"teacher": whole, "init": whole}, "--init"),
+        (pupil(), {"teacher": tmp_path / "none"}, "none: not a run"),
+    ):
+        with pytest.raises(InputError, match=named):
+            train.train(ours, store_path, tmp_path / "run", **given)
+        assert not (tmp_path / "run").exists()
+
+
+# ----------------------------------------------------------------------------------------------
 # Damage, and full disks
 # ----------------------------------------------------------------------------------------------
 

@@ -65,8 +65,8 @@ def weight(schedule: Schedule, prediction: str, weighting: str, gamma: float, t)
     return (1.0 if weighting == "x0" else jnp.minimum(snr, gamma)) / divisor
 
 
-def timesteps(key, batch: int, steps: int, exponent: float = 1.0):
-    """t [B] = T u^exponent, u uniform and spread evenly over the batch.
+def timesteps(key, batch: int, learnt, exponent: float = 1.0):
+    """t [B] = learnt[n u^exponent] of timesteps [n], rising; u uniform, spread over the batch.
 
     One random number shifts an even grid: each u is uniform by itself, the mean loss varies far
     less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1). Exponents below 1 favour noisy
@@ -74,7 +74,8 @@ def timesteps(key, batch: int, steps: int, exponent: float = 1.0):
     """
     offset = jax.random.uniform(key)
     u = jnp.mod(offset + jnp.arange(batch, dtype=jnp.float32) / batch, 1.0)
-    return jnp.minimum((u**exponent * steps).astype(jnp.int32), steps - 1)
+    count = len(learnt)
+    return learnt[jnp.minimum((u**exponent * count).astype(jnp.int32), count - 1)]
 
 
 def drop(key, condition, probability: float):
@@ -104,28 +105,42 @@ def errors(apply, schedule: Schedule, config, params, example, t, eps, *, key=No
 
 
 def loss(
-    apply: Callable, schedule: Schedule, config, *, condition_dropout: float = 0.0
+    apply: Callable,
+    schedule: Schedule,
+    config,
+    *,
+    learnt=None,
+    teach: Callable | None = None,
+    condition_dropout: float = 0.0,
 ) -> Callable:
-    """The training loss: (params, example, key) -> (loss, {'loss': ..}).
+    """The training loss: (params, example, key, *teacher) -> (loss, {'loss': ..}).
 
-    It is the weighted mean of `errors`.
+    It is the weighted mean of `errors`. With `teach`, what is to be found in z_t is not what it was
+    made of but what the teacher says, a network with the parameters `teacher`.
 
     Args:
       apply: see models.Model.
       config: a `diffusion` section (see config.py).
+      learnt: timesteps [n] that are drawn from, rising; all T without it.
+      teach: see few_steps.teacher.
       condition_dropout: probability with which an example loses each of its conditions.
     """
     check(config)
+    learnt = jnp.arange(schedule.steps) if learnt is None else jnp.asarray(learnt)
 
-    def training_loss(params, example, key):
+    def training_loss(params, example, key, *teacher):
         key_t, key_eps, key_drop, key_network = jax.random.split(key, 4)
         x_0 = example["x"]
-        t = timesteps(key_t, x_0.shape[0], schedule.steps, config.time_exponent)
+        t = timesteps(key_t, x_0.shape[0], learnt, config.time_exponent)
         eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
         if condition_dropout:
             example = example | {
                 "condition": drop(key_drop, example["condition"], condition_dropout)
             }
+        if teach:
+            z_t = diffuse(schedule, x_0, eps, t)
+            x_0, eps = teach(*teacher, z_t, t, example["condition"])
+            example = example | {"x": x_0}
         squared = errors(apply, schedule, config, params, example, t, eps, key=key_network)
         weights = weight(schedule, config.prediction, config.weighting, config.gamma, t)
         value = (weights * squared).mean()
