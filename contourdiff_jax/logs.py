@@ -76,6 +76,12 @@ class Logs:
         with self._writing():
             self._file.flush()
 
+    def store(self) -> None:
+        """Close the file and open it again: a bucket mounted as a folder gets it when closed."""
+        with self._writing():
+            self._file.close()
+            self._file = self._stats.open("a")
+
     def close(self) -> None:
         with self._writing():
             self._file.close()

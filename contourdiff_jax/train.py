@@ -337,7 +337,7 @@ def _train(
                 read(*pending)
                 pending = None
                 if logs:
-                    logs.flush()  # what a killed run had not written, it does not write again
+                    logs.store()  # what a killed run had not written, it does not write again
                 checkpoint.save(checkpoints, current)
             if stopping:
                 break

@@ -42,6 +42,18 @@ def test_lines_can_be_read_while_training_goes_on(tmp_path):
     logs.close()
 
 
+def test_what_is_stored_is_in_a_closed_file_and_writing_goes_on(tmp_path):
+    """A bucket that is mounted as a folder gets what a file holds when that is closed."""
+    logs = Logs(tmp_path)
+    for step in (1, 2):
+        logs.write_scalars(step, 16 * step, {"loss": 0.5})
+        written = logs._file
+        logs.store()
+        assert written.closed
+        assert [line["step"] for line in lines(tmp_path)] == list(range(1, step + 1))
+    logs.close()
+
+
 def test_resuming_cuts_off_what_will_be_written_again(tmp_path):
     write(tmp_path, range(1, 7))
     write(tmp_path, range(5, 9), resumed=4)
