@@ -230,7 +230,7 @@ def evaluate(
             data |= {"real volumes of the same gaps": len(beside)}
         if conventions is not None:
             data |= {conventions: challenges.description(settings)}
-        methods = records.summarise(rows, seed)
+        methods = records.summarise(rows, seed, {name: scans[name].subject for name in scans})
         for also in (far, memory):
             if also is not None:
                 data |= also.data

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import platform
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,25 @@ SCHEMA = 1  # of metrics.json
 COLUMNS = ("subject", "slice", "method", "metric", "value", "seconds")  # of rows.csv
 
 
-def summarise(rows: list[tuple], seed: int) -> dict:
-    """{method: {metric: interval}}: means over subjects of the means over their slices."""
+def summarise(rows: list[tuple], seed: int, whose: Mapping[str, str] | None = None) -> dict:
+    """{method: {metric: interval}}: means over subjects of the means over their scans' slices.
+
+    Args:
+      whose: scan -> subject, where rows are of scans and a subject may have several.
+    """
     values = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for subject, _, method, metric, value, _ in rows:
-        values[method][metric][subject].append(value)
+    for scan, _, method, metric, value, _ in rows:
+        values[method][metric][scan].append(value)
+
+    def means(scans: dict[str, list]) -> list[float]:
+        subjects = defaultdict(list)
+        for scan, of_slices in sorted(scans.items()):
+            subjects[(whose or {}).get(scan, scan)].append(np.mean(of_slices))
+        return [np.mean(of_scans) for of_scans in subjects.values()]
+
     return {
         method: {
-            metric: bootstrap.interval([np.mean(v) for _, v in sorted(subjects.items())], seed)
-            for metric, subjects in metrics.items()
+            metric: bootstrap.interval(means(scans), seed) for metric, scans in metrics.items()
         }
         for method, metrics in values.items()
     }

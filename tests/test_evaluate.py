@@ -14,6 +14,7 @@ from scipy import ndimage
 from skimage.metrics import structural_similarity
 
 from contourdiff_jax import evaluate as module
+from contourdiff_jax import records
 from contourdiff_jax.data import contours, volumes
 from contourdiff_jax.data.grid import Grid
 from contourdiff_jax.data.intensity import PRESETS, Window
@@ -536,6 +537,19 @@ def test_other_tools_need_no_sidecar(data):
     metrics = run(data, preset="mr", source_preset="ct").metrics
     assert metrics["methods"]["translation"]["ssim"]["value"] > 0.5
     assert metrics["data"]["model grid"] == "axial, 32 x 32 px of 5 mm"
+
+
+def test_a_subject_with_several_scans_counts_once():
+    """The mean of its scans, as that of its slices, is one number among the subjects'."""
+    rows = [
+        (scan, 0, "translation", "mae", value, None)
+        for scan, value in (("a_1", 1.0), ("a_2", 2.0), ("a_2", 4.0), ("b", 5.0))
+    ]
+    whose = {"a_1": "a", "a_2": "a", "b": "b"}
+    of_subjects = records.summarise(rows, 0, whose)["translation"]["mae"]
+    assert of_subjects["value"] == 3.5 and of_subjects["n"] == 2
+    of_scans = records.summarise(rows, 0)["translation"]["mae"]
+    assert of_scans["value"] == 3.0 and of_scans["n"] == 3
 
 
 def test_one_subject_has_no_interval_and_the_file_is_valid_json(data):
