@@ -10,16 +10,19 @@ Example:
   contourdiff card --run=runs/mr --store=stores/mr --out=card.md scores
 """
 
+import functools
 import hashlib
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict
 
 import contourdiff_jax
-from contourdiff_jax import appraisal, failures, report, tables
+from contourdiff_jax import appraisal, failures, records, report, tables
 from contourdiff_jax.data import volumes
 from contourdiff_jax.data.store import SPLITS, Store, open_store
 from contourdiff_jax.errors import InputError
@@ -77,7 +80,8 @@ def card(
         raise InputError(f"{out}: exists already; pass --overwrite to replace it")
     trained = load(run_folder)
     held = None if store is None else _opened(store, trained)
-    scores = [_scores(Path(path), trained) for path in evaluations]
+    weights = functools.cache(lambda: _weights(run_folder, trained))
+    scores = [_scores(Path(path), trained, weights) for path in evaluations]
     target = trained.preset.name.upper()
     data = _data(trained, held) | {"licence of the data": data_licence or NOT_STATED}
     licences = {"code": "Apache-2.0", "weights of this run": licence or NOT_STATED}
@@ -123,14 +127,32 @@ def _opened(path, trained: Run) -> Store:
     return store
 
 
-def _scores(path: Path, trained: Run) -> tuple[str, dict]:
-    """(name, content) of a metrics.json, or of an evaluation folder's."""
+def _weights(folder: Path, trained: Run) -> str:
+    """The digest of a run's averaged weights."""
+    from contourdiff_jax import checkpoint, models  # they take a second, as JAX does
+    from contourdiff_jax import mesh as meshes
+    from contourdiff_jax.data import batches
+
+    init = models.build(trained.config.model, batches.CONDITIONS).init
+    one = meshes.replicated(meshes.make(ConfigDict({"data": 1, "fsdp": 1})))
+    _, average = checkpoint.load_average(folder, init, one)
+    return checkpoint.digest(average)
+
+
+def _scores(path: Path, trained: Run, weights: Callable[[], str]) -> tuple[str, dict]:
+    """(name, content) of a metrics.json, or of an evaluation folder's, of translations of a run."""
     path = path / "metrics.json" if path.is_dir() else path
     metrics = report.read_metrics(path)
     metrics = {"data": {}, "cost": {}} | metrics
     target = metrics["data"].get("target preset", trained.preset.name)
     if target != trained.preset.name:
         raise InputError(f"{path}: scores of {target}, but the run draws {trained.preset.name}")
+    scored = metrics["data"].get(records.WEIGHTS)
+    if scored and scored != weights():
+        raise InputError(
+            f"{path}: scores of another model, or of this run before it was trained further; "
+            f"translate and evaluate again"
+        )
     name = path.resolve().parent.name if path.name == "metrics.json" else path.stem
     return name, metrics
 

@@ -218,6 +218,8 @@ def evaluate(
         options |= {"conventions": conventions, "memorisation": memorisation}
         slices = {row[:2] for row in rows if row[1] != scores.WHOLE}
         data = {"subjects": scored or list(sidecars), "slices": len(slices)}
+        models = sorted({known.weights for known in sidecars.values() if known and known.weights})
+        data |= {records.WEIGHTS: ", ".join(models)} if models else {}
         data |= _description(settings, given, grid, seed)
         data |= {
             f"of --{what} without a translation": alone

@@ -20,6 +20,7 @@ import contourdiff_jax
 from contourdiff_jax.metrics import bootstrap
 
 SCHEMA = 1  # of metrics.json
+WEIGHTS = "weights of the model"  # that translated: their digest, in its "data"
 COLUMNS = ("subject", "slice", "method", "metric", "value", "seconds")  # of rows.csv
 
 

@@ -46,6 +46,7 @@ class Sidecar:
     slices: int
     cost: dict  # see cost.py; empty in those written before it was recorded
     training_subjects: frozenset[str]  # SHA-256 of their names
+    weights: str = ""  # digest of the model's
 
 
 def beside(scan: Scan) -> Path:
@@ -90,6 +91,7 @@ def read(scan: Scan) -> Sidecar | None:
             slices=fields["slices"],
             cost=dict(fields.get("cost", {})),
             training_subjects=frozenset(fields.get("training_subjects_sha256", ())),
+            weights=fields.get("checkpoint", {}).get("digest", ""),
         )
     except InputError as error:
         raise InputError(f"{file}: {error}") from error

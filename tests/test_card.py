@@ -6,7 +6,7 @@ import json
 import jax
 import pytest
 
-from contourdiff_jax import cli, models, run
+from contourdiff_jax import checkpoint, cli, models, records, run
 from contourdiff_jax.card import card
 from contourdiff_jax.data import batches
 from contourdiff_jax.data.prepare import prepare
@@ -68,6 +68,20 @@ def write(folder, **changes):
     fields = {"schema": 1, "methods": methods, "data": DATA} | changes
     (folder / "metrics.json").write_text(json.dumps(fields))
     return folder
+
+
+def test_scores_are_of_this_run(trained, tmp_path):
+    """By the digest of the weights that translated, where an evaluation has it."""
+    model = models.build(run.load(trained).config.model, batches.CONDITIONS)
+    weights = jax.jit(model.init)(jax.random.key(0))
+    checkpoint.save_average(trained, weights)
+    own = {records.WEIGHTS: checkpoint.digest(weights)}
+    text = card(trained, tmp_path / "card.md", [write(tmp_path / "own", data=DATA | own)])
+    assert "0.610" in text.read_text()
+    other = write(tmp_path / "other", data=DATA | {records.WEIGHTS: "0" * 64})
+    with pytest.raises(InputError, match=f"{other}.*: scores of another model"):
+        card(trained, tmp_path / "other.md", [other])
+    assert not (tmp_path / "other.md").exists()
 
 
 def test_it_says_what_the_run_and_its_store_are(trained, store_path, tmp_path):
