@@ -21,13 +21,11 @@ Example:
 """
 
 import contextlib
-import csv
 import dataclasses
 import functools
 import shlex
 import sys
 import tempfile
-from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,8 +44,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.layouts.scans import Scan
 from contourdiff_jax.metrics import bootstrap
 from contourdiff_jax.models import segmenter
-from contourdiff_jax.scores import WHOLE
-from contourdiff_jax.segmentation import testing, trained, training
+from contourdiff_jax.segmentation import scores, testing, trained, training
 from contourdiff_jax.segmentation.trained import Trained
 from contourdiff_jax.sidecars import NOTICE
 
@@ -177,9 +174,9 @@ def segment(
         data = {"subjects": list(dict.fromkeys(score.subject for score in found))}
         data |= {"source preset": told.source, "target preset": told.preset.name}
         data |= _described(sources, stores, networks, batch, seed)
-        data |= _by_seed(found) | _undefined(found)
+        data |= scores.by_seed(found) | scores.undefined(found)
         data |= {"failed": [reason for _, reason in failed]} if failed else {}
-        rows = _over_seeds(found)
+        rows = scores.over_seeds(found)
         metrics = {
             "schema": records.SCHEMA,
             "notice": NOTICE,
@@ -189,7 +186,7 @@ def segment(
             "methods": records.summarise(rows, seed),
         }
         records.write(folder, metrics, rows)
-        _write_seeds(folder / "seeds.csv", found)
+        scores.write(folder / "seeds.csv", found)
     return Segmentation(metrics, failed)
 
 
@@ -315,16 +312,6 @@ def _common(present: dict[str, set[int]], wanted: list[int] | None) -> list[int]
 # ----------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Score:
-    """What one network reaches on one test volume; None where a number is not defined."""
-
-    subject: str
-    method: str
-    seed: int | None  # None for what no network is part of
-    metrics: dict[str, float | None]
-
-
 def _trained(
     sources: list[Source],
     stores: dict[str, Store],
@@ -357,14 +344,14 @@ def _tested(
     networks: list[Trained],
     folder: Path,
     mesh,
-) -> tuple[list[Score], list[tuple[Path, str]]]:
+) -> tuple[list[scores.Score], list[tuple[Path, str]]]:
     """Scores of all test volumes, and those that could not be tested with the reason.
 
     Label maps go to `folder`/predictions, pictures to `folder`/panels.
     """
     labels, grid = list(networks[0].labels), networks[0].grid
     dtype = np.uint8 if labels[-1] <= np.iinfo(np.uint8).max else np.uint16
-    scores, failed, drawn = [], [], 0
+    found, failed, drawn = [], [], 0
     (folder / "panels").mkdir()
     for network in networks:
         (folder / "predictions" / _called(network)).mkdir(parents=True)
@@ -377,17 +364,18 @@ def _tested(
         pictures = {}
         for network in networks:
             probabilities = network.probabilities(case.images, mesh)
-            found = trained.label_map(probabilities, labels, case.resampling)
+            labelled = trained.label_map(probabilities, labels, case.resampling)
             path = folder / "predictions" / _called(network) / f"{scan.stem}.nii.gz"
-            volumes.write(path, found, case.volume, dtype)
-            scores.append(Score(name, network.method, network.seed, case.scores(found)))
+            volumes.write(path, labelled, case.volume, dtype)
+            reached = case.scores(labelled)
+            found.append(scores.Score(name, network.method, network.seed, reached))
             pictures.setdefault(network.method, probabilities.argmax(-1))
-        scores.append(Score(name, GRID, None, case.scores(case.ceiling())))
+        found.append(scores.Score(name, GRID, None, case.scores(case.ceiling())))
         if drawn < PANELS:
             picture = figures.png(case.panel(pictures, f"{name} · {NOTICE}"))
             (folder / "panels" / f"{name}.png").write_bytes(picture)
             drawn += 1
-    return scores, failed
+    return found, failed
 
 
 def _called(network: Trained) -> str:
@@ -396,45 +384,8 @@ def _called(network: Trained) -> str:
 
 
 # ----------------------------------------------------------------------------------------------
-# Summarising and writing
+# What is said of it
 # ----------------------------------------------------------------------------------------------
-
-
-def _over_seeds(found: list[Score]) -> list[tuple]:
-    """Rows of rows.csv: means over the seeds, of what is defined for all of them."""
-    groups = defaultdict(lambda: defaultdict(list))
-    for score in found:
-        for metric, value in score.metrics.items():
-            groups[score.subject, score.method][metric].append(value)
-    seeds = Counter((score.subject, score.method) for score in found)
-    return [
-        (subject, WHOLE, method, metric, float(np.mean(values)), None)
-        for (subject, method), metrics in groups.items()
-        for metric, values in metrics.items()
-        if None not in values and len(values) == seeds[subject, method]
-    ]
-
-
-def _by_seed(found: list[Score]) -> dict:
-    """The mean Dice over labels and subjects of every network."""
-    values = defaultdict(list)
-    for score in found:
-        if score.seed is not None and "dice" in score.metrics:
-            values[f"{score.method}, seed {score.seed}"].append(score.metrics["dice"])
-    return {"dice of each network": {name: round(np.mean(v), 4) for name, v in values.items()}}
-
-
-def _undefined(found: list[Score]) -> dict:
-    """How often a label was not found, or where there is none, and so has no distances."""
-    counts, missing = Counter(), Counter()
-    for score in found:
-        for metric, value in score.metrics.items():
-            if metric.startswith("assd_"):
-                name = f"{score.method}, label {metric.removeprefix('assd_')}"
-                counts[name] += 1
-                missing[name] += value is None
-    texts = {name: f"{missing[name]} of {counts[name]}" for name in counts if missing[name]}
-    return {"label maps without a distance": texts} if texts else {}
 
 
 def _described(
@@ -478,19 +429,6 @@ def _command(given: dict) -> str:
         text = ",".join(map(str, value)) if isinstance(value, list) else value
         words.append(f"--{name}={text}")
     return shlex.join(words)
-
-
-def _write_seeds(path: Path, found: list[Score]) -> None:
-    """seeds.csv: what every network reaches, empty where a number is not defined."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("subject", "method", "seed", "metric", "value"))
-        for score in found:
-            if score.seed is None:
-                continue
-            for metric, value in score.metrics.items():
-                text = "" if value is None else f"{value:.7g}"
-                writer.writerow((score.subject, score.method, score.seed, metric, text))
 
 
 # ----------------------------------------------------------------------------------------------

@@ -387,7 +387,7 @@ def test_a_label_that_is_not_found_has_no_distance_and_is_counted(data, untraine
         ({"size": 33}, "--size=33"),
         ({"seeds": 0}, "--seeds=0 must be at least 1"),
         ({"images": 0}, "--images=0 must be at least 1"),
-        ({"batch": 3}, "--batch: 3 images cannot be divided over 2 devices"),
+        ({"batch": 0}, "--batch: 0 images cannot be divided"),
         ({"test_images": "absent"}, "absent: no such file or folder"),
     ],
 )

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segmentation, by which translations are judged: training, trained networks, label volumes."""
+"""Segmentation, by which translations are judged: training, networks, label volumes, scores."""
