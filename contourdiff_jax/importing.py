@@ -17,6 +17,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 from contourdiff_jax import atomic, checkpoint, models, run
@@ -285,8 +286,14 @@ def _params(config, shapes, tensors: dict[str, Tensor], folder: Path):
                 f"{tensors[name].path}: {name} has shape {tensors[name].shape}, but config.json "
                 f"says {expected}"
             )
-    # Of NumPy's arrays Orbax would make a copy before it writes.
-    return jax.tree.map(lambda name: jnp.asarray(diffusers.ours(tensors[name].read())), names)
+
+    def read(name: str) -> jax.Array:
+        values = tensors[name].read()
+        if not np.isfinite(values).all():
+            raise InputError(f"{tensors[name].path}: {name} holds values that are not finite")
+        return jnp.asarray(diffusers.ours(values))  # of NumPy's Orbax would make a copy
+
+    return jax.tree.map(read, names)
 
 
 @contextlib.contextmanager

@@ -277,6 +277,10 @@ def test_a_file_of_something_else_is_named(refused, foreign):
         ),
         (lambda t: t.update({"conv_in.bias": np.zeros(9, np.float32)}), r"conv_in.bias.*\(9,\)"),
         (lambda t: t.update({"conv_in.bias": np.zeros(8, np.int32)}), "conv_in.bias is I32"),
+        (
+            lambda t: t.update({"conv_in.bias": np.full(8, np.nan, np.float32)}),
+            "conv_in.bias holds values that are not finite",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(refused, foreign, change, named):

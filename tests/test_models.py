@@ -147,6 +147,7 @@ def test_attention_is_jax_attention(rng):
         ({"head_width": -8}, "head_width"),
         ({"dtype": "float16"}, "float16"),
         ({"layers": 0}, "layers"),
+        ({"layers": 100_000}, "layers: 100000 is more than 64"),
         ({"groups": 0}, "groups"),
         ({"decoder_attention": (True,)}, "decoder_attention"),
         ({"downsample_padding": 2}, "downsample_padding"),

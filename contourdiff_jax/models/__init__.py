@@ -19,6 +19,7 @@ from contourdiff_jax.models.unet import UNet, decoder_attention
 
 Params = dict[str, Any]
 
+LAYERS = 64  # residual blocks a resolution at most: more is a slip, and would be built for hours
 # Standard deviation of a standard normal variable truncated to [-2, 2].
 TRUNCATED_DEVIATION = 0.8796256610342398
 
@@ -117,6 +118,8 @@ def check(config) -> None:
     for name in ("layers", "groups"):
         if config[name] < 1:
             raise InputError(f"config.model.{name}: {config[name]} must be at least 1")
+    if config.layers > LAYERS:
+        raise InputError(f"config.model.layers: {config.layers} is more than {LAYERS}")
     # Waves come in pairs, and their frequencies are spread over one step less with a shift of 1.
     if channels[0] % 2 or channels[0] // 2 == config.time_shift:
         raise InputError(
