@@ -22,16 +22,20 @@ AXES = ("data", "fsdp")
 SMALL = 4096
 # Bytes that the cores of a CPU may hold in all, each having a copy of what it works with.
 SPARED = 2**30
+# Images of a training step that are worth a core: for fewer it costs more to bring the gradients
+# together than is won (experiments/017_speed).
+LEARNT = 2
 
 
-def make(config, *, batch: int | None = None, held=()) -> Mesh:
+def make(config, *, batch: int | None = None, least: int = 1, held=()) -> Mesh:
     """The mesh of a `mesh` section (see config.py): data x fsdp devices.
 
     Either may be -1 for the rest. A mesh smaller than the machine takes the first devices; with
     several processes, all must be in it.
 
     The devices of a CPU are its cores (cli.py), which have its memory in common: there -1 for data
-    takes as many as can share a `batch` and may each hold what `held` does, a tree of arrays.
+    takes as many as can share a `batch`, `least` images or more each, and may each hold what `held`
+    does, a tree of arrays.
     """
     available = jax.device_count()
     shape = [config.data, config.fsdp]
@@ -42,7 +46,7 @@ def make(config, *, batch: int | None = None, held=()) -> Mesh:
     if -1 in shape:
         rest = max(1, available // math.prod(n for n in shape if n != -1))
         if shape[0] == -1 and batch and jax.default_backend() == "cpu" and processes.count() == 1:
-            rest = _cores(rest, batch // shape[1], held)
+            rest = _cores(rest, batch // shape[1], least, held)
         shape[shape.index(-1)] = rest
     total = math.prod(shape)
     if total > available or (jax.process_count() > 1 and total < available):
@@ -60,11 +64,11 @@ def make(config, *, batch: int | None = None, held=()) -> Mesh:
     )
 
 
-def _cores(most: int, batch: int, held) -> int:
+def _cores(most: int, batch: int, least: int, held) -> int:
     """How many of the cores of a CPU work on a batch together."""
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
-    possible = (n for n in range(2, most + 1) if batch % n == 0 and n * size <= SPARED)
-    return max(possible, default=1)
+    shares = (n for n in range(2, most + 1) if batch % n == 0 and batch >= n * least)
+    return max((n for n in shares if n * size <= SPARED), default=1)
 
 
 def local() -> Mesh:

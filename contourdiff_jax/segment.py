@@ -123,7 +123,7 @@ def segment(
     for name, value, least in (("seeds", seeds, 1), ("seed", seed, 0), ("images", images, 1)):
         if value is not None and value < least:
             raise InputError(f"--{name}={value} must be at least {least}")
-    mesh = meshes.make(config.default().mesh, batch=batch)
+    mesh = meshes.make(config.default().mesh, batch=batch, least=meshes.LEARNT)
     meshes.check_batch(mesh, batch, "--batch")
 
     # Read: what there is to learn from and to test on, on one grid, and which labels.

@@ -131,7 +131,7 @@ def setup(config, size: int) -> Setup:
     init = functools.partial(state.init, config.train, model.init)
     shapes = jax.eval_shape(init, jax.random.key(0))
     at_once = max(1, config.train.batch // config.train.accumulate)
-    mesh = meshes.make(config.mesh, batch=at_once, held=shapes)
+    mesh = meshes.make(config.mesh, batch=at_once, least=meshes.LEARNT, held=shapes)
     meshes.check_batch(mesh, config.train.batch, "config.train.batch")
     if config.train.batch % (config.train.accumulate * mesh.size):
         raise InputError(

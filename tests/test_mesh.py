@@ -75,6 +75,12 @@ def test_as_many_cores_are_devices_as_can_share_a_batch_and_have_room(asked, bat
     assert tuple(mesh.shape[axis] for axis in ("data", "fsdp")) == shape
 
 
+def test_a_core_has_the_least_images_that_are_worth_it():
+    config = ConfigDict({"data": -1, "fsdp": 1})
+    sizes = [meshes.make(config, batch=batch, least=2).size for batch in (2, 4, 6)]
+    assert sizes == [1, 2, 2]
+
+
 def test_of_an_accelerator_all_are_used_whatever_they_hold(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     config = ConfigDict({"data": -1, "fsdp": 1})
