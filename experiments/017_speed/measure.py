@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training and translation side by side with PyTorch diffusers, on the same networks.
+
+    python measure.py [--ways] [NETWORK ..]
+    python measure.py --memory [NETWORK ..]
+
+want the environment of `make test-parity`, and a compiler for torch.compile. Both sides have the
+same number of parameters, batch, precision and threads. A train step is noise, forward, backward,
+clipped gradient and AdamW on data at rest (ours also averages the parameters, which the peer does
+not); a translation is the loop of DDIM over a batch. Each side is a process of its own, which does
+nothing while it is not its turn: thread pools that share one disturb each other. Turns alternate,
+so that a busy machine is busy for all; a ratio is that of two turns side by side, given as the
+median with its bootstrap interval. With --ways it is compared with itself, without what makes it
+fast on a CPU. Each network has its entry in result.json, by device; --memory adds to it what a
+process holds at most that does one thing only.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+STEPS = 5  # of DDIM
+CALLS = ("train", "translate")
+OURS = "contourdiff_jax"
+COMPILED = "diffusers, channels last, compiled"  # on a CPU of the small network only, for its time
+PUBLISHED = {
+    "channels": (128, 128, 256, 256, 512, 512),
+    "layers": 2,
+    "attention": (False, False, False, False, True, False),
+    "groups": 32,
+}
+THEIRS = {"resample_convolution": True, "head_width": 8, "null": "empty", "middle_attention": True}
+
+
+def gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def networks() -> dict:
+    """name: (fields of the `model` section, pixels, batch); the default ones are ours alone."""
+    small = {"channels": (32, 64, 128), "attention": (False, False, True)}
+    return {
+        "small": (THEIRS | small, 64, 8),
+        "published": (THEIRS | PUBLISHED, 256 if gpu() else 128, 4 if gpu() else 2),
+        "default, 64 px": ({}, 64, 2),
+        "default, 96 px": ({}, 96, 4),
+    }
+
+
+def settings(name: str):
+    """Our configuration of a network."""
+    from contourdiff_jax import config as configuration
+
+    fields, _, batch = networks()[name]
+    config = configuration.default()
+    config.model.update(fields)
+    config.model.dtype = "bfloat16" if gpu() else "float32"
+    config.diffusion.update(
+        schedule="linear", prediction="eps", weighting="none", time_exponent=1.0
+    )
+    config.train.update(batch=batch, images=1_000_000)
+    config.sampler.update(name="ddim", steps=STEPS, spacing="leading", batch=batch)
+    return config
+
+
+# --------------------------------------------------------------------------------------------------
+# Sides: {what: function that makes the call to be timed}, the call ending when the device is done
+# --------------------------------------------------------------------------------------------------
+
+
+def ours(name: str, share: bool = True, gradients: bool = True) -> dict:
+    """As it is, or without sharing batches among cores, or with XLA's gradients of convolutions."""
+    os.environ["JAX_NUM_CPU_DEVICES"] = str(len(os.sched_getaffinity(0)) if share else 1)
+
+    import jax
+
+    from contourdiff_jax import mesh as meshes
+    from contourdiff_jax import models, sampling, train
+    from contourdiff_jax.data import batches
+    from contourdiff_jax.diffusion import noise, schedules
+    from contourdiff_jax.models import convolution
+
+    if not gradients:
+        convolution._on_a_cpu = convolution._by_xla
+    config, (_, size, batch) = settings(name), networks()[name]
+    rng = np.random.default_rng(0)
+    contour = batches.given(rng.integers(0, 2, (batch, size, size)).astype(np.float32))
+    x = rng.uniform(-1, 1, (batch, size, size, 1)).astype(np.float32)
+
+    def training():
+        plan = train.setup(config, size)
+        state = plan.init(jax.random.key(0))
+        example = meshes.put(meshes.batch(plan.mesh), {"x": x, "condition": {"contour": contour}})
+
+        def call(count: int):
+            nonlocal state
+            for _ in range(count):
+                state, metrics = plan.step(state, example)
+            jax.block_until_ready((state, metrics))
+
+        return call
+
+    def translation():
+        model = models.build(config.model, batches.CONDITIONS)
+        held = jax.eval_shape(model.init, jax.random.key(0))
+        mesh = meshes.make(config.mesh, batch=batch, held=held)
+        sampler = sampling.sampler(config, model, schedules.build(config.diffusion), mesh)
+        params = jax.jit(model.init, out_shardings=meshes.replicated(mesh))(jax.random.key(0))
+        knots = noise.independent(0, "speed", batch)
+        lying = meshes.batch(mesh)
+
+        def call(count: int):
+            for _ in range(count):
+                sampling.draw(sampler, params, lying, batch, {"contour": contour}, knots)
+
+        return call
+
+    def peak() -> int:
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+
+    return {"train": training, "translate": translation, "peak": peak}
+
+
+def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
+    import torch
+    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+
+    from contourdiff_jax.models import diffusers as names
+
+    config, (_, size, batch) = settings(name), networks()[name]
+    device = "cuda" if gpu() else "cpu"
+    torch.manual_seed(0)
+    unet = UNet2DModel(**names.unet(config.model, inputs=2, outputs=1, size=size)).to(device)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    unet = unet.to(memory_format=layout)
+    called = torch.compile(unet) if compiled else unet
+    autocast = functools.partial(torch.autocast, device, dtype=torch.bfloat16, enabled=gpu())
+    x = torch.rand(batch, 1, size, size, device=device) * 2 - 1
+    contour = torch.randint(0, 2, (batch, 1, size, size), device=device).float()
+
+    def predicted(noisy, t):
+        with autocast():
+            given = torch.cat([noisy, contour], 1).contiguous(memory_format=layout)
+            return called(given, t, return_dict=False)[0].float()
+
+    def training():
+        schedule = DDPMScheduler(beta_schedule="linear")
+        optimiser = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=1e-2)
+
+        def call(count: int):
+            for _ in range(count):
+                t = torch.randint(0, 1000, (batch,), device=device)
+                eps = torch.randn_like(x)
+                answer = predicted(schedule.add_noise(x, eps, t), t)
+                loss = torch.nn.functional.mse_loss(answer, eps)
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+            loss.item()
+
+        return call
+
+    def translation():
+        strided = DDIMScheduler(beta_schedule="linear", timestep_spacing="leading")
+
+        @torch.no_grad()
+        def call(count: int):
+            for _ in range(count):
+                strided.set_timesteps(STEPS)
+                z = torch.randn_like(x)
+                for t in strided.timesteps:
+                    z = strided.step(predicted(z, t), t, z).prev_sample
+                z.cpu()
+
+        return call
+
+    return {
+        "train": training,
+        "translate": translation,
+        "peak": lambda: torch.cuda.max_memory_allocated(),
+    }
+
+
+SIDES = {
+    OURS: ours,
+    "one device": functools.partial(ours, share=False),
+    "XLA's gradients": functools.partial(ours, gradients=False),
+    "neither": functools.partial(ours, share=False, gradients=False),
+    "diffusers": functools.partial(theirs, channels_last=False, compiled=False),
+    "diffusers, channels last": functools.partial(theirs, channels_last=True, compiled=False),
+    COMPILED: functools.partial(theirs, channels_last=True, compiled=True),
+}
+
+
+def serve(name: str, side: str) -> None:
+    """Answer each line on standard input, WHAT COUNT, with the seconds it took, or the peak."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    made, calls = SIDES[side](name), {}
+    for line in sys.stdin:
+        what, count = line.split()
+        began = time.perf_counter()
+        if what == "peak":
+            answer = made["peak"]() >> 20 if gpu() else own_peak()
+        else:
+            if what not in calls:
+                calls[what] = made[what]()
+            calls[what](int(count))
+            answer = time.perf_counter() - began
+        print(answer, file=answers, flush=True)
+
+
+def own_peak() -> int:
+    """MiB that this process held at most; ru_maxrss would have the parent's in it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) >> 10
+
+
+# --------------------------------------------------------------------------------------------------
+# Measuring
+# --------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def process(name: str, side: str):
+    """A process of that side: ask(what, count) -> its answer."""
+    command = [sys.executable, __file__, "--serve", name, side]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as child:
+
+        def ask(what: str, count: int = 1) -> float:
+            child.stdin.write(f"{what} {count}\n")
+            child.stdin.flush()
+            return float(child.stdout.readline())
+
+        yield ask
+        child.stdin.close()
+
+
+def measure(name: str, sides: list[str], rounds: int, counts: dict) -> dict:
+    _, size, batch = networks()[name]
+    seconds = {side: {what: [] for what in counts} for side in sides}
+    found = {"pixels": size, "batch": batch, "rounds": rounds, "sampling_steps": STEPS, "sides": {}}
+    with contextlib.ExitStack() as running:
+        asks = {side: running.enter_context(process(name, side)) for side in sides}
+        for side, ask in asks.items():
+            first = {what: round(ask(what), 2) for what in counts}  # compiles
+            found["sides"][side] = {"first_call_seconds": first}
+            for what in counts:
+                ask(what)
+        for _ in range(rounds):
+            for what, count in counts.items():
+                for side, ask in asks.items():
+                    seconds[side][what].append(ask(what, count) / count)
+    for side, entry in found["sides"].items():
+        for what in counts:
+            median = statistics.median(seconds[side][what])
+            entry[f"{what}_images_per_second"] = round(batch / median, 3)
+        if side != OURS:
+            entry["speed_of_ours_over_this"] = {
+                what: interval(np.divide(seconds[side][what], seconds[OURS][what]))
+                for what in counts
+            }
+    return found
+
+
+def interval(ratios: np.ndarray) -> list[float]:
+    """Median, and the 95% bootstrap interval of it."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(ratios, (2000, len(ratios))), 1)
+    return [round(float(v), 3) for v in (np.median(ratios), *np.quantile(medians, [0.025, 0.975]))]
+
+
+def peak(name: str, side: str, what: str) -> int:
+    """MiB of memory at most of a process that trains or translates only: of the GPU, or its own."""
+    with process(name, side) as ask:
+        ask(what)
+        ask(what)
+        return int(ask("peak"))
+
+
+def main(options: list[str], chosen: list[str]) -> None:
+    import jax
+    import torch
+
+    device = torch.cuda.get_device_name() if gpu() else f"{platform.machine()} CPU"
+    path = HERE / "result.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    here = result.setdefault(f"{device}, {torch.get_num_threads()} threads", {})
+    here["versions"] = {"jax": jax.__version__, "torch": torch.__version__}
+    ways = "--ways" in options
+    usual = [name for name in networks() if ways or "default" not in name]
+    for name in chosen or usual:
+        entry = here.setdefault("ways" if ways else "peers", {})
+        if "--memory" in options:
+            for side, found in entry[name]["sides"].items():
+                found["peak_MiB"] = {what: peak(name, side, what) for what in CALLS}
+        elif gpu():
+            entry[name] = measure(name, sides(name, ways), 15, {"train": 10, "translate": 2})
+        else:
+            rounds = 5 if name == "published" else 11
+            entry[name] = measure(name, sides(name, ways), rounds, dict.fromkeys(CALLS, 1))
+        path.write_text(json.dumps(result, indent=1) + "\n")
+        print(name, json.dumps(entry[name], indent=1), flush=True)
+
+
+def sides(name: str, ways: bool) -> list[str]:
+    """Ours, and those it is compared with: what made it as fast as it is, or the peers."""
+    own = [side for side, build in SIDES.items() if getattr(build, "func", build) is ours]
+    if ways:
+        return own
+    peers = [side for side in SIDES if side not in own]
+    return [OURS, *(side for side in peers if gpu() or name == "small" or side != COMPILED)]
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--serve"]:
+        serve(*sys.argv[2:])
+    else:
+        given = [word for word in sys.argv[1:] if word.startswith("--")]
+        main(given, [word for word in sys.argv[1:] if word not in given])
