@@ -580,11 +580,11 @@ def test_speed_is_measured_with_the_input(two_convolutions, store_path):
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"train": {"batch": 3}}, "config.train.batch: 3 .*try 4"),
+        ({"train": {"batch": 3}, "mesh": {"data": 2}}, "config.train.batch: 3 .*try 4"),
         ({"train": {"batch": 0}}, "config.train.batch"),
         ({"train": {"images": 0}}, "config.train.images"),
         ({"seed": -1}, "config.seed"),
-        ({"train": {"accumulate": 4}}, "config.train.accumulate.*4 equal parts"),
+        ({"train": {"accumulate": 3}}, "config.train.accumulate.*3 equal parts"),
         ({"train": {"accumulate": 0}}, "config.train.accumulate"),
         ({"mesh": {"data": 3}}, "config.mesh"),
         ({"model": {"channels": (8, 16, 32), "attention": (False,) * 3}}, "--size=32"),
@@ -605,7 +605,7 @@ def test_settings_that_cannot_work_are_named(two_convolutions, fields, named):
 
 def test_nothing_is_made_for_settings_that_cannot_work(two_convolutions, store_path, tmp_path):
     with pytest.raises(InputError):
-        train.train(settings(batch=3), store_path, tmp_path / "run")
+        train.train(settings(batch=0), store_path, tmp_path / "run")
     assert not any(tmp_path.iterdir())
 
 
