@@ -6,13 +6,10 @@ from one another by more than methods do.
 """
 
 import html
-from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from contourdiff_jax import tables
+from contourdiff_jax import records, tables
 from contourdiff_jax.metrics import bootstrap, significance
 
 METHOD = "translation"
@@ -53,7 +50,7 @@ def section(compared: list[Scores], metrics: list[str]) -> str:
 
     Where it would mislead it says why there is none.
     """
-    found = {one.name: _by_subject(one.rows) for one in compared}
+    found = {one.name: _by_subject(one) for one in compared}
     shared = _shared(compared, found, metrics)
     why = _differ(compared)
     if not why and not shared:
@@ -129,16 +126,11 @@ def _data(one: Scores) -> dict:
     return one.metrics.get("data", {})
 
 
-def _by_subject(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """{metric: {subject: mean over its slices}} of the translations, subjects sorted."""
-    values = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if row["method"] == METHOD:
-            values[row["metric"]][row["subject"]].append(row["value"])
-    return {
-        metric: {subject: float(np.mean(v)) for subject, v in sorted(subjects.items())}
-        for metric, subjects in values.items()
-    }
+def _by_subject(one: Scores) -> dict[str, dict[str, float]]:
+    """{metric: {subject: mean}} of the translations, subjects sorted."""
+    fields = records.COLUMNS[:5]
+    rows = [tuple(map(row.get, fields)) for row in one.rows if row["method"] == METHOD]
+    return records.by_subject(rows, _data(one).get(records.SUBJECTS)).get(METHOD, {})
 
 
 def _few(subjects: int) -> str:

@@ -232,7 +232,9 @@ def evaluate(
             data |= {"real volumes of the same gaps": len(beside)}
         if conventions is not None:
             data |= {conventions: challenges.description(settings)}
-        methods = records.summarise(rows, seed, {name: scans[name].subject for name in scans})
+        whose = {name: scan.subject for name, scan in scans.items()}
+        data |= records.several(whose)
+        methods = records.summarise(rows, seed, whose)
         for also in (far, memory):
             if also is not None:
                 data |= also.data

@@ -3,7 +3,7 @@
 
 metrics.json  {"schema", "notice", "command", "versions", "data",
                "methods": {method: {metric: {"value", "low", "high", "n"}}}}
-rows.csv      subject, slice, method, metric, value, seconds
+rows.csv      subject (its scan, where it has several), slice, method, metric, value, seconds
 """
 
 import csv
@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import platform
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,32 +20,52 @@ import contourdiff_jax
 from contourdiff_jax.metrics import bootstrap
 
 SCHEMA = 1  # of metrics.json
+SUBJECTS = "subject of each scan"  # in "data", where a subject has several: {scan: subject}
 WEIGHTS = "weights of the model"  # that translated: their digest, in its "data"
 COLUMNS = ("subject", "slice", "method", "metric", "value", "seconds")  # of rows.csv
 
 
-def summarise(rows: list[tuple], seed: int, whose: Mapping[str, str] | None = None) -> dict:
-    """{method: {metric: interval}}: means over subjects of the means over their scans' slices.
+def by_subject(
+    rows: Iterable[tuple], whose: Mapping[str, str] | None = None
+) -> dict[str, dict[str, dict[str, float]]]:
+    """{method: {metric: {subject: mean}}}, subjects sorted: over scans the means of their slices.
 
     Args:
-      whose: scan -> subject, where rows are of scans and a subject may have several.
+      rows: (scan, slice, method, metric, value, ..).
+      whose: scan -> subject, where a subject may have several scans.
     """
-    values = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for scan, _, method, metric, value, _ in rows:
-        values[method][metric][scan].append(value)
+    slices = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for scan, _, method, metric, value, *_ in rows:
+        slices[method][metric][scan].append(value)
 
-    def means(scans: dict[str, list]) -> list[float]:
-        subjects = defaultdict(list)
-        for scan, of_slices in sorted(scans.items()):
-            subjects[(whose or {}).get(scan, scan)].append(np.mean(of_slices))
-        return [np.mean(of_scans) for of_scans in subjects.values()]
+    def means(scans: dict[str, list[float]]) -> dict[str, float]:
+        found = defaultdict(list)
+        for scan, values in sorted(scans.items()):
+            found[(whose or {}).get(scan, scan)].append(np.mean(values))
+        return {subject: float(np.mean(values)) for subject, values in sorted(found.items())}
 
     return {
-        method: {
-            metric: bootstrap.interval(means(scans), seed) for metric, scans in metrics.items()
-        }
-        for method, metrics in values.items()
+        method: {metric: means(scans) for metric, scans in metrics.items()}
+        for method, metrics in slices.items()
     }
+
+
+def summarise(
+    rows: Iterable[tuple], seed: int, whose: Mapping[str, str] | None = None
+) -> dict[str, dict[str, dict]]:
+    """{method: {metric: interval}} over the subjects of `by_subject`."""
+    return {
+        method: {
+            metric: bootstrap.interval(list(means.values()), seed)
+            for metric, means in metrics.items()
+        }
+        for method, metrics in by_subject(rows, whose).items()
+    }
+
+
+def several(whose: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """What "data" says of whose the scans are: nothing where each is a subject's only one."""
+    return {SUBJECTS: dict(whose)} if len(set(whose.values())) < len(whose) else {}
 
 
 def write(folder: Path, metrics: dict, rows: list[tuple]) -> None:

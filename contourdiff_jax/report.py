@@ -27,6 +27,7 @@ from contourdiff_jax import (
     appraisal,
     comparison,
     figures,
+    records,
     segmented,
     tables,
     volumetric,
@@ -37,7 +38,6 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.metrics import bootstrap
 from contourdiff_jax.sidecars import NOTICE
 
-SCHEMA = 1  # of metrics.json
 SAMPLES = 3  # sample grids shown of a run, the last ones
 PANELS = 4  # panels shown of an evaluation, the first ones
 
@@ -213,8 +213,8 @@ def _panels(folder: Path) -> str:
 
 def read_metrics(path: Path) -> dict:
     metrics = _read_json(path)
-    if not isinstance(metrics, dict) or metrics.get("schema") != SCHEMA:
-        raise InputError(f"{path}: not metrics of schema {SCHEMA}; evaluate again")
+    if not isinstance(metrics, dict) or metrics.get("schema") != records.SCHEMA:
+        raise InputError(f"{path}: not metrics of schema {records.SCHEMA}; evaluate again")
     try:
         entries = [e for scores in metrics["methods"].values() for e in scores.values()]
         for entry in entries:
@@ -224,6 +224,9 @@ def read_metrics(path: Path) -> dict:
         for name in ("data", "versions", "cost"):
             if not isinstance(metrics.get(name, {}), dict):
                 raise TypeError(f"{name} is not an object")
+        whose = metrics.get("data", {}).get(records.SUBJECTS, {})
+        if not all(isinstance(subject, str) for subject in whose.values()):
+            raise TypeError(f"{records.SUBJECTS}: not names")
         appraisal.cost(metrics.get("cost", {}))
     except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{path}: damaged metrics ({reason(error)}); evaluate again") from error

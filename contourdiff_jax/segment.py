@@ -174,7 +174,8 @@ def segment(
         data = {"subjects": list(dict.fromkeys(score.subject for score in found))}
         data |= {"source preset": told.source, "target preset": told.preset.name}
         data |= _described(sources, stores, networks, batch, seed)
-        data |= scores.by_seed(found) | scores.undefined(found)
+        whose = {name: scan.subject for name, scan in tests.items()}
+        data |= scores.by_seed(found) | scores.undefined(found) | records.several(whose)
         data |= {"failed": [reason for _, reason in failed]} if failed else {}
         rows = scores.over_seeds(found)
         metrics = {
@@ -183,7 +184,7 @@ def segment(
             "command": _command(given),
             "versions": records.versions(),
             "data": data,
-            "methods": records.summarise(rows, seed),
+            "methods": records.summarise(rows, seed, whose),
         }
         records.write(folder, metrics, rows)
         scores.write(folder / "seeds.csv", found)

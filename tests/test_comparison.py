@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from contourdiff_jax import comparison
+from contourdiff_jax import comparison, records
 from contourdiff_jax.comparison import Scores
 from contourdiff_jax.metrics import significance
 
@@ -67,6 +67,17 @@ def test_lower_is_first_where_lower_is_better(values):
     compared = [scores(n, v, 1 - v) for n, v in values.items()]
     shown = text(comparison.section(compared, ["mae_mask"]))
     assert shown.index(" b 0.") < shown.index(" a 0.") < shown.index(" c 0.")
+
+
+def test_scans_of_one_subject_are_paired_as_one(values):
+    """Two scans of each of four subjects are four pairs, not eight."""
+    whose = {name: f"p{index // 2}" for index, name in enumerate(SUBJECTS)}
+    told = {records.SUBJECTS: whose}
+    pair = [scores(name, values[name], values[name], **told) for name in "ab"]
+    shown = text(comparison.section(pair, ["ssim_mask"]))
+    assert "With 4 subjects no p" in shown
+    both = np.reshape(values["a"] - values["b"], (4, 2)).mean(1)
+    assert f"p = {significance.difference(both, 0 * both)['p']:.2g}" in shown
 
 
 def test_few_subjects_are_said_to_be_few(values):

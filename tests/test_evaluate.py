@@ -550,6 +550,8 @@ def test_a_subject_with_several_scans_counts_once():
     assert of_subjects["value"] == 3.5 and of_subjects["n"] == 2
     of_scans = records.summarise(rows, 0)["translation"]["mae"]
     assert of_scans["value"] == 3.0 and of_scans["n"] == 3
+    assert records.several(whose) == {records.SUBJECTS: whose}
+    assert records.several({"a_1": "a", "b": "b"}) == {}
 
 
 def test_one_subject_has_no_interval_and_the_file_is_valid_json(data):
