@@ -5,6 +5,8 @@ PARITY ?= .venv-parity
 WORKDIR ?= quickstart
 MINUTES ?= 5.5
 BIN := $(VENV)/bin
+# A file's tests share fixtures, and so a process.
+PARALLEL := -n auto --maxprocesses=8 --dist=loadfile
 
 .PHONY: quickstart test test-all test-parity lint wheel clean
 
@@ -12,10 +14,10 @@ quickstart: $(VENV)/ready
 	$(BIN)/contourdiff quickstart --workdir=$(WORKDIR) --minutes=$(MINUTES)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not parity"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not parity"
 
 test-all: lint
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not parity"
 
 # Agreement with PyTorch, diffusers, MONAI and the packages of FID, in an environment of their own.
 # FID's ask for torchvision, which is not on PyPI for a torch without CUDA; the tests stand in.

@@ -12,7 +12,8 @@ nothing while it is not its turn: thread pools that share one disturb each other
 so that a busy machine is busy for all; a ratio is that of two turns side by side, given as the
 median with its bootstrap interval. With --ways it is compared with itself, without what makes it
 fast on a CPU. Each network has its entry in result.json, by device; --memory adds to it what a
-process holds at most that does one thing only.
+process holds at most that does one thing only. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the
+environment all sides have their memory in huge pages, and an entry of their own.
 """
 
 import contextlib
@@ -300,7 +301,10 @@ def main(options: list[str], chosen: list[str]) -> None:
     device = torch.cuda.get_device_name() if gpu() else f"{platform.machine()} CPU"
     path = HERE / "result.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    here = result.setdefault(f"{device}, {torch.get_num_threads()} threads", {})
+    device += f", {torch.get_num_threads()} threads"
+    if "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""):
+        device += ", huge pages"
+    here = result.setdefault(device, {})
     here["versions"] = {"jax": jax.__version__, "torch": torch.__version__}
     ways = "--ways" in options
     usual = [name for name in networks() if ways or "default" not in name]
