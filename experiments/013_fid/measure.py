@@ -6,7 +6,7 @@
 In the environment of `make test-parity`, with CONTOURDIFF_DATA. Weights are random, of the released
 shapes. `agreement` takes IMAGES slices of each size and kind in all modes; `speed` times
 torch-fidelity's network and ours on the same slices, in turn, on the cores that it may use
-(`taskset -c 0` for one). Each adds its part to result.json.
+(`taskset -c 0` for one). Each adds its part to result.json; `agreement` goes on where it stopped.
 """
 
 import json
@@ -46,14 +46,18 @@ def folder(root: Path, size: int, kind: str, count: int) -> Path:
     return made
 
 
-def agreement(packages, params, mesh, root: Path, count: int) -> dict:
-    """Largest differences, relative for features and FID, over all images of a kind and mode."""
-    result = {"images of each kind": count}
+def agreement(packages, params, mesh, root: Path, count: int, known: dict):
+    """Largest differences, relative for features and FID, over all images of a kind and mode.
+
+    Yields (name, what was found) of those that are not `known`.
+    """
     for size in (256, 512):
         for kind in ("grey", "colour"):
             made = folder(root, size, kind, count)
             stack = fid_packages.read(made)
             for name, mode in features.MODES.items():
+                if (what := f"{size} px, {kind}, {name}") in known:
+                    continue
                 theirs = np.float32(packages.features[name](made))
                 ours = features.extract([stack], mode, params, mesh, BATCH)
                 x, y = ours[::2], ours[1::2]
@@ -73,12 +77,10 @@ def agreement(packages, params, mesh, root: Path, count: int) -> dict:
                     kid = packages.clean_fid_kid(b, a)
                     found["KID, theirs"] = kid
                     found["KID"] = abs(distribution.kernel(x, y) - kid)
-                result[f"{size} px, {kind}, {name}"] = found
-                print(size, kind, name, found, flush=True)
-    return result
+                yield what, found
 
 
-def speed(packages, params, mesh, root: Path, count: int) -> dict:
+def speed(packages, params, mesh, root: Path, count: int, known: dict):
     """Seconds for `count` slices of 256 pixels, from bytes to features, run in turn."""
     made = folder(root, 256, "grey", count)
     stack = fid_packages.read(made)
@@ -103,7 +105,7 @@ def speed(packages, params, mesh, root: Path, count: int) -> dict:
             way()
             taken[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    return {
+    yield from {
         "images": count,
         "runs": RUNS,
         "seconds": {
@@ -113,23 +115,28 @@ def speed(packages, params, mesh, root: Path, count: int) -> dict:
         "ours / torch-fidelity": medians["ours"] / medians["torch-fidelity"],
         "torch": torch.__version__,
         "jax": jax.__version__,
-    }
+    }.items()
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     part, count = sys.argv[1], int(sys.argv[2])
+    name = {
+        "agreement": f"agreement, {count} images of each kind",
+        "speed": f"speed, cores: {len(os.sched_getaffinity(0))}",
+    }[part]
+    path = HERE / "result.json"
+    result = json.loads(path.read_text()) if path.exists() else {}
+    here = result.setdefault(name, {})
     sys.modules.update(fid_packages.stand_in())
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "random.pth"
         fid_packages.random_weights(file)
         params = weights.load(file)[0]
         mesh = meshes.make(ConfigDict({"data": -1, "fsdp": 1}))
+        packages = fid_packages.load(file)
         run = {"agreement": agreement, "speed": speed}[part]
-        measured = run(fid_packages.load(file), params, mesh, Path(directory), count)
-    if part == "speed":
-        part = f"speed, cores: {len(os.sched_getaffinity(0))}"
-    path = HERE / "result.json"
-    result = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(result | {part: measured}, indent=1) + "\n")
-    print(json.dumps(measured, indent=1))
+        for what, found in run(packages, params, mesh, Path(directory), count, dict(here)):
+            here[what] = found
+            path.write_text(json.dumps(result, indent=1) + "\n")
+            print(what, found, flush=True)

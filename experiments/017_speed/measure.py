@@ -9,11 +9,11 @@ same number of parameters, batch, precision and threads. A train step is noise, 
 clipped gradient and AdamW on data at rest (ours also averages the parameters, which the peer does
 not); a translation is the loop of DDIM over a batch. Each side is a process of its own, which does
 nothing while it is not its turn: thread pools that share one disturb each other. Turns alternate,
-so that a busy machine is busy for all; a ratio is that of two turns side by side, given as the
-median with its bootstrap interval. With --ways it is compared with itself, without what makes it
-fast on a CPU. Each network has its entry in result.json, by device; --memory adds to it what a
-process holds at most that does one thing only. With GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the
-environment all sides have their memory in huge pages, and an entry of their own.
+so that a busy machine is busy for all, and begin with a call that is not counted: a virtual
+machine may have taken the memory that a process gave back before it waited. A ratio is that of two
+turns side by side, given as the median with its bootstrap interval. With --ways it is compared with
+itself, without what makes it fast on a CPU. Each network has its entry in result.json, by device;
+--memory adds to it what a process holds at most that does one thing only.
 """
 
 import contextlib
@@ -266,6 +266,7 @@ def measure(name: str, sides: list[str], rounds: int, counts: dict) -> dict:
         for _ in range(rounds):
             for what, count in counts.items():
                 for side, ask in asks.items():
+                    ask(what)  # memory that it gave back is taken again
                     seconds[side][what].append(ask(what, count) / count)
     for side, entry in found["sides"].items():
         for what in counts:
@@ -301,10 +302,7 @@ def main(options: list[str], chosen: list[str]) -> None:
     device = torch.cuda.get_device_name() if gpu() else f"{platform.machine()} CPU"
     path = HERE / "result.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    device += f", {torch.get_num_threads()} threads"
-    if "hugetlb=1" in os.environ.get("GLIBC_TUNABLES", ""):
-        device += ", huge pages"
-    here = result.setdefault(device, {})
+    here = result.setdefault(f"{device}, {torch.get_num_threads()} threads", {})
     here["versions"] = {"jax": jax.__version__, "torch": torch.__version__}
     ways = "--ways" in options
     usual = [name for name in networks() if ways or "default" not in name]
