@@ -18,11 +18,14 @@ import time
 import warnings
 from pathlib import Path
 
-import jax
-import numpy as np
-import torch
-from ml_collections import ConfigDict
-from PIL import Image
+CORES = len(os.sched_getaffinity(0))
+os.environ["JAX_NUM_CPU_DEVICES"] = str(CORES)  # as the commands have it
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
+from PIL import Image  # noqa: E402
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests" / "parity"))
@@ -87,7 +90,7 @@ def speed(packages, params, mesh, root: Path, count: int, known: dict):
     colour = np.repeat(stack[..., None], 3, -1)
     tensors = torch.from_numpy(colour.transpose(0, 3, 1, 2).copy())
     mode = features.MODES["torch-fidelity"]
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(CORES)
 
     def theirs():
         with torch.no_grad():
@@ -123,7 +126,7 @@ if __name__ == "__main__":
     part, count = sys.argv[1], int(sys.argv[2])
     name = {
         "agreement": f"agreement, {count} images of each kind",
-        "speed": f"speed, cores: {len(os.sched_getaffinity(0))}",
+        "speed": f"speed, cores: {CORES}",
     }[part]
     path = HERE / "result.json"
     result = json.loads(path.read_text()) if path.exists() else {}
