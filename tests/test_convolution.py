@@ -1,56 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gradients of convolutions: the CPU's ways give what XLA's own give."""
+"""Convolutions and their gradients: the CPU's forms give what XLA's own give."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from contourdiff_jax.models import convolution
 
 # (B, H, W, C, O): one of each case, and beside it one where XLA's is used.
 FEW = (2, 32, 20, 24, 8)
-LARGE = (1, 96, 12, 128, 24)
+MANY = (1, 40, 12, 128, 128)
 HEAVY = (2, 4, 8, 512, 512)
-NEITHER = (2, 24, 20, 24, 8)
+NEITHER = (2, 24, 20, 24, 24)
 
 
 def given(shape):
     batch, rows, columns, features, out = shape
     rng = np.random.default_rng(0)
     shapes = (batch, rows, columns, features), (3, 3, features, out), (batch, rows, columns, out)
-    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
 
-@pytest.mark.parametrize("shape", [FEW, LARGE, HEAVY, NEITHER])
-def test_the_gradients_are_those_of_the_convolution(shape):
+def agree(found, right) -> bool:
     """Sums of the same products in another order: equal but for rounding."""
+    return np.allclose(found, right, rtol=1e-4, atol=1e-5 * np.abs(right).max())
+
+
+@pytest.mark.parametrize("shape", [FEW, MANY, HEAVY, NEITHER])
+def test_values_and_gradients_are_those_of_xla(shape):
     x, kernel, gradient = given(shape)
-    ours = jax.jit(jax.vjp(convolution.convolve, x, kernel)[1])(gradient)
-    exact = convolution._by_xla(*(jnp.asarray(a) for a in (x, kernel)), jnp.asarray(gradient))
-    for found, right in zip(ours, exact, strict=True):
-        np.testing.assert_allclose(found, right, rtol=1e-4, atol=1e-5 * np.abs(right).max())
+    found, pull = jax.vjp(convolution.convolve, x, kernel)
+    right, exact = jax.vjp(convolution._by_xla, x, kernel)
+    assert agree(found, right)
+    for ours, theirs in zip(jax.jit(pull)(gradient), exact(gradient), strict=True):
+        assert agree(ours, theirs)
 
 
-@pytest.mark.parametrize(("shape", "replaced"), [(FEW, 1), (LARGE, 1), (HEAVY, 0)])
-def test_each_case_has_a_way_of_its_own(monkeypatch, shape, replaced):
-    """With XLA's made wrong, what a CPU computes by itself is right and the other is not."""
+@pytest.mark.parametrize(
+    ("shape", "own"),
+    [(FEW, {"kernel"}), (MANY, {"kernel"}), (HEAVY, {"x", "kernel"}), (NEITHER, set())],
+)
+def test_each_case_has_a_form_of_its_own(monkeypatch, shape, own):
+    """With XLA's gradients made wrong, those that a CPU computes by itself are right."""
     x, kernel, gradient = given(shape)
-    right = convolution._by_xla(x, kernel, gradient)
-    monkeypatch.setattr(convolution, "_by_xla", lambda x, k, g: (0 * x, 0 * k))
-    found = convolution._on_a_cpu(*(jnp.asarray(a) for a in (x, kernel, gradient)))
-    for which in (0, 1):
-        agrees = np.allclose(found[which], right[which], rtol=1e-3, atol=1e-2)
-        assert agrees == (which == replaced)
+    right = convolution._gradients_by_xla(x, kernel, gradient)
+    wrong = (jnp.zeros_like(x), jnp.zeros_like(kernel))
+    monkeypatch.setattr(convolution, "_gradients_by_xla", lambda *_: wrong)
+    found = convolution._gradients_on_a_cpu(x, kernel, gradient)
+    cases = zip(("x", "kernel"), found, right, strict=True)
+    assert {name for name, ours, theirs in cases if agree(ours, theirs)} == own
 
 
-def test_elsewhere_the_gradients_are_xlas():
-    """Lowered for a GPU, nothing of the CPU's ways is left."""
-    x, kernel, gradient = given(FEW)
+def test_elsewhere_they_are_xlas():
+    """Lowered for a GPU, nothing of the CPU's forms is left."""
+    x, kernel, gradient = given(HEAVY)
 
-    def backward(platform):
+    def lowered(platform):
         traced = jax.jit(lambda g: jax.vjp(convolution.convolve, x, kernel)[1](g)).trace(gradient)
         return traced.lower(lowering_platforms=(platform,)).as_text()
 
-    assert backward("cpu").count("stablehlo.slice") > 0
-    assert backward("cuda").count("stablehlo.slice") == 0
+    assert "stablehlo.convolution" not in lowered("cpu")
+    assert "stablehlo.dot_general" not in lowered("cuda")
+
+
+@pytest.mark.parametrize("space", [(5, 6), (3, 4, 5)])
+def test_a_convolution_of_one_pixel_is_that_of_flax(space):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *space, 7)), jnp.float32)
+    size = (1,) * len(space)
+    given = (7, 3, size)
+    ours = convolution.Convolution1x1(*given, rngs=nnx.Rngs(0))
+    theirs = nnx.Conv(*given, rngs=nnx.Rngs(0))
+    assert ours.kernel.shape == (*size, 7, 3)
+    ours.bias[...] = theirs.bias[...] = jnp.arange(3.0)
+    assert agree(ours(x), theirs(x))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from contourdiff_jax.models.convolution import Convolution3x3
+from contourdiff_jax.models.convolution import Convolution1x1, Convolution3x3
 
 
 def deviation(_key, shape, dtype, _sharding=None):
@@ -52,8 +52,13 @@ def convolution(
     """
     far = kernel // 2
     near = far if near is None else near
-    common = dims == 2 and (kernel, stride, near) == (3, 1, 1)
-    return (Convolution3x3 if common else nnx.Conv)(
+    if (kernel, stride) == (1, 1):
+        form = Convolution1x1
+    elif dims == 2 and (kernel, stride, near) == (3, 1, 1):
+        form = Convolution3x3
+    else:
+        form = nnx.Conv
+    return form(
         features_in,
         features_out,
         kernel_size=(kernel,) * dims,

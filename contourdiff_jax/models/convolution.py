@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions of 3 x 3 pixels, with gradients that a CPU computes as fast as the convolutions.
+"""Convolutions of pictures, in the forms that compilers make the most of.
 
-XLA's gradients run there at a third of the speed, or a fifth, in three cases that U-Nets are full
-of; elsewhere, and on every other device, XLA's own are used. Measured in experiments/017_speed,
-where the numbers below come from.
+Of one pixel, a convolution is a product of matrices. Of 3 x 3 pixels, XLA's is as good as any on
+an accelerator; on a CPU its gradients run at a half to a fifth of the convolution's speed in three
+cases that U-Nets are full of, and have forms of their own there, chosen when lowering. Where they
+begin to pay, the numbers below, is measured in experiments/017_speed.
 
 Shapes: B batch, H rows, W columns, C features in, O features out.
 """
@@ -12,12 +13,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-FEW = 16  # features out, up to which rows are taken for further images
-MANY = 128  # features in, from which pictures of LARGE rows or more are taken in parts
-LARGE = 96
-ROWS = 16  # in a part
 SMALL = 8 * 8  # pixels, up to which a kernel of HEAVY elements a pixel costs more than the picture
 HEAVY = 512 * 512
+FEW = 16  # features out, up to which parts of ROWS rows are taken for further images
+ROWS = 16
+MANY = 128  # features in and out, from which the kernel's gradient is a sum over parts
+PART = 8  # rows in each, in pictures of FROM rows or more
+FROM = 32
+
+
+class Convolution1x1(nnx.Conv):
+    """A convolution of one pixel over [B, *S, C], S any number of spatial dimensions."""
+
+    def __call__(self, x):
+        x, kernel, bias = self.promote_dtype(
+            (x, self.kernel[...], self.bias[...]), dtype=self.dtype
+        )
+        return x @ kernel.reshape(kernel.shape[-2:]) + bias.reshape(*(1,) * (x.ndim - 1), -1)
 
 
 class Convolution3x3(nnx.Conv):
@@ -30,7 +42,26 @@ class Convolution3x3(nnx.Conv):
         return convolve(x, kernel) + bias[None, None, None]
 
 
-def _plain(x, kernel, rows_padded: int = 1):
+@jax.custom_vjp
+def convolve(x, kernel):
+    """x [B, H, W, C], kernel [3, 3, C, O] -> [B, H, W, O], zeros beyond the border."""
+    return jax.lax.platform_dependent(x, kernel, cpu=_on_a_cpu, default=_by_xla)
+
+
+def _forward(x, kernel):
+    return convolve(x, kernel), (x, kernel)
+
+
+def _backward(saved, gradient):
+    return jax.lax.platform_dependent(
+        *saved, gradient, cpu=_gradients_on_a_cpu, default=_gradients_by_xla
+    )
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _by_xla(x, kernel, rows_padded: int = 1):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -40,43 +71,48 @@ def _plain(x, kernel, rows_padded: int = 1):
     )
 
 
-@jax.custom_vjp
-def convolve(x, kernel):
-    """x [B, H, W, C], kernel [3, 3, C, O] -> [B, H, W, O], zeros beyond the border."""
-    return _plain(x, kernel)
+def _gradients_by_xla(x, kernel, gradient):
+    return jax.vjp(_by_xla, x, kernel)[1](gradient)
 
 
-def _forward(x, kernel):
-    return _plain(x, kernel), (x, kernel)
+def _on_a_cpu(x, kernel):
+    return (_as_product if _outweighed(x, kernel) else _by_xla)(x, kernel)
 
 
-def _backward(saved, gradient):
-    return jax.lax.platform_dependent(*saved, gradient, cpu=_on_a_cpu, default=_by_xla)
-
-
-convolve.defvjp(_forward, _backward)
-
-
-def _by_xla(x, kernel, gradient):
-    return jax.vjp(_plain, x, kernel)[1](gradient)
-
-
-def _on_a_cpu(x, kernel, gradient):
-    of_x, of_kernel = _by_xla(x, kernel, gradient)  # what is replaced below is never computed
-    _, rows, columns, features = x.shape
-    if rows * columns <= SMALL and features * kernel.shape[3] >= HEAVY:
-        of_x = _of_picture(kernel, gradient)
-    if rows > ROWS and rows % ROWS == 0:
-        padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
-        firsts = range(0, rows, ROWS)
-        parts = [padded[:, first : first + ROWS + 2] for first in firsts]
-        gradients = [gradient[:, first : first + ROWS] for first in firsts]
-        if kernel.shape[3] <= FEW:
-            of_kernel = _of_kernel(_as_images(parts), _as_images(gradients), kernel)
-        elif features >= MANY and rows >= LARGE:
-            pairs = zip(parts, gradients, strict=True)
-            of_kernel = sum(_of_kernel(part, given, kernel) for part, given in pairs)
+def _gradients_on_a_cpu(x, kernel, gradient):
+    if _outweighed(x, kernel):
+        return jax.vjp(_as_product, x, kernel)[1](gradient)
+    of_x, of_kernel = _gradients_by_xla(x, kernel, gradient)  # what is replaced is not computed
+    rows, (features_in, features_out) = x.shape[1], kernel.shape[2:]
+    if features_out <= FEW and rows > ROWS and rows % ROWS == 0:
+        pieces, gradients = _parts(x, gradient, ROWS)
+        of_kernel = _of_kernel(_as_images(pieces), _as_images(gradients), kernel)
+    elif min(features_in, features_out) >= MANY and rows >= FROM and rows % PART == 0:
+        pairs = zip(*_parts(x, gradient, PART), strict=True)
+        of_kernel = sum(_of_kernel(part, given, kernel) for part, given in pairs)
     return of_x, of_kernel
+
+
+def _outweighed(x, kernel) -> bool:
+    """Whether pictures are so small that a kernel should be read as it lies, and once."""
+    _, rows, columns, features = x.shape
+    return rows * columns <= SMALL and features * kernel.shape[3] >= HEAVY
+
+
+def _as_product(x, kernel):
+    """The convolution as one product of matrices: every pixel's neighbourhood, and the kernel."""
+    rows, columns = x.shape[1:3]
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    places = [padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
+    return jnp.concatenate(places, -1) @ kernel.reshape(-1, kernel.shape[3])
+
+
+def _parts(x, gradient, size: int):
+    """Parts of `size` rows: of x with the row before and the row after them, and of `gradient`."""
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
+    firsts = range(0, x.shape[1], size)
+    pieces = [padded[:, first : first + size + 2] for first in firsts]
+    return pieces, [gradient[:, first : first + size] for first in firsts]
 
 
 def _as_images(parts):
@@ -86,15 +122,4 @@ def _as_images(parts):
 
 def _of_kernel(x, gradient, kernel):
     """Gradient [3, 3, C, O] of x [B, H + 2, W, C], whose rows have their neighbours."""
-    return jax.vjp(lambda kernel: _plain(x, kernel, rows_padded=0), kernel)[1](gradient)[0]
-
-
-def _of_picture(kernel, gradient):
-    """Gradient [B, H, W, C]: a product of matrices for each of the nine places, none transposed."""
-    rows, columns = gradient.shape[1:3]
-    padded = jnp.pad(gradient, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return sum(
-        jnp.einsum("bhwo,co->bhwc", padded[:, 2 - i : 2 - i + rows, 2 - j : 2 - j + columns], tap)
-        for i, line in enumerate(kernel)
-        for j, tap in enumerate(line)
-    )
+    return jax.vjp(lambda kernel: _by_xla(x, kernel, rows_padded=0), kernel)[1](gradient)[0]

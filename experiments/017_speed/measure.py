@@ -81,8 +81,8 @@ def settings(name: str):
 # --------------------------------------------------------------------------------------------------
 
 
-def ours(name: str, share: bool = True, gradients: bool = True) -> dict:
-    """As it is, or without sharing batches among cores, or with XLA's gradients of convolutions."""
+def ours(name: str, share: bool = True, forms: bool = True) -> dict:
+    """As it is, or without sharing batches among cores, or with XLA's convolutions of 3 x 3."""
     os.environ["JAX_NUM_CPU_DEVICES"] = str(len(os.sched_getaffinity(0)) if share else 1)
 
     import jax
@@ -93,8 +93,9 @@ def ours(name: str, share: bool = True, gradients: bool = True) -> dict:
     from contourdiff_jax.diffusion import noise, schedules
     from contourdiff_jax.models import convolution
 
-    if not gradients:
+    if not forms:
         convolution._on_a_cpu = convolution._by_xla
+        convolution._gradients_on_a_cpu = convolution._gradients_by_xla
     config, (_, size, batch) = settings(name), networks()[name]
     rng = np.random.default_rng(0)
     contour = batches.given(rng.integers(0, 2, (batch, size, size)).astype(np.float32))
@@ -118,7 +119,10 @@ def ours(name: str, share: bool = True, gradients: bool = True) -> dict:
         held = jax.eval_shape(model.init, jax.random.key(0))
         mesh = meshes.make(config.mesh, batch=batch, held=held)
         sampler = sampling.sampler(config, model, schedules.build(config.diffusion), mesh)
-        params = jax.jit(model.init, out_shardings=meshes.replicated(mesh))(jax.random.key(0))
+        # From the host, as those of a checkpoint.
+        weights = jax.tree.map(lambda a: rng.normal(0, 0.02, a.shape).astype(a.dtype), held)
+        params = meshes.split(meshes.replicated(mesh), weights)
+        del weights
         knots = noise.independent(0, "speed", batch)
         lying = meshes.batch(mesh)
 
@@ -198,8 +202,8 @@ def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
 SIDES = {
     OURS: ours,
     "one device": functools.partial(ours, share=False),
-    "XLA's gradients": functools.partial(ours, gradients=False),
-    "neither": functools.partial(ours, share=False, gradients=False),
+    "XLA's convolutions": functools.partial(ours, forms=False),
+    "neither": functools.partial(ours, share=False, forms=False),
     "diffusers": functools.partial(theirs, channels_last=False, compiled=False),
     "diffusers, channels last": functools.partial(theirs, channels_last=True, compiled=False),
     COMPILED: functools.partial(theirs, channels_last=True, compiled=True),
