@@ -83,6 +83,9 @@ def default() -> ConfigDict:
                 "centre_input": False,  # x -> 2 x - 1
                 "dropout": 0.0,
                 "dtype": "float32",  # of computation, or bfloat16; parameters are float32
+                # Compute the inside of every block again for the gradients instead of keeping it:
+                # an accelerator takes more time and less memory (a CPU's compiler undoes it).
+                "rematerialise": False,
             },
             "diffusion": {
                 "steps": 1000,  # T
@@ -179,13 +182,17 @@ def from_dict(fields: dict) -> ConfigDict:
     return config
 
 
+# Fields, by the beginnings of their names, that say how a run is computed and not what it learns.
+COMPUTING = ("mesh.", "model.rematerialise")
+
+
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
-    """Dotted names of the fields in which two runs differ; the devices they ran on do not count."""
+    """Dotted names of the fields in which two runs differ; how they are computed does not count."""
     a, b = (_flat(json.loads(json.dumps(c.to_dict()))) for c in (ours, theirs))
     return sorted(
         name
         for name in a.keys() | b.keys()
-        if a.get(name) != b.get(name) and not name.startswith("mesh.")
+        if a.get(name) != b.get(name) and not name.startswith(COMPUTING)
     )
 
 

@@ -73,6 +73,12 @@ def test_differences_name_the_fields():
     assert config.differences(theirs, ours) == expected
 
 
+def test_how_a_run_is_computed_makes_no_difference():
+    ours, theirs = config.default(), config.default()
+    theirs.mesh.fsdp, theirs.model.rematerialise = 2, True
+    assert config.differences(ours, theirs) == []
+
+
 def test_which_devices_it_ran_on_is_no_difference():
     ours, theirs = config.default(), config.default()
     theirs.mesh.update(data=1, fsdp=2)

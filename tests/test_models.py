@@ -118,6 +118,26 @@ def test_dropout_acts_only_with_a_key(settings):
     assert not np.allclose(noisy[0], noisy[1])
 
 
+def test_rematerialising_keeps_less_for_the_same_gradients(settings):
+    settings.update(layers=2, dropout=0.5)
+    given, found, sizes = inputs(2), [], []
+    for settings.rematerialise in (False, True):
+        model = models.build(settings, {"contour": 2})
+        params = perturbed(model.init(jax.random.key(0)))
+
+        def loss(params, model=model):
+            return jnp.square(model.apply(params, *given, key=jax.random.key(5))).mean()
+
+        _, pull = jax.vjp(loss, params)
+        sizes.append(sum(leaf.nbytes for leaf in jax.tree.leaves(pull)))
+        found.append(jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
+    largest = max(jnp.abs(leaf).max() for leaf in found[0])
+    for kept, again in zip(*found, strict=True):
+        np.testing.assert_allclose(again, kept, rtol=1e-4, atol=1e-5 * largest)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    assert sizes[1] - held < (sizes[0] - held) / 2
+
+
 def test_group_norm_is_flax_group_norm(rng):
     x = jnp.asarray(rng.normal(2, 3, (2, 6, 5, 8)), jnp.float32)
     scale, bias = (jnp.asarray(rng.normal(size=8), jnp.float32) for _ in range(2))

@@ -26,6 +26,7 @@ class UNet(nnx.Module):
     def __init__(self, config, *, dims: int, inputs: int, outputs: int, dtype, rngs: nnx.Rngs):
         self.dtype = dtype
         self.centre_input = config.centre_input
+        self.rematerialise = config.rematerialise
         channels = tuple(config.channels)
         width = 4 * channels[0]
         conv = functools.partial(blocks.convolution, dims=dims, dtype=dtype, rngs=rngs)
@@ -105,16 +106,17 @@ class UNet(nnx.Module):
         time = self.time(t)
         if self.centre_input:
             x = 2 * x - 1
+        stage = nnx.remat(Stage.__call__) if self.rematerialise else Stage.__call__
         h = self.conv_in(x.astype(self.dtype))
         skips = [h]
         for block in self.down:
-            h = block(h, time, rngs) if isinstance(block, Stage) else block(h)
+            h = stage(block, h, time, rngs) if isinstance(block, Stage) else block(h)
             skips.append(h)
         for block in self.middle:
-            h = block(h, time, rngs)
+            h = stage(block, h, time, rngs)
         for block in self.up:
             if isinstance(block, Stage):
-                h = block(jnp.concatenate([h, skips.pop()], -1), time, rngs)
+                h = stage(block, jnp.concatenate([h, skips.pop()], -1), time, rngs)
             else:
                 h = block(h)
         return self.conv_out(self.norm_out.then_silu(h)).astype(jnp.float32)
