@@ -202,7 +202,7 @@ def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
 SIDES = {
     OURS: ours,
     "one device": functools.partial(ours, share=False),
-    "XLA's convolutions": functools.partial(ours, forms=False),
+    "XLA's gradients": functools.partial(ours, forms=False),
     "neither": functools.partial(ours, share=False, forms=False),
     "diffusers": functools.partial(theirs, channels_last=False, compiled=False),
     "diffusers, channels last": functools.partial(theirs, channels_last=True, compiled=False),
