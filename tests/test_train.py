@@ -205,10 +205,18 @@ def test_what_a_killed_run_had_not_saved_is_done_again(store_path, plan, whole, 
     def kill():
         raise Killed
 
+    writers, manager = [], checkpoint.manager
+
+    def remembered(*args):
+        writers.append(manager(*args))
+        return writers[-1]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "manager", remembered)
         at_step(patch, 5, kill)
         with pytest.raises(Killed):
             train.train(ours, store_path, workdir)
+    writers[-1].close()  # a kill ends its threads, which here would write beside the next run
     assert stats(workdir)[-1]["step"] == 5
     assert train.train(ours, store_path, workdir)
     assert_same(last_state(workdir, plan), last_state(whole, plan))
