@@ -45,7 +45,9 @@ class Convolution3x3(nnx.Conv):
 @jax.custom_vjp
 def convolve(x, kernel):
     """x [B, H, W, C], kernel [3, 3, C, O] -> [B, H, W, O], zeros beyond the border."""
-    return jax.lax.platform_dependent(x, kernel, cpu=_on_a_cpu, default=_by_xla)
+    if not _outweighed(x, kernel):
+        return _by_xla(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=_as_product, default=_by_xla)
 
 
 def _forward(x, kernel):
@@ -73,10 +75,6 @@ def _by_xla(x, kernel, rows_padded: int = 1):
 
 def _gradients_by_xla(x, kernel, gradient):
     return jax.vjp(_by_xla, x, kernel)[1](gradient)
-
-
-def _on_a_cpu(x, kernel):
-    return (_as_product if _outweighed(x, kernel) else _by_xla)(x, kernel)
 
 
 def _gradients_on_a_cpu(x, kernel, gradient):

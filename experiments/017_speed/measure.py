@@ -49,6 +49,14 @@ def gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def machine() -> str:
+    """What a result is of."""
+    import torch
+
+    device = torch.cuda.get_device_name() if gpu() else f"{platform.machine()} CPU"
+    return f"{device}, {torch.get_num_threads()} threads"
+
+
 def networks() -> dict:
     """name: (fields of the `model` section, pixels, batch); the default ones are ours alone."""
     small = {"channels": (32, 64, 128), "attention": (False, False, True)}
@@ -94,7 +102,7 @@ def ours(name: str, share: bool = True, forms: bool = True) -> dict:
     from contourdiff_jax.models import convolution
 
     if not forms:
-        convolution._on_a_cpu = convolution._by_xla
+        convolution._outweighed = lambda x, kernel: False
         convolution._gradients_on_a_cpu = convolution._gradients_by_xla
     config, (_, size, batch) = settings(name), networks()[name]
     rng = np.random.default_rng(0)
@@ -303,10 +311,9 @@ def main(options: list[str], chosen: list[str]) -> None:
     import jax
     import torch
 
-    device = torch.cuda.get_device_name() if gpu() else f"{platform.machine()} CPU"
     path = HERE / "result.json"
     result = json.loads(path.read_text()) if path.exists() else {}
-    here = result.setdefault(f"{device}, {torch.get_num_threads()} threads", {})
+    here = result.setdefault(machine(), {})
     here["versions"] = {"jax": jax.__version__, "torch": torch.__version__}
     ways = "--ways" in options
     usual = [name for name in networks() if ways or "default" not in name]

@@ -7,13 +7,14 @@
 
 in the environment of `make test-parity`, with torchvision (the version that belongs to its torch)
 and pandas installed beside. 159b469 is the last commit whose training starts. Its train.py runs as
-it is, with the settings of its README; only the clock is ours, in the step of its learning rate,
+it is, with its own defaults; only the clock is ours, in the step of its learning rate,
 and it is stopped before it samples. Ours is `train.images_per_second`, as the quickstart has it.
 Both see generated heads, the original as PNG files of slices and contours. Each turn is a process
 of its own; turns alternate. Adds its entry to result.json.
 """
 
 import csv
+import itertools
 import json
 import os
 import runpy
@@ -114,10 +115,8 @@ def original(out: Path, size: int, batch: int, steps: int) -> float:
     try:
         runpy.run_path(str(out / "original/train.py"), run_name="__main__")
     except Enough:
-        taken = [
-            after - before for before, after in zip(ends[WARM:], ends[WARM + 1 :], strict=False)
-        ]
-        return batch / statistics.median(taken)
+        taken = statistics.median(b - a for a, b in itertools.pairwise(ends[WARM:]))
+        return batch / taken
     raise SystemExit("the original ended before it was timed")
 
 
@@ -131,10 +130,7 @@ def turn(side: str, out: Path, numbers: list[int]) -> float:
 
 
 def main(out: Path) -> None:
-    import torch
-
-    gpu = measure.gpu()
-    size, batch, steps = (256, 4, 50) if gpu else (128, 2, 6)
+    size, batch, steps = (256, 4, 50) if measure.gpu() else (128, 2, 6)
     if not (out / "pictures/meta.csv").exists():
         data(out, size)
     speeds = {side: [] for side in SIDES}
@@ -142,10 +138,9 @@ def main(out: Path) -> None:
         for side, found in speeds.items():
             found.append(turn(side, out, [size, batch, steps]))
             print(side, f"{found[-1]:.3f} images/s", flush=True)
-    device = torch.cuda.get_device_name() if gpu else f"{os.uname().machine} CPU"
     path = HERE / "result.json"
     result = json.loads(path.read_text())
-    here = result.setdefault(f"{device}, {torch.get_num_threads()} threads", {})
+    here = result.setdefault(measure.machine(), {})
     ratios = [a / b for a, b in zip(*(speeds[side] for side in SIDES), strict=True)]
     here["original"] = {"pixels": size, "batch": batch, "rounds": ROUNDS, "steps": steps} | {
         "images_per_second": {side: round(statistics.median(v), 3) for side, v in speeds.items()},
