@@ -5,7 +5,7 @@
 
 The heads of fold 0 of 001_heads, rendered into OUT. What is done is kept; result.json and
 figure.png are written beside this file. --time, once all is done and alone on the machine, adds the
-seconds that a head takes.
+seconds that a head takes, and the figure shows the scores over them.
 """
 
 import argparse
@@ -51,16 +51,15 @@ def main() -> None:
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(len(os.sched_getaffinity(0))))
     if given.time:
         result = json.loads(path.read_text()) | {"seconds a head": timed(out)}
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        return
-    data(out)
-    result = {"images": IMAGES, "images of a pupil": LESSONS, "networks": {}}
-    for name, (fields, counts) in NETWORKS.items():
-        run = trained(out, name, fields)
-        for steps in counts:
-            result["networks"].setdefault(name, {})[steps] = scored(out, run, steps)
+    else:
+        data(out)
+        result = {"images": IMAGES, "images of a pupil": LESSONS, "networks": {}}
+        for name, (fields, counts) in NETWORKS.items():
+            run = trained(out, name, fields)
+            for steps in counts:
+                result["networks"].setdefault(name, {})[steps] = scored(out, run, steps)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    figure(result["networks"], HERE / "figure.png")
+    figure(json.loads(path.read_text()), HERE / "figure.png")
 
 
 def data(out: Path) -> None:
@@ -140,8 +139,8 @@ def timed(out: Path) -> dict:
     return {steps: statistics.median(them) for steps, them in seconds.items()}
 
 
-def figure(networks: dict, path: Path) -> None:
-    """Each score over the number of steps."""
+def figure(result: dict, path: Path) -> None:
+    """Each score over the number of steps, or over the seconds that these take."""
     import matplotlib.pyplot as plt
 
     panels = {
@@ -150,18 +149,23 @@ def figure(networks: dict, path: Path) -> None:
         "contour F1": lambda e: e["contour_f1"]["value"],
         "gradient, truth's = 1": lambda e: e["gradient_over_truth"],
     }
+    seconds = result.get("seconds a head")
+    ticks = [seconds[str(steps)] if seconds else steps for steps in STEPS]
+    places = dict(zip(map(str, STEPS), ticks, strict=True))
+    labels = [f"{place:.2g}" for place in ticks]
+    along = f"seconds a head, in {', '.join(map(str, STEPS))} steps" if seconds else "steps"
     plot, axes = plt.subplots(1, len(panels), figsize=(13, 3), layout="constrained")
     groups = {"all timesteps": "o-", "trained for": "s", "taught": "^"}
     for axis, (title, value) in zip(axes, panels.items(), strict=True):
         for group, mark in groups.items():
             points = [
-                (int(steps), value(entry))
-                for name, entries in networks.items()
+                (places[steps], value(entry))
+                for name, entries in result["networks"].items()
                 if name.startswith(group)
                 for steps, entry in entries.items()
             ]
             axis.semilogx(*zip(*sorted(points), strict=True), mark, label=group, base=2)
-        axis.set(title=title, xlabel="steps", xticks=STEPS, xticklabels=STEPS)
+        axis.set(title=title, xlabel=along, xticks=ticks, xticklabels=labels)
         axis.minorticks_off()
     axes[0].legend(frameon=False)
     plot.savefig(path, dpi=110)
