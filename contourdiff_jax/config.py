@@ -86,6 +86,9 @@ def default() -> ConfigDict:
                 # Compute the inside of every block again for the gradients instead of keeping it:
                 # an accelerator takes more time and less memory (a CPU's compiler undoes it).
                 "rematerialise": False,
+                # Attention in cuDNN's fused kernel on an NVIDIA GPU, in bfloat16: scores between
+                # positions are not kept. Elsewhere it makes no difference.
+                "fused_attention": False,
             },
             "diffusion": {
                 "steps": 1000,  # T
@@ -183,7 +186,7 @@ def from_dict(fields: dict) -> ConfigDict:
 
 
 # Fields, by the beginnings of their names, that say how a run is computed and not what it learns.
-COMPUTING = ("mesh.", "model.rematerialise")
+COMPUTING = ("mesh.", "model.rematerialise", "model.fused_attention")
 
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:

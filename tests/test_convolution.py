@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from contourdiff_jax.models import convolution
+from contourdiff_jax.models import convolution, winograd
 
 # (B, H, W, C, O): one of each case, and beside it one where XLA's is used.
 FEW = (2, 32, 20, 24, 8)
@@ -40,7 +40,7 @@ def test_values_and_gradients_are_those_of_xla(shape):
 
 @pytest.mark.parametrize(
     ("shape", "own"),
-    [(FEW, {"kernel"}), (MANY, {"kernel"}), (HEAVY, {"x", "kernel"}), (NEITHER, set())],
+    [(FEW, {"kernel"}), (MANY, {"x", "kernel"}), (HEAVY, {"x", "kernel"}), (NEITHER, set())],
 )
 def test_each_case_has_a_form_of_its_own(monkeypatch, shape, own):
     """With XLA's gradients made wrong, those that a CPU computes by itself are right."""
@@ -53,9 +53,41 @@ def test_each_case_has_a_form_of_its_own(monkeypatch, shape, own):
     assert {name for name, ours, theirs in cases if agree(ours, theirs)} == own
 
 
-def test_elsewhere_they_are_xlas():
+def test_tiles_round_like_products_do():
+    """Beside the convolution in float64, to a few millionths of its standard deviation."""
+    x, kernel, _ = given((2, 20, 12, 256, 128))
+    padded = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    shifts = [(i, j) for i in range(3) for j in range(3)]
+    exact = sum(padded[:, i : i + 20, j : j + 12] @ np.asarray(kernel)[i, j] for i, j in shifts)
+    assert np.abs(winograd.value(x, kernel) - exact).max() < 1e-5 * exact.std()
+
+
+def test_parts_of_a_picture_make_the_whole(monkeypatch):
+    x, kernel, gradient = given((2, 22, 8, 4, 6))
+    right, exact = jax.vjp(convolution._by_xla, x, kernel)
+    for elements in (1, 8 * 4 * 3, 1 << 22):  # two rows at once, six (the last four) and all
+        monkeypatch.setattr(winograd, "PART", elements)
+        assert agree(winograd.value(x, kernel), right)
+        for ours, theirs in zip(
+            winograd.gradients(x, kernel, gradient), exact(gradient), strict=True
+        ):
+            assert agree(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((1, 40, 12, 128, 128), "bfloat16"), ((1, 39, 12, 128, 128), "float32")],
+)
+def test_tiles_are_of_float32_and_whole(monkeypatch, shape, dtype):
+    x, kernel, _ = (a.astype(dtype) for a in given(shape))
+    monkeypatch.setattr(winograd, "value", None)
+    assert convolution.convolve(x, kernel).shape == (*shape[:3], shape[4])
+
+
+@pytest.mark.parametrize("shape", [MANY, HEAVY])
+def test_elsewhere_they_are_xlas(shape):
     """Lowered for a GPU, nothing of the CPU's forms is left."""
-    x, kernel, gradient = given(HEAVY)
+    x, kernel, gradient = given(shape)
 
     def lowered(platform):
         traced = jax.jit(lambda g: jax.vjp(convolution.convolve, x, kernel)[1](g)).trace(gradient)

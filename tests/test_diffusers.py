@@ -115,7 +115,8 @@ def test_settings_go_to_diffusers_and_come_back(fields):
     back = diffusers.model(diffusers.unet(model, inputs=2, outputs=1, size=32))
     for name, value in back.items():
         assert model[name] == value, name
-    assert set(model) - set(back) == {"conditions", "null", "dtype", "rematerialise"}
+    ours = {"conditions", "null", "dtype", "rematerialise", "fused_attention"}
+    assert set(model) - set(back) == ours
 
 
 def test_fields_that_a_file_leaves_out_are_diffusers_defaults():

@@ -15,6 +15,7 @@ from contourdiff_jax.data import volumes
 from contourdiff_jax.data.volumes import NativeGrid
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.formats import itk
+from contourdiff_jax.layouts.scans import Scan
 
 ORDERS = list(itertools.permutations(range(3)))
 FLIPS = list(itertools.product((1, -1), repeat=3))
@@ -179,6 +180,20 @@ def test_a_detached_header_needs_no_newline_at_its_end(tmp_path):
     agrees_with_itk(path)
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     agrees_with_itk(path)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_digest_of_a_scan_is_of_its_voxels_too(tmp_path, suffix):
+    """SimpleITK puts those of .mhd and .nhdr into a file beside the header."""
+
+    def digest():
+        return Scan("a", "a", (path,), path, "a").sha256
+
+    path = write_by_itk(tmp_path / f"a{suffix}")
+    before = digest()
+    assert digest() == before
+    write_by_itk(path, ramp()[::-1])
+    assert digest() != before
 
 
 def test_reading_does_not_need_simpleitk(tmp_path):

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import types
+
 import flax.linen
 import jax
 import jax.numpy as jnp
@@ -156,6 +158,34 @@ def test_attention_is_jax_attention(rng):
     )
 
 
+def test_attention_is_fused_on_nvidia_alone(monkeypatch):
+    """The kernel's arguments are those of `attend`, whose place it takes when lowering for CUDA."""
+    qkv = jax.random.normal(jax.random.key(0), (3, 2, 16, 3, 8))
+    mixed = blocks._attend_in_cudnn(*qkv, implementation="xla")
+    np.testing.assert_allclose(blocks.attend_fused(*qkv), mixed, atol=1e-5)
+
+    version = types.SimpleNamespace(platform_version="cuda 13000")
+    monkeypatch.setattr(blocks.backend, "get_backend", lambda: version)
+    monkeypatch.setattr(blocks, "_attend_in_cudnn", lambda query, key, value: jnp.cos(value))
+
+    def lowered(platform):
+        exported = jax.export.export(jax.jit(blocks.attend_fused), platforms=[platform])
+        return exported(*qkv).mlir_module()
+
+    assert "cosine" in lowered("cuda")
+    assert "cosine" not in lowered("cpu")
+    assert "cosine" not in lowered("rocm")
+
+
+def test_fused_attention_makes_no_difference_elsewhere(settings):
+    settings.dtype = "bfloat16"
+    outputs = []
+    for settings.fused_attention in (False, True):
+        params, apply = network(settings)
+        outputs.append(apply(params, *inputs(2)))
+    np.testing.assert_array_equal(*outputs)
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -166,6 +196,8 @@ def test_attention_is_jax_attention(rng):
         ({"head_width": 5}, "head_width"),
         ({"head_width": -8}, "head_width"),
         ({"dtype": "float16"}, "float16"),
+        ({"fused_attention": True}, "dtype is float32"),
+        ({"fused_attention": True, "dtype": "bfloat16", "head_width": 4}, "heads of 4"),
         ({"layers": 0}, "layers"),
         ({"layers": 100_000}, "layers: 100000 is more than 64"),
         ({"groups": 0}, "groups"),

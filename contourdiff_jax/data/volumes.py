@@ -215,6 +215,15 @@ def subject_digest(subject: str) -> str:
     return hashlib.sha256(subject.encode()).hexdigest()
 
 
+def parts(path: Path) -> tuple[Path, ...]:
+    """The files that one of a volume consists of: a header may have its voxels in another."""
+    if suffix_of(path) not in ITK:
+        return (path,)
+    from contourdiff_jax.formats import itk
+
+    return itk.parts(path)
+
+
 def sha256(*files: str | Path) -> str:
     """Hexadecimal SHA-256 of the bytes of the files, one after the other."""
     digest = hashlib.sha256()

@@ -77,16 +77,7 @@ class _Header:
 
 def opened(path: Path) -> Image:
     """Opens the file and checks all that its header can tell."""
-    meta = volumes.suffix_of(path) in (".mha", ".mhd")
-    name, parse = ("MetaImage", _meta) if meta else ("NRRD", _nrrd)
-    with volumes.open_file(path) as file:
-        text = file.read(HEADER)
-    try:
-        with np.errstate(all="ignore"):  # numbers out of all range are told below
-            header = parse(path, text)
-    except (ValueError, KeyError, OverflowError) as error:  # a number, a field, a line is wrong
-        raise InputError(f"{path}: damaged, or no {name} file; convert it again") from error
-
+    header = _header(path)
     shape = header.shape
     if len(shape) < 2 or min(shape) < 1:
         raise InputError(f"{path}: shape {shape} holds no image")
@@ -113,7 +104,27 @@ def opened(path: Path) -> Image:
         with np.errstate(all="ignore"):  # what float32 cannot hold becomes infinite
             return array.astype(np.float32)
 
-    return Image(native, voxels, header.dtype.newbyteorder("="), name, header.notes)
+    return Image(native, voxels, header.dtype.newbyteorder("="), _format(path), header.notes)
+
+
+def parts(path: Path) -> tuple[Path, ...]:
+    """The file, and where its voxels lie in another, that."""
+    return tuple(dict.fromkeys((path, _header(path).data)))
+
+
+def _format(path: Path) -> str:
+    return "MetaImage" if volumes.suffix_of(path) in (".mha", ".mhd") else "NRRD"
+
+
+def _header(path: Path) -> _Header:
+    name = _format(path)
+    with volumes.open_file(path) as file:
+        text = file.read(HEADER)
+    try:
+        with np.errstate(all="ignore"):  # numbers out of all range are told by who uses them
+            return {"MetaImage": _meta, "NRRD": _nrrd}[name](path, text)
+    except (ValueError, KeyError, OverflowError) as error:  # a number, a field, a line is wrong
+        raise InputError(f"{path}: damaged, or no {name} file; convert it again") from error
 
 
 def _affine(path: Path, header: _Header) -> np.ndarray:

@@ -52,8 +52,8 @@ class Scan:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the bytes of its files."""
-        return volumes.sha256(*self.files)
+        """Of the bytes of its files, voxels that lie beside a header included."""
+        return volumes.sha256(*(part for path in self.files for part in volumes.parts(path)))
 
     @property
     def source(self) -> str:

@@ -20,6 +20,7 @@ from contourdiff_jax.models.unet import UNet, decoder_attention
 Params = dict[str, Any]
 
 LAYERS = 64  # residual blocks a resolution at most: more is a slip, and would be built for hours
+FUSED_WIDTH = 128  # features of a head at most that cuDNN's attention takes on every NVIDIA GPU
 # Standard deviation of a standard normal variable truncated to [-2, 2].
 TRUNCATED_DEVIATION = 0.8796256610342398
 
@@ -147,6 +148,8 @@ def check(config) -> None:
                 f"config.model.channels: {features} has attention and is not a multiple of "
                 f"config.model.head_width={config.head_width}"
             )
+    if config.fused_attention:
+        _check_fused(config, attentive)
     for name in ("middle_divisor", "epsilon"):
         if not 0 < config[name] < math.inf:
             raise InputError(f"config.model.{name}: {config[name]} must be above 0 and finite")
@@ -158,6 +161,22 @@ def check(config) -> None:
         )
     if config.dtype not in ("float32", "bfloat16"):
         raise InputError(f"config.model.dtype: {config.dtype!r} is not one of float32, bfloat16")
+
+
+def _check_fused(config, attentive: list[int]) -> None:
+    """Raise InputError where cuDNN's kernel could not take the heads, once it is compiled."""
+    if config.dtype != "bfloat16":
+        raise InputError(
+            f"config.model.fused_attention computes in bfloat16, "
+            f"and config.model.dtype is {config.dtype}"
+        )
+    for features in attentive:
+        width = config.head_width or features
+        if width % 8 or width > FUSED_WIDTH:
+            raise InputError(
+                f"config.model.head_width: heads of {width} features, where "
+                f"config.model.fused_attention takes multiples of 8 up to {FUSED_WIDTH}"
+            )
 
 
 def check_size(config, size: int) -> None:

@@ -15,6 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend import backend
 
 from contourdiff_jax.models.convolution import Convolution1x1, Convolution3x3
 
@@ -235,6 +236,18 @@ def attend(query, key, value):
     return (mixed / jnp.moveaxis(weights.sum(-1), 1, 2)[..., None]).astype(value.dtype)
 
 
+# The same in one kernel that keeps no scores (Dao et al. 2022, arXiv 2205.14135). Tracing it wants
+# cuDNN.
+_attend_in_cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+
+
+def attend_fused(query, key, value):
+    """`attend`, in a kernel of cuDNN's where there is one: on NVIDIA GPUs."""
+    if "cuda" not in backend.get_backend().platform_version:
+        return attend(query, key, value)
+    return jax.lax.platform_dependent(query, key, value, cuda=_attend_in_cudnn, default=attend)
+
+
 class AttentionBlock(nnx.Module):
     """Self-attention over all positions of [B, *S, C], with norm (or without) and residual."""
 
@@ -245,6 +258,7 @@ class AttentionBlock(nnx.Module):
         head_width: int,
         groups: int,
         epsilon: float,
+        fused: bool = False,
         norm: bool = True,
         divisor: float = 1.0,
         dtype,
@@ -255,6 +269,7 @@ class AttentionBlock(nnx.Module):
         self.query, self.key, self.value = square(), square(), square()
         self.out = square(zero=True)
         self.heads = features // head_width if head_width else 1
+        self.attend = attend_fused if fused else attend
         self.divisor = divisor
 
     def __call__(self, x):
@@ -264,7 +279,7 @@ class AttentionBlock(nnx.Module):
         def split(y):
             return y.reshape(*y.shape[:2], self.heads, -1)
 
-        mixed = attend(*(split(f(tokens)) for f in (self.query, self.key, self.value)))
+        mixed = self.attend(*(split(f(tokens)) for f in (self.query, self.key, self.value)))
         return (x + self.out(mixed.reshape(tokens.shape)).reshape(x.shape)) / self.divisor
 
 

@@ -2,9 +2,8 @@
 """Convolutions of pictures, in the forms that compilers make the most of.
 
 Of one pixel, a convolution is a product of matrices. Of 3 x 3 pixels, XLA's is as good as any on
-an accelerator; on a CPU its gradients run at a half to a fifth of the convolution's speed in three
-cases that U-Nets are full of, and have forms of their own there, chosen when lowering. Where they
-begin to pay, the numbers below, is measured in experiments/017_speed.
+an accelerator; on a CPU there are faster ones for three kinds that U-Nets are full of, chosen when
+lowering. Where they begin to pay, the numbers below, is measured in experiments/017_speed.
 
 Shapes: B batch, H rows, W columns, C features in, O features out.
 """
@@ -13,13 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from contourdiff_jax.models import winograd
+
 SMALL = 8 * 8  # pixels, up to which a kernel of HEAVY elements a pixel costs more than the picture
 HEAVY = 512 * 512
-FEW = 16  # features out, up to which parts of ROWS rows are taken for further images
+MANY = 128  # features in and out, from which tiles of larger pictures pay (winograd.py)
+FEW = 16  # features out, up to which a kernel's gradient takes parts of ROWS rows for images
 ROWS = 16
-MANY = 128  # features in and out, from which the kernel's gradient is a sum over parts
-PART = 8  # rows in each, in pictures of FROM rows or more
-FROM = 32
 
 
 class Convolution1x1(nnx.Conv):
@@ -45,9 +44,13 @@ class Convolution3x3(nnx.Conv):
 @jax.custom_vjp
 def convolve(x, kernel):
     """x [B, H, W, C], kernel [3, 3, C, O] -> [B, H, W, O], zeros beyond the border."""
-    if not _outweighed(x, kernel):
+    if _outweighed(x, kernel):
+        form = _as_product
+    elif _tiled(x, kernel):
+        form = winograd.value
+    else:
         return _by_xla(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=_as_product, default=_by_xla)
+    return jax.lax.platform_dependent(x, kernel, cpu=form, default=_by_xla)
 
 
 def _forward(x, kernel):
@@ -80,14 +83,11 @@ def _gradients_by_xla(x, kernel, gradient):
 def _gradients_on_a_cpu(x, kernel, gradient):
     if _outweighed(x, kernel):
         return jax.vjp(_as_product, x, kernel)[1](gradient)
+    if _tiled(x, kernel):
+        return winograd.gradients(x, kernel, gradient)
     of_x, of_kernel = _gradients_by_xla(x, kernel, gradient)  # what is replaced is not computed
-    rows, (features_in, features_out) = x.shape[1], kernel.shape[2:]
-    if features_out <= FEW and rows > ROWS and rows % ROWS == 0:
-        pieces, gradients = _parts(x, gradient, ROWS)
-        of_kernel = _of_kernel(_as_images(pieces), _as_images(gradients), kernel)
-    elif min(features_in, features_out) >= MANY and rows >= FROM and rows % PART == 0:
-        pairs = zip(*_parts(x, gradient, PART), strict=True)
-        of_kernel = sum(_of_kernel(part, given, kernel) for part, given in pairs)
+    if kernel.shape[3] <= FEW and x.shape[1] > ROWS and x.shape[1] % ROWS == 0:
+        of_kernel = _of_kernel(_as_images(x, 1), _as_images(gradient, 0), kernel)
     return of_x, of_kernel
 
 
@@ -95,6 +95,13 @@ def _outweighed(x, kernel) -> bool:
     """Whether pictures are so small that a kernel should be read as it lies, and once."""
     _, rows, columns, features = x.shape
     return rows * columns <= SMALL and features * kernel.shape[3] >= HEAVY
+
+
+def _tiled(x, kernel) -> bool:
+    """Whether products of matrices would be most of the work in tiles."""
+    _, rows, columns, _ = x.shape
+    even = rows % 2 == columns % 2 == 0 and rows * columns > SMALL
+    return even and min(kernel.shape[2:]) >= MANY and x.dtype == jnp.float32
 
 
 def _as_product(x, kernel):
@@ -105,16 +112,13 @@ def _as_product(x, kernel):
     return jnp.concatenate(places, -1) @ kernel.reshape(-1, kernel.shape[3])
 
 
-def _parts(x, gradient, size: int):
-    """Parts of `size` rows: of x with the row before and the row after them, and of `gradient`."""
-    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
-    firsts = range(0, x.shape[1], size)
-    pieces = [padded[:, first : first + size + 2] for first in firsts]
-    return pieces, [gradient[:, first : first + size] for first in firsts]
+def _as_images(x, beyond: int):
+    """Parts of ROWS rows, and `beyond` of their neighbours, as [B n, ...].
 
-
-def _as_images(parts):
-    """n parts [B, ...] -> [B n, ...]; images stay where they are when B is sharded."""
+    Images stay where they are when B is sharded.
+    """
+    padded = jnp.pad(x, ((0, 0), (beyond, beyond), (0, 0), (0, 0)))
+    parts = [padded[:, i : i + ROWS + 2 * beyond] for i in range(0, x.shape[1], ROWS)]
     return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
 
 

@@ -42,7 +42,12 @@ class UNet(nnx.Module):
             **norm,
         )
         attend = functools.partial(
-            blocks.AttentionBlock, head_width=config.head_width, dtype=dtype, rngs=rngs, **norm
+            blocks.AttentionBlock,
+            head_width=config.head_width,
+            fused=config.fused_attention,
+            dtype=dtype,
+            rngs=rngs,
+            **norm,
         )
         resample = {
             "convolve": config.resample_convolution,
