@@ -12,8 +12,9 @@ nothing while it is not its turn: thread pools that share one disturb each other
 so that a busy machine is busy for all, and begin with a call that is not counted: a virtual
 machine may have taken the memory that a process gave back before it waited. A ratio is that of two
 turns side by side, given as the median with its bootstrap interval. With --ways it is compared with
-itself, without what makes it fast on a CPU. Each network has its entry in result.json, by device;
---memory adds to it what a process holds at most that does one thing only.
+itself, without what makes it fast on a CPU, and with what might make it faster. Each network has
+its entry in result.json, by device; --memory adds to it what a process holds at most that does one
+thing only.
 """
 
 import contextlib
@@ -33,6 +34,8 @@ HERE = Path(__file__).parent
 STEPS = 5  # of DDIM
 CALLS = ("train", "translate")
 OURS = "contourdiff_jax"
+HUGE = "huge pages"  # for large arrays, where the system leaves that to who asks for memory
+FUSED = "fused attention"
 COMPILED = "diffusers, channels last, compiled"  # on a CPU of the small network only, for its time
 PUBLISHED = {
     "channels": (128, 128, 256, 256, 512, 512),
@@ -89,8 +92,11 @@ def settings(name: str):
 # --------------------------------------------------------------------------------------------------
 
 
-def ours(name: str, share: bool = True, forms: bool = True) -> dict:
-    """As it is, or without sharing batches among cores, or with XLA's convolutions of 3 x 3."""
+def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False) -> dict:
+    """As it is, or without sharing batches among cores, or with XLA's convolutions of 3 x 3.
+
+    Or with fused attention.
+    """
     os.environ["JAX_NUM_CPU_DEVICES"] = str(len(os.sched_getaffinity(0)) if share else 1)
 
     import jax
@@ -102,9 +108,10 @@ def ours(name: str, share: bool = True, forms: bool = True) -> dict:
     from contourdiff_jax.models import convolution
 
     if not forms:
-        convolution._outweighed = lambda x, kernel: False
+        convolution._outweighed = convolution._tiled = lambda x, kernel: False
         convolution._gradients_on_a_cpu = convolution._gradients_by_xla
     config, (_, size, batch) = settings(name), networks()[name]
+    config.model.fused_attention = fused
     rng = np.random.default_rng(0)
     contour = batches.given(rng.integers(0, 2, (batch, size, size)).astype(np.float32))
     x = rng.uniform(-1, 1, (batch, size, size, 1)).astype(np.float32)
@@ -210,8 +217,10 @@ def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
 SIDES = {
     OURS: ours,
     "one device": functools.partial(ours, share=False),
-    "XLA's gradients": functools.partial(ours, forms=False),
+    "XLA's convolutions": functools.partial(ours, forms=False),
     "neither": functools.partial(ours, share=False, forms=False),
+    HUGE: ours,
+    FUSED: functools.partial(ours, fused=True),
     "diffusers": functools.partial(theirs, channels_last=False, compiled=False),
     "diffusers, channels last": functools.partial(theirs, channels_last=True, compiled=False),
     COMPILED: functools.partial(theirs, channels_last=True, compiled=True),
@@ -251,9 +260,9 @@ def own_peak() -> int:
 def process(name: str, side: str):
     """A process of that side: ask(what, count) -> its answer."""
     command = [sys.executable, __file__, "--serve", name, side]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as child:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    asked = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if side == HUGE else {}
+    with subprocess.Popen(command, **pipes, text=True, env=os.environ | asked) as child:
 
         def ask(what: str, count: int = 1) -> float:
             child.stdin.write(f"{what} {count}\n")
@@ -332,12 +341,14 @@ def main(options: list[str], chosen: list[str]) -> None:
 
 
 def sides(name: str, ways: bool) -> list[str]:
-    """Ours, and those it is compared with: what made it as fast as it is, or the peers."""
-    own = [side for side, build in SIDES.items() if getattr(build, "func", build) is ours]
-    if ways:
-        return own
-    peers = [side for side in SIDES if side not in own]
-    return [OURS, *(side for side in peers if gpu() or name == "small" or side != COMPILED)]
+    """Ours, and those it is compared with: itself in other ways, or the peers."""
+    peers = [side for side in SIDES if side.startswith("diffusers")]
+    if not ways:
+        return [OURS, *(side for side in peers if gpu() or name == "small" or side != COMPILED)]
+    if gpu():
+        return [OURS, FUSED]
+    large = name == "published"  # whose batches are not shared
+    return [OURS, "XLA's convolutions", *([] if large else ["one device", "neither"]), HUGE]
 
 
 if __name__ == "__main__":
