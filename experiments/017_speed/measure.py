@@ -347,8 +347,9 @@ def sides(name: str, ways: bool) -> list[str]:
         return [OURS, *(side for side in peers if gpu() or name == "small" or side != COMPILED)]
     if gpu():
         return [OURS, FUSED]
-    large = name == "published"  # whose batches are not shared
-    return [OURS, "XLA's convolutions", *([] if large else ["one device", "neither"]), HUGE]
+    if name == "published":  # whose batches are not shared; it alone takes gigabytes
+        return [OURS, HUGE]
+    return [OURS, "XLA's convolutions", "one device", "neither"]
 
 
 if __name__ == "__main__":
