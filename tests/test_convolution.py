@@ -11,7 +11,7 @@ from contourdiff_jax.models import convolution, winograd
 
 # (B, H, W, C, O): one of each case, and beside it one where XLA's is used.
 FEW = (2, 32, 20, 24, 8)
-MANY = (1, 40, 12, 64, 96)
+MANY = (1, 40, 12, 128, 128)
 HEAVY = (2, 4, 8, 512, 512)
 NEITHER = (2, 24, 20, 24, 24)
 
@@ -76,7 +76,7 @@ def test_parts_of_a_picture_make_the_whole(monkeypatch, elements):
 
 @pytest.mark.parametrize(
     ("shape", "dtype"),
-    [((1, 40, 12, 64, 64), "bfloat16"), ((1, 39, 12, 64, 64), "float32")],
+    [((1, 40, 12, 128, 128), "bfloat16"), ((1, 39, 12, 128, 128), "float32")],
 )
 def test_tiles_are_of_float32_and_whole(monkeypatch, shape, dtype):
     x, kernel, _ = (a.astype(dtype) for a in given(shape))

@@ -16,7 +16,7 @@ from contourdiff_jax.models import winograd
 
 SMALL = 8 * 8  # pixels, up to which a kernel of HEAVY elements a pixel costs more than the picture
 HEAVY = 512 * 512
-MANY = 64  # features in and out, from which tiles of larger pictures pay (winograd.py)
+MANY = 128  # features in and out, from which tiles of larger pictures pay (winograd.py)
 FEW = 16  # features out, up to which a kernel's gradient takes parts of ROWS rows for images
 ROWS = 16
 
