@@ -61,13 +61,12 @@ def machine() -> str:
 
 
 def networks() -> dict:
-    """name: (fields of the `model` section, pixels, batch); the default ones are ours alone."""
+    """name: (fields of the `model` section, pixels, batch); the default one is ours alone."""
     small = {"channels": (32, 64, 128), "attention": (False, False, True)}
     return {
         "small": (THEIRS | small, 64, 8),
         "published": (THEIRS | PUBLISHED, 256 if gpu() else 128, 4 if gpu() else 2),
-        "default, 64 px": ({}, 64, 2),
-        "default, 96 px": ({}, 96, 4),
+        "default": ({}, 96, 4),
     }
 
 
