@@ -44,13 +44,13 @@ def count() -> dict:
     """Of each network, its parameters and GFLOP an image for translation (a step) and training."""
     from contourdiff_jax import config
 
-    found = {PUBLISHED: _count(_configuration("contourdiff_2d"), 256)}
+    found = {PUBLISHED: operations(_configuration("contourdiff_2d"), 256)}
     for size in (64, 96, 128):
-        found[f"default, {size} px"] = _count(config.default(), size)
+        found[f"default, {size} px"] = operations(config.default(), size)
     return found
 
 
-def _count(config, size: int) -> dict:
+def operations(config, size: int) -> dict:
     import jax
     import jax.numpy as jnp
 

@@ -86,6 +86,17 @@ def settings(name: str):
     return config
 
 
+def example(name: str) -> dict:
+    """A batch to train a network of ours on."""
+    from contourdiff_jax.data import batches
+
+    _, size, batch = networks()[name]
+    rng = np.random.default_rng(0)
+    contour = batches.given(rng.integers(0, 2, (batch, size, size)).astype(np.float32))
+    x = rng.uniform(-1, 1, (batch, size, size, 1)).astype(np.float32)
+    return {"x": x, "condition": {"contour": contour}}
+
+
 # --------------------------------------------------------------------------------------------------
 # Sides: {what: function that makes the call to be timed}, the call ending when the device is done
 # --------------------------------------------------------------------------------------------------
@@ -111,19 +122,17 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
         convolution._gradients_on_a_cpu = convolution._gradients_by_xla
     config, (_, size, batch) = settings(name), networks()[name]
     config.model.fused_attention = fused
-    rng = np.random.default_rng(0)
-    contour = batches.given(rng.integers(0, 2, (batch, size, size)).astype(np.float32))
-    x = rng.uniform(-1, 1, (batch, size, size, 1)).astype(np.float32)
+    given = example(name)
 
     def training():
         plan = train.setup(config, size)
         state = plan.init(jax.random.key(0))
-        example = meshes.put(meshes.batch(plan.mesh), {"x": x, "condition": {"contour": contour}})
+        lying = meshes.put(meshes.batch(plan.mesh), given)
 
         def call(count: int):
             nonlocal state
             for _ in range(count):
-                state, metrics = plan.step(state, example)
+                state, metrics = plan.step(state, lying)
             jax.block_until_ready((state, metrics))
 
         return call
@@ -134,6 +143,7 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
         mesh = meshes.make(config.mesh, batch=batch, held=held)
         sampler = sampling.sampler(config, model, schedules.build(config.diffusion), mesh)
         # From the host, as those of a checkpoint.
+        rng = np.random.default_rng(0)
         weights = jax.tree.map(lambda a: rng.normal(0, 0.02, a.shape).astype(a.dtype), held)
         params = meshes.split(meshes.replicated(mesh), weights)
         del weights
@@ -142,7 +152,7 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
 
         def call(count: int):
             for _ in range(count):
-                sampling.draw(sampler, params, lying, batch, {"contour": contour}, knots)
+                sampling.draw(sampler, params, lying, batch, given["condition"], knots)
 
         return call
 

@@ -3,12 +3,12 @@
 
     python roofline.py NETWORK [--peak=TFLOP/S] [--profile=DIR]
 
-Operations are those of the network as written (forward, and twice that backward), so that their
-share of the peak is model-flops utilisation; bytes are those that the compiled step accesses, as
-XLA counts them. Peak and bandwidth are measured, as the speed of a large product of matrices in the
-network's dtype and of a sum in place; --peak is what the maker says, for the utilisation that
-others give. The roofline is the longer of the times that operations and bytes take at those speeds
-(Williams et al. 2009); it is no bound where caches hold what a step reads again, as on a CPU.
+Operations are those of the network as written, forward and backward, so that their share of the
+peak is model-flops utilisation; bytes are those that the compiled step accesses, as XLA counts
+them. Peak and bandwidth are measured, as the speed of a large product of matrices in the network's
+dtype and of a sum in place; --peak is what the maker says, for the utilisation that others give.
+The roofline is the longer of the times that operations and bytes take at those speeds (Williams et
+al. 2009); it is no bound where caches hold what a step reads again, as on a CPU.
 --profile keeps a trace of three steps, for xprof or Perfetto. Each network has its entry in
 roofline.json, by device.
 """
@@ -17,16 +17,15 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import measure
-import numpy as np
 
 from contourdiff_jax import mesh as meshes
 from contourdiff_jax import train
-from contourdiff_jax.data import batches
 
 ROUNDS = 15
 ON_GPU = {"side": 16_384, "elements": 1 << 29}
@@ -61,27 +60,21 @@ def device(dtype: str) -> dict:
     }
 
 
-def operations(config, plan: train.Setup, size: int) -> float:
-    """Of a train step, as written: lowered for a GPU, where convolutions are nothing else."""
-    batch = config.train.batch
-    image = jax.ShapeDtypeStruct((batch, size, size, 1), jnp.float32)
-    condition = {"contour": jax.ShapeDtypeStruct((batch, size, size, 2), jnp.float32)}
-    given = plan.like.params, image, jax.ShapeDtypeStruct((batch,), jnp.int32), condition
-    given = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype), given)
-    lowered = jax.jit(plan.model.apply).trace(*given).lower(lowering_platforms=("cuda",))
-    return 3 * lowered.cost_analysis()["flops"]
+def operations(config, size: int) -> float:
+    """Of a train step, as 016_cost counts them."""
+    sys.path.append(str(measure.HERE.parent / "016_cost"))
+    import cost
+
+    return 1e9 * config.train.batch * cost.operations(config, size)["train"]
 
 
 def roofline(name: str, peak: float | None, profile: str | None) -> dict:
     config, (_, size, batch) = measure.settings(name), measure.networks()[name]
     can = device(config.model.dtype)
     plan = train.setup(config, size)
-    work, moved = operations(config, plan, size), plan.step.cost_analysis()["bytes accessed"]
+    work, moved = operations(config, size), plan.step.cost_analysis()["bytes accessed"]
     moved *= plan.mesh.size  # counted for one device
-    rng = np.random.default_rng(0)
-    contour = batches.given(rng.integers(0, 2, (batch, size, size)).astype(np.float32))
-    x = rng.uniform(-1, 1, (batch, size, size, 1)).astype(np.float32)
-    example = meshes.put(meshes.batch(plan.mesh), {"x": x, "condition": {"contour": contour}})
+    example = meshes.put(meshes.batch(plan.mesh), measure.example(name))
     state = plan.init(jax.random.key(0))
 
     def step():
