@@ -18,20 +18,20 @@ from contourdiff_jax.errors import InputError
 
 # In the order they are used; the modules have define_flags(values) and main(values[, arguments]).
 COMMANDS = {
-    "quickstart": "contourdiff_jax.quickstart",
-    "phantoms": "contourdiff_jax.data.phantoms",
-    "inspect": "contourdiff_jax.inspect",
-    "prepare": "contourdiff_jax.data.prepare",
-    "contours": "contourdiff_jax.contours",
-    "train": "contourdiff_jax.train",
-    "translate": "contourdiff_jax.translate",
-    "evaluate": "contourdiff_jax.evaluate",
-    "segment": "contourdiff_jax.segment",
-    "report": "contourdiff_jax.report",
-    "card": "contourdiff_jax.card",
-    "import": "contourdiff_jax.importing",
-    "export": "contourdiff_jax.exporting",
-    "weights": "contourdiff_jax.weights",
+    "quickstart": "contourdiff_jax.commands.quickstart",
+    "phantoms": "contourdiff_jax.commands.phantoms",
+    "inspect": "contourdiff_jax.commands.inspect",
+    "prepare": "contourdiff_jax.commands.prepare",
+    "contours": "contourdiff_jax.commands.contours",
+    "train": "contourdiff_jax.commands.train",
+    "translate": "contourdiff_jax.commands.translate",
+    "evaluate": "contourdiff_jax.commands.evaluate",
+    "segment": "contourdiff_jax.commands.segment",
+    "report": "contourdiff_jax.commands.report",
+    "card": "contourdiff_jax.commands.card",
+    "import": "contourdiff_jax.commands.importing",
+    "export": "contourdiff_jax.commands.exporting",
+    "weights": "contourdiff_jax.commands.weights",
 }
 BAD_INPUT = 2
 

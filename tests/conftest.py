@@ -55,7 +55,7 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def phantom_data(tmp_path_factory) -> Path:
     """Generated heads of 32 px: four with MR to train on, two to translate, with truth."""
-    from contourdiff_jax.data.phantoms import phantoms
+    from contourdiff_jax.data.phantoms.heads import phantoms
 
     out = tmp_path_factory.mktemp("phantoms") / "data"
     phantoms(out, subjects=7, test=2, train_ct=1, size=32, slices=5, thickness=24)
@@ -127,7 +127,7 @@ def tiny():
 def trained(store_path, tmp_path_factory) -> Path:
     """A run of that tiny network."""
     from contourdiff_jax import config
-    from contourdiff_jax.train import train
+    from contourdiff_jax.training.loop import train
 
     settings = config.default()
     settings.model.update(channels=(8, 16), attention=(False, True), head_width=8, groups=4)

@@ -401,7 +401,7 @@ CLAIMING = f"""
 exec {sys.executable} - "$@" <<'PYTHON'
 import sys, time
 from pathlib import Path
-from contourdiff_jax import claims
+from contourdiff_jax.runtime import disk as claims
 given = dict(flag.removeprefix("--").split("=", 1) for flag in sys.argv[2:])
 for volume in sorted(Path(given["source"]).iterdir()):
     target = Path(given["out"]) / volume.name

@@ -15,13 +15,17 @@ import jax
 import numpy as np
 import pytest
 
-from contourdiff_jax import checkpoint, config, evaluate, models, processes, train, weights
-from contourdiff_jax import mesh as meshes
+from contourdiff_jax import config, models
 from contourdiff_jax.data import batches
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.metrics import features
-from contourdiff_jax.unpaired import Options
+from contourdiff_jax.evaluation import features
+from contourdiff_jax.evaluation import folder as evaluate
+from contourdiff_jax.evaluation.unpaired import Options
+from contourdiff_jax.interop import inception
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.runtime import processes
+from contourdiff_jax.training import checkpoint, loop
 
 STEPS = 50
 MESHES = ((2, 1), (1, 2))
@@ -44,7 +48,7 @@ def gradient(data: int, fsdp: int) -> list[np.ndarray]:
     ours = settings()
     ours.mesh.update(data=data, fsdp=fsdp)
     ours.train.clip = 1e9
-    plan = train.setup(ours, 8)
+    plan = loop.setup(ours, 8)
     generator = np.random.default_rng(0)
 
     def drawn(like):
@@ -65,7 +69,7 @@ def examples(store: Path, resident: float, data: int) -> list[np.ndarray]:
     ours = settings(resident=resident)
     ours.mesh.update(data=data)
     opened = open_store(store)
-    contours = train.run.begin(ours, opened).contours
+    contours = loop.run.begin(ours, opened).contours
     mesh = meshes.make(ours.mesh)
     made = batches.training(opened, contours, ours, mesh, start=3, stop=6)
     return [meshes.whole(leaf) for leaf in jax.tree.leaves(list(made))]
@@ -73,11 +77,11 @@ def examples(store: Path, resident: float, data: int) -> list[np.ndarray]:
 
 def score(folder: Path, out: str):
     """KID of the pictures in `folder`, with a network that compiles at once."""
-    from test_unpaired import look
+    from unpaired_pictures import look
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(features.inception, "apply", look)
-        patch.setattr(weights, "load", lambda path: ({}, "net", weights.SHA256))
+        patch.setattr(inception, "load", lambda path: ({}, "net", inception.SHA256))
         arguments = {"real": folder / "real", "preset": "mr", "distances": Options("inception")}
         return evaluate.evaluate(folder / "translated", folder / out, **arguments)
 
@@ -98,12 +102,12 @@ def together(store: Path, out: Path) -> None:
         found["told"] = [np.array(str(error)), np.array(processes.told(lambda: "by the first"))]
     arrays = {f"{name} {i}": a for name, them in found.items() for i, a in enumerate(them)}
     np.savez(out / f"{jax.process_index()}.npz", **arrays)
-    assert train.train(settings(), store, out / "run")
+    assert loop.train(settings(), store, out / "run")
 
 
 def alone(store: Path, out: Path, **train_fields) -> None:
     """Training, to be stopped: by SIGTERM with exit status 1."""
-    if not train.train(settings(**train_fields), store, out):
+    if not loop.train(settings(**train_fields), store, out):
         sys.exit(1)
 
 
@@ -111,7 +115,7 @@ def restore(store: Path, out: Path) -> None:
     """The parameters of a run, split over all devices, and the bytes of one's part."""
     ours = settings()
     ours.mesh.update(data=1, fsdp=-1)
-    plan = train.setup(ours, 32)
+    plan = loop.setup(ours, 32)
     checkpoints = checkpoint.manager(out / "run")
     params = checkpoint.restore(checkpoints, out / "run", plan.like).params
     checkpoints.close()

@@ -28,11 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from contourdiff_jax import mesh as meshes
-from contourdiff_jax.data import augment, disturbance, edges
-from contourdiff_jax.data.contours import ContourSettings
-from contourdiff_jax.data.intensity import Preset
+from contourdiff_jax.contours import device, disturbance
+from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.data import augment
 from contourdiff_jax.data.store import Store
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.volumes import warp
+from contourdiff_jax.volumes.intensity import Preset
 
 # Channels of each condition that an example can have: its values, and 1 where it is given.
 CONDITIONS = {"contour": 2, "neighbour": 2}
@@ -160,12 +162,12 @@ def _contours(raw: Raw, values, masks, settings, transforms, change):
         kept = raw.contours[:, 0]
         return kept if transforms is None else augment.apply_to_contours(transforms, kept)
     if raw.pictures is None:
-        greys = edges.greys(values, settings)
+        greys = device.greys(values, settings)
     else:
         greys = raw.pictures[:, :1].astype(jnp.float32) / 255
         if transforms is not None:
-            greys = augment.linear(greys, *transforms.sources(*greys.shape[-2:]), 0.0)
-    return edges.contours(greys, masks, settings, change)
+            greys = warp.linear(greys, *transforms.sources(*greys.shape[-2:]), 0.0)
+    return device.contours(greys, masks, settings, change)
 
 
 def examples(store: Store, rows, settings: ContourSettings, names=("contour",)) -> dict:

@@ -1,19 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prepare volumes for training: a store of slices on one grid, with body masks and an index.
-
-Every volume in --source (NIfTI, DICOM, .mha, .nrrd, or slices as PNG, TIFF, .npy) is brought to one
-orientation, windowed by --preset, cut into slices along --axis and resampled to --size x --size
-pixels of --spacing mm. Without --spacing it is the median in-plane spacing of the volumes; without
---size it is the smallest multiple of 32 that covers the largest field of view. The layout of the
-folder is recognised, or given by --layout; where it holds several kinds of scans, --preset or
---select says which. Volumes of one subject share a split: that of --split or of the layout, or
-train and, for a fraction of the subjects, val. What cannot be used is reported and left out; the
-exit status is then 1. `contourdiff inspect` shows beforehand how a folder is understood. With
---contours=original the store keeps contours taken at the volumes' own pixels, as the original's.
-
-Example:
-  contourdiff prepare --source=scans/mr --out=stores/mr --preset=mr --spacing=1 --size=256
-"""
+"""Preparing volumes for training: a store of slices on one grid, with body masks and an index."""
 
 import csv
 import dataclasses
@@ -22,26 +8,27 @@ import hashlib
 import itertools
 import math
 import os
-import sys
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from absl import flags
 from tqdm import tqdm
 
-from contourdiff_jax import layouts
-from contourdiff_jax.data import contours, intensity, pairs, volumes
-from contourdiff_jax.data.contours import ContourSettings
-from contourdiff_jax.data.grid import AXES, KEPT_WHOLE, Grid
-from contourdiff_jax.data.masks import body_mask
+from contourdiff_jax.contours import opencv
+from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.data import layouts
+from contourdiff_jax.data.layouts import pairs, scans
+from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.data.store import SPLITS, StoreWriter, check_is_free
-from contourdiff_jax.data.volumes import UNKNOWN, Assumed
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.layouts import scans
-from contourdiff_jax.layouts.scans import Scan
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.volumes import geometry, intensity
+from contourdiff_jax.volumes.grid import AXES, KEPT_WHOLE, Grid
+from contourdiff_jax.volumes.masks import body_mask
+from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 
 SIZE_STEP = 32  # a size that five halvings divide suits any U-Net
 WORKERS = 2  # volumes worked on at a time: each takes its size in memory several times
@@ -105,7 +92,7 @@ def prepare(
     Raises InputError when nothing can be used.
     """
     chosen = intensity.preset(preset)
-    taken = contours.named(contours_file or "default", chosen.modality)
+    taken = contour_settings.named(contours_file or "default", chosen.modality)
     if not taken.of_voxels:
         if contours_file is not None:
             raise InputError(
@@ -234,9 +221,9 @@ def _cut(
     edges = pictures = None
     if taken is not None and taken.native:
         shown = preset.shown(volume, window)
-        edges = contours.on_grid(values, masks, resampling, preset, taken, shown)
+        edges = opencv.on_grid(values, masks, resampling, preset, taken, shown)
     elif taken is not None:
-        pictures = contours.pictures(values, resampling, taken)
+        pictures = opencv.pictures(values, resampling, taken)
     slices = {
         "values": resampling.slices(values, preset.air),
         "masks": masks,
@@ -264,7 +251,7 @@ def _grid(scans: list[Scan], axis: str, spacing: float | None, size: int | None)
             shape, affine = scan.geometry()
         except InputError:  # it will be reported when its turn comes to be read
             continue
-        sizes.append(volumes.spacing(affine)[plane])
+        sizes.append(geometry.spacing(affine)[plane])
         extents.append(sizes[-1] * np.array(shape)[plane])
     if not sizes:
         return Grid(axis, spacing or 1.0, size or SIZE_STEP)
@@ -304,7 +291,7 @@ def read_splits(path, subjects: set[str]) -> dict[str, str]:
             rows = list(reader)
             columns = set(reader.fieldnames or ())
     except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read: {volumes.reason(error)}") from error
+        raise InputError(f"{path}: cannot be read: {disk.reason(error)}") from error
     if not {"subject", "split"} <= columns:
         raise InputError(f"{path}: the first line must name the columns subject,split")
     splits = {}
@@ -332,70 +319,3 @@ def draw_splits(subjects: list[str], validation: float) -> dict[str, str]:
         count = min(max(1, round(validation * len(subjects))), len(subjects) - 1)
     ranked = sorted(subjects, key=lambda subject: hashlib.sha256(os.fsencode(subject)).digest())
     return {subject: "val" if subject in ranked[:count] else "train" for subject in subjects}
-
-
-def define_flags(values: flags.FlagValues) -> None:
-    """The flags of `contourdiff prepare`."""
-    text, number = flags.DEFINE_string, flags.DEFINE_float
-    text("source", None, "A volume, or a folder of volumes or slices.", flag_values=values)
-    text("out", None, "Folder of the store to write.", flag_values=values)
-    presets = sorted(intensity.PRESETS)
-    flags.DEFINE_enum("preset", None, presets, "What the intensities are.", flag_values=values)
-    flags.DEFINE_enum("axis", "axial", list(AXES), "Slicing axis.", flag_values=values)
-    number("spacing", None, "Pixel spacing of the grid in mm.", flag_values=values)
-    flags.DEFINE_integer("size", None, "Pixels along a side of the grid.", flag_values=values)
-    text("labels", None, "Folder of label maps, paired by name.", flag_values=values)
-    text("masks", None, "Folder of body masks, paired by name.", flag_values=values)
-    text(
-        "contours",
-        None,
-        "Contours that need the volumes' own voxels: original, or a JSON file.",
-        flag_values=values,
-    )
-    text("split", None, "CSV file with the columns subject,split.", flag_values=values)
-    number("validation", 0.1, "Fraction of the subjects for val.", flag_values=values)
-    flags.DEFINE_bool("overwrite", False, "Replace a store of that name.", flag_values=values)
-    scans.define_flags(values)
-
-
-def main(values: flags.FlagValues) -> int:
-    """Runs the command; 0 if every volume was used, 1 if some were left out."""
-    for name in ("source", "out", "preset"):
-        if values[name].value is None:
-            raise InputError(f"--{name} is required; see `contourdiff prepare --help`")
-    result = prepare(
-        values.source,
-        values.out,
-        values.preset,
-        **scans.from_flags(values),
-        axis=values.axis,
-        spacing=values.spacing,
-        size=values.size,
-        labels=values.labels,
-        masks=values.masks,
-        contours_file=values.contours,
-        split=values.split,
-        validation=values.validation,
-        overwrite=values.overwrite,
-    )
-    grid, counts = result.grid, Counter(result.splits.values())
-    subjects = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
-    print(
-        f"{values.out}: {result.slices} slices of {len(result.done)} volumes, subjects: {subjects}"
-    )
-    print(
-        f"layout {result.layout}; {grid.axis}, {grid.size} x {grid.size} px of {grid.spacing:g} mm"
-    )
-    for note in result.notes:
-        print(f"note: {note}")
-    if result.cropped:
-        path, kept = min(result.cropped, key=lambda item: item[1])
-        count = f"{len(result.cropped)} of {len(result.done)}"
-        print(
-            f"warning: {count} volumes are larger than the grid and cropped, {path.name} most "
-            f"({kept:.0%} is kept); raise --size or --spacing",
-            file=sys.stderr,
-        )
-    for _, reason in result.failed:
-        print(f"left out: {reason}", file=sys.stderr)
-    return 1 if result.failed else 0

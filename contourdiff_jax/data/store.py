@@ -31,11 +31,13 @@ from pathlib import Path
 import numpy as np
 
 import contourdiff_jax
-from contourdiff_jax.data import contours, intensity, volumes
-from contourdiff_jax.data.contours import ContourSettings
-from contourdiff_jax.data.grid import Grid
-from contourdiff_jax.data.intensity import Preset, Window
+from contourdiff_jax.contours import opencv
+from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.volumes import intensity
+from contourdiff_jax.volumes.grid import Grid
+from contourdiff_jax.volumes.intensity import Preset, Window
 
 SCHEMA = 1
 SPLITS = ("train", "val", "test")
@@ -103,8 +105,8 @@ class Store:
         if settings.native:
             return self.contours[rows]
         if settings.thin:
-            return contours.of_pictures(self.pictures[rows], self.masks[rows], settings)
-        return contours.stack(self.values(rows), self.masks[rows], settings)
+            return opencv.of_pictures(self.pictures[rows], self.masks[rows], settings)
+        return opencv.stack(self.values(rows), self.masks[rows], settings)
 
     def median_window(self) -> Window:
         """Median over the training volumes of their windows in native units.
@@ -167,7 +169,7 @@ def verify(store: Store) -> bool:
     """
     digests = store.dataset.get("sha256")
     for name, digest in (digests or {}).items():
-        if volumes.sha256(store.path / name) != digest:
+        if disk.sha256(store.path / name) != digest:
             raise InputError(
                 f"{store.path / name}: damaged, not as it was prepared; restore the store from a "
                 "copy, or prepare it again"
@@ -189,7 +191,7 @@ def _read_dataset(path: Path) -> dict:
     try:
         dataset = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read: {volumes.reason(error)}") from error
+        raise InputError(f"{file}: cannot be read: {disk.reason(error)}") from error
     schema = dataset.get("schema") if isinstance(dataset, dict) else None
     if schema != SCHEMA:
         raise InputError(
@@ -211,7 +213,7 @@ def _read_index(file: Path) -> dict[str, np.ndarray]:
         }
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
-            f"{file}: cannot be read: {volumes.reason(error)}; prepare the store again"
+            f"{file}: cannot be read: {disk.reason(error)}; prepare the store again"
         ) from error
     unknown = sorted(set(index["split"].tolist()) - set(SPLITS))
     if unknown:
@@ -224,7 +226,7 @@ def _open_array(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(
-            f"{file}: missing or damaged ({volumes.reason(error)}); prepare again"
+            f"{file}: missing or damaged ({disk.reason(error)}); prepare again"
         ) from error
     dtype = np.dtype(ARRAYS[file.stem])
     if array.shape != shape or array.dtype != dtype:
@@ -382,7 +384,7 @@ class StoreWriter:
             "labels": "labels" in self._names,
             "contours": None if self._contours is None else self._contours.to_dict(),
             "version": contourdiff_jax.__version__,
-            "sha256": {path.name: volumes.sha256(path) for path in sorted(self._partial.iterdir())},
+            "sha256": {path.name: disk.sha256(path) for path in sorted(self._partial.iterdir())},
         }
 
     def _write_header(self, name: str) -> None:
@@ -420,7 +422,7 @@ class StoreWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
 
     def _failure(self, error: OSError) -> InputError:
-        return InputError(f"{self.path}: cannot be written: {volumes.reason(error)}")
+        return InputError(f"{self.path}: cannot be written: {disk.reason(error)}")
 
 
 def check_is_free(path: Path, overwrite: bool) -> None:

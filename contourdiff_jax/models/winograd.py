@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 PART = 1 << 22  # elements at most of each of the 16 places that are kept at once: 16 MiB
 
+
 # The matrices, written out: a compiler would make products of such small ones, one by one.
 
 

@@ -17,11 +17,11 @@ import sys
 import time
 from pathlib import Path
 
-from contourdiff_jax import layouts
-from contourdiff_jax.data import intensity
-from contourdiff_jax.data.grid import Grid
-from contourdiff_jax.data.phantoms import phantoms
+from contourdiff_jax.data import layouts
+from contourdiff_jax.data.phantoms.heads import phantoms
 from contourdiff_jax.data.prepare import prepare
+from contourdiff_jax.volumes import intensity
+from contourdiff_jax.volumes.grid import Grid
 
 GRID = {"axis": "axial", "spacing": 0.9, "size": 256}
 RUNS = 5

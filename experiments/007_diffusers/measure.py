@@ -63,9 +63,10 @@ def difference(out: Path, folder: Path) -> float:
     import jax
     import numpy as np
 
-    from contourdiff_jax import checkpoint, config, models, run
-    from contourdiff_jax import mesh as meshes
+    from contourdiff_jax import config, models
     from contourdiff_jax.data import batches
+    from contourdiff_jax.runtime import mesh as meshes
+    from contourdiff_jax.training import checkpoint, run
 
     given = np.load(out / "answer.npz")
     model = models.build(run.load(folder).config.model, batches.CONDITIONS)

@@ -25,9 +25,9 @@ def slices(heads: Path, size: int):
     """[BATCH, size, size] uint8, from the middle halves of all heads."""
     import numpy as np
 
-    from contourdiff_jax import layouts
-    from contourdiff_jax.data import intensity
-    from contourdiff_jax.data.grid import Grid
+    from contourdiff_jax.data import layouts
+    from contourdiff_jax.volumes import intensity
+    from contourdiff_jax.volumes.grid import Grid
 
     preset = intensity.preset("mr")
     stacks = []
@@ -49,10 +49,10 @@ def run(heads: Path, cores: int) -> None:
     import jax
     import numpy as np
 
-    from contourdiff_jax.data import contours
-    from contourdiff_jax.data.canny import canny, gaussian_blur
+    from contourdiff_jax.contours import settings as contour_settings
+    from contourdiff_jax.contours.canny import canny, gaussian_blur
 
-    low, high, blur = contours.MR.low, contours.MR.high, contours.MR.blur
+    low, high, blur = contour_settings.MR.low, contour_settings.MR.high, contour_settings.MR.blur
     cv2.setNumThreads(1)
     ours = jax.jit(lambda images: canny(gaussian_blur(images, blur), low, high))
     result = {}
@@ -86,7 +86,7 @@ def run(heads: Path, cores: int) -> None:
 
 
 def measure(out: Path) -> dict:
-    from contourdiff_jax.data.phantoms import phantoms
+    from contourdiff_jax.data.phantoms.heads import phantoms
 
     heads = out / "heads"
     if not heads.exists():

@@ -25,23 +25,27 @@ from ml_collections import ConfigDict
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from contourdiff_jax import checkpoint, mesh, models, run, sampling
-from contourdiff_jax import contours as command
-from contourdiff_jax.data import batches, contours
-from contourdiff_jax.data.contours import ContourSettings
+from contourdiff_jax import models
+from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.data import batches
 from contourdiff_jax.data.prepare import prepare
-from contourdiff_jax.data.volumes import Assumed
 from contourdiff_jax.diffusion import noise, schedules
-from contourdiff_jax.metrics import gap, paired
+from contourdiff_jax.evaluation import contour_gap as command
+from contourdiff_jax.evaluation.metrics import gap, paired
+from contourdiff_jax.runtime import mesh
+from contourdiff_jax.training import checkpoint, run
+from contourdiff_jax.translation import sampling
+from contourdiff_jax.volumes.volume import Assumed
 
 STEPS = 2  # of DDIM, as in experiments/001_heads
 STRIDE = 2
 HIGH, LOW = (25, 50, 100, 180), (0.25, 0.5, 1.0)  # LOW: of HIGH
-UNITED = contours.PRESETS["united"]["ct"].windows
+UNITED = contour_settings.PRESETS["united"]["ct"].windows
 FAMILIES = {
     "ct": {
-        "curve": contours.CT,
-        "curve, blur 5": dataclasses.replace(contours.CT, blur=5),
+        "curve": contour_settings.CT,
+        "curve, blur 5": dataclasses.replace(contour_settings.CT, blur=5),
         "united windows": ContourSettings(0, 0, windows=UNITED),
         "united, 2 px apart": ContourSettings(0, 0, windows=UNITED, apart=2),
         "one wide window": ContourSettings(0, 0, windows=((-1000, 1000),)),

@@ -23,8 +23,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from contourdiff_jax.data import contours
-from contourdiff_jax.metrics.bootstrap import interval
+from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.evaluation.metrics.bootstrap import interval
 
 HERE = Path(__file__).parent
 HEADS = HERE.parent / "001_heads"
@@ -35,7 +35,7 @@ PAIR = [("plain", source) for source in ("united", "default", "truth")]
 METRICS = ("ssim_mask", "mae_mask", "contour_f1")
 
 # The curve as it was, on what the grid's pixels hold.
-COARSE = contours.ContourSettings(
+COARSE = contour_settings.ContourSettings(
     curve=(
         *((-1000, 0), (-100, 0.9), (-50, 0.9)),
         *((0, 0.25), (30, 0.6), (38, 0.54), (60, 0.4), (120, 0.4)),
@@ -44,18 +44,18 @@ COARSE = contours.ContourSettings(
     low=20,
     high=50,
 )
-CT = contours.CT
+CT = contour_settings.CT
 SOURCES = {  # name: (folder of test heads, intensity preset, contours)
-    "published": ("test_ct", "ct", contours.preset("published", "ct")),
-    "united": ("test_ct", "ct", contours.preset("united", "ct")),
+    "published": ("test_ct", "ct", contour_settings.preset("published", "ct")),
+    "united": ("test_ct", "ct", contour_settings.preset("united", "ct")),
     "curve": ("test_ct", "ct", COARSE),
     "curve of voxels": ("test_ct", "ct", dataclasses.replace(COARSE, thin=0.1)),
     "curve of voxels, opened": ("test_ct", "ct", dataclasses.replace(COARSE, thin=3.0)),
     "default": ("test_ct", "ct", CT),
     "default, thresholds 30/70": ("test_ct", "ct", dataclasses.replace(CT, low=30, high=70)),
     "default, blur 5": ("test_ct", "ct", dataclasses.replace(CT, blur=5)),
-    "T2": ("test_t2", "mr", contours.MR),
-    "truth": ("test_mr", "mr", contours.MR),
+    "T2": ("test_t2", "mr", contour_settings.MR),
+    "truth": ("test_mr", "mr", contour_settings.MR),
 }
 FEW = ("united", "default", "T2", "truth")
 TRAINING = {  # name: (what of the configuration is changed, sources translated)
@@ -90,9 +90,9 @@ def main() -> None:
 
 def one(folder: Path, fold: int, name: str, seed: int, sources) -> None:
     """Train and score one model, unless that is done."""
-    from contourdiff_jax.evaluate import evaluate
-    from contourdiff_jax.train import train
-    from contourdiff_jax.translate import translate
+    from contourdiff_jax.evaluation.folder import evaluate
+    from contourdiff_jax.training.loop import train
+    from contourdiff_jax.translation.folder import translate
 
     jax.config.update("jax_compilation_cache_dir", str(folder.parent / "compiled"))
     data(folder, fold)

@@ -18,10 +18,12 @@ import cv2
 import numpy as np
 from scipy import ndimage
 
-from contourdiff_jax.data import contours, intensity, masks, volumes
-from contourdiff_jax.data.grid import Grid
-from contourdiff_jax.metrics.bootstrap import interval
-from contourdiff_jax.metrics.structure import contour_agreement
+from contourdiff_jax.contours import opencv
+from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.contours.agreement import contour_agreement
+from contourdiff_jax.evaluation.metrics.bootstrap import interval
+from contourdiff_jax.volumes import intensity, io, masks
+from contourdiff_jax.volumes.grid import Grid
 
 GRID = Grid("axial", 2.4, 96)
 DENSITY = 0.2  # of the body's pixels, about what the default has
@@ -81,7 +83,7 @@ WAYS = {  # name: (way, window of the CT; None: the default's curve)
 def head(path: Path, name: str, soft=None) -> list[tuple[np.ndarray, np.ndarray]]:
     """(grey [H, W] in [0, 1], mask [H, W]) of slices of a volume on the grid."""
     preset = intensity.preset(name)
-    volume = volumes.read(path)
+    volume = io.read(path)
     window = preset.window_of(volume)
     volume, resampling = GRID.fit_volume(volume)
     body = resampling.masks(masks.body_mask(volume.array, volume.affine, preset.modality) > 0)
@@ -89,7 +91,7 @@ def head(path: Path, name: str, soft=None) -> list[tuple[np.ndarray, np.ndarray]
     if soft:
         greys = np.clip((resampling.slices(values, preset.air) - soft[0]) / np.ptp(soft), 0, 1)
     elif name == "ct":
-        greys = contours.pictures(values, resampling, contours.CT) / 255
+        greys = opencv.pictures(values, resampling, contour_settings.CT) / 255
     else:
         greys = np.clip(resampling.slices(values, preset.air), 0, 1)
     return list(zip(greys, body, strict=True))[::EVERY]

@@ -20,11 +20,13 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
-from contourdiff_jax import config, train
-from contourdiff_jax.data import batches, contours
-from contourdiff_jax.data.phantoms import phantoms
+from contourdiff_jax import config
+from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.data import batches
+from contourdiff_jax.data.phantoms.heads import phantoms
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
+from contourdiff_jax.training import loop
 
 ROUNDS = 15
 SIZES = (64, 128)
@@ -42,9 +44,9 @@ def measure(out: Path, size: int) -> dict:
     if not (folder / "pictures").exists():
         write_pictures(store, folder / "pictures")
 
-    plan = train.setup(settings, size)
+    plan = loop.setup(settings, size)
     state = plan.init(jax.random.key(0))
-    taken = contours.preset("default", "mr")
+    taken = contour_settings.preset("default", "mr")
     examples = batches.training(store, taken, settings, plan.mesh, start=0, stop=ROUNDS + 2)
     rng = np.random.default_rng(0)
     seconds = {"examples": [], "step": [], "pil": []}
@@ -74,7 +76,7 @@ def write_pictures(store, folder: Path) -> None:
     (folder / "images").mkdir(parents=True)
     (folder / "contours").mkdir()
     rows = store.rows("train")
-    edges = store.contours_of(rows, contours.preset("default", "mr"))
+    edges = store.contours_of(rows, contour_settings.preset("default", "mr"))
     for i, (values, edge) in enumerate(zip(store.values(rows), edges, strict=True)):
         cv2.imwrite(str(folder / f"images/{i:04}.png"), np.uint8(255 * values))
         cv2.imwrite(str(folder / f"contours/{i:04}.png"), 255 * edge)

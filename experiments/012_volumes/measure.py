@@ -115,8 +115,8 @@ def methods(out: Path) -> None:
 
 def scored(out: Path, name: str, only=None, together=None, measured="truth", **options) -> dict:
     """{method: {metric: interval}} of the heads translated in one way, and of the truth."""
-    from contourdiff_jax.evaluate import evaluate
-    from contourdiff_jax.translate import translate
+    from contourdiff_jax.evaluation.folder import evaluate
+    from contourdiff_jax.translation.folder import translate
 
     folder, truth = out / "volumes" / name.replace(" ", "_"), out / "volumes/heads"
     # So that slices of several volumes, as SCGD advances them, fill a batch.
@@ -167,9 +167,12 @@ def drawer(out: Path, steps: int, together: dict, batch: int):
     """sources -> samples, as translate draws them, by one compiled function."""
     from ml_collections import ConfigDict
 
-    from contourdiff_jax import checkpoint, mesh, models, run, sampling, translate_volume
+    from contourdiff_jax import models
     from contourdiff_jax.data import batches
     from contourdiff_jax.diffusion import schedules
+    from contourdiff_jax.runtime import mesh
+    from contourdiff_jax.training import checkpoint, run
+    from contourdiff_jax.translation import sampling, volume
 
     config = run.load(out / "volumes/run").config.copy_and_resolve_references()
     config.sampler.update(steps=steps, batch=batch, candidates=1, **together)
@@ -180,18 +183,21 @@ def drawer(out: Path, steps: int, together: dict, batch: int):
     drawn = functools.partial(sampling.draw, compiled, params, mesh.batch(devices), batch)
     how = drawn, config.sampler, config.model.conditions, 0
     if together.get("scgd"):
-        return lambda sources: translate_volume.chained(*how, sources, None)
-    return lambda sources: [translate_volume.at_once(*how, source) for source in sources]
+        return lambda sources: volume.chained(*how, sources, None)
+    return lambda sources: [volume.at_once(*how, source) for source in sources]
 
 
 def sources_of(out: Path) -> list:
     """The test heads' CT, read."""
-    from contourdiff_jax import layouts, run, translate_volume
-    from contourdiff_jax.data import contours, intensity
+    from contourdiff_jax.contours import settings as contour_settings
+    from contourdiff_jax.data import layouts
+    from contourdiff_jax.training import run
+    from contourdiff_jax.translation import volume
+    from contourdiff_jax.volumes import intensity
 
     trained = run.load(out / "volumes/run")
-    preset, settings = intensity.preset("ct"), contours.preset("default", "ct")
-    plan = translate_volume.Plan(
+    preset, settings = intensity.preset("ct"), contour_settings.preset("default", "ct")
+    plan = volume.Plan(
         trained=trained,
         sampler=trained.config.sampler,
         preset=preset,
@@ -203,7 +209,7 @@ def sources_of(out: Path) -> list:
         maps=False,
     )
     scans = layouts.find(out / "heads/test_ct", modality="ct").scans
-    return [translate_volume.read(plan, scan) for scan in scans]
+    return [volume.read(plan, scan) for scan in scans]
 
 
 def timing(out: Path) -> None:

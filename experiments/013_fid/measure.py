@@ -31,9 +31,10 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests" / "parity"))
 import fid_packages  # noqa: E402
 
-from contourdiff_jax import mesh as meshes  # noqa: E402
-from contourdiff_jax import weights  # noqa: E402
-from contourdiff_jax.metrics import distribution, features  # noqa: E402
+from contourdiff_jax.evaluation import features  # noqa: E402
+from contourdiff_jax.evaluation.metrics import distribution  # noqa: E402
+from contourdiff_jax.interop import inception  # noqa: E402
+from contourdiff_jax.runtime import mesh as meshes  # noqa: E402
 
 DATA = Path(os.environ["CONTOURDIFF_DATA"])
 RUNS = 7
@@ -135,7 +136,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "random.pth"
         fid_packages.random_weights(file)
-        params = weights.load(file)[0]
+        params = inception.load(file)[0]
         mesh = meshes.make(ConfigDict({"data": -1, "fsdp": 1}))
         packages = fid_packages.load(file)
         run = {"agreement": agreement, "speed": speed}[part]

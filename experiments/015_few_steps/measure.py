@@ -76,7 +76,7 @@ def data(out: Path) -> None:
 
 def trained(out: Path, name: str, fields: dict) -> Path:
     """The run of a network: as in 001_heads, but for fewer images and what it is about."""
-    from contourdiff_jax.train import train
+    from contourdiff_jax.training.loop import train
 
     spec = importlib.util.spec_from_file_location("heads", HERE.parents[1] / "configs/heads.py")
     module = importlib.util.module_from_spec(spec)
@@ -99,8 +99,8 @@ def trained(out: Path, name: str, fields: dict) -> Path:
 
 def scored(out: Path, run: Path, steps: int) -> dict:
     """Scores of the test heads' translations with so many steps, and what a volume takes."""
-    from contourdiff_jax.evaluate import evaluate
-    from contourdiff_jax.translate import translate
+    from contourdiff_jax.evaluation.folder import evaluate
+    from contourdiff_jax.translation.folder import translate
 
     place = run.with_name(f"{run.name}.{steps}")
     heads = out / "heads"
@@ -125,7 +125,7 @@ def timed(out: Path) -> dict:
 
     Medians, the numbers of steps in turn.
     """
-    from contourdiff_jax.translate import translate
+    from contourdiff_jax.translation.folder import translate
 
     seconds = {steps: [] for steps in STEPS}
     for _ in range(REPEATS):

@@ -111,11 +111,13 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
 
     import jax
 
-    from contourdiff_jax import mesh as meshes
-    from contourdiff_jax import models, sampling, train
+    from contourdiff_jax import models
     from contourdiff_jax.data import batches
     from contourdiff_jax.diffusion import noise, schedules
     from contourdiff_jax.models import convolution
+    from contourdiff_jax.runtime import mesh as meshes
+    from contourdiff_jax.training import loop
+    from contourdiff_jax.translation import sampling
 
     if not forms:
         convolution._outweighed = convolution._tiled = lambda x, kernel: False
@@ -125,7 +127,7 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
     given = example(name)
 
     def training():
-        plan = train.setup(config, size)
+        plan = loop.setup(config, size)
         state = plan.init(jax.random.key(0))
         lying = meshes.put(meshes.batch(plan.mesh), given)
 
@@ -166,7 +168,7 @@ def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
     import torch
     from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
-    from contourdiff_jax.models import diffusers as names
+    from contourdiff_jax.interop import unet2d as names
 
     config, (_, size, batch) = settings(name), networks()[name]
     device = "cuda" if gpu() else "cpu"

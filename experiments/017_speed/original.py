@@ -37,8 +37,8 @@ def data(out: Path, size: int) -> None:
     import cv2
     import numpy as np
 
-    from contourdiff_jax.data import contours
-    from contourdiff_jax.data.phantoms import phantoms
+    from contourdiff_jax.contours import settings as contour_settings
+    from contourdiff_jax.data.phantoms.heads import phantoms
     from contourdiff_jax.data.prepare import prepare
     from contourdiff_jax.data.store import open_store
 
@@ -49,7 +49,9 @@ def data(out: Path, size: int) -> None:
     rows = store.rows("train")
     drawn = {
         "images": np.uint8(np.round(255 * np.asarray(store.values(rows)))),
-        "contours": np.uint8(255 * store.contours_of(rows, contours.preset("published", "mr"))),
+        "contours": np.uint8(
+            255 * store.contours_of(rows, contour_settings.preset("published", "mr"))
+        ),
     }
     for kind, pictures in drawn.items():
         (out / "pictures" / kind).mkdir(parents=True)
@@ -64,12 +66,12 @@ def data(out: Path, size: int) -> None:
 def ours(out: Path, size: int, batch: int, steps: int) -> float:
     os.environ["JAX_NUM_CPU_DEVICES"] = str(len(os.sched_getaffinity(0)))
 
-    from contourdiff_jax import train
+    from contourdiff_jax.training import loop
 
     config = measure.settings("published")
     config.contours.preset = "published"
     config.train.batch = batch
-    return train.images_per_second(config, out / "store", steps=steps)
+    return loop.images_per_second(config, out / "store", steps=steps)
 
 
 def original(out: Path, size: int, batch: int, steps: int) -> float:

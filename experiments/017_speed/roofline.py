@@ -24,8 +24,8 @@ import jax
 import jax.numpy as jnp
 import measure
 
-from contourdiff_jax import mesh as meshes
-from contourdiff_jax import train
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.training import loop
 
 ROUNDS = 15
 ON_GPU = {"side": 16_384, "elements": 1 << 29}
@@ -71,7 +71,7 @@ def operations(config, size: int) -> float:
 def roofline(name: str, peak: float | None, profile: str | None) -> dict:
     config, (_, size, batch) = measure.settings(name), measure.networks()[name]
     can = device(config.model.dtype)
-    plan = train.setup(config, size)
+    plan = loop.setup(config, size)
     work, moved = operations(config, size), plan.step.cost_analysis()["bytes accessed"]
     moved *= plan.mesh.size  # counted for one device
     example = meshes.put(meshes.batch(plan.mesh), measure.example(name))

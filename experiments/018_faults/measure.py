@@ -21,12 +21,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from contourdiff_jax import checkpoint, config, models, state
-from contourdiff_jax import mesh as meshes
+from contourdiff_jax import config, models
 from contourdiff_jax.data import batches
-from contourdiff_jax.data.phantoms import phantoms
+from contourdiff_jax.data.phantoms.heads import phantoms
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store, verify
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.training import checkpoint, state
 
 COMMAND = [sys.executable, "-m", "contourdiff_jax"]
 out = Path(sys.argv[1])

@@ -12,10 +12,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from contourdiff_jax import mesh as meshes
-from contourdiff_jax import weights
-from contourdiff_jax.metrics import distribution, features
-from contourdiff_jax.models import torchfile
+from contourdiff_jax.evaluation import features
+from contourdiff_jax.evaluation.metrics import distribution
+from contourdiff_jax.interop import inception, torchfile
+from contourdiff_jax.runtime import mesh as meshes
 
 WHY = "needs the environment of `make test-parity`"
 torch = pytest.importorskip("torch", reason=WHY)
@@ -67,7 +67,7 @@ def folders(data_root, tmp_path_factory):
 @pytest.fixture(scope="module")
 def ours(file, folders):
     """Features by mode, size and kind."""
-    params, _, _ = weights.load(file)
+    params, _, _ = inception.load(file)
     mesh = meshes.make(ConfigDict({"data": -1, "fsdp": 1}))
     stacks = {k: fid_packages.read(folder) for k, folder in folders.items()}
     return {

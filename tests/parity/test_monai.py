@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from contourdiff_jax.metrics import overlap
+from contourdiff_jax.evaluation.metrics import overlap
+from contourdiff_jax.methods import segmentation
 from contourdiff_jax.models import segmenter
-from contourdiff_jax.segmentation import training
 
 WHY = "needs the environment of `make test-parity`"
 torch = pytest.importorskip("torch", reason=WHY)
@@ -110,7 +110,7 @@ def test_the_loss_and_its_gradient_are_monai_s(rng):
     reference = DiceCELoss(softmax=True, to_onehot_y=True)
     expected = reference(tensor, torch.from_numpy(classes[:, None]))
     expected.backward()
-    value, gradient = jax.value_and_grad(training.dice_and_cross_entropy)(
+    value, gradient = jax.value_and_grad(segmentation.dice_and_cross_entropy)(
         jnp.asarray(logits), jnp.asarray(classes)
     )
     assert float(value) == pytest.approx(float(expected.detach()), rel=1e-6)

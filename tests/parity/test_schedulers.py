@@ -15,7 +15,8 @@ import pytest
 from jax.experimental import io_callback
 
 from contourdiff_jax import config
-from contourdiff_jax.diffusion import guidance, process, samplers, schedulers, schedules
+from contourdiff_jax.diffusion import guidance, process, samplers, schedules
+from contourdiff_jax.interop import schedulers
 
 WHY = "needs the environment of `make test-parity`"
 torch = pytest.importorskip("torch", reason=WHY)

@@ -19,15 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from contourdiff_jax import checkpoint, config, models, run
-from contourdiff_jax import mesh as meshes
-from contourdiff_jax.data import batches, contours, intensity
-from contourdiff_jax.data.grid import Grid
-from contourdiff_jax.diffusion import schedulers
+from contourdiff_jax import config, models
+from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.data import batches
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.exporting import export
-from contourdiff_jax.importing import import_checkpoint
-from contourdiff_jax.models import diffusers as names
+from contourdiff_jax.interop import schedulers
+from contourdiff_jax.interop import unet2d as names
+from contourdiff_jax.interop.exporting import export
+from contourdiff_jax.interop.importing import import_checkpoint
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.training import checkpoint, run
+from contourdiff_jax.volumes import intensity
+from contourdiff_jax.volumes.grid import Grid
 
 WHY = "needs the environment of `make test-parity`"
 torch = pytest.importorskip("torch", reason=WHY)
@@ -262,7 +265,7 @@ def test_an_exported_network_answers_the_same(fields, tmp_path):
         intensity.preset("mr"),
         intensity.IDENTITY,
         Grid("axial", 1.0, 64),
-        contours.preset("default", "mr"),
+        contour_settings.preset("default", "mr"),
         (),
     )
     (tmp_path / "run").mkdir()

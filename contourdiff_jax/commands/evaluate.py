@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Score translated volumes against their truth and the contours that they were made from.
+
+Volumes of --translated, --truth, --source, --masks, --labels and --uncertainty belong together when
+their names agree up to the modality (head01_ct, head01_mr). With --truth, images are compared in
+the target's intensity window scaled to [0, 1], slice by slice, over the image and inside the body;
+with --source, the contours of the translation are compared with those of the source. With --real,
+volumes of the target domain to learn from, two baselines are scored as well: the source with its
+histogram matched, and the mean image.
+
+How well slices fit together is measured along their axis, beside the truth and the real volumes,
+and with --truth in planes reformatted across the slices. With --labels, errors are given for each
+label too; with --uncertainty, standard deviations of the translations in their own units, it is
+measured how well these rank the errors. With --features, KID and FID say how far the images lie
+from those of --real. --conventions=synthrad adds MAE, PSNR, SSIM and MS-SSIM of whole volumes as
+the SynthRAD challenges take them; --memorisation, with the store that the run was trained on, says
+how near the translations come to its slices. docs/scores.md defines the numbers.
+
+A volume that cannot be scored is reported and skipped.
+
+Example:
+  contourdiff evaluate --translated=translated --out=scores \\
+    --truth=data/test_mr --source=data/test_ct --real=data/train_mr
+
+Shapes: [X, Y, Z] volumes, [N, H, W] slices, all of values: numbers in the units of a preset.
+"""
+
+import dataclasses
+import sys
+
+from absl import flags
+
+from contourdiff_jax.commands import cluster_flags
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.evaluation import records, scores
+from contourdiff_jax.evaluation.folder import evaluate
+from contourdiff_jax.evaluation.unpaired import MODES, NETWORKS, Options
+from contourdiff_jax.runtime import processes
+from contourdiff_jax.volumes import intensity
+
+# ----------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of `contourdiff evaluate`."""
+    for name, text in (
+        ("translated", "Folder of translated volumes with their sidecars."),
+        ("truth", "Folder of the true target volumes."),
+        ("real", "Folder of target volumes of other subjects, for baselines, KID and FID."),
+        ("source", "Folder of the volumes that were translated."),
+        ("masks", "Folder of body masks; by default they are computed."),
+        ("labels", "Folder of label maps: errors are given inside each label too."),
+        ("uncertainty", "Folder of standard deviations of the translations, in their units."),
+        ("memorisation", "Store that the run was trained on, to look for copies of its slices."),
+        ("out", "Folder to write."),
+    ):
+        flags.DEFINE_string(name, None, text, flag_values=values)
+    presets = sorted(intensity.PRESETS)
+    flags.DEFINE_enum(
+        "preset", None, presets, "Target intensities, without sidecars.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "source_preset", None, presets, "Source intensities, without sidecars.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "grid", "source", list(scores.GRIDS), "Where images are compared.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "conventions",
+        None,
+        list(scores.CHALLENGES),
+        "Score volumes as others do, too.",
+        flag_values=values,
+    )
+    define_unpaired_flags(values)
+    cluster_flags.define_flags(values)
+    flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace an evaluation.", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Runs the command; 0 if every volume was scored, 1 if some were not."""
+    for name in ("translated", "out"):
+        if values[name].value is None:
+            raise InputError(f"--{name} is required, see `contourdiff evaluate --help`")
+    with processes.joined(values):
+        result = evaluate(
+            values.translated,
+            values.out,
+            truth=values.truth,
+            real=values.real,
+            source=values.source,
+            masks=values.masks,
+            labels=values.labels,
+            uncertainty=values.uncertainty,
+            preset=values.preset,
+            source_preset=values.source_preset,
+            grid=values.grid,
+            conventions=values.conventions,
+            distances=unpaired_from_flags(values),
+            memorisation=values.memorisation,
+            seed=values.seed,
+            overwrite=values.overwrite,
+        )
+    if result is None:
+        return 0
+    print(records.table(result.metrics["methods"]))
+    print(f"{values.out}: {len(result.metrics['data']['subjects'])} subjects scored")
+    for what in ("truth", "source"):
+        alone = result.metrics["data"].get(f"of --{what} without a translation")
+        if alone:
+            print(f"note: no translation of {', '.join(alone)} of --{what}", file=sys.stderr)
+    for _, reason in result.failed:
+        print(f"left out: {reason}", file=sys.stderr)
+    return 1 if result.failed else 0
+
+
+# ----------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------
+
+
+def define_unpaired_flags(values: flags.FlagValues) -> None:
+    """The flags of `contourdiff evaluate` that choose unpaired scores."""
+    for name, default, text in (
+        ("features", None, "For distances: inception, segmenter, or a .npz of other features."),
+        ("weights", None, "Of InceptionV3, see `contourdiff weights`; or of a segmenter."),
+    ):
+        flags.DEFINE_string(name, default, text, flag_values=values)
+    flags.DEFINE_enum("mode", "clean-fid", MODES, "Whose KID and FID.", flag_values=values)
+    for name, text in (
+        ("foreground", "For KID and FID, make all air but the body."),
+        ("three_views", "For KID and FID, slice volumes along all three axes."),
+        ("statistics", "Keep mean and covariance of the features, as pytorch-fid reads them."),
+    ):
+        flags.DEFINE_bool(name, False, text, flag_values=values)
+
+
+def unpaired_from_flags(values: flags.FlagValues) -> Options | None:
+    """The options as given on the command line; None without --features."""
+    names = [field.name for field in dataclasses.fields(Options)]
+    if values.features is None:
+        given = [name for name in names if values[name].value != values[name].default]
+        if given:
+            raise InputError(f"--{given[0]} goes with --features")
+        return None
+    if values.features not in NETWORKS and not values.features.endswith(".npz"):
+        known = ", ".join(NETWORKS)
+        raise InputError(f"--features={values.features}: known are {known}, or an .npz file")
+    return Options(**{name: values[name].value for name in names})

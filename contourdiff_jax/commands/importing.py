@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a run of a diffusers UNet2DModel, such as the original ContourDiff saves, to translate with.
+
+--checkpoint is a folder with unet/config.json and its safetensors (the original's model_epoch_N),
+or that unet folder. It knows nothing of the images it was trained on: say what they were. A folder
+that `contourdiff export` wrote does know. Pickles are not read.
+
+Example:
+    contourdiff import --checkpoint=out/model_epoch_400 --workdir=runs/mr --preset=mr --spacing=1
+"""
+
+import math
+
+from absl import flags
+
+from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.interop.importing import import_checkpoint
+from contourdiff_jax.volumes.grid import AXES
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("checkpoint", None, "folder of a diffusers model", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run to make", flag_values=values)
+    flags.DEFINE_string("preset", None, "modality of its images: ct or mr", flag_values=values)
+    flags.DEFINE_list(
+        "window", None, "LOW,HIGH: its black and white; the preset's by default", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "axis", None, list(AXES), "axis of its slices; axial by default", flag_values=values
+    )
+    flags.DEFINE_float("spacing", None, "mm of its pixels", flag_values=values)
+    flags.DEFINE_integer("size", None, "pixels of a side; its own by default", flag_values=values)
+    flags.DEFINE_string(
+        "contours",
+        None,
+        "contours it was trained with: a JSON file, or "
+        f"{', '.join(contour_settings.PRESETS)}; original, if not said",
+        flag_values=values,
+    )
+
+
+def main(values: flags.FlagValues) -> int:
+    for name in ("checkpoint", "workdir"):
+        if values[name].value is None:
+            raise InputError(f"--{name} is required; see `contourdiff import --help`")
+    import_checkpoint(
+        values.checkpoint,
+        values.workdir,
+        preset=values.preset,
+        window=None if values.window is None else _window(values.window),
+        axis=values.axis,
+        spacing=values.spacing,
+        size=values.size,
+        contours_file=values.contours,
+    )
+    return 0
+
+
+def _window(given: list[str]) -> tuple[float, float]:
+    try:
+        low, high = map(float, given)
+    except ValueError:
+        low = high = 0.0
+    if not -math.inf < low < high < math.inf:
+        raise InputError(f"--window={','.join(given)}: must be LOW,HIGH with LOW below HIGH")
+    return low, high

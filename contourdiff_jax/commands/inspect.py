@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Show what scans are and what is wrong with them, before anything is prepared.
+
+Every scan of every PATH (a file, or a folder of any known layout) is read and gets a line: shape,
+orientation and spacing along the file's own axes, stored type, range and percentiles, what it seems
+to be (ct, mr, labels, or a picture: 8 bits without a unit) and why. Below stands what cannot be
+used, what is wrong and what to do about it, and what is good to know. No text of a header is shown
+or kept. Exit status: 0 all can be used, 1 some cannot, 2 none can.
+
+Example:
+  contourdiff inspect scans/ --out=inspected
+"""
+
+import contextlib
+import json
+import os
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import flags
+
+from contourdiff_jax import __version__
+from contourdiff_jax.commands import scan_flags
+from contourdiff_jax.data.inspection import inspect, sheets
+from contourdiff_jax.data.inspection.findings import (
+    NOTE,
+    PROBLEM,
+    Inspected,
+    Inspection,
+    only,
+    printable,
+)
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import disk
+
+SCHEMA = 1  # of the JSON
+
+# A column that says nothing of any scan is left out.
+COLUMNS: dict[str, Callable[[Inspected], str]] = {
+    "scan": lambda s: s.scan.name,
+    "subject": lambda s: s.scan.subject if s.scan.subject != s.scan.name else "",
+    "kind": lambda s: s.scan.kind or "",
+    "split": lambda s: s.scan.split or "",
+    "with": lambda s: ", ".join(n for n in ("mask", "labels") if getattr(s.scan, n)),
+    "format": lambda s: s.format,
+    "files": lambda s: str(len(s.scan.files)) if len(s.scan.files) > 1 else "",
+    "shape": lambda s: "x".join(map(str, s.shape)),
+    "axes": lambda s: s.orientation,
+    "spacing [mm]": lambda s: "x".join(f"{size:.3g}" for size in s.spacing),
+    "type": lambda s: s.dtype,
+    "min": lambda s: f"{s.percentiles[0]:.5g}",
+    "1%": lambda s: f"{s.percentiles[1]:.5g}",
+    "50%": lambda s: f"{s.percentiles[50]:.5g}",
+    "99.5%": lambda s: f"{s.percentiles[99.5]:.5g}",
+    "max": lambda s: f"{s.percentiles[100]:.5g}",
+    "seems": lambda s: f"{s.guess.modality} ({s.guess.reason})",
+}
+NUMBERS = {"files", "min", "1%", "50%", "99.5%", "max"}
+
+
+def table(inspection: Inspection) -> str:
+    """The scans, a line each, what cannot be read, the problems, the notes and the summary."""
+    columns = []
+    for title, cell in COLUMNS.items():
+        cells = [title, *map(cell, inspection.scans)]
+        if any(cells[1:]):
+            align, width = "<>"[title in NUMBERS], max(map(len, cells))
+            columns.append([f"{cell:{align}{width}}" for cell in cells])
+    lines = ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
+    for title, found in (
+        ("cannot be used", [f"{path}: {why}" for path, why in inspection.failed]),
+        ("problems", inspection.lines(PROBLEM)),
+        ("notes", inspection.lines(NOTE)),
+    ):
+        lines += ["", f"{title}:", *(f"  {line}" for line in found)] if found else []
+    return "\n".join(map(printable, [*lines, "", inspection.summary])).lstrip("\n")
+
+
+def to_json(inspection: Inspection) -> str:
+    """Everything, as JSON."""
+    fields = {
+        "schema": SCHEMA,
+        "version": __version__,
+        "summary": inspection.summary,
+        "layouts": inspection.layouts,
+        "scans": [_fields(inspected) for inspected in inspection.scans],
+        "failed": [{"path": str(path), "reason": why} for path, why in inspection.failed],
+        "problems": only(PROBLEM, inspection.remarks),
+        "notes": only(NOTE, inspection.remarks),
+    }
+    return json.dumps(fields, indent=2, allow_nan=False)
+
+
+def _fields(inspected: Inspected) -> dict:
+    scan, guessed, window = inspected.scan, inspected.guess, inspected.window
+    return {
+        "name": scan.name,
+        "subject": scan.subject,
+        "path": str(scan.path),
+        "files": len(scan.files),
+        "kind": scan.kind,
+        "split": scan.split,
+        "mask": scan.mask and str(scan.mask),
+        "labels": scan.labels and str(scan.labels),
+        "format": inspected.format,
+        "dtype": inspected.dtype,
+        "shape": inspected.shape,
+        "orientation": inspected.orientation,
+        "spacing": inspected.spacing,
+        "percentiles": {f"{p:g}": value for p, value in inspected.percentiles.items()},
+        "percentiles_of_voxels": inspected.sampled,
+        "modality": guessed.modality,
+        "preset": guessed.preset,
+        "reason": guessed.reason,
+        "shown": window and [window.low, window.high],
+        "problems": inspected.told(PROBLEM),
+        "notes": inspected.told(NOTE),
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+# --------------------------------------------------------------------------------------------------
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of `contourdiff inspect`."""
+    text = flags.DEFINE_string
+    text("json", None, "JSON file to write; - for stdout instead of the table.", flag_values=values)
+    text("out", None, "Folder to write sheet.png and inspect.json into.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace files of these names.", flag_values=values)
+    scan_flags.define_flags(values)
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Runs the command on the paths named after the flags."""
+    wanted = [] if values.json in (None, "-") else [Path(values.json)]
+    if values.out is not None:
+        wanted += [Path(values.out) / "inspect.json", Path(values.out) / "sheet.png"]
+    for path in wanted:
+        if os.path.exists(path) and not values.overwrite:
+            raise InputError(f"{path}: exists already; pass --overwrite to replace it")
+    views = sheets.SHOWN if values.out is not None else 0
+    inspection = inspect(arguments, **scan_flags.from_flags(values), views=views)
+    print(to_json(inspection) if values.json == "-" else table(inspection))
+    for path in wanted:
+        if path.name != "sheet.png":
+            _write(path, f"{to_json(inspection)}\n".encode())
+        elif inspection.scans:
+            _write(path, _png(inspection))
+    return inspection.status
+
+
+def _png(inspection: Inspection) -> bytes:
+    from contourdiff_jax import figures
+
+    with warnings.catch_warnings():
+        # A name in letters that the font lacks is shown as boxes.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        return figures.png(sheets.sheet(inspection))
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Writes a file, whole or not at all."""
+    partial = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {disk.reason(error)}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

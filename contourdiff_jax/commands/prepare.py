@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prepare volumes for training: a store of slices on one grid, with body masks and an index.
+
+Every volume in --source (NIfTI, DICOM, .mha, .nrrd, or slices as PNG, TIFF, .npy) is brought to one
+orientation, windowed by --preset, cut into slices along --axis and resampled to --size x --size
+pixels of --spacing mm. Without --spacing it is the median in-plane spacing of the volumes; without
+--size it is the smallest multiple of 32 that covers the largest field of view. The layout of the
+folder is recognised, or given by --layout; where it holds several kinds of scans, --preset or
+--select says which. Volumes of one subject share a split: that of --split or of the layout, or
+train and, for a fraction of the subjects, val. What cannot be used is reported and left out; the
+exit status is then 1. `contourdiff inspect` shows beforehand how a folder is understood. With
+--contours=original the store keeps contours taken at the volumes' own pixels, as the original's.
+
+Example:
+  contourdiff prepare --source=scans/mr --out=stores/mr --preset=mr --spacing=1 --size=256
+"""
+
+import sys
+from collections import Counter
+
+from absl import flags
+
+from contourdiff_jax.commands import scan_flags
+from contourdiff_jax.data.prepare import prepare
+from contourdiff_jax.data.store import SPLITS
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.volumes import intensity
+from contourdiff_jax.volumes.grid import AXES
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of `contourdiff prepare`."""
+    text, number = flags.DEFINE_string, flags.DEFINE_float
+    text("source", None, "A volume, or a folder of volumes or slices.", flag_values=values)
+    text("out", None, "Folder of the store to write.", flag_values=values)
+    presets = sorted(intensity.PRESETS)
+    flags.DEFINE_enum("preset", None, presets, "What the intensities are.", flag_values=values)
+    flags.DEFINE_enum("axis", "axial", list(AXES), "Slicing axis.", flag_values=values)
+    number("spacing", None, "Pixel spacing of the grid in mm.", flag_values=values)
+    flags.DEFINE_integer("size", None, "Pixels along a side of the grid.", flag_values=values)
+    text("labels", None, "Folder of label maps, paired by name.", flag_values=values)
+    text("masks", None, "Folder of body masks, paired by name.", flag_values=values)
+    text(
+        "contours",
+        None,
+        "Contours that need the volumes' own voxels: original, or a JSON file.",
+        flag_values=values,
+    )
+    text("split", None, "CSV file with the columns subject,split.", flag_values=values)
+    number("validation", 0.1, "Fraction of the subjects for val.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace a store of that name.", flag_values=values)
+    scan_flags.define_flags(values)
+
+
+def main(values: flags.FlagValues) -> int:
+    """Runs the command; 0 if every volume was used, 1 if some were left out."""
+    for name in ("source", "out", "preset"):
+        if values[name].value is None:
+            raise InputError(f"--{name} is required; see `contourdiff prepare --help`")
+    result = prepare(
+        values.source,
+        values.out,
+        values.preset,
+        **scan_flags.from_flags(values),
+        axis=values.axis,
+        spacing=values.spacing,
+        size=values.size,
+        labels=values.labels,
+        masks=values.masks,
+        contours_file=values.contours,
+        split=values.split,
+        validation=values.validation,
+        overwrite=values.overwrite,
+    )
+    grid, counts = result.grid, Counter(result.splits.values())
+    subjects = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
+    print(
+        f"{values.out}: {result.slices} slices of {len(result.done)} volumes, subjects: {subjects}"
+    )
+    print(
+        f"layout {result.layout}; {grid.axis}, {grid.size} x {grid.size} px of {grid.spacing:g} mm"
+    )
+    for note in result.notes:
+        print(f"note: {note}")
+    if result.cropped:
+        path, kept = min(result.cropped, key=lambda item: item[1])
+        count = f"{len(result.cropped)} of {len(result.done)}"
+        print(
+            f"warning: {count} volumes are larger than the grid and cropped, {path.name} most "
+            f"({kept:.0%} is kept); raise --size or --spacing",
+            file=sys.stderr,
+        )
+    for _, reason in result.failed:
+        print(f"left out: {reason}", file=sys.stderr)
+    return 1 if result.failed else 0

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything once, in minutes, on generated heads: train on MR, translate CT, score, report.
+
+Makes phantoms, trains on the MR of some, translates the CT of others from its contours alone,
+scores the result against the MR that these others would have had, and writes WORKDIR/report.html.
+
+Example:
+    contourdiff quickstart --workdir=quickstart --minutes=5
+"""
+
+import time
+from pathlib import Path
+
+from absl import flags
+
+from contourdiff_jax import config as configuration
+from contourdiff_jax.errors import InputError
+
+# A grid and a network that two CPU cores train in minutes.
+SIZE = 64  # px
+SPACING = 3.6  # mm
+HEADS = {
+    **{"subjects": 44, "test": 6, "train_ct": 4},  # the other 34 are trained on
+    **{"slices": 16, "level": 28.0},  # from the orbits up: faces take longer to learn
+}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("workdir", None, "folder for everything that is made", flag_values=values)
+    flags.DEFINE_float("minutes", 5.5, "time to train", lower_bound=0.05, flag_values=values)
+    flags.DEFINE_integer("seed", 0, "seed of phantoms, training and noise", flag_values=values)
+
+
+def main(values: flags.FlagValues) -> int:
+    if values.workdir is None:
+        raise InputError("--workdir is required")
+    finished = quickstart(Path(values.workdir), minutes=values.minutes, seed=values.seed)
+    return 0 if finished else 1
+
+
+def config(seed: int = 0):
+    """The configuration of the quickstart; the number of images follows from the time given."""
+    settings = configuration.default()
+    settings.seed = seed
+    # Minutes are few. They go where only the contours tell what is there, in almost pure noise; so
+    # one step, to the mean of all images that have these contours, is the best that can be taken.
+    # With hours, the defaults and more steps give texture too.
+    settings.train.batch = 2
+    settings.diffusion.time_exponent = 0.1
+    settings.sampler.steps = 1
+    settings.augment.probability = 0.3
+    # One device is enough for this, and divides the batch.
+    settings.mesh.update(data=1, fsdp=1)
+    return settings
+
+
+def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
+    """See the module's docstring; returns whether it came to the end (SIGTERM stops training).
+
+    What an earlier call has finished is kept, so an interrupted quickstart goes on.
+    """
+    # Imported here: `contourdiff quickstart --help` needs none of it.
+    from contourdiff_jax.data.phantoms.heads import phantoms
+    from contourdiff_jax.data.prepare import prepare
+    from contourdiff_jax.evaluation.folder import evaluate
+    from contourdiff_jax.reports.page import report
+    from contourdiff_jax.training import run
+    from contourdiff_jax.training.loop import images_per_second, train
+    from contourdiff_jax.translation.folder import translate
+
+    began = time.perf_counter()
+    data, store, trained = workdir / "data", workdir / "store", workdir / "run"
+    if not data.exists():
+        _say("generating heads")
+        phantoms(data, **HEADS, size=SIZE, spacing=SPACING, seed=seed)
+    if not store.exists():
+        _say("preparing the MR of the training subjects")
+        prepare(data / "train_mr", store, "mr", spacing=SPACING, size=SIZE)
+
+    if (trained / "config.json").exists():
+        settings = run.load(trained).config
+    else:
+        # The time becomes a number of images once: a resumed run must be the same run.
+        settings = config(seed)
+        speed = images_per_second(settings, store)
+        images = max(settings.train.batch, int(speed * minutes * 60))
+        settings.train.update(
+            images=images,
+            log=images // 50,
+            evaluate=images // 10,
+            sample=images // 4,
+            checkpoint=images // 4,
+        )
+        _say(f"{speed:.0f} images/s here, so {minutes:g} minutes of training are {images:,} images")
+
+    _say("training on MR alone")
+    if not train(settings, store, trained):
+        return False
+    _say("translating CT of other heads, from its contours alone")
+    translate(trained, data / "test_ct", workdir / "translated", preset="ct", seed=seed)
+    _say("scoring against the MR of those heads")
+    evaluate(
+        workdir / "translated",
+        workdir / "scores",
+        truth=data / "test_mr",
+        source=data / "test_ct",
+        real=data / "train_mr",
+        labels=data / "test_labels",
+        overwrite=True,
+    )
+    page = workdir / "report.html"
+    report(page, [trained, workdir / "scores"], overwrite=True)
+    _say(f"done in {(time.perf_counter() - began) / 60:.1f} minutes; open {page}")
+    return True
+
+
+def _say(text: str) -> None:
+    print(f"\n== {text}", flush=True)

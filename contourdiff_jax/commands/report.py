@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write one self-contained HTML page about training runs and evaluations.
+
+Arguments are run folders (config.json, stats.jsonl, samples/), evaluation folders (metrics.json,
+rows.csv, pictures) or metrics.json files. Evaluations come first, then runs, each in the order
+given; above several evaluations of the same subjects stands their comparison, paired by subject.
+What one of them lacks is left out of the page. The figures are inside the page, and as PNG in a
+folder beside it.
+
+Example:
+  contourdiff report --out=report.html scores runs/mr
+"""
+
+from absl import flags
+
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.reports.page import report
+
+# ----------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of `contourdiff report`."""
+    flags.DEFINE_string("out", None, "The .html file to write.", flag_values=values)
+    flags.DEFINE_bool("overwrite", False, "Replace a report of that name.", flag_values=values)
+
+
+def main(values: flags.FlagValues, arguments: list[str]) -> int:
+    """Runs the command on the run folders and evaluations named after the flags."""
+    if values.out is None:
+        raise InputError("--out is required, see `contourdiff report --help`")
+    print(report(values.out, arguments, overwrite=values.overwrite))
+    return 0

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a contour-conditioned diffusion model on the images of one store.
+
+The same store, configuration and workdir again means: resume. SIGTERM saves and stops. Several
+processes train together with --coordinator (docs/clusters.md).
+
+Example:
+    contourdiff train --store=stores/mr --workdir=runs/mr --config.train.images=100000
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from contourdiff_jax import config as configuration
+from contourdiff_jax.commands import cluster_flags
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import processes
+from contourdiff_jax.training.loop import train
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file(
+        "config",
+        configuration.__file__,
+        "configuration file; --config.a.b=v changes a field",
+        flag_values=values,
+    )
+    flags.DEFINE_string("store", None, "store to train on, made by prepare", flag_values=values)
+    flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_string(
+        "init", None, "run whose averaged weights to start from", flag_values=values
+    )
+    flags.DEFINE_string(
+        "teacher",
+        None,
+        "run to start from and to learn few steps of, --config.distillation.substeps of its own "
+        "in one",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "verify", True, "compare the store's files with their digests first", flag_values=values
+    )
+    cluster_flags.define_flags(values)
+
+
+def main(values: flags.FlagValues) -> int:
+    for name in ("store", "workdir"):
+        if values[name].value is None:
+            raise InputError(f"--{name} is required; see `contourdiff train --help`")
+    config = _given(values)
+    with processes.joined(values):
+        finished = train(
+            config,
+            values.store,
+            values.workdir,
+            init=values.init,
+            teacher=values.teacher,
+            verified=values.verify,
+        )
+    return 0 if finished else 1
+
+
+def _given(values: flags.FlagValues):
+    """The configuration of --config and what overrides it."""
+    from ml_collections import config_flags
+
+    path = config_flags.get_config_filename(values["config"])
+    if not Path(path).is_file():
+        raise InputError(f"--config={path}: no such file")
+    if not isinstance(values.config, ConfigDict):
+        raise InputError(f"--config={path}: get_config must return a ConfigDict")
+    return configuration.from_dict(values.config.to_dict())

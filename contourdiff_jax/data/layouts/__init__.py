@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layouts: what a folder holds, recognised by how its files and folders are named.
+
+  csv          a table that says which file is whose (tables.py)
+  ab           trainA, trainB, valA, ..., testB: volumes or pictures of two domains
+  contourdiff  images/ and df_meta.csv (tables.py)
+  nnunet       imagesTr/case_0000.nii.gz, labelsTr/case.nii.gz, dataset.json (conventions.py)
+  bids         sub-01/[ses-1/]anat/sub-01_[ses-1_]T1w.nii.gz, raw or derived (conventions.py)
+  synthrad     Task1/brain/1BA001/{ct,mr,mask}.nii.gz, or .mha; cbct in place of mr (subjects.py)
+  subjects     a folder for each subject, a volume for each kind: p1/p1-t1.nii.gz (subjects.py)
+  volumes      volumes directly in the folder, or one file
+  slices       2-D pictures directly in the folder (stacks.py), or in one for each subject
+  dicom        DICOM files at any depth, in a folder for each patient (subjects.py)
+
+Names are all that is looked at, besides the sizes of pictures, and what DICOM headers tell of which
+files make one volume.
+"""
+
+import dataclasses
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from contourdiff_jax.data.layouts import conventions, naming, subjects, tables
+from contourdiff_jax.data.layouts.folders import Folder, is_dicom, is_picture, is_volume
+from contourdiff_jax.data.layouts.naming import EVERY, Wanted, joined, unnumbered
+from contourdiff_jax.data.layouts.scans import Found
+from contourdiff_jax.data.layouts.stacks import of_file, stacked, told_by
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.volumes import filenames
+from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
+
+
+def find(
+    source,
+    *,
+    layout: str = "auto",
+    select: str | None = None,
+    modality: str | None = None,
+    assumed: Assumed = UNKNOWN,
+) -> Found:
+    """The scans of a file or folder.
+
+    Args:
+      source: the file or folder.
+      layout: one of LAYOUTS, or the path of a CSV file that says what is whose; 'auto' tries them.
+      select: which of several kinds of scans; '*' for every kind.
+      modality: 'ct' or 'mr', which chooses among them where just one kind is of it.
+      assumed: what pictures do not say themselves.
+
+    Raises InputError where nothing is found, or several kinds and none is chosen.
+    """
+    source, wanted = Path(source), Wanted(select, modality, assumed)
+    if not os.path.exists(source):
+        raise InputError(f"{source}: no such file or folder")
+    if layout.lower().endswith(".csv"):
+        found = tables.csv(Path(layout), wanted)
+    elif layout not in ("auto", *LAYOUTS):
+        raise InputError(f"--layout={layout}: known are auto, {', '.join(LAYOUTS)}, or a CSV file")
+    elif os.path.isdir(source):
+        found = _of_folder(Folder(source), layout, wanted)
+    else:
+        found = _of_file(source, layout, wanted)
+    return _checked(source, found, wanted)
+
+
+def _of_folder(folder: Folder, layout: str, wanted: Wanted) -> Found:
+    """The scans of a folder; of one that holds nothing but another folder, those of that."""
+    entered, inner = [], folder
+    while True:
+        if name := _recognised(inner, layout):
+            found = FOLDERS[name].found(inner, wanted)
+            found.notes[:0] = entered
+            return found
+        if len(inner.folders) != 1 or any(map(_is_image, inner.files)):
+            break
+        inner = Folder(inner.folders[0])
+        entered.append(f"all lies in the folder {naming.legible(inner.path.name)}")
+    if layout in FOLDERS:
+        raise InputError(f"{folder.path}: not laid out as {layout}: no {FOLDERS[layout].needs}")
+    if layout != "auto":
+        raise InputError(f"{folder.path}: a folder, where --layout={layout} is for a CSV file")
+    if held := [path for path, files in folder.below.items() if any(map(_is_image, files))]:
+        names = joined(path.relative_to(folder.path) for path in held)
+        raise InputError(
+            f"{folder.path}: no known layout; images lie in {names}: give one of these folders, or "
+            "name the --layout"
+        )
+    if folder.failed:
+        raise InputError(folder.failed[0][1])
+    known = ", ".join((*filenames.SUFFIXES, "DICOM"))
+    raise InputError(f"{folder.path}: no {known} file in this folder")
+
+
+def _recognised(folder: Folder, layout: str) -> str | None:
+    """The name of the folder's layout: `layout` or, if that is 'auto', the first that holds."""
+    if layout == "subjects" and folder.leaves:  # who says so knows that they are
+        return layout
+    for name in FOLDERS if layout == "auto" else {layout} & FOLDERS.keys():
+        if FOLDERS[name].holds(folder):
+            if layout == "auto" and name in ("volumes", "slices", "dicom"):
+                _check_unmixed(folder)
+            return name
+    return None
+
+
+def _check_unmixed(folder: Folder) -> None:
+    """InputError where volumes, pictures and DICOM files lie side by side."""
+    held = {
+        f"{len(files)} {what}": name
+        for name, what, files in (
+            ("volumes", "volumes", folder.volumes),
+            ("slices", "pictures", folder.pictures),
+            ("dicom", "DICOM files", folder.dicom),
+        )
+        if files
+    }
+    if len(held) > 1:
+        options = " or ".join(f"--layout={name}" for name in held.values())
+        raise InputError(f"{folder.path}: holds {joined(held)} side by side; choose with {options}")
+
+
+def _is_image(path: Path) -> bool:
+    return is_volume(path) or is_picture(path) or is_dicom(path)
+
+
+def _of_file(path: Path, layout: str, wanted: Wanted) -> Found:
+    """The scans of one file."""
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: neither a file nor a folder")
+    if path.suffix.lower() == ".csv":
+        name, found = "csv", lambda: tables.csv(path, wanted)
+    elif is_volume(path):
+        name, found = "volumes", lambda: Found("volumes", [of_file(path, wanted)])
+    elif is_picture(path):
+        name, found = "slices", lambda: _picture(path, wanted)
+    elif is_dicom(path):
+        name, found = "dicom", lambda: subjects.of_dicom(path.parent, [path], wanted)
+    else:
+        known = ", ".join(filenames.SUFFIXES)
+        raise InputError(f"{path}: unsupported file type; known are DICOM and {known}")
+    if layout not in ("auto", name):
+        raise InputError(f"{path}: a single file, not laid out as {layout}")
+    return found()
+
+
+def _picture(path: Path, wanted: Wanted) -> Found:
+    """The scan of one picture, whose it is being told as among the others of its folder."""
+    found, folder = Found("slices", []), Folder(path.parent)
+    beside = [other for other in folder.pictures if other != path]
+    found.scans.extend(stacked([path], wanted, found.failed, owner=folder.name, beside=beside))
+    return found
+
+
+def _checked(source: Path, found: Found, wanted: Wanted) -> Found:
+    """The scans sorted and, if they are of every kind, with a stem for each."""
+    if not found.scans:
+        path, reason = found.failed[0] if found.failed else (source, f"{source}: holds no images")
+        alone = path == source and len(found.failed) < 2
+        raise InputError(reason if alone else f"{source}: nothing can be used: {reason}")
+    scans = sorted(found.scans, key=lambda scan: (scan.path, scan.name))
+    if wanted.select == EVERY:
+        counts = Counter(scan.stem for scan in scans)
+        scans = [
+            dataclasses.replace(scan, stem=f"{scan.stem}_{scan.kind}")
+            if counts[scan.stem] > 1 and scan.kind
+            else scan
+            for scan in scans
+        ]
+    return dataclasses.replace(found, scans=scans)
+
+
+# --------------------------------------------------------------------------------------------------
+# Volumes and pictures directly in a folder
+# --------------------------------------------------------------------------------------------------
+
+
+def _volumes(folder: Folder, wanted: Wanted) -> Found:
+    found = Found("volumes", [])
+    files = _of_kind(folder.path, folder.volumes, wanted, found.notes)
+    found.scans.extend(of_file(path, wanted) for path in files)
+    return found
+
+
+def _holds_slices(folder: Folder) -> bool:
+    if folder.pictures:
+        return True
+    return bool(subjects.picture_folders(folder)) and not subjects.holds_dicom(folder)
+
+
+def _slices(folder: Folder, wanted: Wanted) -> Found:
+    if not folder.pictures:
+        return subjects.of_pictures(folder, wanted)
+    found = Found("slices", [])
+    files = _of_kind(folder.path, folder.pictures, wanted, found.notes)
+    of_kind = defaultdict(list)
+    for path in files:
+        of_kind[naming.last_kind(filenames.stem(path))].append(path)
+    for kind, those in of_kind.items():
+        beside = sorted(set(files) - set(those))
+        made = stacked(those, wanted, found.failed, owner=folder.name, beside=beside)
+        found.scans.extend(dataclasses.replace(scan, kind=kind) for scan in made)
+    found.notes.append(told_by(files))
+    return found
+
+
+def _of_kind(folder: Path, files: list[Path], wanted: Wanted, notes: list[str]) -> list[Path]:
+    """The files of the kind that is wanted, by the words at the end of their names.
+
+    Where these tell of one modality only, all images are: T1 and T2 may be meant together, which CT
+    and MR are not. Label maps and masks beside images are left out.
+    """
+    if wanted.select == EVERY:
+        return files
+    kinds = {path: naming.last_kind(filenames.stem(path)) for path in files}
+
+    def shown(paths) -> str:
+        return joined(sorted({kinds[path] for path in paths} - {None}))
+
+    if wanted.select is not None:
+        word = re.compile(rf"(?:^|[-_. ]){re.escape(wanted.select)}$", re.IGNORECASE)
+        stems = {path: filenames.stem(path) for path in files}
+        taken = [p for p in files if word.search(stems[p]) or word.search(unnumbered(stems[p]))]
+        if not taken:
+            held = shown(files) or "nothing that its names tell"
+            raise InputError(f"{folder}: no {wanted.select!r} to select; it holds {held}")
+    else:
+        families = {path: kind and naming.family(kind) for path, kind in kinds.items()}
+        taken = [path for path in files if families[path] not in ("labels", "masks")] or files
+        modalities = {families[path] for path in taken} - {None}
+        if len(modalities) > 1:
+            if wanted.modality not in modalities:
+                first = min({kinds[path] for path in taken} - {None})
+                raise InputError(f"{folder}: holds {shown(taken)}; choose with --select={first}")
+            taken = [path for path in taken if families[path] == wanted.modality]
+        elif modalities in ({"ct"}, {"mr"}) and wanted.modality not in (None, *modalities):
+            notes.append(f"the names say {shown(taken)}, where the preset is for {wanted.modality}")
+        if " " in shown(taken):
+            notes.append(f"{shown(taken)} are taken together; --select takes one of them")
+    if left := [path for path in files if path not in set(taken)]:
+        what = f": {shown(left)}" if shown(left) else ""
+        notes.append(f"{len(left)} of {len(files)} files left out{what}")
+    return taken
+
+
+# --------------------------------------------------------------------------------------------------
+# Two domains
+# --------------------------------------------------------------------------------------------------
+
+DOMAIN = re.compile(r"(train|val|test)([AB])", re.IGNORECASE)
+
+
+def _domains(folder: Folder) -> list[tuple[Path, str, str]]:
+    """The folders of an 'ab' layout: path, split and domain."""
+    matches = [(path, DOMAIN.fullmatch(path.name)) for path in folder.folders]
+    return [(path, match[1].lower(), match[2].upper()) for path, match in matches if match]
+
+
+def _ab(folder: Folder, wanted: Wanted) -> Found:
+    """`wanted.select` is a domain, A or B, or one folder: trainA."""
+    found, domains = Found("ab", []), _domains(folder)
+    select = (wanted.select or "").casefold()
+    chosen = [domain for domain in domains if domain[0].name.casefold() == select]
+    if not chosen:
+        kinds = wanted.among(folder.path, {kind for *_, kind in domains})
+        chosen = [domain for domain in domains if domain[2] in kinds]
+    for path, split, kind in chosen:
+        inner = Folder(path)
+        try:
+            _check_unmixed(inner)
+            if not inner.volumes and not inner.pictures:
+                raise InputError(f"{path}: no volumes or pictures in this folder")
+            read = _volumes if inner.volumes else _slices
+            held = read(inner, dataclasses.replace(wanted, select=None))
+        except InputError as error:
+            found.failed.append((path, str(error)))
+            continue
+        found.failed.extend(held.failed)
+        found.notes.extend(f"{path.name}: {note}" for note in held.notes)
+        for scan in held.scans:
+            # A number is of a file in its folder, not of a person.
+            subject = f"{path.name}_{scan.subject}" if scan.subject.isdigit() else scan.subject
+            found.scans.append(dataclasses.replace(scan, subject=subject, kind=kind, split=split))
+    counts = Counter((scan.name, scan.kind) for scan in found.scans)
+    found.scans[:] = [
+        dataclasses.replace(
+            scan, name=f"{scan.split}_{scan.name}", stem=f"{scan.split}_{scan.stem}"
+        )
+        if counts[scan.name, scan.kind] > 1
+        else scan
+        for scan in found.scans
+    ]
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# All layouts of folders
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layout:
+    """How a layout is recognised and read.
+
+    Attributes:
+      holds: whether a folder is laid out so.
+      found: its scans.
+      needs: what a folder must have, in words.
+    """
+
+    holds: Callable[[Folder], bool]
+    found: Callable[[Folder, Wanted], Found]
+    needs: str
+
+
+FOLDERS = {
+    "ab": _Layout(
+        lambda folder: bool(_domains(folder)), _ab, "folder trainA, trainB, valA, ..., or testB"
+    ),
+    "contourdiff": _Layout(
+        tables.holds_contourdiff, tables.contourdiff, f"folder {tables.IMAGES} with {tables.META}"
+    ),
+    "nnunet": _Layout(conventions.holds_nnunet, conventions.nnunet, "folder imagesTr or imagesTs"),
+    "bids": _Layout(
+        conventions.holds_bids, conventions.bids, "images sub-01/anat/sub-01_T1w.nii.gz"
+    ),
+    "synthrad": _Layout(
+        subjects.holds_synthrad, subjects.synthrad, "volumes called just ct, mr, cbct and mask"
+    ),
+    "subjects": _Layout(
+        subjects.holds_volumes,
+        subjects.of_volumes,
+        "folders of subjects with volumes of the same names",
+    ),
+    "volumes": _Layout(
+        lambda folder: bool(folder.volumes),
+        _volumes,
+        f"{', '.join((*filenames.NIFTI, *filenames.ITK))} or 3-D .npy file",
+    ),
+    "slices": _Layout(_holds_slices, _slices, f"{', '.join(filenames.PICTURES)} file"),
+    "dicom": _Layout(subjects.holds_dicom, subjects.dicom, "DICOM file"),
+}
+LAYOUTS = ("csv", *FOLDERS)

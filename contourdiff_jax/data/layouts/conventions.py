@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conventions: layouts that other projects specify, with every name in its place.
+
+nnU-Net, https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md; the Medical
+Segmentation Decathlon, from which it comes, has no number of the channel in its names.
+BIDS, https://bids-specification.readthedocs.io, its file names (entities, suffix) only.
+"""
+
+import dataclasses
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+
+from contourdiff_jax.data.layouts import naming
+from contourdiff_jax.data.layouts.folders import Folder, is_picture, is_volume
+from contourdiff_jax.data.layouts.naming import EVERY, Wanted
+from contourdiff_jax.data.layouts.scans import Found
+from contourdiff_jax.data.layouts.stacks import scan
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.volumes import filenames
+
+# --------------------------------------------------------------------------------------------------
+# nnU-Net
+# --------------------------------------------------------------------------------------------------
+
+PARTS = {"Tr": "train", "Ts": "test"}
+FIRST = "0000"
+
+
+def holds_nnunet(folder: Folder) -> bool:
+    """Whether there is a folder of images to train on or to test with."""
+    return any(path.name in ("imagesTr", "imagesTs") for path in folder.folders)
+
+
+@dataclasses.dataclass
+class _Case:
+    """A subject of nnU-Net.
+
+    Attributes:
+      path: what messages call it.
+      split: 'train' or 'test'.
+      labels: the label map, where there is one.
+      images: by the name or number of the channel.
+    """
+
+    path: Path
+    split: str
+    labels: Path | None
+    images: dict[str, Path] = dataclasses.field(default_factory=dict)
+
+
+def nnunet(folder: Folder, wanted: Wanted) -> Found:
+    """The scans of an nnU-Net data set: of every case the channel that is wanted."""
+    found = Found("nnunet", [])
+    names = _channel_names(folder, found.notes)
+    cases = [case for part in PARTS for case in _cases(folder, part, names)]
+    kinds = {kind for case in cases for kind in case.images}
+    if not kinds:
+        raise InputError(f"{folder.path}: no images in imagesTr or imagesTs")
+    if wanted.select in names:
+        wanted = dataclasses.replace(wanted, select=names[wanted.select])
+    for kind in wanted.among(folder.path, kinds):
+        for case in cases:
+            if kind not in case.images:
+                found.failed.append((case.path, f"{case.path}: no channel {kind}, as others have"))
+                continue
+            about = {"kind": kind, "split": case.split, "labels": case.labels}
+            files = [case.images[kind]]
+            found.scans.append(scan(case.path.name, files, assumed=wanted.assumed, **about))
+    lacking = sum(case.labels is None and case.split == "train" for case in cases)
+    if 0 < lacking < len(cases):
+        found.notes.append(f"{lacking} of {len(cases)} cases have no label map")
+    return found
+
+
+def _cases(folder: Folder, part: str, names: dict[str, str]) -> list[_Case]:
+    """The cases of imagesTr or imagesTs."""
+    images, labels = (
+        _by_stem(Folder(path)) if (path := folder.path / f"{what}{part}") in folder.folders else {}
+        for what in ("images", "labels")
+    )
+    cases = {}
+    for stem, path in images.items():
+        match = re.fullmatch(r"(.+)_(\d{4})", stem)
+        name, channel = (stem, FIRST) if stem in labels or not match else match.groups()
+        case = cases.setdefault(name, _Case(path.parent / name, PARTS[part], labels.get(name)))
+        case.images[names.get(channel, channel)] = path
+    return list(cases.values())
+
+
+def _by_stem(folder: Folder) -> dict[str, Path]:
+    """The images directly in a folder, by their name without suffix."""
+    return {
+        filenames.stem(path): path for path in folder.files if is_volume(path) or is_picture(path)
+    }
+
+
+def _channel_names(folder: Folder, notes: list[str]) -> dict[str, str]:
+    """The names of the channels {'0000': 'CT'} as dataset.json tells them, if each has its own."""
+    path = folder.path / "dataset.json"
+    if path not in folder.files:
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
+        given = fields.get("channel_names") or fields["modality"]
+        names = {f"{int(number):04d}": name.strip() for number, name in given.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        notes.append("dataset.json names no channels; they are called by their numbers")
+        return {}
+    if len(set(names.values())) < len(names):
+        return {}
+    return names
+
+
+# --------------------------------------------------------------------------------------------------
+# BIDS
+# --------------------------------------------------------------------------------------------------
+
+# sub-01_ses-1_acq-mprage_T1w
+NAME = re.compile(r"sub-[^_]+(?:_[^_-]+-[^_]+)*_[^_-]+")
+# By these entities files differ that were made of one image; they are part of its kind.
+MADE = ("space", "cohort", "res", "den", "label", "desc")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """A file by its name.
+
+    Attributes:
+      entities: {'sub': '01', 'acq': 'mprage', ...}, in their order.
+      suffix: 'T1w', 'bold', ...
+    """
+
+    path: Path
+    entities: dict[str, str]
+    suffix: str
+
+    @property
+    def kind(self) -> str:
+        made = [f"{key}-{value}" for key, value in self.entities.items() if key in MADE]
+        return "_".join([*made, self.suffix])
+
+    @property
+    def visit(self) -> tuple[str, str | None]:
+        return self.entities["sub"], self.entities.get("ses")
+
+
+def holds_bids(folder: Folder) -> bool:
+    """Whether there are images in folders of subjects, all named as they should."""
+    return any(_named(below) for below in _subject_folders(folder))
+
+
+def bids(folder: Folder, wanted: Wanted) -> Found:
+    """The scans of a BIDS data set, raw or derived.
+
+    `wanted.select` is a suffix (T1w), entities before one (acq-mprage_T1w), or entities alone.
+    """
+    found = Found("bids", [])
+    subjects, files = [], []
+    for below in _subject_folders(folder):
+        files += _named(below)
+        found.failed.extend(below.failed)
+        subjects.append(below.path)
+    kinds = {file.kind for file in files}
+    if wanted.select not in (None, EVERY):
+        files = [file for file in files if _matches(file, wanted.select)]
+        if not files:
+            raise InputError(
+                f"{folder.path}: no {wanted.select!r} to select; it holds "
+                f"{naming.joined(sorted(kinds))}"
+            )
+        kinds = {file.kind for file in files}
+        # T1w is what has no desc or space before it, if there is such.
+        kinds = {kind for kind in kinds if kind.casefold() == wanted.select.casefold()} or kinds
+        wanted = dataclasses.replace(wanted, select=None, modality=None)
+    elif wanted.select is None:
+        kinds = {kind for kind in kinds if naming.family(kind) not in ("labels", "masks")} or kinds
+    for kind in wanted.among(folder.path, kinds):
+        chosen = [file for file in files if file.kind == kind]
+        visits = defaultdict(list)
+        for file in chosen:
+            visits[file.visit].append(file)
+        for those in visits.values():
+            for file in those:
+                keys = [
+                    key
+                    for key in file.entities
+                    if key in ("sub", "ses")
+                    or len({other.entities.get(key) for other in those}) > 1
+                ]
+                name = "_".join(f"{key}-{file.entities[key]}" for key in keys)
+                found.scans.append(
+                    scan(f"sub-{file.entities['sub']}", [file.path], name=name, kind=kind)
+                )
+        having = {file.entities["sub"] for file in chosen}
+        found.failed.extend(
+            (path, f"{path}: no {kind}, as others have")
+            for path in subjects
+            if path.name.removeprefix("sub-") not in having
+        )
+    return found
+
+
+def _subject_folders(folder: Folder) -> list[Folder]:
+    """The folders of the subjects: sub-*, or the folder itself if it is one."""
+    if re.fullmatch("sub-[^_]+", folder.name):
+        return [folder]
+    return [Folder(path) for path in folder.folders if re.fullmatch("sub-[^_]+", path.name)]
+
+
+def _named(folder: Folder) -> list[_Named]:
+    """The images of a subject's folder that are named as they should."""
+    found = []
+    for path in (path for files in folder.below.values() for path in files):
+        stem = filenames.stem(path)
+        if filenames.suffix_of(path) in filenames.NIFTI and NAME.fullmatch(stem):
+            *entities, suffix = stem.split("_")
+            found.append(_Named(path, dict(entity.split("-", 1) for entity in entities), suffix))
+    return found
+
+
+def _matches(file: _Named, select: str) -> bool:
+    """Whether a file has all the entities, and the suffix if there is one, of a choice."""
+    for part in select.split("_"):
+        key, dash, value = part.partition("-")
+        if dash and file.entities.get(key) != value:
+            return False
+        if not dash and file.suffix.casefold() != part.casefold():
+            return False
+    return True

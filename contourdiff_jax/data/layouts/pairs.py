@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pairs: volumes of several folders that belong together, by their name and on one grid.
+
+Names pair up to the modality word: head01_ct belongs to head01_mr and to head01_labels.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from contourdiff_jax.data import layouts
+from contourdiff_jax.data.layouts.scans import Scan
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.volumes import filenames, geometry, io
+from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, Volume
+
+SAME_GRID = 0.1  # voxels between corners: more than headers lose by rounding, less than one sees
+
+
+def by_name(
+    folder,
+    modality: str | None = None,
+    assumed: Assumed = UNKNOWN,
+    failed: list[tuple[Path, str]] | None = None,
+) -> dict[str, Scan]:
+    """The scans of a folder by their name, sorted; InputError where a name has two.
+
+    Where the layout tells modalities apart, those of `modality` ('ct', 'mr') are meant. `assumed`
+    is what pictures do not say themselves. To `failed` go files that cannot be read: path, reason.
+    """
+    found, held = {}, layouts.find(folder, modality=modality, assumed=assumed)
+    if failed is not None:
+        failed += held.failed
+    for scan in held.scans:
+        name = _plain(scan.name)
+        if name in found:
+            raise InputError(
+                f"{scan.path}: {found[name].path.name} belongs to {name!r} too; keep one"
+            )
+        found[name] = dataclasses.replace(scan, name=name)
+    return dict(sorted(found.items()))
+
+
+def _plain(name: str) -> str:
+    """The name without modality words: a folder head01_ct pairs with a file head01_mr.nii.gz."""
+    return filenames.MODALITY.sub("", name) or name
+
+
+def partner(
+    volume: Volume, name: str, others: dict[str, Scan], what: str, *, labels: bool = False
+) -> Volume:
+    """The volume that belongs to `volume`, of that name, among `others`, what --`what` holds.
+
+    Its slices are even. Raises InputError where there is none, or where it does not lie on the
+    volume's grid.
+    """
+    name = _plain(name)
+    if name not in others:
+        raise InputError(f"{volume.path}: no volume of the subject {name!r} in --{what}")
+    other = others[name].read(labels=labels).even()
+    _check_same_grid(volume, other)
+    return other
+
+
+def companion(
+    volume: Volume, scan: Scan, given: dict[str, Scan] | None, what: str
+) -> np.ndarray | None:
+    """The label map or mask [X, Y, Z] of a scan; `what` is 'labels' or 'masks'.
+
+    From what was given, else from the layout, None where there is none.
+    """
+    if given is not None:
+        return partner(volume, scan.name, given, what, labels=True).array
+    path = scan.labels if what == "labels" else scan.mask
+    if path is None:
+        return None
+    other = io.read(path, labels=True)
+    _check_same_grid(volume, other)
+    return other.array
+
+
+def _check_same_grid(volume: Volume, other: Volume) -> None:
+    """InputError where two volumes do not lie on one grid, voxel for voxel."""
+    if not _same_grid(volume, other):
+        raise InputError(
+            f"{volume.path}: {other.path} lies on another grid; resample one onto the other's"
+        )
+
+
+def _same_grid(volume: Volume, other: Volume) -> bool:
+    if other.array.shape != volume.array.shape:
+        return False
+    corners = np.array([[0, 0, 0, 1], [*volume.array.shape, 1]]).T
+    shift = np.linalg.norm((volume.affine - other.affine)[:3] @ corners, axis=0).max()
+    return shift <= SAME_GRID * geometry.spacing(volume.affine).min()

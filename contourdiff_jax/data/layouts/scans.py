@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans: the volumes of a folder, each with its files and what the layout tells about it."""
+
+import dataclasses
+import functools
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.volumes import filenames, io
+from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, Volume
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One volume that can be read.
+
+    Attributes:
+      name: scans of several folders belong together by it: the subject, and where it has several
+        sessions or series, which.
+      subject: whose it is, by the names of files and folders, never by what is in them.
+      files: the file, or the slices of the volume.
+      path: what messages call it: the file, or the folder of its slices.
+      stem: what is made of it is called so.
+      kind: what it shows, where the layout says it: 'ct', 'T1w', '0000', 'trainA', ...
+      split: 'train', 'val' or 'test', where the layout says it.
+      labels, mask: the label map and the body mask on its grid, where the layout holds them.
+      assumed: what pictures do not say themselves.
+    """
+
+    name: str
+    subject: str
+    files: tuple[Path, ...]
+    path: Path
+    stem: str
+    kind: str | None = None
+    split: str | None = None
+    labels: Path | None = None
+    mask: Path | None = None
+    assumed: Assumed = UNKNOWN
+
+    def read(self, *, labels: bool = False) -> Volume:
+        """The volume; see `volumes.read`."""
+        return io.read(self.files, labels=labels, path=self.path, assumed=self.assumed)
+
+    def geometry(self):
+        """Shape and affine [4, 4] in closest-canonical RAS, from the headers alone."""
+        return io.shape_and_affine(self.files, self.assumed)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the bytes of its files, voxels that lie beside a header included."""
+        return disk.sha256(*(part for path in self.files for part in io.parts(path)))
+
+    @property
+    def source(self) -> str:
+        """What a record may call it: names of DICOM files can hold identifiers, so not those."""
+        if len(self.files) == 1 and filenames.suffix_of(self.files[0]) not in (
+            None,
+            *filenames.DICOM,
+        ):
+            return self.files[0].name
+        return self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What a folder holds.
+
+    Attributes:
+      layout: how it is laid out, one of `layouts.LAYOUTS`.
+      scans: sorted by path.
+      failed: files that belong to it but cannot be used, and why.
+      notes: what was assumed, one line each.
+    """
+
+    layout: str
+    scans: list[Scan]
+    failed: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def tally(notes: Iterable[str]) -> list[str]:
+    """Each note once, in the order of first occurrence, with how often it occurred."""
+    return [
+        f"{note} ({count} scans)" if count > 1 else note for note, count in Counter(notes).items()
+    ]

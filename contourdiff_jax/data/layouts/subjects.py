@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Subjects: layouts with a folder for each subject.
+
+A folder is a subject's if its name is not that of a collection (ct, images, train_mr) and it holds
+volumes called as in others (ct, mr, t1, ...), pictures, or DICOM files. Its name is the subject's.
+Where several folders have one name, those above it are part of the subject's (siteA_001); where it
+is that of a visit (study1, ses-02, 2019-03-01), the folder above is the subject's.
+"""
+
+import dataclasses
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from contourdiff_jax.data.layouts import naming
+from contourdiff_jax.data.layouts.folders import Folder, is_dicom, is_picture, is_volume
+from contourdiff_jax.data.layouts.naming import Wanted
+from contourdiff_jax.data.layouts.scans import Found
+from contourdiff_jax.data.layouts.stacks import recognise, scan, stacked
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.volumes import filenames, io
+
+SYNTHRAD = {"ct", "mr", "cbct", "mask"}
+FEW = 3  # slices: what has fewer shows where others lie
+
+
+@dataclasses.dataclass
+class _Visit:
+    """The volumes of a subject, or of one visit of several.
+
+    Attributes:
+      folder: where they lie.
+      subject, session: whose they are; the session is '' where there is one only.
+      images: by kind.
+      labels, mask: where there are some.
+    """
+
+    folder: Path
+    subject: str
+    session: str
+    images: dict[str, Path] = dataclasses.field(default_factory=dict)
+    labels: Path | None = None
+    mask: Path | None = None
+
+
+# --------------------------------------------------------------------------------------------------
+# Volumes
+# --------------------------------------------------------------------------------------------------
+
+
+def holds_synthrad(folder: Folder) -> bool:
+    """Whether all volumes are called as SynthRAD's, and there are several kinds of them."""
+    held = [folder.volumes] if folder.volumes else folder.leaves.values()
+    names = {filenames.stem(path).lower() for files in held for path in files}
+    return len(names) > 1 and names <= SYNTHRAD and names != {"mask"}
+
+
+def holds_volumes(folder: Folder) -> bool:
+    """Whether there are folders of volumes that can be told to be subjects'."""
+    if folder.volumes or not folder.leaves:
+        return False
+    if any(naming.is_collection(path.name) for path in folder.leaves):
+        return False
+    visits, _ = _visits(folder)
+    kinds = Counter(kind for visit in visits for kind in visit.images)
+    if len(folder.leaves) == 1:  # or else it is a folder of volumes inside another folder
+        return all(map(naming.is_kind, kinds)) and len(kinds) > 1
+    common = max(kinds.values(), default=0) > len(visits) / 2
+    return common and not all(map(str.isdigit, kinds))
+
+
+def synthrad(folder: Folder, wanted: Wanted) -> Found:
+    """The scans of SynthRAD's folders."""
+    return dataclasses.replace(of_volumes(folder, wanted), layout="synthrad")
+
+
+def of_volumes(folder: Folder, wanted: Wanted) -> Found:
+    """The scans of folders with a volume for each kind."""
+    visits, failed = _visits(folder)
+    found = Found("subjects", [], [*folder.failed, *failed])
+    kinds = {kind for visit in visits for kind in visit.images}
+    if not kinds:
+        raise InputError(f"{folder.path}: no images in its folders, only label maps or masks")
+    for kind in wanted.among(folder.path, kinds):
+        for visit in visits:
+            if kind not in visit.images:
+                found.failed.append((visit.folder, f"{visit.folder}: no {kind}, as others have"))
+                continue
+            made = scan(
+                visit.subject,
+                [visit.images[kind]],
+                name=together(visit.subject, visit.session),
+                kind=kind,
+                labels=visit.labels,
+                mask=visit.mask,
+                assumed=wanted.assumed,
+            )
+            found.scans.append(made)
+    return found
+
+
+def _visits(folder: Folder) -> tuple[list[_Visit], list[tuple[Path, str]]]:
+    """What every subject has, and the files that are there twice."""
+    found, failed, spelling = {}, [], {}
+    for leaf, (subject, session) in subjects_of(folder, folder.leaves).items():
+        for path in folder.leaves[leaf]:
+            visit, kind = naming.session_and_kind(filenames.stem(path), (subject, leaf.name))
+            key = subject, together(session, visit)
+            held = found.setdefault(key, _Visit(leaf, *key))
+            what = naming.family(kind) if naming.is_kind(kind) else None
+            if what == "labels":
+                held.labels = first = held.labels or path
+            elif what == "masks":
+                held.mask = first = held.mask or path
+            else:
+                first = held.images.setdefault(spelling.setdefault(kind.lower(), kind), path)
+            if first != path:
+                failed.append((path, f"{path}: {first.name} shows the same; keep one"))
+    visits = list(found.values())
+    kinds = [kind for visit in visits for kind in visit.images]
+    if all(len(visit.images) == 1 for visit in visits) and not any(map(naming.family, kinds)):
+        # One volume for each: then its name does not matter.
+        for visit in visits:
+            visit.images = dict.fromkeys([naming.PLAIN], *visit.images.values())
+    return visits, failed
+
+
+def together(*names: str) -> str:
+    """Names that are not '', joined to one."""
+    return "_".join(filter(None, names))
+
+
+def subjects_of(folder: Folder, leaves: Iterable[Path]) -> dict[Path, tuple[str, str]]:
+    """Whose folder each is by its place below `folder`: subject, and session or ''."""
+    parts = {leaf: list(leaf.relative_to(folder.path).parts) for leaf in leaves}
+    sessions = {}
+    for leaf, names in parts.items():
+        session = []
+        while len(names) > 1 and naming.is_session(names[-1]):
+            session.insert(0, names.pop())
+        sessions[leaf] = "_".join(session)
+    # A last folder that all have is none of a subject: p1/anat, p2/anat.
+    while len(parts) > 1 and all(len(names) > 1 for names in parts.values()):
+        if len({names[-1] for names in parts.values()}) > 1:
+            break
+        for names in parts.values():
+            names.pop()
+    # Two subjects of one name are told apart by all folders above, and so are the others then.
+    places = {tuple(names) for names in parts.values()}
+    apart = len({place[-1:] for place in places}) == len(places)
+    return {
+        leaf: ("_".join(names[-1:] if apart else names) or folder.name, sessions[leaf])
+        for leaf, names in parts.items()
+    }
+
+
+# --------------------------------------------------------------------------------------------------
+# Pictures
+# --------------------------------------------------------------------------------------------------
+
+
+def picture_folders(folder: Folder) -> dict[Path, list[Path]]:
+    """The pictures of two or more folders below that hold one subject's each; else empty."""
+    held = {path: list(filter(is_picture, files)) for path, files in folder.below.items()}
+    held = {path: pictures for path, pictures in held.items() if pictures}
+    for path, pictures in held.items():
+        names = {subject for subject, _ in recognise([filenames.stem(file) for file in pictures])}
+        if len(names) > 1 or naming.is_collection(path.name):
+            return {}
+    return held if len(held) > 1 else {}
+
+
+def of_pictures(folder: Folder, wanted: Wanted) -> Found:
+    """The scans of folders with the slices of a subject each."""
+    found = Found("slices", [], list(folder.failed))
+    held = picture_folders(folder)
+    for leaf, (subject, session) in subjects_of(folder, held).items():
+        name = together(subject, session)
+        made = stacked(held[leaf], wanted, found.failed, owner=subject, name=name)
+        for number, one in enumerate(made, start=1):
+            called = name if len(made) == 1 else f"{name}_{number}"
+            found.scans.append(
+                scan(subject, one.files, name=called, path=leaf, assumed=one.assumed)
+            )
+    found.notes.append(f"{len(held)} folders with pictures, each of one subject")
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# DICOM
+# --------------------------------------------------------------------------------------------------
+
+
+def holds_dicom(folder: Folder) -> bool:
+    """Whether there is any DICOM file."""
+    return any(is_dicom(path) for files in folder.below.values() for path in files)
+
+
+def dicom(folder: Folder, wanted: Wanted) -> Found:
+    """The scans of DICOM files at any depth: one for every series of images.
+
+    The subject is the folder directly inside that holds the series, or this folder where none
+    does. Headers tell one patient from another, but are not what these are called by.
+    """
+    files = [path for files in folder.below.values() for path in files]
+    found = of_dicom(folder.path, [path for path in files if is_dicom(path)], wanted)
+    found.failed.extend(folder.failed)
+    if others := sum(is_volume(path) or is_picture(path) for path in files):
+        found.notes.append(f"{others} files that are not DICOM left out")
+    return found
+
+
+def of_dicom(root: Path, files: Sequence[Path], wanted: Wanted) -> Found:
+    """The scans of DICOM files below `root`."""
+    from contourdiff_jax.volumes.formats import dicom
+
+    series, failed = dicom.group(files)
+    found = Found("dicom", [], failed)
+    if not series:
+        if found.failed:
+            return found
+        raise InputError(f"{root}: no images in its DICOM files, only other objects")
+    owners = _owners(root, series, found.notes)
+    scouts = 0
+    for kind in wanted.among(root, {one.kind.lower() for one in series}):
+        held = defaultdict(list)
+        for one, owner in zip(series, owners, strict=True):
+            if one.kind.lower() == kind:
+                held[owner].append(one)
+        for owner, those in held.items():
+            kept = _without_scouts(those)
+            scouts += len(those) - len(kept)
+            for number, one in enumerate(kept, start=1):
+                name = owner if len(kept) == 1 else f"{owner}_series{number}"
+                path = Path(os.path.commonpath([file.parent for file in one.files]))
+                found.scans.append(scan(owner, one.files, name=name, path=path, kind=kind))
+    if scouts:
+        found.notes.append(f"{scouts} localizers or series of fewer than {FEW} slices left out")
+    return found
+
+
+def _owners(root: Path, series: Sequence, notes: list[str]) -> list[str]:
+    """The subject of each DICOM series, by the folders of `root`."""
+    patients = len({one.patient for one in series})
+    inside = [one.files[0].relative_to(root).parts[:-1] for one in series]
+    # A folder around those of several patients is none of a patient.
+    while patients > 1 and all(inside) and len({parts[0] for parts in inside}) == 1:
+        root = root / inside[0][0]
+        inside = [parts[1:] for parts in inside]
+        notes.append(f"all lies in the folder {naming.legible(root.name)}")
+    folders = [parts[0] if parts else Folder(root).name for parts in inside]
+    held, places = defaultdict(list), defaultdict(set)
+    for one, folder in zip(series, folders, strict=True):
+        places[one.patient].add(folder)
+        if one.patient not in held[folder]:
+            held[folder].append(one.patient)
+    if twice := {folder for several in places.values() if len(several) > 1 for folder in several}:
+        notes.append(
+            f"headers in the folders {naming.joined(sorted(twice))} name the same patient; they "
+            "count as several subjects"
+        )
+    return [
+        folder if len(held[folder]) == 1 else f"{folder}-{held[folder].index(one.patient) + 1}"
+        for one, folder in zip(series, folders, strict=True)
+    ]
+
+
+def _without_scouts(series: Sequence) -> list:
+    """Those of one subject's DICOM series that are no overviews, if there are others."""
+    long = [one for one in series if not one.localizer and _depth(one) >= FEW]
+    return long or list(series)
+
+
+def _depth(series) -> int:
+    """The slices of a DICOM series, as far as they are fewer than FEW."""
+    if len(series.files) >= FEW:
+        return len(series.files)
+    try:
+        return io.opened(series.files).native.shape3[2]
+    except InputError:  # it will be reported when its turn comes to be read
+        return FEW

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Head-like CT and MR volumes with labels: unpaired for training, paired for testing."""
+
+import dataclasses
+import os
+import shutil
+import uuid
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from contourdiff_jax.data.phantoms import anatomy, rendering
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.volumes import io
+
+FIELD_OF_VIEW = 230.0  # mm, in plane
+CENTRE = (0.0, 4.0)  # mm, of the field of view in plane: the nose counts
+LEVEL = 4.0  # mm, height of the middle slice: the face counts, the neck does not
+OVERSAMPLING = (2, 2, 2)  # anatomy samples per voxel along each axis, for partial volume
+KINDS = {  # what is written of a subject, by its role
+    "train_mr": ("mr", "labels"),
+    "train_ct": ("ct", "labels"),
+    "test": ("ct", "t2", "mr", "labels"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Domain:
+    """How one domain's scanner shows heads."""
+
+    field_of_view: float = 1.0  # factor
+    scale: float = 1.0  # factor on the size of the heads
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # mm, of the heads
+
+
+def domains(bias: float) -> dict[str, Domain]:
+    """The domain of each role; all alike without structural bias.
+
+    At 1 the CT shows a field of view 15% larger, and in it heads 6% larger, nearer to the table and
+    to one side. The MR shows 18% less, which cuts off scalp. Test subjects belong to the CT's
+    domain in all their pictures.
+    """
+    ct = Domain(1 + 0.15 * bias, 1 + 0.06 * bias, (5 * bias, -12 * bias, 0))
+    return {"train_mr": Domain(1 - 0.18 * bias), "train_ct": ct, "test": ct}
+
+
+def folder_of(role: str, kind: str) -> str:
+    """Where in OUT the pictures of a role lie."""
+    if kind == "labels":
+        return f"{role}_labels"
+    return f"test_{kind}" if role == "test" else role
+
+
+FOLDERS = frozenset(folder_of(role, kind) for role, kinds in KINDS.items() for kind in kinds)
+
+
+def render_subject(
+    seed: int,
+    subject: str,
+    kinds: Sequence[str],
+    *,
+    size: int = 128,
+    slices: int = 24,
+    spacing: float = FIELD_OF_VIEW / 128,
+    thickness: float = 6.0,
+    level: float = LEVEL,
+    domain: Domain = Domain(),
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Volumes of one subject, which `seed` and its name determine.
+
+    Args:
+        kinds: any of 'ct', 'mr' (T1-weighted), 't2', 'labels'. None depends on the others.
+        size, slices: voxels in plane and along z.
+        spacing, thickness: in mm, in plane and along z.
+        level: height of the middle slice, in mm above the middle of the head.
+
+    Returns:
+        {kind: [X, Y, Z]} int16 (labels uint8), and the affine [4, 4] that they share.
+    """
+    name = zlib.crc32(subject.encode())
+    streams = {
+        purpose: np.random.default_rng((seed, name, number))
+        for number, purpose in enumerate(("head", "ct", "mr", "t2"))
+    }
+    head = anatomy.draw_head(streams["head"])
+    head = dataclasses.replace(
+        head, scale=head.scale * domain.scale, offset=head.offset + domain.shift
+    )
+    in_plane = spacing * domain.field_of_view
+    shape, voxel = np.array((size, size, slices)), np.array((in_plane, in_plane, thickness))
+    fine = voxel / OVERSAMPLING  # spacing of the tissue map
+    middle = np.array((*CENTRE, level))
+    axes = [
+        centre + step * (np.arange(count) - (count - 1) / 2)
+        for centre, step, count in zip(middle, fine, shape * OVERSAMPLING, strict=True)
+    ]
+    parts = anatomy.tissue_map(head, axes)
+
+    def picture(kind):
+        if kind == "labels":
+            return anatomy.majority_labels(parts, OVERSAMPLING)
+        scene = (parts, fine, streams[kind])
+        options = {"tissues": anatomy.TISSUES, "reduction": OVERSAMPLING}
+        if kind == "ct":
+            return rendering.render_ct(*scene, **options)
+        weighting = {"mr": rendering.T1_WEIGHTED, "t2": rendering.T2_WEIGHTED}[kind]
+        return rendering.render_mr(*scene, **options, weighting=weighting)
+
+    affine = np.diag((*voxel, 1.0))
+    affine[:3, 3] = middle - voxel * (shape - 1) / 2
+    return {kind: picture(kind) for kind in kinds}, affine
+
+
+def phantoms(
+    out: str | os.PathLike,
+    subjects: int = 24,
+    size: int = 128,
+    *,
+    test: int | None = None,
+    train_ct: int | None = None,
+    slices: int = 24,
+    spacing: float | None = None,
+    thickness: float = 6.0,
+    level: float = LEVEL,
+    seed: int = 0,
+    bias: float = 0.0,
+    overwrite: bool = False,
+) -> dict[str, list[str]]:
+    """Writes CT and MR phantoms with labels, in the layout that the module's docstring shows.
+
+    Args:
+        out: folder to make; it appears under its name only when whole.
+        subjects: how many heads, in all.
+        size: in-plane matrix.
+        test: subjects with paired CT, T2 and T1; a quarter of all by default.
+        train_ct: subjects with CT only; half of the rest by default. Those left have MR only.
+        slices: along z.
+        spacing: in-plane, in mm; by default what makes the field of view 230 mm.
+        thickness: of the slices, in mm.
+        level: height of the middle slice, in mm above the middle of the head.
+        seed: with a subject's name it determines the subject.
+        bias: structural bias between the domains, see `domains`.
+        overwrite: replace `out`, if all it holds is phantoms.
+
+    Returns:
+        The subjects of each role: 'train_mr', 'train_ct', 'test'.
+
+    Raises:
+        InputError: a number out of range, or `out` exists or cannot be written.
+    """
+    out = Path(out).absolute()
+    _check(size, slices, spacing, thickness, level, seed, bias)
+    roles = _roles(subjects, test, train_ct)
+    _check_free(out, overwrite)
+    geometry = {
+        "size": size,
+        "slices": slices,
+        "spacing": FIELD_OF_VIEW / size if spacing is None else spacing,
+        "thickness": thickness,
+        "level": level,
+    }
+    work = [(role, subject) for role, names in roles.items() for subject in names]
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        for folder in FOLDERS:
+            (temporary / folder).mkdir()
+        for role, subject in tqdm(work, desc="phantoms", unit="head", disable=None):
+            pictures, affine = render_subject(
+                seed, subject, KINDS[role], domain=domains(bias)[role], **geometry
+            )
+            for kind, array in pictures.items():
+                path = temporary / folder_of(role, kind) / f"{subject}_{kind}.nii.gz"
+                io.save(path, array, affine, array.dtype)
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return roles
+
+
+def _check(size, slices, spacing, thickness, level, seed, bias):
+    if size < 32:
+        raise InputError(f"phantoms: --size={size} is too small to show a head; use 32 or more")
+    if slices < 1:
+        raise InputError(f"phantoms: --slices={slices} must be 1 or more")
+    for name, value in (("spacing", spacing), ("thickness", thickness)):
+        if value is not None and not 0 < value < np.inf:
+            raise InputError(f"phantoms: --{name}={value} must be a positive number of mm")
+    if not abs(level) <= 100:
+        raise InputError(f"phantoms: --level={level} misses the head; give -100 to 100 mm")
+    if seed < 0:
+        raise InputError(f"phantoms: --seed={seed} must be 0 or more")
+    if not 0 <= bias <= 2:
+        raise InputError(f"phantoms: --bias={bias} must lie between 0 (none) and 2")
+
+
+def _check_free(out, overwrite):
+    if not out.exists():
+        return
+    if not overwrite:
+        raise InputError(f"{out}: exists already; choose another --out or add --overwrite")
+    if not out.is_dir() or {entry.name for entry in out.iterdir()} - FOLDERS:
+        raise InputError(
+            f"{out}: holds more than phantoms, so it is not overwritten; choose another --out"
+        )
+
+
+def _roles(subjects, test, train_ct):
+    """Names of the subjects of each role."""
+    if subjects < 2:
+        raise InputError(
+            f"phantoms: --subjects={subjects} is too few; one to train and one to test are needed"
+        )
+    test = max(1, round(subjects / 4)) if test is None else test
+    train_ct = (subjects - test) // 2 if train_ct is None else train_ct
+    train_mr = subjects - test - train_ct
+    if test < 1 or train_ct < 0 or train_mr < 1:
+        raise InputError(
+            f"phantoms: {subjects} subjects cannot be {test} for testing, {train_ct} with CT and "
+            f"{train_mr} with MR for training; raise --subjects or lower --test or --train_ct"
+        )
+    names = [f"phantom{number:03d}" for number in range(subjects)]
+    return {
+        "train_mr": names[:train_mr],
+        "train_ct": names[train_mr : train_mr + train_ct],
+        "test": names[train_mr + train_ct :],
+    }

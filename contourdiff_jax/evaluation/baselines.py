@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Baselines: what can be had without a model, from the source and from real target volumes.
+
+    source      the source's greys as they are shown, read as the target's
+    histogram   the source with the histogram of the real volumes
+    mean        the mean of the real volumes, stretched to where the body lies
+
+Shapes: [X, Y, Z] volumes, [N, H, W] slices and [K, H, W] levels on the model's grid, all values.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from skimage.exposure import match_histograms
+from tqdm import tqdm
+
+from contourdiff_jax.data import layouts
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.evaluation import cases, scores
+from contourdiff_jax.evaluation.cases import Case, Settings
+from contourdiff_jax.volumes import geometry, masks
+from contourdiff_jax.volumes.volume import Assumed
+
+LEVELS = 128  # of the mean image, from the lowest to the highest slice that shows the body
+QUANTILES = 10_001  # by which a volume's histogram is known
+SAME_GAP = 0.1  # by which distances between slices may differ where their coherence is compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """What the real volumes of the target domain tell.
+
+    Attributes:
+      histogram: values inside the body, the same number from each volume.
+      mean: [LEVELS, H, W] mean image on the model's grid, from the bottom of the body to its top.
+      coherence: (subject, mm between its slices, `consistency.along_axis`) of each volume.
+      count: volumes seen.
+      left_out: their subjects are scored, and so not learned from.
+      failed: (path, reason) of volumes that could not be read.
+    """
+
+    histogram: np.ndarray
+    mean: np.ndarray
+    coherence: list[tuple[str, float, dict]]
+    count: int
+    left_out: list[str]
+    failed: list[tuple[Path, str]]
+
+
+def learn(real, scored: set[str], settings: Settings) -> Baselines:
+    """Baselines of the real volumes of a folder, but for those of the subjects `scored`."""
+    histograms, total, coherence, left_out = [], 0, [], []
+    target = settings.target
+    found = layouts.find(real, modality=target.modality, assumed=Assumed(settings.assumed.spacing))
+    failed = list(found.failed)
+    for scan in tqdm(found.scans, desc="baselines", unit="volume", disable=None):
+        if scan.subject in scored:
+            left_out.append(scan.subject)
+            continue
+        try:
+            volume = scan.read().even()
+            values = cases.values_of(volume, target)
+        except InputError as error:
+            failed.append((scan.path, str(error)))
+            continue
+        mask = masks.body_mask(volume.array, volume.affine, target.modality)
+        resampling = settings.grid.fit(values.shape, volume.affine)
+        histograms.append(np.quantile(values[mask], np.linspace(0, 1, QUANTILES)))
+        slices, body = resampling.slices(values, target.air), resampling.masks(mask)
+        total = total + _between(slices, np.linspace(*masks.extent(body), LEVELS))
+        gap = float(geometry.spacing(volume.affine)[resampling.axes[0]])
+        followed = scores.along_axis(slices, body, gap, settings)
+        coherence.append((scan.subject, gap, followed))
+    if not histograms:
+        raise InputError(f"{real}: no volume of a subject that is not scored, so no baselines")
+    count = len(histograms)
+    histogram, mean = np.concatenate(histograms), total / count
+    return Baselines(histogram, mean, coherence, count, left_out, failed)
+
+
+def methods(case: Case, learned: Baselines | None) -> dict[str, np.ndarray]:
+    """Target values [X, Y, Z] of every baseline that the case and what was learned allow."""
+    made, target = {}, case.settings.target
+    if case.source is not None:
+        made["source"] = target.image.inverse(case.settings.source.image.unit(case.source))
+    if case.source is not None and learned is not None:
+        # Inside the body: how much air surrounds it says something of the scan, not of tissues.
+        made["histogram"] = np.full_like(case.source, target.air)
+        made["histogram"][case.mask] = match_histograms(case.source[case.mask], learned.histogram)
+    if learned is not None:
+        made["mean"] = _stretched(case, learned.mean)
+    return made
+
+
+def alike(case: Case, learned: Baselines | None) -> list[tuple[str, float, dict]]:
+    """Of the real volumes' coherence, that of those whose slices lie as far apart as the case's.
+
+    Neighbours at another distance differ by another amount.
+    """
+    known = learned.coherence if learned is not None else []
+    return [real for real in known if abs(real[1] - case.gap) <= SAME_GAP * case.gap]
+
+
+def _stretched(case: Case, mean: np.ndarray) -> np.ndarray:
+    """The mean image [X, Y, Z], stretched along the axis to the body's extent; air beyond it."""
+    air = case.settings.target.air
+    first, last = masks.extent(case.body)
+    number = np.arange(len(case.body))
+    level = (number - first) / max(last - first, 1) * (LEVELS - 1)
+    slices = _between(mean, np.clip(level, 0, LEVELS - 1))
+    slices[(number < first) | (number > last)] = air
+    return case.resampling.volume(slices, air)
+
+
+def _between(slices: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Slices [K, H, W] at fractional numbers `where` [K] of slices [N, H, W], linearly."""
+    below = np.floor(where).astype(int)
+    above = np.minimum(below + 1, len(slices) - 1)
+    weight = (where - below)[:, None, None].astype(np.float32)
+    return (1 - weight) * slices[below] + weight * slices[above]

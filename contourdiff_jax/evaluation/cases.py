@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases: what is compared of a subject, read, paired and brought into one set of units.
+
+Shapes: [X, Y, Z] volumes in closest-canonical RAS, [N, H, W] slices on the model's grid. "Values"
+are numbers in the units of a preset: HU, or the fraction of an MR volume's percentile window.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from contourdiff_jax.contours import opencv
+from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.data.layouts import pairs
+from contourdiff_jax.data.layouts.scans import Scan
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.evaluation.metrics.paired import SSIM_WINDOW
+from contourdiff_jax.translation import sidecars
+from contourdiff_jax.translation.sidecars import Settings, Sidecar
+from contourdiff_jax.volumes import filenames, geometry, intensity
+from contourdiff_jax.volumes.grid import AXES, Grid, Resampling
+from contourdiff_jax.volumes.intensity import Preset, Window
+from contourdiff_jax.volumes.masks import body_mask
+from contourdiff_jax.volumes.volume import Volume
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One subject: values [X, Y, Z] on the translation's own grid, None where not given."""
+
+    subject: str
+    settings: Settings
+    translation: np.ndarray
+    truth: np.ndarray | None
+    source: np.ndarray | None
+    labels: np.ndarray | None  # whole numbers, what the voxels show
+    deviation: np.ndarray | None  # of the translation, as a fraction of the target's image window
+    mask: np.ndarray  # bool, the body
+    body: np.ndarray  # bool [N, H, W], the mask on the model's grid
+    condition: np.ndarray | None  # contours [N, H, W] of the source: all that the model was given
+    resampling: Resampling  # to the model's grid and back
+    spacing: np.ndarray  # [3], mm between voxels along the volume's own axes
+    seconds: float | None  # that a slice took to translate
+
+    def slices(self, values: np.ndarray) -> np.ndarray:
+        """Target values [X, Y, Z] -> [N, H, W] on the model's grid."""
+        return self.resampling.slices(values, self.settings.target.air)
+
+    @property
+    def gap(self) -> float:
+        """Distance between neighbouring slices, mm."""
+        return float(self.spacing[self.resampling.axes[0]])
+
+    def contours(self, values: np.ndarray) -> np.ndarray:
+        """Target values [X, Y, Z] -> their contours [N, H, W] on the model's grid."""
+        target = self.settings.target
+        taken = self.settings.contours["target"]
+        return opencv.on_grid(values, self.body, self.resampling, target, taken)
+
+
+def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings) -> Case:
+    """A subject's volumes, all on one grid.
+
+    Args:
+      scan: the translated volume.
+      sidecar: what lies beside it.
+      partners: {'truth', 'source', 'masks', 'labels', 'uncertainty': {name: scan}}, of those that
+        are given at least the truth or the source.
+      settings: of all translated volumes.
+    """
+    volume = scan.read().even()
+    found = {
+        what: pairs.partner(volume, scan.name, others, what, labels=what in ("masks", "labels"))
+        for what, others in partners.items()
+    }
+    truth, source, labels = (found.get(what) for what in ("truth", "source", "labels"))
+    if "masks" in found:
+        mask = found["masks"].array > 0
+        if not mask.any():
+            raise InputError(f"{found['masks'].path}: an empty mask")
+    elif source is not None:
+        mask = body_mask(source.array, source.affine, settings.source.modality)
+    else:
+        mask = body_mask(truth.array, truth.affine, settings.target.modality)
+    resampling = settings.grid.fit(volume.array.shape, volume.affine)
+    height, width = resampling.planes(mask).shape[1:]
+    if min(height, width) < SSIM_WINDOW:
+        raise InputError(
+            f"{scan.path}: {settings.grid.axis} slices of {height} x {width} pixels; "
+            f"at least {SSIM_WINDOW} x {SSIM_WINDOW} are needed"
+        )
+    body = resampling.masks(mask)
+    source_values = condition = None
+    if source is not None:
+        window = settings.source.window_of(source)
+        source_values = values_of(source, settings.source, window)
+        condition = opencv.on_grid(
+            source_values,
+            body,
+            resampling,
+            settings.source,
+            settings.contours["source"],
+            settings.source.shown(source, window),
+        )
+    window = (sidecar and sidecar.window) or settings.target.window_of(volume)
+    for shown in (volume, truth):
+        if shown is not None:
+            check_units(shown, settings.target)
+    return Case(
+        subject=scan.name,
+        settings=settings,
+        translation=values_of(volume, settings.target, window),
+        truth=None if truth is None else values_of(truth, settings.target),
+        source=source_values,
+        labels=None if labels is None else labels.array,
+        deviation=_deviation(found.get("uncertainty"), settings.target, window),
+        mask=mask,
+        body=body,
+        condition=condition,
+        resampling=resampling,
+        spacing=geometry.spacing(volume.affine),
+        seconds=sidecar and sidecar.seconds,
+    )
+
+
+def values_of(volume: Volume, preset: Preset, window: Window | None = None) -> np.ndarray:
+    """Values of a volume through a window, its own one by default."""
+    return preset.values(volume.array, window or preset.window_of(volume))
+
+
+def check_units(volume: Volume, preset: Preset) -> None:
+    """InputError for a CT that cannot be in HU: fat and air are below 0.
+
+    Pictures and other unsigned numbers hold HU with an offset, or through a window, and do not say
+    which.
+    """
+    if preset.modality == "ct" and volume.array.min() >= 0:
+        raise InputError(
+            f"{volume.path}: no value is below 0, so these are no HU; take off their offset (often "
+            f"1024) or undo their window, and write numbers with a sign"
+        )
+
+
+def _deviation(volume: Volume | None, preset: Preset, window: Window) -> np.ndarray | None:
+    """Standard deviations in a volume's native units, as a fraction of the image window."""
+    if volume is None:
+        return None
+    if volume.array.min() < 0:
+        raise InputError(f"{volume.path}: below 0, so these are no standard deviations")
+    # A difference: only the widths of windows matter.
+    return volume.array / np.float32(
+        (window.high - window.low) * (preset.image.high - preset.image.low)
+    )
+
+
+# ----------------------------------------------------------------------------------------------
+# Sidecars
+# ----------------------------------------------------------------------------------------------
+
+
+def read_sidecars(scans: dict[str, Scan]) -> tuple[dict[str, Sidecar | None], list]:
+    """Sidecars by the names of their scans, None where there is none, and failures: (path, reason).
+
+    Raises InputError for a subject that the model was trained on.
+    """
+    found, failed = {}, []
+    for name, scan in scans.items():
+        try:
+            sidecar = sidecars.read(scan)
+        except InputError as error:
+            failed.append((scan.path, str(error)))
+            continue
+        digest = filenames.subject_digest(scan.subject)
+        if sidecar is not None and digest in sidecar.training_subjects:
+            raise InputError(
+                f"{scan.path}: the subject {scan.subject!r} was used for training; leave it out"
+            )
+        found[name] = sidecar
+    if not found:
+        raise InputError(failed[0][1])
+    return found, failed
+
+
+# ----------------------------------------------------------------------------------------------
+# Settings
+# ----------------------------------------------------------------------------------------------
+
+
+def common_settings(
+    scans: dict[str, Scan],
+    sidecars: dict[str, Sidecar | None],
+    preset: str | None,
+    source_preset: str | None,
+    needs_source: bool,
+) -> Settings:
+    """The settings that all sidecars agree on; where there are none, what the presets imply."""
+    first = next(iter(sidecars))
+    lacking = [subject for subject, sidecar in sidecars.items() if sidecar is None]
+    if lacking:
+        path = scans[lacking[0]].path
+        if len(lacking) < len(sidecars):
+            raise InputError(f"{path}: no sidecar, where other volumes have theirs")
+        if preset is None or (needs_source and source_preset is None):
+            raise InputError(
+                f"{path}: no sidecar beside it, so --preset and, for --source, --source_preset "
+                f"must say what the intensities are"
+            )
+        return _implied_settings(scans[first], preset, source_preset)
+    settings = sidecars[first].settings
+    for subject, sidecar in sidecars.items():
+        if sidecar.settings != settings:
+            raise InputError(
+                f"{scans[subject].path}: made with another preset, grid or other contours than "
+                f"{scans[first].path.name}; score one translation at a time"
+            )
+    for flag, given, known in (
+        ("preset", preset, settings.target),
+        ("source_preset", source_preset, settings.source),
+    ):
+        if given not in (None, known.name):
+            raise InputError(f"--{flag}={given}, but the sidecars say {known.name}")
+    return settings
+
+
+def _implied_settings(scan: Scan, preset: str, source_preset: str | None) -> Settings:
+    """Default contours, and a grid of axial slices that covers the volume at its finest spacing."""
+    target = intensity.preset(preset)
+    source = None if source_preset is None else intensity.preset(source_preset)
+    shape, affine = scan.geometry()
+    sizes, plane = geometry.spacing(affine), list(AXES["axial"][1:])
+    spacing = sizes[plane].min()
+    size = np.ceil(np.round((np.array(shape) * sizes)[plane].max() / spacing, 3))
+    sides = {"source": source or target, "target": target}
+    return Settings(
+        source,
+        target,
+        Grid("axial", float(spacing), int(size)),
+        {name: contour_settings.preset("default", side.modality) for name, side in sides.items()},
+    )

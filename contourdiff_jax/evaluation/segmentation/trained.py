@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trained segmenters: their file, what they see of a volume, and the labels they give it.
+
+    FILE.safetensors   the weights by their path in the network, "down.0.first.conv.kernel"; the
+                       metadata's "segmenter" is JSON: {"schema", "labels", "preset", "grid",
+                       "method", "seed", "images"}
+
+Shapes: [X, Y, Z] volumes, [N, H, W] slices on the segmenter's grid, C classes.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.evaluation.features import in_batches
+from contourdiff_jax.methods.segmentation import shown
+from contourdiff_jax.models import segmenter
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.volumes import intensity
+from contourdiff_jax.volumes.grid import Grid, Resampling
+from contourdiff_jax.volumes.intensity import Preset
+from contourdiff_jax.volumes.masks import body_mask
+from contourdiff_jax.volumes.volume import Volume
+
+SCHEMA = 1
+KEY = "segmenter"  # of the file's metadata
+BATCH = 16  # slices at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A segmenter with all that it takes to use it.
+
+    Attributes:
+      params: of the network, on the host.
+      labels: of its classes, in order; the first is 0, the background.
+      preset: of the images it was trained on.
+      grid: that it sees slices on.
+      method: what it was trained on: 'translation', 'lower', 'upper'.
+      seed: of its training.
+      images: that it was trained on, repeats counted.
+    """
+
+    params: dict
+    labels: tuple[int, ...]
+    preset: Preset
+    grid: Grid
+    method: str
+    seed: int
+    images: int
+
+    def save(self, path: Path) -> None:
+        """Writes the file."""
+        fields = dataclasses.asdict(self) | {"schema": SCHEMA, "preset": self.preset.name}
+        del fields["params"]
+        tensors = {
+            ".".join(str(key.key) for key in keys): np.asarray(leaf)
+            for keys, leaf in jax.tree_util.tree_leaves_with_path(self.params)
+        }
+        save_file(tensors, path, metadata={KEY: json.dumps(fields)})
+
+    def probabilities(self, images: np.ndarray, mesh: Mesh) -> np.ndarray:
+        """Images [N, H, W] in [-1, 1] -> probabilities of the classes [N, H, W, C], float32."""
+        return np.concatenate(list(self._run("probabilities", [images[..., None]], mesh)))
+
+    def features(self, stacks: Iterable[np.ndarray], mesh: Mesh) -> np.ndarray:
+        """Images [n, H, W] uint8 each -> features [N, FEATURES] of the lowest resolution."""
+        images = (np.float32(stack[..., None]) / 127.5 - 1 for stack in stacks)
+        none = np.zeros((0, segmenter.FEATURES), np.float32)
+        return np.concatenate([none, *self._run("features", images, mesh)])
+
+    def _run(self, what: str, stacks: Iterable[np.ndarray], mesh: Mesh) -> Iterator[np.ndarray]:
+        batch = -(-BATCH // mesh.size) * mesh.size
+        return in_batches(stacks, _compiled(what, len(self.labels), mesh), self.params, mesh, batch)
+
+
+@functools.cache
+def _compiled(what: str, classes: int, mesh: Mesh) -> Callable:
+    network = segmenter.build(classes)
+    functions = {
+        "probabilities": lambda params, images: jax.nn.softmax(network.apply(params, images)),
+        "features": network.encode,
+    }
+    return jax.jit(
+        functions[what],
+        in_shardings=(meshes.replicated(mesh), meshes.batch(mesh)),
+        out_shardings=meshes.batch(mesh),
+    )
+
+
+def images_of(volume: Volume, preset: Preset, grid: Grid) -> tuple[np.ndarray, Resampling]:
+    """What segmenters see of a volume with even slices, [N, H, W] in [-1, 1], and the way back."""
+    values = preset.values(volume.array, preset.window_of(volume))
+    body = body_mask(volume.array, volume.affine, preset.modality)
+    resampling = grid.fit(volume.array.shape, volume.affine)
+    slices = resampling.slices(values, preset.air)
+    return shown(slices, resampling.masks(body), preset), resampling
+
+
+def label_map(probabilities: np.ndarray, labels, resampling: Resampling) -> np.ndarray:
+    """Probabilities [N, H, W, C] of labels -> a label map [X, Y, Z] uint16 on the volume's voxels.
+
+    Probabilities are interpolated and the largest one counts: labels that are put back pixel by
+    pixel have stairs for borders. Outside the grid is background, the first of the labels.
+    """
+    most = resampling.volume(probabilities[..., 0], fill=1.0)
+    found = np.full(most.shape, labels[0], np.uint16)
+    for number, label in enumerate(labels[1:], start=1):
+        probability = resampling.volume(probabilities[..., number], fill=0.0)
+        found[probability > most] = label
+        most = np.maximum(most, probability)
+    return found
+
+
+def load(path) -> tuple[Trained, str]:
+    """The segmenter of a file, and the SHA-256 of the file.
+
+    Raises:
+      InputError: no such file, or one that `contourdiff segment` did not write.
+    """
+    path = Path(path)
+    disk.check_is_file(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            fields = json.loads((file.metadata() or {})[KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if fields.pop("schema") != SCHEMA:
+            raise InputError(f"{path}: a segmenter of another schema; train it again")
+        fields["labels"] = tuple(map(int, fields["labels"]))
+        fields["grid"] = Grid(**fields["grid"])
+        fields["preset"] = intensity.preset(fields["preset"])
+        params = _nested(tensors, segmenter.build(len(fields["labels"])))
+        trained = Trained(params=params, **fields)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: not the weights of a segmenter ({disk.reason(error)}); `contourdiff "
+            f"segment` writes them to OUT/weights"
+        ) from None
+    return trained, hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _nested(tensors: dict[str, np.ndarray], network: segmenter.Segmenter) -> dict:
+    """Tensors by their paths as the params of a network; ValueError where they are not its."""
+    expected, tree = jax.tree_util.tree_flatten_with_path(
+        jax.eval_shape(network.init, jax.random.key(0))
+    )
+    names = [".".join(str(key.key) for key in keys) for keys, _ in expected]
+    if set(names) != set(tensors):
+        raise ValueError(f"other tensors: {min(set(names) ^ set(tensors))}")
+    for name, (_, leaf) in zip(names, expected, strict=True):
+        if tensors[name].shape != leaf.shape:
+            raise ValueError(f"{name} has shape {tensors[name].shape}, not {leaf.shape}")
+    return tree.unflatten([tensors[name] for name in names])

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's averaged network as a folder that diffusers loads, with its scheduler."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from contourdiff_jax import models
+from contourdiff_jax.data import batches
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.interop import schedulers, unet2d, weight_files
+from contourdiff_jax.models import conditioning
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.training import checkpoint, run
+
+PIPELINES = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
+
+
+def export(run_folder: str | Path, out: str | Path) -> None:
+    """Write the run as a diffusers pipeline's folder; see the module's docstring.
+
+    Raises:
+      InputError: not a run, a setting that diffusers has no equivalent of, or `out` is in use.
+    """
+    run_folder, out = Path(run_folder), Path(out)
+    disk.check_is_free(out)
+    ours = run.load(run_folder)
+    config = ours.config
+    try:
+        model = models.build(config.model, batches.CONDITIONS)
+        unet = unet2d.unet(
+            config.model,
+            inputs=1 + conditioning.channels(config.model, batches.CONDITIONS),
+            outputs=1,
+            size=ours.grid.size,
+        )
+        scheduler = schedulers.theirs(config)
+    except InputError as error:
+        raise InputError(f"{run_folder}: {error}") from None
+    one = meshes.replicated(meshes.make(ConfigDict({"data": 1, "fsdp": 1})))
+    _, params = checkpoint.load_average(run_folder, model.init, one)
+    tensors = {
+        unet2d.name(config.model, tuple(key.key for key in path)): unet2d.theirs(np.asarray(leaf))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    kind = scheduler["_class_name"]
+    files = {
+        "model_index.json": {
+            "_class_name": PIPELINES.get(kind, "DDPMPipeline"),
+            "scheduler": ["diffusers", kind],
+            "unet": ["diffusers", unet2d.UNET],
+        },
+        "unet/config.json": unet,
+        "scheduler/scheduler_config.json": scheduler,
+    }
+    with disk.folder(out) as partial:
+        for name, fields in files.items():
+            (partial / name).parent.mkdir(exist_ok=True)
+            (partial / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        weight_files.write(partial / "unet", tensors)
+        ours.save(partial, run.EXPORTED)
+    print(f"{out}: {sum(t.size for t in tensors.values()):,} parameters for diffusers")

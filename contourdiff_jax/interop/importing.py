@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs made of models that others trained: diffusers' UNet2DModel, such as the original saves."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from contourdiff_jax import config as configuration
+from contourdiff_jax import models
+from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.data import batches
+from contourdiff_jax.diffusion import samplers, schedules
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.interop import schedulers, unet2d, weight_files
+from contourdiff_jax.interop.weight_files import Tensor
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.training import checkpoint, run
+from contourdiff_jax.volumes import intensity
+from contourdiff_jax.volumes.grid import Grid
+from contourdiff_jax.volumes.intensity import Preset, Window
+
+# What a network sees beside the image by the number of its channels, as ContourDiff has it.
+CONDITIONS = {1: ("contour",), 2: ("contour", "neighbour")}
+STEPS = 50  # of sampling, as published: a scheduler's configuration does not say
+
+
+# ----------------------------------------------------------------------------------------------
+# The run
+# ----------------------------------------------------------------------------------------------
+
+
+def import_checkpoint(
+    source: str | Path,
+    workdir: str | Path,
+    *,
+    preset: str | None = None,
+    window: tuple[float, float] | None = None,
+    axis: str | None = None,
+    spacing: float | None = None,
+    size: int | None = None,
+    contours_file: str | Path | None = None,
+) -> None:
+    """Make the run `workdir` of a diffusers model; see the module's docstring.
+
+    Args:
+      source: a pipeline's folder, or its `unet`.
+      preset: modality of the images it draws, 'ct' or 'mr'.
+      window: intensities of its black and white, -1 and 1 in the model.
+      axis, spacing, size: its grid, see data/grid.py.
+      contours_file: JSON of ContourSettings for these images, or the name of a contour preset.
+
+    Raises:
+      InputError: anything of these that cannot be used. Nothing is left behind.
+    """
+    workdir = Path(workdir)
+    disk.check_is_free(workdir)
+    unet = _unet(Path(source))
+    images = {
+        "preset": preset,
+        "window": window,
+        "axis": axis,
+        "spacing": spacing,
+        "size": size,
+        "contours": contours_file,
+    }
+    root = unet.parent if unet.name == "unet" else unet
+    if (root / run.EXPORTED).is_file():
+        given = [name for name, value in images.items() if value is not None]
+        if given:
+            raise InputError(f"--{given[0]}: {root / run.EXPORTED} says it already; leave it out")
+        ours = _exported(root, unet / "config.json")
+    else:
+        ours = _foreign(root, unet / "config.json", images)
+    config = ours.config
+    with _naming(root):
+        samplers.build(config.sampler, schedules.build(config.diffusion).steps)
+    tensors = weight_files.tensors(unet)
+    with _naming(unet / "config.json"):
+        models.check_size(config.model, ours.grid.size)
+        model = models.build(config.model, batches.CONDITIONS)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = _params(config.model, shapes, tensors, unet)
+    with disk.folder(workdir) as partial:
+        ours.save(partial)
+        checkpoint.save_average(partial, params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{workdir}: {count:,} parameters; sees {' and '.join(config.model.conditions)}")
+
+
+def _exported(root: Path, unet: Path) -> run.Run:
+    """The run that `export` wrote; InputError where what lies beside it has become another."""
+    path, scheduler = root / run.EXPORTED, _scheduler(root)
+    ours = run.read(path)
+    with _naming(path):
+        models.check(ours.config.model)
+        network = unet2d.unet(ours.config.model, inputs=0, outputs=0, size=0)
+        sampling = schedulers.theirs(ours.config)
+    beside = [(unet, unet2d.model, network)]
+    if scheduler is not None:
+        beside.append((scheduler, schedulers.ours, sampling))
+    for file, meaning, written in beside:
+        fields = _json(file)
+        with _naming(file):
+            same = meaning(fields) == meaning(written)
+        if not same:
+            raise InputError(
+                f"{path}: says other than {file}; remove it, and say --preset and more"
+            )
+    return ours
+
+
+def _foreign(root: Path, unet: Path, images: dict) -> run.Run:
+    """The run of a model that knows nothing of its images, but for what is given."""
+    for name in ("preset", "spacing"):
+        if images[name] is None:
+            raise InputError(f"--{name} is required: {root} does not say what it was trained on")
+    preset, fields = intensity.preset(images["preset"]), _json(unet)
+    with _naming(unet):
+        model = unet2d.model(fields) | _conditions(fields)
+        size = _size(fields) if images["size"] is None else images["size"]
+    grid = Grid(images["axis"] or "axial", images["spacing"], size)
+    settings = contour_settings.named(images["contours"] or "original", preset.modality)
+    config = configuration.from_dict({"model": model} | _sampling(root))
+    return run.Run(config, preset, _preset_window(preset, images["window"]), grid, settings, ())
+
+
+def _conditions(fields: dict) -> dict:
+    inputs, outputs = (fields.get(name) for name in ("in_channels", "out_channels"))
+    if outputs != 1:
+        raise InputError(f"out_channels: {outputs!r} is not supported, only 1, a grey image")
+    if inputs not in (1 + n for n in CONDITIONS):
+        raise InputError(
+            f"in_channels: {inputs!r} is not supported, only 2, the image and its contours, and 3, "
+            f"with a neighbouring slice"
+        )
+    return {"conditions": CONDITIONS[inputs - 1], "null": "empty"}
+
+
+def _size(fields: dict) -> int:
+    size = fields.get("sample_size")
+    sides = size if isinstance(size, list) else [size]
+    if not all(isinstance(side, int) and side == sides[0] for side in sides) or not sides:
+        raise InputError(f"sample_size: {size!r} is not that of a square; give --size")
+    return sides[0]
+
+
+def _preset_window(preset: Preset, shown: tuple[float, float] | None) -> Window:
+    """The window of which the part that the model sees, preset.image, is LOW to HIGH."""
+    if shown is None:
+        return intensity.IDENTITY
+    scale = (shown[1] - shown[0]) / (preset.image.high - preset.image.low)
+    low = shown[0] - scale * preset.image.low
+    return Window(low, low + scale)
+
+
+def _sampling(root: Path) -> dict:
+    """The `diffusion` and `sampler` sections, as published where a scheduler does not say."""
+    training = {"weighting": "none", "time_exponent": 1.0}
+    path = _scheduler(root)
+    if path is None:
+        print(f"note: {root} saves no scheduler; DDPM's is assumed, as published")
+    fields = {} if path is None else _json(path)
+    with _naming(path or root):
+        sections = schedulers.ours(fields)
+    diffusion, sampler = sections["diffusion"], sections["sampler"]
+    # DPM-Solver++ may leave out a timestep.
+    most = diffusion["steps"] - (sampler["name"] == "dpmpp_2m")
+    return {
+        "diffusion": diffusion | training,
+        "sampler": sampler | {"steps": min(STEPS, most), "neighbour_guidance": 1.0},
+    }
+
+
+# ----------------------------------------------------------------------------------------------
+# Files
+# ----------------------------------------------------------------------------------------------
+
+
+def _unet(source: Path) -> Path:
+    """The folder with a network's config.json."""
+    if source.is_file():
+        weight_files.refuse_pickle(source)
+        raise InputError(f"{source}: a file; name the folder with its config.json")
+    for folder in (source / "unet", source):
+        if (folder / "config.json").is_file():
+            return folder
+    saved = sorted(path.parent.parent.name for path in source.glob("*/unet/config.json"))
+    hint = f"; name one of {', '.join(saved)} in it" if saved else ""
+    raise InputError(f"{source}: holds no unet/config.json{hint}")
+
+
+def _scheduler(root: Path) -> Path | None:
+    """The file that says how a model is sampled, where there is one."""
+    paths = (root / "scheduler/scheduler_config.json", root / "scheduler_config.json")
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _json(path: Path) -> dict:
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{path}: not a JSON object of fields")
+    return fields
+
+
+def _params(config, shapes, tensors: dict[str, Tensor], folder: Path):
+    """The tree of `shapes` filled from tensors, once all of them are found to fit."""
+    # A tensor of an early name and its namesake of today cannot both be right.
+    tensors = {
+        name if unet2d.current(name) in tensors else unet2d.current(name): tensor
+        for name, tensor in tensors.items()
+    }
+    names = jax.tree_util.tree_map_with_path(
+        lambda path, _: unet2d.name(config, tuple(key.key for key in path)), shapes
+    )
+    wanted = dict(zip(jax.tree.leaves(names), jax.tree.leaves(shapes), strict=True))
+    for problem, there, here in (("missing", tensors, wanted), ("unexpected", wanted, tensors)):
+        odd = sorted(here.keys() - there.keys())
+        if odd:
+            raise InputError(f"{folder}: {odd[0]} is {problem}, one of {len(odd)} such tensors")
+    for name, leaf in wanted.items():
+        expected = unet2d.theirs_shape(leaf.shape)
+        if tensors[name].shape != expected:
+            raise InputError(
+                f"{tensors[name].path}: {name} has shape {tensors[name].shape}, but config.json "
+                f"says {expected}"
+            )
+
+    def read(name: str) -> jax.Array:
+        values = tensors[name].read()
+        if not np.isfinite(values).all():
+            raise InputError(f"{tensors[name].path}: {name} holds values that are not finite")
+        return jnp.asarray(unet2d.ours(values))  # of NumPy's Orbax would make a copy
+
+    return jax.tree.map(read, names)
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say which file an InputError is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights of InceptionV3 that FID and KID take: fetched once, and verified."""
+
+import hashlib
+import os
+import re
+import urllib.request
+import uuid
+from pathlib import Path
+
+from tqdm import tqdm
+
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.interop import torchfile
+from contourdiff_jax.models import inception
+from contourdiff_jax.runtime import disk
+
+# The release "fid_weights" of https://github.com/mseitzer/pytorch-fid, converted there from
+# TensorFlow's inception-2015-12-05.tgz; see FID_WEIGHTS_URL in src/pytorch_fid/inception.py.
+NAME = "pt_inception-2015-12-05-6726825d.pth"
+URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+VARIABLE = "CONTOURDIFF_INCEPTION"  # of the environment: the path of the file
+TIMEOUT = 30  # seconds without an answer
+BLOCK = 1 << 20
+
+
+def cached() -> Path:
+    """Where the weights are kept: $XDG_CACHE_HOME/contourdiff_jax, by default below ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "contourdiff_jax" / NAME
+
+
+def fetch(path: Path) -> Path:
+    """The weights at `path`, downloaded if they are not there, verified in any case.
+
+    Raises InputError where they cannot be had, with all that is needed to get them otherwise.
+    """
+    if path.exists():
+        if hashlib.sha256(torchfile.contents(path)).hexdigest() != SHA256:
+            raise InputError(f"{path}: exists, but is not {NAME}; remove it, or choose --out")
+        return path
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest = _download(partial)
+        if digest != SHA256:
+            raise InputError(f"{URL}: arrived with the SHA-256 {digest}, not {SHA256}; try again")
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(
+            f"{URL} cannot be fetched ({disk.reason(error)}); fetch it on another machine, "
+            f"check that its SHA-256 is {SHA256}, and put it at {path}, or name it by --weights or "
+            f"${VARIABLE}"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _download(path: Path) -> str:
+    """Writes what the URL gives and returns its SHA-256."""
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(URL, timeout=TIMEOUT) as answer, path.open("xb") as file:
+        size = answer.length
+        with tqdm(total=size, desc=NAME, unit="B", unit_scale=True, disable=None) as bar:
+            while block := answer.read(BLOCK):
+                digest.update(block)
+                file.write(block)
+                bar.update(len(block))
+    return digest.hexdigest()
+
+
+def load(path=None) -> tuple[dict, str, str]:
+    """Parameters of the network, the name of their file without its suffix, and its SHA-256.
+
+    Args:
+      path: the file; by default $CONTOURDIFF_INCEPTION, or that of the cache.
+
+    Raises:
+      InputError: no such file, one whose name promises another SHA-256 (as torch names its files,
+        "...-6726825d.pth"), or one that holds other tensors.
+    """
+    path = Path(path or os.environ.get(VARIABLE) or cached())
+    if path == cached() and not path.exists():
+        raise InputError(
+            f"no weights of InceptionV3 at {path}: run `contourdiff weights`, or fetch {URL} "
+            f"elsewhere and put it there, or name it by --weights or ${VARIABLE}"
+        )
+    content = torchfile.contents(path)
+    digest = hashlib.sha256(content).hexdigest()
+    promised = re.search(r"-([0-9a-f]{8,64})$", path.stem)
+    if promised and not digest.startswith(promised[1]):
+        raise InputError(
+            f"{path}: its SHA-256 begins with {digest[:8]}, not {promised[1]} as its name says; it "
+            f"is damaged or another file, fetch it again"
+        )
+    tensors = torchfile.read(path, content)
+    try:
+        return inception.fold(tensors), path.stem, digest
+    except InputError as error:
+        raise InputError(f"{path}: not the weights of that InceptionV3: {error}") from None

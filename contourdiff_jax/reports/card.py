@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's model card: one page of Markdown on what it is, what for, and where it fails."""
+
+import functools
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import contourdiff_jax
+from contourdiff_jax.data.store import SPLITS, Store, open_store
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.evaluation import records
+from contourdiff_jax.evaluation.metrics import bootstrap
+from contourdiff_jax.reports import model as appraisal
+from contourdiff_jax.reports import page, tables
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.training.run import Run, load
+from contourdiff_jax.translation.sidecars import NOTICE
+from contourdiff_jax.volumes import filenames
+from contourdiff_jax.volumes.intensity import Preset
+
+KEPT = 0.8  # of a label's contrast; with less, it is named
+
+
+NOT_STATED = "not stated"
+USE = (
+    "Research on image translation: pictures of {target} with the anatomy of another modality's, "
+    "for example to train segmentation, where the contours of the source show what is needed. Not "
+    "for diagnosis, treatment, or any decision about a patient."
+)
+INCEPTION = (
+    "InceptionV3 of 2015-12-05 as pytorch-fid distributes it, Apache-2.0; it scores the images and "
+    "is no part of the model"
+)
+COLUMNS = (
+    "translation",
+    "mean",
+    "truth",
+    "real",
+    "lower",
+    "upper",
+)  # methods of the table of scores
+
+
+def card(
+    run_folder,
+    out,
+    evaluations=(),
+    *,
+    store=None,
+    licence: str | None = None,
+    data_licence: str | None = None,
+    use: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes the card of a run to `out`, a Markdown file.
+
+    Args:
+      run_folder: made by train or import.
+      evaluations: evaluation folders or metrics.json files, of this run's translations.
+      store: the store that it was trained on, for what it holds.
+      licence, data_licence: of the run's weights and of the data, as their owner states them.
+      use: what the model is meant for; by default research, and not diagnosis.
+      overwrite: replace a card of that name.
+
+    Returns the card's path. Raises InputError for what is not a run, its store or an evaluation.
+    """
+    run_folder, out = Path(run_folder), Path(out)
+    if out.suffix.lower() != ".md":
+        raise InputError(f"{out}: name the card .md")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out}: exists already; pass --overwrite to replace it")
+    trained = load(run_folder)
+    held = None if store is None else _opened(store, trained)
+    weights = functools.cache(lambda: _weights(run_folder, trained))
+    scores = [_scores(Path(path), trained, weights) for path in evaluations]
+    target = trained.preset.name.upper()
+    data = _data(trained, held) | {"licence of the data": data_licence or NOT_STATED}
+    licences = {"code": "Apache-2.0", "weights of this run": licence or NOT_STATED}
+    if any("weights" in metrics["data"] for _, metrics in scores):
+        licences["weights behind KID and FID"] = INCEPTION
+    parts = [
+        f"# Model card: {_cell(run_folder.resolve().name)}",
+        f"> **{NOTICE}**",
+        f"A diffusion model that draws slices of {target} from their contours alone, after "
+        f"ContourDiff (Chen et al., arXiv 2403.10786), of contourdiff_jax "
+        f"{contourdiff_jax.__version__}.",
+        "## Intended use",
+        use or USE.format(target=target),
+        "## Data",
+        _table(data),
+        "## Training",
+        _table(_training(run_folder, trained)),
+        "## Scores",
+        *(_scored(name, metrics) for name, metrics in scores),
+        *([] if scores else ["None: no evaluation was given."]),
+        "## Known failures",
+        "\n".join(f"- {_cell(line)}" for line in known_failures(scores, trained.preset)),
+        "## Licences",
+        _table(licences),
+    ]
+    _write(out, "\n\n".join(parts) + "\n")
+    return out
+
+
+# ----------------------------------------------------------------------------------------------
+# What is read
+# ----------------------------------------------------------------------------------------------
+
+
+def _opened(path, trained: Run) -> Store:
+    store = open_store(path)
+    subjects = tuple(filenames.subject_digest(subject) for subject in store.subjects("train"))
+    if subjects != trained.subjects or store.grid != trained.grid:
+        raise InputError(
+            f"{path}: not the store that the run was trained on: it has another grid, or other "
+            f"training subjects"
+        )
+    return store
+
+
+def _weights(folder: Path, trained: Run) -> str:
+    """The digest of a run's averaged weights."""
+    from contourdiff_jax import models  # they take a second, as JAX does
+    from contourdiff_jax.data import batches
+    from contourdiff_jax.runtime import mesh as meshes
+    from contourdiff_jax.training import checkpoint
+
+    init = models.build(trained.config.model, batches.CONDITIONS).init
+    one = meshes.replicated(meshes.make(ConfigDict({"data": 1, "fsdp": 1})))
+    _, average = checkpoint.load_average(folder, init, one)
+    return checkpoint.digest(average)
+
+
+def _scores(path: Path, trained: Run, weights: Callable[[], str]) -> tuple[str, dict]:
+    """(name, content) of a metrics.json, or of an evaluation folder's, of translations of a run."""
+    path = path / "metrics.json" if path.is_dir() else path
+    metrics = page.read_metrics(path)
+    metrics = {"data": {}, "cost": {}} | metrics
+    target = metrics["data"].get("target preset", trained.preset.name)
+    if target != trained.preset.name:
+        raise InputError(f"{path}: scores of {target}, but the run draws {trained.preset.name}")
+    scored = metrics["data"].get(records.WEIGHTS)
+    if scored and scored != weights():
+        raise InputError(
+            f"{path}: scores of another model, or of this run before it was trained further; "
+            f"translate and evaluate again"
+        )
+    name = path.resolve().parent.name if path.name == "metrics.json" else path.stem
+    return name, metrics
+
+
+# ----------------------------------------------------------------------------------------------
+# What is said
+# ----------------------------------------------------------------------------------------------
+
+
+def _data(trained: Run, store: Store | None) -> dict[str, str]:
+    axis, spacing, size = (getattr(trained.grid, name) for name in ("axis", "spacing", "size"))
+    said = {
+        "modality": trained.preset.name.upper(),
+        "grid": f"{axis}, {size} x {size} px of {spacing:g} mm",
+        "subjects trained on": f"{len(trained.subjects)}" if trained.subjects else NOT_STATED,
+    }
+    if store is None:
+        return said
+    for split in SPLITS:
+        rows = store.rows(split)
+        count = len(np.unique(store.index["volume"][rows]))
+        if count:
+            said[f"{split} split"] = (
+                f"{_many(len(store.subjects(split)), 'subject')}, {_many(count, 'volume')}, "
+                f"{_many(len(rows), 'slice')}"
+            )
+    files = sorted(set(store.index["sha256"].tolist()))
+    digest = hashlib.sha256("\n".join(files).encode()).hexdigest()
+    said["fingerprint"] = f"`{digest[:16]}`, of the SHA-256 of {_many(len(files), 'file')}"
+    return said
+
+
+def _training(folder: Path, trained: Run) -> dict[str, str]:
+    config = trained.config
+    model, diffusion, train, sampler = (
+        config[section] for section in ("model", "diffusion", "train", "sampler")
+    )
+    said = {
+        "network": f"U-Net, {_parameters(config):,} parameters, channels "
+        f"{'-'.join(map(str, model.channels))}, sees {', '.join(model.conditions)}",
+        "diffusion": f"{diffusion.steps} steps, {diffusion.schedule} schedule, predicts "
+        f"{diffusion.prediction}",
+        "sampler": f"{sampler.name}, {_many(sampler.steps, 'step')} by default",
+    }
+    if trained.teacher:
+        said["teacher"] = (
+            f"weights `{trained.teacher[:16]}`, {_many(config.distillation.substeps, 'step')} of "
+            f"theirs learnt as one"
+        )
+    stats = page.read_stats(folder / "stats.jsonl")
+    if not stats:  # of an imported run
+        return said | {"training": "not recorded"}
+    last = stats[-1]
+    said["optimiser"] = f"AdamW, learning rate {train.learning_rate:g}, batch {train.batch}"
+    seconds = f" in {last['seconds'] / 60:,.1f} minutes" if "seconds" in last else ""
+    said["trained for"] = f"{last['images']:,} images of {train.images:,}{seconds}"
+    losses = [line["heldout_loss"] for line in stats if "heldout_loss" in line]
+    if losses:
+        said["held-out loss"] = f"{losses[-1]:.4g}, at best {min(losses):.4g}"
+    return said
+
+
+def _parameters(config) -> int:
+    import jax  # it takes a second, and --help does not need it
+
+    from contourdiff_jax import models
+    from contourdiff_jax.data import batches
+
+    init = models.build(config.model, batches.CONDITIONS).init
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
+
+
+def _scored(name: str, metrics: dict) -> str:
+    """The headline of an evaluation, and what a translation cost."""
+    methods = {column: metrics["methods"].get(column, {}) for column in COLUMNS}
+    names = page.headlines(dict.fromkeys(n for scores in methods.values() for n in scores))
+    shown = [column for column in COLUMNS if any(n in methods[column] for n in names)]
+    lines = [["", *shown], ["---"] * (len(shown) + 1)]
+    for metric in names:
+        entries = [methods[column].get(metric) for column in shown]
+        cells = ["–" if entry is None else bootstrap.text(entry) for entry in entries]
+        lines.append([tables.label(metric), *cells])
+    subjects = max((entry["n"] for entry in methods["translation"].values()), default=0)
+    source = metrics["data"].get("source preset") or "a source that is not named"
+    return "\n\n".join(
+        (
+            f"### {_cell(name)}: from {source.upper()}, {_many(subjects, 'subject')}",
+            "\n".join(f"| {' | '.join(line)} |" for line in lines),
+            f"Mean of the subjects, with 95% intervals over them.{_cost(metrics['cost'])}",
+        )
+    )
+
+
+def _cost(cost: dict) -> str:
+    if not cost:
+        return ""
+    a_slice, a_volume = (cost[f"seconds a {what}"]["value"] for what in ("slice", "volume"))
+    said = f" Translated in {a_slice:.3g} s a slice, {a_volume:.3g} s a volume"
+    size = cost.get("device_bytes") or cost.get("host_bytes")
+    if size:
+        said += f", with {appraisal.gibibytes(size)} of memory"
+    return f"{said}."
+
+
+# ----------------------------------------------------------------------------------------------
+# Markdown
+# ----------------------------------------------------------------------------------------------
+
+
+def _table(said: dict[str, str]) -> str:
+    lines = [f"| {name} | {_cell(text)} |" for name, text in said.items()]
+    return "\n".join(["| | |", "| --- | --- |", *lines])
+
+
+def _cell(text: str) -> str:
+    """Text in one line that ends no cell and begins no HTML."""
+    text = " ".join(text.split())
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {disk.reason(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def known_failures(evaluations: list[tuple[str, dict]], target: Preset) -> list[str]:
+    """Sentences with their numbers."""
+    tested = "every source but those scored above" if evaluations else "every source"
+    lines = [
+        "What the source's contours do not show cannot be in the image, and what the image shows "
+        "without them is made up.",
+        f"Training saw contours of {target.name.upper()} alone; {tested} is untested, as are other "
+        f"anatomy, scanners and ages than those of the data.",
+    ]
+    for name, metrics in evaluations:
+        ours, truth = (metrics["methods"].get(method, {}) for method in ("translation", "truth"))
+        for sentences in (_contours, _contrasts, _flicker, _memory):
+            lines += [f"{name}: {sentence}" for sentence in sentences(ours, truth)]
+        failed = len(metrics["data"].get("failed", ()))
+        if failed:
+            lines.append(f"{name}: {failed} of the volumes could not be scored.")
+    if not any("memory_distance" in m["methods"].get("translation", {}) for _, m in evaluations):
+        lines.append("Whether it repeats training slices was not measured.")
+    return lines
+
+
+def _contours(ours: dict, truth: dict) -> Iterator[str]:
+    """Contours that are missing, and those that nobody asked for."""
+    if "contour_recall" not in ours or "contour_precision" not in ours:
+        return
+    missing, added = (
+        f"{1 - ours[name]['value']:.1%}"
+        + (f" (of the truth: {1 - truth[name]['value']:.1%})" if name in truth else "")
+        for name in ("contour_recall", "contour_precision")
+    )
+    yield (
+        f"{missing} of the source's contours are missing in the translation; {added} of the "
+        f"translation's were not asked for."
+    )
+
+
+def _contrasts(ours: dict, truth: dict) -> Iterator[str]:
+    """Labels that lose much of what makes them stand out."""
+    lost = []
+    for name, entry in truth.items():
+        if name.startswith("contrast_label") and name in ours:
+            kept = ours[name]["value"] / (entry["value"] or np.inf)
+            if kept < KEPT:
+                lost.append(f"{name.removeprefix('contrast_').replace('_', ' ')} {kept:.0%}")
+    if lost:
+        yield f"contrast is lost; of the truth's, {', '.join(lost)} are left."
+
+
+def _flicker(ours: dict, truth: dict) -> Iterator[str]:
+    """Slices that fit together less well than the truth's."""
+    if "flicker" in ours and "flicker" in truth:
+        flicker, right = (scores["flicker"]["value"] for scores in (ours, truth))
+        if flicker > right:
+            yield f"slices flicker by {flicker:.3f} of the window, the truth's by {right:.3f}."
+
+
+def _memory(ours: dict, truth: dict) -> Iterator[str]:
+    """How much nearer it comes to training slices than what was not seen."""
+    if "memory_closer_ratio" in ours:
+        yield (
+            f"its slices resemble one training subject more than unseen real slices do with a "
+            f"chance of {bootstrap.text(ours['memory_closer_ratio'])}; 0.5 where nothing is "
+            f"remembered."
+        )

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run says about itself: stats.jsonl, sample pictures and, where installed, TensorBoard.
+
+clu.metric_writers has the same verbs but needs TensorFlow.
+stats.jsonl is the record: one JSON object a line.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import disk
+
+
+class Logs:
+    """Writer for one run folder.
+
+    Args:
+      run: the run's folder.
+      step: the step training resumes from; lines beyond it, which will be written again, are
+        cut off.
+
+    Attributes:
+      seconds: that training took up to that step.
+
+    Raises:
+      InputError: here as in every method, what cannot be written.
+    """
+
+    def __init__(self, run: Path, step: int = 0):
+        self.run = Path(run)
+        self._stats = self.run / "stats.jsonl"
+        self.seconds = 0.0
+        with self._writing():
+            if self._stats.exists():
+                lines = self._stats.read_text().splitlines(keepends=True)
+                kept = [line for line in lines if _fields(line).get("step", step + 1) <= step]
+                if len(kept) < len(lines):
+                    part = self._stats.with_suffix(".part")
+                    part.write_text("".join(kept))
+                    os.replace(part, self._stats)
+                self.seconds = max(
+                    (_fields(line).get("seconds", 0.0) for line in kept), default=0.0
+                )
+            self._file = self._stats.open("a")
+        self._board = _tensorboard(self.run / "tensorboard")
+
+    def write_scalars(self, step: int, images: int, scalars: dict) -> None:
+        """Append a line {'step', 'images', **scalars}; values are floats or lists of floats."""
+        with self._writing():
+            self._file.write(json.dumps({"step": step, "images": images} | scalars) + "\n")
+        if self._board:
+            for name, value in scalars.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(name, value, images)
+
+    def write_image(self, images: int, picture: np.ndarray) -> Path:
+        """Write a grey picture [H, W] uint8 as samples/<images>.png."""
+        path = self.run / "samples" / f"{images:09d}.png"
+        with self._writing():
+            path.parent.mkdir(exist_ok=True)
+            part = path.with_suffix(".part")
+            Image.fromarray(picture).save(part, "png")
+            os.replace(part, path)
+        if self._board:
+            self._board.add_image("samples", picture, images, dataformats="HW")
+        return path
+
+    def flush(self) -> None:
+        with self._writing():
+            self._file.flush()
+
+    def store(self) -> None:
+        """Close the file and open it again: a bucket mounted as a folder gets it when closed."""
+        with self._writing():
+            self._file.close()
+            self._file = self._stats.open("a")
+
+    def close(self) -> None:
+        with self._writing():
+            self._file.close()
+        if self._board:
+            self._board.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise InputError(
+                f"{self.run}: cannot be written: {disk.reason(error)}; checkpoints so far are "
+                f"intact, and the same command resumes"
+            ) from None
+
+
+def _fields(line: str) -> dict:
+    try:
+        fields = json.loads(line)
+    except ValueError:  # the line a killed run was writing
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _tensorboard(folder: Path):
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:  # the [tensorboard] extra is not installed
+        return None
+    return SummaryWriter(str(folder))

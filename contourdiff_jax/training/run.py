@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run: a folder that is enough to go on training, or to translate with.
+
+config.json    this file: the configuration, and what of the training data a translation needs
+checkpoints/   checkpoint.py
+stats.jsonl    logs.py, as are samples/*.png and tensorboard/
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from contourdiff_jax import config as configuration
+from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.data.store import Store, open_store, verify
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import disk, processes
+from contourdiff_jax.volumes import filenames, intensity
+from contourdiff_jax.volumes.grid import Grid
+from contourdiff_jax.volumes.intensity import Preset, Window
+
+LONG = 5.0  # seconds from which the time that reading a store takes is told
+LOCK = ".lock"  # file of a run's folder that who trains it holds
+
+
+SCHEMA = 1
+PART = "config.part"  # its name while it is written
+EXPORTED = "contourdiff.json"  # the name of config.json beside a model exported to diffusers
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run was made with.
+
+    Attributes:
+      config: the configuration, complete.
+      preset: of the training data.
+      window: median window of the training volumes in their native units, the inverse of a
+        percentile preset.
+      grid: of the store.
+      contours: how contours were taken.
+      subjects: sha256 of each training subject's name: enough to recognise one, not to name it.
+      teacher: digest of the weights that taught it, if any.
+    """
+
+    config: ConfigDict
+    preset: Preset
+    window: Window
+    grid: Grid
+    contours: ContourSettings
+    subjects: tuple[str, ...]
+    teacher: str = ""
+
+    def to_dict(self) -> dict:
+        return {
+            "schema": SCHEMA,
+            "config": self.config.to_dict(),
+            "data": {
+                "preset": self.preset.name,
+                "window": [self.window.low, self.window.high],
+                "grid": dataclasses.asdict(self.grid),
+                "contours": self.contours.to_dict(),
+                "subjects": list(self.subjects),
+                "teacher": self.teacher,
+            },
+        }
+
+    def save(self, folder: Path, name: str = "config.json") -> None:
+        """Write config.json, whole or not at all."""
+        path = Path(folder) / name
+        part = path.with_name(PART)
+        part.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        os.replace(part, path)
+
+
+def begin(config: ConfigDict, store: Store) -> Run:
+    """The run that training `config` on `store` is.
+
+    Raises:
+      InputError: the store has no training subjects, or is not on the grid that the
+        configuration names.
+    """
+    subjects = store.subjects("train")
+    if not subjects:
+        raise InputError(f"{store.path}: no training subjects; give it some with prepare --split")
+    for field, wanted in config.grid.items():
+        actual = getattr(store.grid, field)
+        if wanted and wanted != actual:
+            raise InputError(
+                f"{store.path}: prepared with {field} {actual}, but config.grid.{field} is "
+                f"{wanted}; prepare again with --{field}={wanted} or change the configuration"
+            )
+    fields = config.contours.to_dict()
+    name = fields.pop("preset")
+    custom = fields["windows"] or fields["curve"] or fields["native"]
+    settings = (
+        ContourSettings.from_dict(fields)
+        if custom
+        else contour_settings.preset(name, store.preset.modality)
+    )
+    if settings.of_voxels and settings != store.contour_settings:
+        raise InputError(
+            f"{store.path}: prepared without the contours of config.contours, which need the "
+            f"volumes' own pixels; prepare again with --contours={'FILE' if custom else name}"
+        )
+    if settings.native and any(config.disturbance.values()):
+        raise InputError(
+            "config.disturbance: contours of native pixels come from the store as they are; "
+            "set all of it to 0"
+        )
+    return Run(
+        config,
+        store.preset,
+        store.median_window(),
+        store.grid,
+        settings,
+        tuple(filenames.subject_digest(s) for s in subjects),
+    )
+
+
+def load(folder: Path) -> Run:
+    """Read a run's config.json.
+
+    Raises:
+      InputError: missing, unreadable, of another schema version or with unknown fields.
+    """
+    path = Path(folder) / "config.json"
+    if not path.exists():
+        raise InputError(
+            f"{folder}: not a run, it has no config.json; name a folder made by train or import"
+        )
+    return read(path)
+
+
+def read(path: Path) -> Run:
+    """Read a file that `Run.save` wrote; raises InputError as `load` does."""
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore it from a copy") from None
+    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
+        raise InputError(
+            f"{path}: not of schema {SCHEMA}; use the version of contourdiff that wrote it"
+        )
+    try:
+        data = fields["data"]
+        return Run(
+            configuration.from_dict(fields["config"]),
+            intensity.preset(data["preset"]),
+            Window(*map(float, data["window"])),
+            Grid(**data["grid"]),
+            ContourSettings.from_dict(data["contours"]),
+            tuple(data["subjects"]),
+            data.get("teacher", ""),  # runs of earlier versions do not say
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: field {error} is missing or wrong; restore the file from a copy"
+        ) from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def opened(path: Path, verified: bool) -> Store:
+    """The store, compared with its digests."""
+    store = open_store(path)
+    if not verified:
+        return store
+    began = time.perf_counter()
+    known = verify(store)
+    seconds = time.perf_counter() - began
+    if processes.is_main() and not known:
+        print(f"note: {path}: of an earlier version, without digests; not verified")
+    if processes.is_main() and seconds > LONG:
+        print(f"{path}: verified in {seconds:.0f} s; --noverify trusts it")
+    return store
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, ours: Run) -> Iterator[None]:
+    """The run's folder, made, or checked to be of this run; nobody else trains it meanwhile."""
+    with contextlib.ExitStack() as held:
+        if processes.is_main():
+            processes.together(lambda: _take(workdir, ours, held))
+        else:
+            processes.together(lambda: None)
+        processes.together(lambda: _check_seen(workdir))
+        yield
+
+
+def _take(workdir: Path, ours: Run, held: contextlib.ExitStack) -> None:
+    begun = (workdir / "config.json").exists()
+    if begun:
+        theirs = load(workdir)
+        different = configuration.differences(ours.config, theirs.config)
+        if different:
+            raise InputError(
+                f"{workdir}: holds a run with another {', '.join(different)}; choose another "
+                f"--workdir, or the same configuration to resume"
+            )
+        if ours.to_dict()["data"] != theirs.to_dict()["data"]:
+            raise InputError(
+                f"{workdir}: holds a run on other data, or of another teacher; choose another "
+                f"--workdir"
+            )
+    try:
+        left = {LOCK, PART}  # by a process that was killed at once
+        if not begun and workdir.exists() and {p.name for p in workdir.iterdir()} - left:
+            raise InputError(f"{workdir}: not empty and not a run; choose another --workdir")
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not held.enter_context(disk.claim(workdir / LOCK)):
+            raise InputError(f"{workdir}: another process trains this run; wait for it, or stop it")
+        if not begun:
+            ours.save(workdir)
+    except OSError as error:
+        raise InputError(f"{workdir}: cannot be written: {disk.reason(error)}") from error
+
+
+def _check_seen(workdir: Path) -> None:
+    if not (workdir / "config.json").exists():
+        raise InputError(
+            f"{workdir}: not seen by process {processes.number()}; all of them need the same "
+            f"folder, on a file system that they share"
+        )

@@ -1,0 +1,318 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outputs: where translations go, and in which format.
+
+    same     as the source: NIfTI, .mha, .nrrd, .npy and pictures stay what they are under their
+             names; DICOM becomes NIfTI, and so do pictures that cannot hold the target's values
+    nifti    OUT/<name>.nii.gz
+    dicom    OUT/<name>/0001.dcm ..., a derived series with identifiers of its own
+    bids     OUT/sub-<label>/[ses-<label>/]<datatype>/<name>_desc-contourdiff_<kind>.nii.gz, a BIDS
+             derivative with its dataset_description.json
+    nnunet   OUT/imagesTr/<name>_0000.nii.gz and OUT/labelsTr/<name>.nii.gz, the labels of the
+             source, with dataset.json: ready to train on
+
+Beside every translation lies its sidecar, whatever the format. Maps of translations (their standard
+deviation, say) are NIfTI, each kind in a folder of its own: OUT/maps/<kind>/<name>.nii.gz.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from contourdiff_jax import __version__
+from contourdiff_jax.data.layouts import pairs
+from contourdiff_jax.data.layouts.scans import Scan
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.translation import sidecars
+from contourdiff_jax.volumes import filenames, io
+from contourdiff_jax.volumes.intensity import Preset, Window
+from contourdiff_jax.volumes.volume import Volume
+
+FORMATS = ("same", "nifti", "dicom", "bids", "nnunet")
+BIDS_VERSION = "1.10.0"
+MAPS = "maps"  # folder of the maps beside translations
+DATATYPES = {"ct": "ct", "mr": "anat"}  # folders of BIDS
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Where one translation goes.
+
+    Attributes:
+      files: all that must exist for it to be whole: files, or the folder of a series.
+      sidecar: the JSON beside them.
+      save: writes them: (array [X, Y, Z] in native units, the source's volume) -> None.
+      sources: of pictures, the file that each is made of.
+      maps: where each goes, by its name.
+    """
+
+    files: tuple[Path, ...]
+    sidecar: Path
+    save: Callable[[np.ndarray, Volume], None]
+    sources: tuple[Path, ...] = ()
+    maps: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+
+    @property
+    def _all(self) -> tuple[Path, ...]:
+        return (*self.files, *self.maps.values())
+
+    def is_done(self, fields: dict, overwrite: bool) -> bool:
+        """Whether the translation and its sidecar already are what `fields` say.
+
+        Raises InputError where it is there but was made from something else.
+        """
+        there = [path for path in self._all if path.exists()]
+        try:
+            before = json.loads(self.sidecar.read_text())
+        except (OSError, ValueError):
+            before = None
+        wanted = json.loads(json.dumps(fields))
+        if isinstance(before, dict) and wanted.items() <= before.items():
+            left_out = before.get("left_out", [])
+            return {path.name for path in self._all if path not in there} == set(left_out)
+        if overwrite or not there:
+            return False
+        raise InputError(
+            f"{there[0]}: made with other settings; choose another --out or give --overwrite"
+        )
+
+    def write(self, array: np.ndarray, like: Volume, fields: dict, maps: Mapping) -> None:
+        """Writes the translation, its sidecar and its maps {name: [X, Y, Z]}, all or none.
+
+        The sidecar first: what lies beside one is whole, whenever the command is interrupted.
+        """
+        try:
+            self._remove()
+            self.sidecar.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.sidecar}: cannot be written: {disk.reason(error)}") from error
+        bad = {path for path, _ in like.failed}
+        left_out = [p.name for p, of in zip(self.files, self.sources, strict=False) if of in bad]
+        _write_json(self.sidecar, fields | ({"left_out": left_out} if left_out else {}))
+        try:
+            for name, path in self.maps.items():
+                io.write(path, maps[name], like, np.float32)
+            self.save(array, like)
+        except InputError:
+            self.sidecar.unlink(missing_ok=True)
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        for path in self._all:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """The folder and the format of translations into one modality.
+
+    Attributes:
+      folder: OUT.
+      format: one of FORMATS.
+      preset: of the target's intensities.
+      window: the translations' own, in native units.
+      kind: what the target shows, as BIDS and nnU-Net call it: 'T1w', 'ct', ...
+      labels: label maps by the name of their scan, for nnU-Net; None: those of the layout.
+      maps: names of those that are written.
+    """
+
+    folder: Path
+    format: str
+    preset: Preset
+    window: Window
+    kind: str
+    labels: dict[str, Scan] | None = None
+    maps: tuple[str, ...] = ()
+
+    def target(self, scan: Scan) -> Target:
+        """Where the translation of a scan and its maps go."""
+        target = self._target(scan)
+        name = target.sidecar.stem
+        maps = {kind: self.folder / MAPS / kind / f"{name}.nii.gz" for kind in self.maps}
+        return dataclasses.replace(target, maps=maps)
+
+    def claim(self, target: Target) -> Path:
+        """The file by which a process claims a target for itself."""
+        name = "-".join(target.sidecar.relative_to(self.folder).with_suffix(".lock").parts)
+        return self.folder / f".{name}"
+
+    def _target(self, scan: Scan) -> Target:
+        if self.format == "dicom":
+            return self._series(scan)
+        if self.format == "bids":
+            return self._file(self._bids_path(scan))
+        if self.format == "nnunet":
+            return self._case(scan)
+        if self.format == "nifti":
+            return self._file(self.folder / f"{scan.stem}.nii.gz")
+        return self._same(scan)
+
+    def _same(self, scan: Scan) -> Target:
+        suffix = filenames.suffix_of(scan.files[0])
+        if suffix in filenames.NIFTI:
+            return self._file(self.folder / f"{scan.stem}{suffix}")
+        if suffix in filenames.ITK:  # detached headers become files of their own
+            suffix = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix, suffix)
+            return self._file(self.folder / f"{scan.stem}{suffix}")
+        if suffix in filenames.PICTURES:
+            from contourdiff_jax.volumes.formats import pictures
+
+            if suffix == ".npy" or pictures.holds(self.window.low, self.window.high):
+                return self._pictures(scan)
+        return self._file(self.folder / f"{scan.stem}.nii.gz")
+
+    def _file(self, path: Path) -> Target:
+        def save(array, volume):
+            io.write(path, array, volume, self.preset.dtype)
+
+        return Target((path,), path.with_name(f"{filenames.stem(path)}.json"), save)
+
+    def _series(self, scan: Scan) -> Target:
+        path = self.folder / scan.name
+
+        def save(array, volume):
+            from contourdiff_jax.volumes.formats import derived
+
+            derived.write(
+                path,
+                array,
+                volume,
+                modality=self.preset.modality,
+                subject=scan.subject,
+                notice=sidecars.NOTICE,
+                software=f"contourdiff-jax {__version__}",
+                window=(self.window.low, self.window.high),
+            )
+
+        return Target((path,), path.with_name(f"{path.name}.json"), save)
+
+    def _pictures(self, scan: Scan) -> Target:
+        from contourdiff_jax.volumes.formats import pictures
+
+        names = pictures.names(scan.files)
+        files = tuple(self.folder / name for name in names)
+
+        def save(array, volume):
+            bad = {path for path, _ in volume.failed}
+            good = [name for name, of in zip(names, scan.files, strict=True) if of not in bad]
+            window = (self.window.low, self.window.high)
+            pictures.write(self.folder, good, array, volume, window)
+
+        return Target(files, self.folder / f"{scan.stem}.json", save, scan.files)
+
+    # BIDS -----------------------------------------------------------------------------------------
+
+    def _bids_path(self, scan: Scan) -> Path:
+        entities = _entities(scan.name)
+        folders = [part for part in entities if part.startswith(("sub-", "ses-"))]
+        name = "_".join([*entities, "desc-contourdiff", self.kind])
+        datatype = DATATYPES[self.preset.modality]
+        return self.folder.joinpath(*folders, datatype, f"{name}.nii.gz")
+
+    # nnU-Net --------------------------------------------------------------------------------------
+
+    def _case(self, scan: Scan) -> Target:
+        part = "Ts" if scan.split == "test" else "Tr"
+        image = self.folder / f"images{part}" / f"{scan.name}_0000.nii.gz"
+        label = self.folder / f"labels{part}" / f"{scan.name}.nii.gz"
+        plain = self._file(image)
+
+        def save(array, volume):
+            labels = pairs.companion(volume, scan, self.labels, "labels")
+            if labels is None:
+                raise InputError(f"{scan.path}: no label map; --format=nnunet needs --labels")
+            dtype = np.uint8 if labels.max() < 256 else np.uint16
+            # Both on the one grid that is written, or nnU-Net refuses them.
+            io.write(label, labels, volume, dtype, overwrite=True)
+            plain.save(array, volume)
+
+        return Target((image, label), plain.sidecar, save)
+
+    # Whole folders --------------------------------------------------------------------------------
+
+    def finish(self, source: Path) -> None:
+        """Writes what describes the folder as a whole."""
+        if self.format == "bids":
+            self._describe_bids()
+        if self.format == "nnunet":
+            self._describe_nnunet(source)
+
+    def _describe_bids(self) -> None:
+        _write_json(
+            self.folder / "dataset_description.json",
+            {
+                "Name": f"Synthetic {self.kind} images by contourdiff",
+                "BIDSVersion": BIDS_VERSION,
+                "DatasetType": "derivative",
+                "GeneratedBy": [
+                    {
+                        "Name": "contourdiff-jax",
+                        "Version": __version__,
+                        "Description": sidecars.NOTICE,
+                    }
+                ],
+                # What the source was is in the sidecars, by digest; its place may name a patient.
+                "SourceDatasets": [{"URL": "local"}],
+            },
+        )
+
+    def _describe_nnunet(self, source: Path) -> None:
+        images = sorted(self.folder.glob("imagesTr/*_0000.nii.gz"))
+        found = set()
+        for path in self.folder.glob("labelsT[rs]/*.nii.gz"):
+            found |= set(np.unique(io.read(path, labels=True).array).astype(int).tolist())
+        names = _label_names(source) or {
+            "background": 0,
+            **{f"label_{label}": label for label in sorted(found - {0})},
+        }
+        _write_json(
+            self.folder / "dataset.json",
+            {
+                "channel_names": {"0": "CT" if self.preset.modality == "ct" else self.kind},
+                "labels": names,
+                "numTraining": len(images),
+                "file_ending": ".nii.gz",
+                "description": sidecars.NOTICE,
+            },
+        )
+
+
+def _entities(name: str) -> list[str]:
+    """The BIDS entities of a scan: its own, or a subject label made of its name."""
+    if name.startswith("sub-"):
+        return name.split("_")
+    return [f"sub-{re.sub('[^A-Za-z0-9]', '', name) or 'unnamed'}"]
+
+
+def _label_names(source: Path) -> dict | None:
+    """The names of the labels that the source's own dataset.json gives."""
+    try:
+        labels = json.loads((Path(source) / "dataset.json").read_text())["labels"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(labels, dict):
+        return None
+    # Version 1 of the format has them the other way round: {"0": "background"}.
+    if all(isinstance(name, str) for name in labels.values()):
+        return {name: int(number) for number, name in labels.items() if number.isdigit()}
+    return labels
+
+
+def _write_json(path: Path, fields: dict) -> None:
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written: {disk.reason(error)}") from error

@@ -1,0 +1,360 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DICOM: files sorted into series, and the slices of a series stacked where they truly lie.
+
+A volume's axes are those of its file: columns, rows, slices; a shape [columns, rows, slices]. The
+slices follow one another along their normal, whatever their files are called and numbered. The
+affine's third column goes from the first slice's origin to the last's, so that the tilted gantry of
+a CT scanner comes out as shear, and uneven gaps as `NativeGrid.offsets`.
+"""
+
+import dataclasses
+import itertools
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.volumes import geometry
+from contourdiff_jax.volumes.formats import decoding, frames
+from contourdiff_jax.volumes.formats.elements import Unusable, is_dicom
+from contourdiff_jax.volumes.formats.frames import Frame, Header
+from contourdiff_jax.volumes.geometry import EVEN, NativeGrid
+from contourdiff_jax.volumes.volume import BadSlices, Image
+
+__all__ = ["LPS", "Series", "group", "is_dicom", "opened"]
+
+LPS = np.diag((-1.0, -1, 1, 1))  # from DICOM's coordinates to RAS and back
+
+# Directions and sizes of slices that belong together: headers round them.
+SAME = 1e-3
+# Slices nearer than this lie in one place, and origins farther than this from a line beside it; in
+# pixels. A volume's voxels are thus never told to lie half a voxel from where they do.
+SAME_PLACE = 0.1
+BESIDE = 0.25
+STEEP = 2.0  # mm that a stack goes for one along its normal: 60 degrees
+TILT = 0.5  # degrees between slices and their stack that rounded positions do not make
+WHOLE_GAPS = 0.05  # what a gap may be off a multiple of the usual one and slices still be missing
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """Files that make one volume.
+
+    Attributes:
+      files: sorted by path.
+      patient: counts the patients from 1, in the order of a digest of what identifies them.
+      number: counts the series of a patient from 1.
+      kind: the modality: 'CT', 'MR', ...; 'OT' where it is none that DICOM knows.
+      localizer: whether it is an overview to plan others on.
+    """
+
+    files: tuple[Path, ...]
+    patient: int
+    number: int
+    kind: str
+    localizer: bool
+
+
+# --------------------------------------------------------------------------------------------------
+# Series
+# --------------------------------------------------------------------------------------------------
+
+
+def group(files: Iterable[Path]) -> tuple[list[Series], list[tuple[Path, str]]]:
+    """Sorts DICOM files into series, by their headers alone.
+
+    A series of DICOM is parted further, so that each makes a volume: by orientation, matrix and
+    pixel size, and by echo, time or kind of image where several of them show the same places. A
+    file of several frames is a series of its own.
+
+    Returns:
+      The series, by patient, and the files that cannot be read, with the reason. Files without an
+      image (reports, plans, ...) are in neither.
+    """
+    buckets, failed = defaultdict(list), []
+    for path in sorted(set(files)):
+        try:
+            header = frames.header(path)
+        except InputError as error:
+            failed.append((path, str(error)))
+            continue
+        if header is not None:
+            alone = path if len(header.frames) > 1 else None
+            buckets[header.patient, header.series, header.shape, alone].append(header)
+    alike = itertools.chain.from_iterable(_alike(headers) for headers in buckets.values())
+    parts = list(itertools.chain.from_iterable(_parted(headers) for headers in alike))
+    parts.sort(key=lambda part: (part[0].patient, part[0].number, part[0].path))
+    series, patients, count = [], {}, Counter()
+    for part in parts:
+        first = part[0]
+        patient = patients.setdefault(first.patient, len(patients) + 1)
+        count[patient] += 1
+        files = tuple(header.path for header in part)
+        series.append(Series(files, patient, count[patient], first.kind, first.localizer))
+    return series, failed
+
+
+def _alike(headers: Sequence[Header]) -> list[list[Header]]:
+    """Headers parted by orientation and pixel size."""
+    parts = []
+    for header in headers:
+        frame = header.frames[0]
+        part = next((part for part in parts if _same(part[0].frames[0], frame)), None)
+        if part is None:
+            parts.append(part := [])
+        part.append(header)
+    return parts
+
+
+def _same(one: Frame, other: Frame) -> bool:
+    """Whether two frames have the same orientation and pixel size, or both none."""
+    if (one.axes is None) != (other.axes is None) or (one.spacing is None) != (
+        other.spacing is None
+    ):
+        return False
+    return (one.axes is None or np.allclose(one.axes, other.axes, rtol=0, atol=SAME)) and (
+        one.spacing is None or np.allclose(one.spacing, other.spacing, rtol=SAME, atol=0)
+    )
+
+
+def _parted(headers: Sequence[Header]) -> list[Sequence[Header]]:
+    """Headers parted by what tells images of one place from one another, where there are several.
+
+    Echoes, times or kinds of image are parted where they mostly show the same places: neither where
+    each covers a stretch of the body, as acquisitions of a CT do, nor where each is a slice.
+    """
+    most = max(Counter(map(_place, headers)).values())
+    if most == 1 or headers[0].frames[0].place is None:
+        return [headers]
+    for part in range(len(frames.PARTS)):
+        by_value = defaultdict(list)
+        for header in headers:
+            by_value[header.parts[part]].append(header)
+        places = [[_place(header) for header in some] for some in by_value.values()]
+        times = Counter(itertools.chain.from_iterable(map(set, places)))
+        shared = [np.mean([times[place] > 1 for place in some]) for some in places]
+        if len(by_value) <= most and np.mean(shared) > 0.5:
+            return [smaller for some in by_value.values() for smaller in _parted(some)]
+    return [headers]
+
+
+def _place(header: Header) -> tuple[float, ...] | None:
+    """Where the first frame lies, to compare."""
+    place = header.frames[0].place
+    return None if place is None else tuple((np.round(place, 2) + 0.0).tolist())
+
+
+# --------------------------------------------------------------------------------------------------
+# Volumes
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slice:
+    """A frame of a file."""
+
+    header: Header
+    index: int
+
+    @property
+    def frame(self) -> Frame:
+        return self.header.frames[self.index]
+
+
+def opened(files: Sequence[Path]) -> Image:
+    """Opens the slices of one series in any order, or one file of several frames.
+
+    Raises:
+      BadSlices: some of several files cannot be read, or hold no image.
+      InputError: none of them can, or they make no volume.
+    """
+    headers = _headers([Path(file) for file in files])
+    path = headers[0].path if len(headers) == 1 else headers[0].path.parent
+    for header in headers:
+        if header.refused is not None:
+            raise InputError(f"{header.path}: {header.refused}")
+    if len({header.series for header in headers}) > 1:
+        raise InputError(f"{path}: files of several series; give those of one")
+    first = headers[0]
+    if any(
+        header.shape != first.shape or not _same(frame, first.frames[0])
+        for header in headers
+        for frame in header.frames
+    ):
+        raise InputError(f"{path}: slices of several sizes or orientations; give those of one")
+    slices = [_Slice(header, index) for header in headers for index in range(len(header.frames))]
+    slices.sort(key=lambda one: (one.header.instance, one.header.path, one.index))
+    notes = list(dict.fromkeys(note for header in headers for note in header.notes))
+    spacing = first.frames[0].spacing
+    if spacing is None:
+        notes.append("no pixel size in the header: 1 mm is assumed")
+        spacing = (1.0, 1.0)
+    try:
+        if first.frames[0].place is None:
+            native = _unplaced(slices, spacing, notes)
+        else:
+            slices, native = _placed(slices, spacing, notes)
+    except Unusable as error:
+        raise InputError(f"{path}: {error}") from error
+    geometry.check_affine(path, native.affine)
+    dtype = np.result_type(*{header.dtype for header in headers})
+    return Image(native, lambda: _voxels(path, slices), dtype, "DICOM", tuple(notes))
+
+
+def _headers(files: Sequence[Path]) -> list[Header]:
+    """The headers of files that must all hold an image."""
+    headers, failed = [], []
+    for path in files:
+        try:
+            header = frames.header(path)
+            if header is None:
+                raise InputError(f"{path}: DICOM, but no image")
+            headers.append(header)
+        except InputError as error:
+            failed.append((path, str(error)))
+    if failed and len(files) == 1:
+        raise InputError(failed[0][1])
+    if failed:
+        raise BadSlices(failed)
+    return headers
+
+
+def _unplaced(slices: list[_Slice], spacing, notes: list[str]) -> NativeGrid:
+    """The grid of slices without positions: as axial ones, in the order of their numbers."""
+    step = slices[0].frame.gap or 1.0
+    notes.append(
+        "no position in the header: taken as axial slices in the order of their numbers, "
+        f"{step:g} mm apart"
+    )
+    return _grid(slices, np.array([[1.0, 0, 0], [0, 1, 0]]), spacing, np.zeros(3), (0, 0, step))
+
+
+def _placed(slices: list[_Slice], spacing, notes: list[str]) -> tuple[list[_Slice], NativeGrid]:
+    """Slices in the order of their places, one for each, and their grid; adds notes.
+
+    Raises Unusable where they lie on no line.
+    """
+    axes = slices[0].frame.axes
+    normal = np.cross(*axes)
+    places = np.array([one.frame.place for one in slices])
+    heights = places @ normal
+    order = np.argsort(heights, kind="stable")
+    slices = [slices[index] for index in order]
+    places, heights = places[order], heights[order]
+
+    pixel = min(spacing)
+    extent = heights[-1] - heights[0]
+    direction = (places[-1] - places[0]) / extent if extent > SAME_PLACE * pixel else normal
+    line = places[0] + (heights - heights[0])[:, None] * direction
+    beside = np.linalg.norm(places - line, axis=1).max()
+    if beside > BESIDE * pixel or np.linalg.norm(direction) > STEEP:
+        raise Unusable("slices that do not lie behind one another; give one stack of them")
+
+    kept = _one_a_place(slices, heights, SAME_PLACE * pixel, notes)
+    slices, heights = [slices[index] for index in kept], heights[kept]
+    if len(slices) == 1:
+        step = slices[0].frame.gap
+        if step is None:
+            notes.append("no slice thickness in the header: 1 mm is assumed")
+        return slices, _grid(slices, axes, spacing, places[kept[0]], (step or 1.0) * normal)
+
+    _note_tilt(slices[0].header, direction, normal, notes)
+    step = (places[kept[-1]] - places[kept[0]]) / (len(slices) - 1)
+    offsets = (heights - heights[0]) / (step @ normal)
+    if np.abs(offsets - np.arange(len(slices))).max() <= EVEN:
+        offsets = None
+    else:
+        _note_gaps(slices, heights, normal, notes)
+    return slices, _grid(slices, axes, spacing, places[kept[0]], step, offsets)
+
+
+def _grid(slices, axes, spacing, origin, step, offsets=None) -> NativeGrid:
+    """The grid of slices from DICOM's numbers."""
+    affine = np.eye(4)
+    affine[:3] = np.column_stack([axes[0] * spacing[0], axes[1] * spacing[1], step, origin])
+    shape = (*slices[0].header.shape, len(slices))
+    return NativeGrid(shape, LPS @ affine, offsets=offsets)
+
+
+def _one_a_place(slices, heights, tolerance: float, notes: list[str]) -> list[int]:
+    """Of the slices at each place the one with the lowest number, as indices; adds notes."""
+    starts = np.flatnonzero(np.diff(heights, prepend=-np.inf) > tolerance)
+    kept, same, other = [], 0, 0
+    for cluster in np.split(np.arange(len(slices)), starts[1:]):
+        first = min(cluster, key=lambda k: (slices[k].header.instance, slices[k].index, k))
+        kept.append(int(first))
+        for k in cluster:
+            if k != first:
+                identical = _identical(slices[first], slices[k])
+                same, other = same + identical, other + (not identical)
+    if same:
+        notes.append(f"{_slices(same, 'duplicated ')} left out")
+    if other:
+        notes.append(f"{_slices(other)} left out: others in the same place differ")
+    return kept
+
+
+def _identical(one: _Slice, other: _Slice) -> bool:
+    """Whether two slices hold the same numbers, as they are encoded."""
+    if len(one.header.frames) > 1 or len(other.header.frames) > 1:
+        return False
+    digest = decoding.digest(one.header)
+    return digest is not None and digest == decoding.digest(other.header)
+
+
+def _note_tilt(header: Header, direction, normal, notes: list[str]) -> None:
+    cosine = np.clip(direction @ normal / np.linalg.norm(direction), -1, 1)
+    tilt = np.rad2deg(np.arccos(cosine))
+    if tilt > TILT:
+        name = "gantry tilt" if header.kind == "CT" else "slices slanted by a tilt"
+        notes.append(f"{name} of {tilt:.1f} degrees")
+
+
+def _note_gaps(slices, heights, normal, notes: list[str]) -> None:
+    """Says where slices are missing, or how uneven their gaps are."""
+    gaps = np.diff(heights)
+    usual = np.quantile(gaps, 0.25, method="lower")  # also where slices are missing in many places
+    multiples = gaps / usual
+    missing = np.rint(multiples).astype(int) - 1
+    whole = np.abs(multiples - np.rint(multiples)).max() <= WHOLE_GAPS
+    if not whole or missing.min() < 0 or not missing.any():
+        digits = 1 if np.ptp(gaps) >= 0.1 else 3
+        notes.append(f"uneven slice gaps {gaps.min():.{digits}f} to {gaps.max():.{digits}f} mm")
+        return
+    axis = int(np.argmax(np.abs(normal)))
+    holes = np.flatnonzero(missing)
+    ends = sorted(LPS[axis, axis] * slices[k].frame.place[axis] for k in (holes[0], holes[0] + 1))
+    between = f"between {'xyz'[axis]} = {ends[0]:.1f} and {ends[1]:.1f} mm"
+    if len(holes) > 1:
+        between = f"in {len(holes)} places, the first {between}"
+    notes.append(f"{_slices(missing.sum())} missing {between}")
+
+
+def _slices(count: int, what: str = "") -> str:
+    return f"{count} {what}slice{'' if count == 1 else 's'}"
+
+
+def _voxels(path: Path, slices: Sequence[_Slice]) -> np.ndarray:
+    """[columns, rows, slices] float32."""
+    columns, rows = slices[0].header.shape
+    try:
+        array = np.empty((len(slices), rows, columns), np.float32)
+    except MemoryError as error:
+        raise InputError(f"{path}: not enough memory for the volume its headers claim") from error
+    targets = defaultdict(dict)
+    for one, target in zip(slices, array, strict=True):
+        targets[one.header.path][one.index] = target
+    headers = {one.header.path: one.header for one in slices}
+    failed = []
+    for file, header in headers.items():
+        try:
+            decoding.read(header, targets[file])
+        except InputError as error:
+            failed.append((file, str(error)))
+    if failed and len(headers) == 1:
+        raise InputError(failed[0][1])
+    if failed:
+        raise BadSlices(failed)
+    return array.transpose(2, 1, 0)

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The frames of a DICOM file: where each lies and what its numbers mean.
+
+A file holds one frame (a slice) or many (an enhanced object). Positions and directions are DICOM's
+own here: millimetres, LPS. What a header claims is checked before it is believed; identifiers leave
+as digests, which are compared and never shown.
+"""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from pydicom.datadict import tag_for_keyword
+from pydicom.pixels import get_decoder
+
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.volumes.formats import elements
+from contourdiff_jax.volumes.formats.elements import (
+    Elements,
+    Unusable,
+    integer,
+    number,
+    numbers,
+    raw,
+)
+from contourdiff_jax.volumes.intensity import PRESETS
+
+AIR = PRESETS["ct"].air
+
+# Objects with rows and columns that are no images: RT dose, segmentation, MR spectroscopy.
+NOT_IMAGES = tuple(f"1.2.840.10008.5.1.4.1.1.{last}" for last in ("481.2", "66.4", "4.2"))
+# What a file may call itself (PS3.3 C.7.3.1.1.1); all else is 'OT', as DICOM says for other.
+KINDS = ("CT", "MR", "PT", "NM", "US", "CR", "DX", "MG", "XA", "RF", "OCT", "OP", "ES", "SM", "SC")
+COLOUR = (
+    *("RGB", "PALETTE COLOR", "ARGB", "CMYK", "HSV", "YBR_FULL", "YBR_FULL_422"),
+    *("YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"),
+)
+# In what images of one series at one place can differ.
+PARTS = (
+    *("EchoTime", "EchoNumbers", "InversionTime", "TemporalPositionIdentifier", "TriggerTime"),
+    *("DiffusionBValue", "ImageType", "AcquisitionNumber"),
+)
+KEYWORDS = (
+    *("SOPClassUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
+    *("SeriesNumber", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", *PARTS),
+    *("ImagePositionPatient", "ImageOrientationPatient", "SliceThickness", "SpacingBetweenSlices"),
+    *("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation", "BitsAllocated"),
+    *("BitsStored", "HighBit", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+TAGS = tuple(tag_for_keyword(keyword) for keyword in KEYWORDS)
+
+CODECS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
+COMPRESSION = 10_000  # times that pixels may be smaller in a file: more than a blank frame is
+RIGHT_ANGLE = 0.01  # what the cosines of two directions may be off
+SIZES = (1e-5, 1e3)  # [mm] between pixels or slices
+FARTHEST = 1e6  # [mm] from the origin
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Where a frame lies and what its numbers mean; None where the header does not say.
+
+    Attributes:
+      place: [3] mm, the centre of its first pixel.
+      axes: [2, 3] unit vectors along its rows (columns count up) and along its columns.
+      spacing: mm between columns, and between rows.
+      gap: mm to the next frame.
+      slope, intercept: from stored numbers to units.
+    """
+
+    place: np.ndarray | None
+    axes: np.ndarray | None
+    spacing: tuple[float, float] | None
+    gap: float | None
+    slope: float
+    intercept: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What the header of a file with an image says.
+
+    Attributes:
+      path: the file.
+      frames: one or more.
+      shape: columns and rows.
+      dtype: of the numbers as they are stored.
+      kind: the modality: 'CT', 'MR', ...
+      localizer: whether it is an overview to plan others on.
+      refused: why the pixels cannot be used, although the file is whole; None where they can be.
+      padding: stored numbers, from and to, that stand for no measurement.
+      notes: what is odd about it, one line each.
+      patient, series: digests of what identifies them.
+      number, instance: of the series, and of the image in it; infinite where there is none.
+      parts: digests of what PARTS say.
+    """
+
+    path: Path
+    frames: tuple[Frame, ...]
+    shape: tuple[int, int]
+    dtype: np.dtype
+    kind: str
+    localizer: bool
+    refused: str | None
+    padding: tuple[float, float] | None
+    notes: tuple[str, ...]
+    patient: str
+    series: str
+    number: float
+    instance: float
+    parts: tuple[str, ...]
+
+
+def header(path: Path) -> Header | None:
+    """The header of a file; None where it is DICOM without an image: a report, a plan, ...
+
+    Raises InputError, naming the file, for anything else.
+    """
+    if not elements.is_dicom(path):
+        raise InputError(f"{path}: not a DICOM file")
+    return elements.guarded(path, lambda: _header(path))
+
+
+def _header(path: Path) -> Header | None:
+    file = elements.read(path, TAGS, pixels=False)
+    dataset = file.dataset
+    if not _is_image(dataset):
+        return None
+    if file.pixels is None:
+        raise Unusable("holds no pixels; export it again")
+    kind = str(dataset.get("Modality", "")).upper()
+    kind = kind if kind in KINDS else "OT"
+    rows, columns = integer(dataset, "Rows", 0), integer(dataset, "Columns", 0)
+    dtype, refused = _dtype(file), _refusal(file)
+    count = 1 if refused else integer(dataset, "NumberOfFrames", 1)
+    if refused is None:
+        _check_size(file, count, rows * columns * dtype.itemsize)
+    frames, notes = _frames(dataset, count)
+    padding = _padding(dataset) if kind == "CT" else None
+    if padding and padding[0] * frames[0].slope + frames[0].intercept < AIR:
+        notes.append(f"padding outside the field of view is set to {AIR:g}")
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        notes.append("MONOCHROME1: low values are meant to be shown bright; they are kept")
+    return Header(
+        path=path,
+        frames=tuple(frames),
+        shape=(columns, rows),
+        dtype=dtype,
+        kind=kind,
+        localizer=b"LOCALIZER" in raw(dataset, "ImageType"),
+        refused=refused,
+        padding=padding,
+        notes=tuple(notes),
+        patient=_digest(raw(dataset, "PatientID") or raw(dataset, "StudyInstanceUID")),
+        series=_digest(raw(dataset, "SeriesInstanceUID")),
+        number=number(dataset, "SeriesNumber", np.inf),
+        instance=number(dataset, "InstanceNumber", np.inf),
+        parts=tuple(_digest(raw(dataset, keyword)) for keyword in PARTS),
+    )
+
+
+def _is_image(dataset) -> bool:
+    """Whether there is an image; Unusable where there should be."""
+    rows, columns = integer(dataset, "Rows", 0), integer(dataset, "Columns", 0)
+    kind = dataset.SOPClassUID
+    if rows == columns == 0 and kind and "Image Storage" not in kind.name:
+        return False
+    if not (0 < rows < 1 << 16 and 0 < columns < 1 << 16):
+        raise Unusable("an image without rows or columns; export it again")
+    return kind not in NOT_IMAGES
+
+
+def _dtype(file: Elements) -> np.dtype:
+    """Of the numbers as they are stored."""
+    if file.pixels != "PixelData":
+        return np.dtype(np.float32 if file.pixels == "FloatPixelData" else np.float64)
+    bits = integer(file.dataset, "BitsAllocated", 0)
+    signed = integer(file.dataset, "PixelRepresentation", 0)
+    if bits not in (1, 8, 16, 32) or signed not in (0, 1):
+        raise Unusable("pixels of no known type (BitsAllocated, PixelRepresentation)")
+    return np.dtype(f"{'ui'[signed]}{max(bits // 8, 1)}")
+
+
+def _refusal(file: Elements) -> str | None:
+    """Why the pixels of a file that is whole cannot be used."""
+    dataset, syntax = file.dataset, file.syntax
+    photometric = str(dataset.get("PhotometricInterpretation", ""))
+    if photometric in COLOUR:
+        return f"a colour image ({photometric}); give one number a pixel"
+    if integer(dataset, "SamplesPerPixel", 1) != 1 or (
+        photometric not in ("MONOCHROME1", "MONOCHROME2", "")
+    ):
+        return "an image of no known colours; give one number a pixel"
+    if file.pixels == "PixelData":
+        allocated = integer(dataset, "BitsAllocated", 0)
+        stored = integer(dataset, "BitsStored", allocated)
+        if allocated == 1:
+            return "one bit a pixel; convert it to 8 bits"
+        if integer(dataset, "HighBit", stored - 1) != stored - 1:
+            return "pixels that do not begin at the lowest bit (HighBit); convert it first"
+    try:
+        available = get_decoder(syntax).is_available
+    except NotImplementedError:
+        return f"pixels encoded as {syntax.name}, which cannot be read; decompress it first"
+    return None if available else f"pixels compressed as {syntax.name}; run {CODECS}"
+
+
+def _check_size(file: Elements, count: int, frame: int) -> None:
+    """Unusable where a file cannot hold the frames, of so many bytes each, that it claims."""
+    possible = file.size * (COMPRESSION if file.syntax.is_encapsulated else 1)
+    if not 1 <= count <= file.size or count * frame > possible:
+        raise Unusable("the file is truncated or damaged; copy it again")
+
+
+def _frames(dataset, count: int) -> tuple[list[Frame], list[str]]:
+    """The frames of a file, and notes."""
+    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    shared = dataset.get("SharedFunctionalGroupsSequence") or [None]
+    if count == 1 or not own:
+        frame = _frame(dataset, shared[0], own[0] if own else None)
+        if count == 1 or frame.place is None:
+            return [frame] * count, []
+        step = frame.gap or 1.0
+        steps = step * np.cross(*frame.axes) * np.arange(count)[:, None]
+        return (
+            [dataclasses.replace(frame, place=place) for place in frame.place + steps],
+            [f"the header places the first frame only: {step:g} mm to the next is assumed"],
+        )
+    if len(own) != count:
+        raise Unusable("NumberOfFrames is damaged; export it again")
+    return [_frame(dataset, shared[0], group) for group in own], []
+
+
+def _frame(dataset, shared, own) -> Frame:
+    """One frame, by its own functional groups, those of all frames, or the data set itself."""
+
+    def group(name):
+        items = [item.get(name) for item in (own, shared) if item is not None]
+        return next((item[0] for item in items if item), dataset)
+
+    measures, values = group("PixelMeasuresSequence"), group("PixelValueTransformationSequence")
+    place = numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3)
+    cosines = numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
+    placed = place is not None and cosines is not None
+    if placed and np.abs(place).max() > FARTHEST:
+        raise Unusable("ImagePositionPatient is damaged; export it again")
+    gaps = [number(measures, name, 0.0) for name in ("SpacingBetweenSlices", "SliceThickness")]
+    slope = number(values, "RescaleSlope", 1.0)
+    if slope == 0:
+        raise Unusable("RescaleSlope is 0; export it again")
+    return Frame(
+        place=place if placed else None,
+        axes=_axes(cosines) if placed else None,
+        spacing=_spacing(measures),
+        gap=next((abs(gap) for gap in gaps if SIZES[0] < abs(gap) < SIZES[1]), None),
+        slope=slope,
+        intercept=number(values, "RescaleIntercept", 0.0),
+    )
+
+
+def _axes(cosines: np.ndarray) -> np.ndarray:
+    """[2, 3] unit vectors of ImageOrientationPatient [6]."""
+    axes = cosines.reshape(2, 3)
+    lengths = np.linalg.norm(axes, axis=1)
+    if np.abs(lengths - 1).max() > RIGHT_ANGLE or abs(axes[0] @ axes[1]) > RIGHT_ANGLE:
+        raise Unusable("ImageOrientationPatient is no pair of directions at right angles")
+    return axes / lengths[:, None]
+
+
+def _spacing(measures) -> tuple[float, float] | None:
+    """mm between columns, and between rows."""
+    for keyword in ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"):
+        spacing = numbers(measures, keyword, 2)
+        if spacing is not None:
+            if not SIZES[0] < spacing.min() <= spacing.max() < SIZES[1]:
+                raise Unusable(f"{keyword} is damaged; export it again")
+            return float(spacing[1]), float(spacing[0])
+    return None
+
+
+def _padding(dataset) -> tuple[float, float] | None:
+    """Stored numbers, from and to, that stand for no measurement."""
+    value = number(dataset, "PixelPaddingValue")
+    if value is None:
+        return None
+    ends = [value, number(dataset, "PixelPaddingRangeLimit", value)]
+    if integer(dataset, "PixelRepresentation", 0):  # -2000 is often told as 63536
+        full = 1 << integer(dataset, "BitsAllocated", 16)
+        ends = [end - full if end >= full / 2 else end for end in ends]
+    return min(ends), max(ends)
+
+
+def _digest(value: bytes) -> str:
+    return hashlib.sha256(value).hexdigest()

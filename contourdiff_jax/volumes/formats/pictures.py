@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures: slices as .png, .tif, .jpg or .bmp files or as .npy arrays, and stacks of them.
+
+A volume is a series of files with a slice each, or one TIFF of several pages, or one .npy array
+[rows, columns] or [slices, rows, columns]. Pictures are seen radiologically, as are the slices of
+`grid`: row 0 is anterior, column 0 the patient's right, and the slices are in order from inferior
+to superior. Numbers are read as they are stored, in any depth that Pillow reads whole; what it
+would cut to 8 bits, and what is not one number a pixel, is refused.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import struct
+import uuid
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image as Pillow
+
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.volumes import filenames, volume
+from contourdiff_jax.volumes.geometry import NativeGrid
+from contourdiff_jax.volumes.volume import Assumed, BadSlices, Image, Volume
+
+FORMATS = ("PNG", "TIFF", "JPEG", "BMP")
+PIXELS = 1 << 26  # of one picture, 8192 x 8192: larger ones are no slices
+PAGES = 10_000  # of one TIFF
+PACKED = 1400  # bytes that one byte can become at most: by LZW 1340, by deflate 1032, by JPEG 512
+LEVELS = 32  # whole numbers that a window must hold to be worth rounding to
+
+# Tags of TIFF.
+BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT, ORIENTATION = 258, 259, 262, 277, 339, 274
+
+# Formats that keep what is written, by suffix.
+WRITTEN = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".npy": "NumPy"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    """What the header of one file says.
+
+    Attributes:
+      size: (columns, rows) of its slices.
+      slices: how many there are.
+      axes: 2 or 3, as they lie in the file.
+      dtype: of the numbers as they are stored.
+      bits: of each that are used.
+      format: 'PNG', 'TIFF', ...
+      notes: of an `Image`.
+      voxels: reads them: [slices, rows, columns].
+    """
+
+    size: tuple[int, int]
+    slices: int
+    axes: int
+    dtype: np.dtype
+    bits: int
+    format: str
+    notes: tuple[str, ...]
+    voxels: Callable[[], np.ndarray]
+
+    def __str__(self) -> str:
+        columns, rows = self.size
+        return f"{columns} x {rows} pixels of {self.bits} bits ({self.dtype})"
+
+
+def opened(files: Sequence[Path], assumed: Assumed) -> Image:
+    """Opens the slices of one volume, in their order, or the one file of a stack; headers only.
+
+    Raises BadSlices with all that cannot be used or differ from the others in size or depth.
+    """
+    headers, failed = [], []
+    for path in files:
+        try:
+            header = _array(path) if filenames.suffix_of(path) == ".npy" else _picture(path)
+            if header.slices > 1 and len(files) > 1:
+                raise InputError(f"{path}: several slices in one of several files; split it")
+            headers.append((path, header))
+        except InputError as error:
+            failed.append((path, str(error)))
+    if headers:
+        [(common, _)] = Counter(str(header) for _, header in headers).most_common(1)
+        failed += [
+            (path, f"{path}: {header}, where most slices are {common}; remove or convert it")
+            for path, header in headers
+            if str(header) != common
+        ]
+    if failed:
+        raise BadSlices(failed)
+
+    path, first = headers[0]
+    notes = dict.fromkeys(note for _, header in headers for note in header.notes)  # each once
+    if assumed.spacing is None:
+        notes["pixel spacing unknown, taken as 1 mm"] = None
+    values = _values(path, first, assumed)
+    span = None
+    if first.dtype.kind in "bu" and first.bits <= 8:
+        span = tuple(float(values(stored)) for stored in (0, 2**first.bits - 1))
+    size = assumed.spacing or 1.0
+    count = sum(header.slices for _, header in headers)
+    flat = first.axes == 2 and len(files) == 1
+    shape = first.size if flat else (*first.size, count)
+    native = NativeGrid(shape, np.diag((-size, -size, size, 1)))
+
+    def voxels():
+        stack, failed = np.empty((count, *first.size[::-1]), np.float32), []
+        for number, (path, header) in enumerate(headers):
+            try:
+                # Each of several files has one slice; one file has them all.
+                with np.errstate(all="ignore"):  # what float32 cannot hold becomes infinite
+                    stack[number : number + header.slices] = header.voxels()
+            except InputError as error:
+                failed.append((path, str(error)))
+        if failed:
+            raise BadSlices(failed)
+        return values(stack).T.reshape(shape)
+
+    return Image(native, voxels, first.dtype, first.format, tuple(notes), span)
+
+
+def _values(path: Path, header: _File, assumed: Assumed) -> Callable[[np.ndarray], np.ndarray]:
+    """What turns stored numbers into those they stand for."""
+    if assumed.range is None:
+        return lambda stored: stored
+    if header.dtype.kind != "u" or header.bits not in (8, 16):
+        raise InputError(
+            f"{path}: a range of values is for 8- and 16-bit unsigned numbers, and these are "
+            f"{header.bits}-bit {header.dtype}; leave it out"
+        )
+    low, high = assumed.range
+    step = (high - low) / (2**header.bits - 1)
+    return lambda stored: stored * step + low
+
+
+# --------------------------------------------------------------------------------------------------
+# Arrays
+# --------------------------------------------------------------------------------------------------
+
+
+def _array(path: Path) -> _File:
+    """The header of a .npy file."""
+
+    def mapped():
+        # Unlike np.load it takes no other kind of file, and nothing pickled.
+        return np.lib.format.open_memmap(path, mode="r")
+
+    array = _quietly(
+        path, mapped, "not a .npy file of numbers, or damaged; save it with numpy.save"
+    )
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{path}: an array of type {array.dtype}; give one real number a pixel")
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise InputError(
+            f"{path}: shape {array.shape} is none of [rows, columns], [slices, rows, columns]"
+        )
+    if array.ndim == 3 and array.shape[2] <= 4:
+        raise InputError(
+            f"{path}: shape {array.shape} looks like colour channels; store [slices, rows, columns]"
+        )
+    rows, columns = array.shape[-2:]
+    slices = array.size // (rows * columns)
+    bits = 1 if array.dtype == bool else 8 * array.dtype.itemsize
+
+    def voxels():
+        return _quietly(path, lambda: np.reshape(mapped(), (slices, rows, columns)))
+
+    return _File((columns, rows), slices, array.ndim, array.dtype, bits, "NumPy", (), voxels)
+
+
+# --------------------------------------------------------------------------------------------------
+# Pictures
+# --------------------------------------------------------------------------------------------------
+
+
+def _picture(path: Path) -> _File:
+    """The header of a picture of any format."""
+
+    def header():
+        with Pillow.open(path, formats=FORMATS) as image:
+            return _checked(path, image)
+
+    return _quietly(
+        path,
+        header,
+        "not a PNG, TIFF, JPEG or BMP picture of a kind that can be read, or damaged; save it as "
+        "greyscale of 8 or 16 bits, or of 32-bit float",
+    )
+
+
+def _checked(path: Path, image: Pillow.Image) -> _File:
+    """The header of an open picture; InputError where it is not one number a pixel, read whole."""
+    mode, (columns, rows) = image.mode, image.size
+    if columns * rows > PIXELS:
+        raise InputError(f"{path}: {columns} x {rows} pixels, more than a slice has; crop it")
+    if "transparency" in image.info or mode.upper() in ("LA", "PA", "RGBA"):
+        raise InputError(
+            f"{path}: has transparency (an alpha channel); save it as greyscale without"
+        )
+    kind, bits, samples = _depth(path, image)
+    if mode not in ("1", "L", "P", "RGB", "I", "F") and not mode.startswith("I;16"):
+        raise InputError(f"{path}: colour of mode {mode}; save it as greyscale")
+    if mode == "RGB" and bits > 8:
+        # Pillow would drop the lower half of every number without a word.
+        raise InputError(f"{path}: {bits}-bit colour; save it as {bits}-bit greyscale")
+    if samples != (3 if mode == "RGB" else 1):
+        raise InputError(f"{path}: {samples} numbers a pixel; save it as greyscale")
+    if "exif" in image.info and image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) != 1:
+        raise InputError(f"{path}: its EXIF data say to turn it; save it turned")
+    slices = _slices(path, image)
+    # Before the memory is asked for that a damaged header claims.
+    packed = 1 if image.info.get("compression") == "raw" else PACKED
+    if slices * rows * columns * samples * bits // 8 > path.stat().st_size * packed:
+        raise InputError(f"{path}: the file is truncated or damaged; copy it again")
+
+    notes = {
+        "lossy JPEG": "jpeg" in f"{image.format} {image.info.get('compression')}".lower(),
+        "grey stored as RGB": mode == "RGB",
+        "grey stored as a palette": mode == "P",
+    }
+    if mode in ("P", "RGB"):  # if that is grey, which the voxels show
+        bits = 8
+    dtype = np.dtype(bool if bits == 1 else f"{kind}{(bits + 7) // 8}")
+
+    def voxels():
+        return _quietly(path, lambda: _decoded(path, (slices, rows, columns), bits).astype(dtype))
+
+    return _File(
+        image.size,
+        slices,
+        2 if slices == 1 else 3,
+        dtype,
+        bits,
+        image.format,
+        tuple(note for note, holds in notes.items() if holds),
+        voxels,
+    )
+
+
+def _depth(path: Path, image: Pillow.Image) -> tuple[str, int, int]:
+    """What Pillow's modes do not tell: kind of number ('u', 'i', 'f'), bits, numbers a pixel."""
+    if image.format == "PNG":
+        bits, colour, _ = _ihdr(path)
+        return "u", bits, 3 if colour == 2 else 1
+    if image.format == "TIFF":
+        tags = image.tag_v2
+        kind, bits = " uif"[tags.get(SAMPLE_FORMAT, (1,))[0]], tags.get(BITS, (1,))[0]
+        if bits > 8 and tags.get(PHOTOMETRIC) == 0:
+            # Pillow turns these over in 8 bits and less, but not in more.
+            raise InputError(f"{path}: stored inverted (white is zero); save it with black as zero")
+        packed = image.info["compression"] != "raw"
+        if bits > 8 and kind != "u" and packed and tags.prefix == b"MM":
+            # Of these, Pillow mixes up the bytes without a word.
+            raise InputError(f"{path}: compressed big-endian {bits}-bit numbers; save uncompressed")
+        return kind, bits, tags.get(SAMPLES, 1)
+    return "u", 1 if image.mode == "1" else 8, len(image.getbands())
+
+
+def _slices(path: Path, image: Pillow.Image) -> int:
+    """How many pages an open TIFF has, all alike; 1 of other pictures."""
+    if image.format != "TIFF":
+        if getattr(image, "n_frames", 1) > 1:
+            raise InputError(f"{path}: several frames (an animation); save each as a file")
+        return 1
+
+    def kind():
+        tags = (BITS, SAMPLE_FORMAT, PHOTOMETRIC, COMPRESSION)
+        return image.size, image.mode, *(image.tag_v2.get(tag) for tag in tags)
+
+    first = kind()
+    for page in range(1, PAGES):
+        try:
+            image.seek(page)
+        except EOFError:
+            image.seek(0)
+            return page
+        if kind() != first:
+            raise InputError(f"{path}: its pages differ in size or depth; save each as a file")
+    raise InputError(f"{path}: {PAGES} pages or more; split it")
+
+
+def _decoded(path: Path, shape: tuple[int, int, int], bits: int) -> np.ndarray:
+    """The numbers of a picture, [slices, rows, columns], in a type that holds them."""
+    stack = []
+    with Pillow.open(path, formats=FORMATS) as image:
+        if image.format == "PNG":
+            _check_png(path, *image.size)
+        for page in range(shape[0]):
+            image.seek(page)
+            with _silent_libtiff() if image.format == "TIFF" else contextlib.nullcontext():
+                image.load()
+            if image.mode in ("P", "RGB"):
+                array = np.asarray(image.convert("RGB"))
+                if (array != array[..., :1]).any():
+                    raise InputError(f"{path}: colour; save it as greyscale")
+                array = array[..., 0]
+            else:
+                array = np.asarray(image)
+            stack.append(array)
+    stack = np.stack(stack)
+    if stack.shape != shape:
+        raise ValueError("the file is not what its header was")
+    if bits in (2, 4):  # Pillow has spread these over 8 bits
+        stack = stack // (255 // (2**bits - 1))
+    return stack
+
+
+def _ihdr(path: Path) -> tuple[int, int, int]:
+    """Bit depth, colour type and interlacing of a PNG file."""
+    with disk.open_file(path) as file:
+        return struct.unpack(">24xBBxxB", file.read(29))
+
+
+def _check_png(path: Path, columns: int, rows: int) -> None:
+    """ValueError for wrong checksums and missing data of a PNG, both of which Pillow overlooks."""
+    bits, colour, interlaced = _ihdr(path)
+    samples = {2: 3}.get(colour, 1)
+    # Every row begins with a byte for its filter. Interlaced, there are some more.
+    needed = rows * ((columns * samples * bits + 7) // 8 + (not interlaced))
+    with disk.open_file(path) as file:
+        data = memoryview(file.read())
+    place, kind, stream = 8, None, zlib.decompressobj()
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, place)
+        [checksum] = struct.unpack_from(">I", data, place + 8 + length)
+        if zlib.crc32(data[place + 4 : place + 8 + length]) != checksum:
+            raise ValueError("wrong checksum")
+        if kind == b"IDAT" and needed > 0:
+            body = stream.unconsumed_tail + data[place + 8 : place + 8 + length]
+            needed -= len(stream.decompress(body, needed))
+        place += 12 + length
+    if needed > 0:
+        raise ValueError("missing data")
+
+
+def _quietly(
+    path: Path,
+    action: Callable,
+    damaged: str = "the file is truncated or damaged; copy it again",
+):
+    """What `action` returns, without Pillow's warnings and log; its errors are told in one line."""
+    log = logging.getLogger("PIL")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            return action()
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"{path}: not enough memory for its pixels") from error
+    except Exception as error:  # a damaged header can make a parser fail in any way
+        raise InputError(f"{path}: {damaged}") from error
+    finally:
+        log.setLevel(level)
+
+
+@contextlib.contextmanager
+def _silent_libtiff():
+    """libtiff tells of damage on the standard error of the process, and cannot be told not to."""
+    with open(os.devnull, "wb") as nowhere:
+        stderr = os.dup(2)
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------
+
+
+def names(files: Sequence[Path]) -> list[str]:
+    """The file names under which translations of these files are written.
+
+    Formats that lose something, or cannot hold 16 bits, become PNG. Raises InputError where two
+    files get the same name.
+    """
+    taken = {}
+    for path in files:
+        kept = filenames.suffix_of(path) in WRITTEN
+        name = path.name if kept else f"{filenames.stem(path)}.png"
+        if name in taken:
+            raise InputError(f"{path}: {name} would be written for {taken[name]} too; rename one")
+        taken[name] = path.name
+    return list(taken)
+
+
+def holds(low: float, high: float) -> bool:
+    """Whether pictures can hold values between these: whole numbers, and enough of them."""
+    return low >= 0 and high <= 65535 and high - low >= LEVELS - 1
+
+
+def write(
+    folder: Path,
+    names: Sequence[str],
+    array: np.ndarray,
+    like: Volume,
+    window: tuple[float, float],
+    overwrite: bool = False,
+) -> list[Path]:
+    """Writes an array [X, Y, Z] on `like`'s RAS grid as slices of the size and sides of its own.
+
+    Args:
+      folder: where they go; it is made.
+      names: of the slices in their order, by `names`; one name for all is a TIFF of pages or an
+        array [slices, rows, columns], and [rows, columns] where the source was one.
+      array: goes as float32 into .npy; rounded to whole numbers, not rescaled, into pictures.
+      like: the volume of the source.
+      window: (low, high), where the values lie: up to 255, 8-bit pictures are written, up to 65535,
+        16-bit ones.
+      overwrite: replace files of these names.
+
+    Returns the files, which appear all under their names or not at all. Raises InputError where
+    pictures cannot hold the values.
+    """
+    folder, targets = Path(folder), [Path(folder) / name for name in names]
+    native = like.to_native(array).reshape(like.native.shape3)
+    if len(targets) not in (1, len(native.T)):
+        raise ValueError(f"{len(targets)} names for {len(native.T)} slices")
+    low, high = window
+    if not holds(low, high) and any(target.suffix.lower() != ".npy" for target in targets):
+        raise InputError(
+            f"{folder}: pictures hold whole numbers from 0 to 65535, {LEVELS} of them at least, "
+            f"and the values lie between {low:g} and {high:g}; write NIfTI"
+        )
+    for target in targets:
+        if target.exists() and not overwrite:
+            raise InputError(f"{target}: exists already; pass --overwrite to replace it")
+    dtype = np.dtype(np.uint8 if high <= 255 else np.uint16)
+    flat = len(targets) > 1 or len(like.native.shape) == 2
+    partials = [folder / f".{uuid.uuid4().hex}.{target.name}" for target in targets]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for target, partial, pages in zip(
+            targets, partials, np.split(native.T, len(targets)), strict=True
+        ):
+            with partial.open("w+b") as file:
+                _save(file, WRITTEN[target.suffix.lower()], pages, dtype, flat)
+        for target, partial in zip(targets, partials, strict=True):
+            os.replace(partial, target)
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written: {disk.reason(error)}") from error
+    finally:
+        for partial in partials:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+    return targets
+
+
+def _save(file, format: str, pages: np.ndarray, dtype: np.dtype, flat: bool) -> None:
+    """Writes [slices, rows, columns] into an open file."""
+    if format == "NumPy":
+        np.save(file, np.ascontiguousarray(pages[0] if flat else pages, np.float32))
+        return
+    first, *others = (Pillow.fromarray(page) for page in volume.cast(pages, dtype))
+    if format == "TIFF":
+        first.save(
+            file, format, compression="tiff_adobe_deflate", save_all=True, append_images=others
+        )
+    elif others:
+        raise ValueError(f"{len(pages)} slices for one {format}")
+    else:
+        first.save(file, format)

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model's grid: square slices of one pixel spacing, cut from volumes and put back into them.
+
+A slice is resampled along rows and columns by two sparse matrices of linear weights; the way back
+is two more. Both ways share the centre: the middle of the field of view is the middle of the grid.
+Nothing is stretched; what is too large is cropped, what is too small is filled. Slices are those of
+the volume itself: an oblique volume is cut along its own axes.
+
+Shapes: [X, Y, Z] a volume in closest-canonical RAS, [N, H, W] slices in increasing coordinate of
+the slicing axis, seen radiologically (axial: row 0 anterior, column 0 the patient's right; coronal:
+superior, right; sagittal: superior, anterior).
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+from scipy.sparse import csr_array
+
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.volumes import geometry
+from contourdiff_jax.volumes.volume import Volume
+
+# Volume axes of (slices, rows, columns). Rows and columns run against the axes: radiological
+# pictures begin at the patient's anterior, superior and right ends, which in RAS are the far ends.
+AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+
+KEPT_WHOLE = 0.999  # less of the field of view inside the grid than this is worth a warning
+CHUNK = 32  # slices resampled at a time, which bounds the memory of the intermediate products
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Square slices of size x size pixels of `spacing` mm, cut across `axis`."""
+
+    axis: str  # 'axial', 'coronal' or 'sagittal'
+    spacing: float  # [mm]
+    size: int  # [px]
+
+    def __post_init__(self):
+        if self.axis not in AXES:
+            raise InputError(f"no slicing axis {self.axis!r}; known: {', '.join(AXES)}")
+        if not 0 < self.spacing < np.inf:
+            raise InputError(f"the grid's spacing must be above 0 mm, not {self.spacing}")
+        if self.size < 1:
+            raise InputError(f"the grid's size must be at least 1 pixel, not {self.size}")
+
+    def fit(self, shape, affine, places=None) -> "Resampling":
+        """The resampling between volumes of that shape and affine [4, 4], and this grid.
+
+        `places` [N] says where the slices lie along the slicing axis, in voxels; without it they
+        are even.
+        """
+        return Resampling(self, tuple(shape), np.asarray(affine, np.float64), places)
+
+    def fit_volume(self, volume: Volume) -> tuple[Volume, "Resampling"]:
+        """The volume as it can be cut across the grid's axis, and its resampling.
+
+        Slices that were acquired along this axis stay as they are and where they are, however
+        uneven. Across another axis unevenly spaced slices are first interpolated to even ones.
+        """
+        places = None
+        if volume.offsets is not None:
+            axis, offsets = volume.offsets
+            if axis == AXES[self.axis][0]:
+                places = offsets
+            else:
+                volume = volume.even()
+        return volume, self.fit(volume.array.shape, volume.affine, places)
+
+
+class Resampling:
+    """The way from one volume's voxels to the grid's slices, and back.
+
+    Attributes:
+      plane_spacing: mm between the rows and between the columns of the volume's own planes.
+      positions: [N] float64, mm: coordinate along the slicing axis of every slice's centre.
+      covered: fraction of the grid that lies inside the volume's field of view.
+      kept: fraction of the field of view that lies inside the grid; below 1 it is cropped.
+      needed: pixels a side of a grid that would hold all of it.
+    """
+
+    def __init__(self, grid: Grid, shape: tuple[int, int, int], affine: np.ndarray, places=None):
+        self.grid = grid
+        self.shape = shape
+        self.axes = AXES[grid.axis]
+        sizes = geometry.spacing(affine)
+
+        depth, *plane = self.axes
+        centre = (np.array(shape) - 1) / 2
+        centres = np.repeat(centre[None], shape[depth], axis=0)
+        centres[:, depth] = np.arange(shape[depth]) if places is None else places
+        self.positions = centres @ affine[depth, :3] + affine[depth, 3]
+
+        grid_side = (grid.size, grid.spacing)
+        self.plane_spacing = tuple(float(sizes[axis]) for axis in plane)
+        sides = [(shape[axis], sizes[axis]) for axis in plane]
+        self._forward = [_weights(*side, *grid_side) for side in sides]
+        self._backward = [_weights(*grid_side, *side) for side in sides]
+        self._nearest = [_nearest(*side, *grid_side) for side in sides]
+        self.needed = math.ceil(max(round(n * mm / grid.spacing, 4) for n, mm in sides))
+        self.covered = float(np.prod([cover.mean() for _, cover in self._forward]))
+        self.kept = float(np.prod([cover.mean() for _, cover in self._backward]))
+
+    def slices(self, array, fill: float) -> np.ndarray:
+        """Volume [X, Y, Z] -> slices [N, H, W] float32; `fill` outside the field of view.
+
+        Linear, antialiased where the grid is coarser. The array may also be a part of the volume
+        along the slicing axis: slices do not mix.
+        """
+        return self.shrink(self.planes(array), fill)
+
+    def shrink(self, planes, fill: float) -> np.ndarray:
+        """`slices` of planes [N, R, C] that are on the volume's own voxels."""
+        return _apply(self._forward, planes, fill)
+
+    def volume(self, slices, fill: float) -> np.ndarray:
+        """Slices [N, H, W] -> volume [X, Y, Z] float32, the way back; `fill` outside the grid."""
+        planes = _apply(self._backward, slices, fill)
+        return np.ascontiguousarray(np.transpose(np.flip(planes, (1, 2)), np.argsort(self.axes)))
+
+    def masks(self, array) -> np.ndarray:
+        """Mask [X, Y, Z] -> masks [N, H, W] bool: where more than half of a pixel is covered."""
+        return self.slices(array, 0) > 0.5
+
+    def labels(self, array) -> np.ndarray:
+        """Label volume [X, Y, Z] of whole numbers -> labels [N, H, W] uint16; 0 outside.
+
+        Every pixel gets the label that covers most of it, so that none is favoured by where the
+        pixel's centre falls.
+        """
+        planes = self.planes(array)
+        labels = np.zeros((len(planes), self.grid.size, self.grid.size), np.uint16)
+        share = np.zeros(labels.shape, np.float32)
+        for label in np.unique(array):
+            here = planes == label
+            rows = np.flatnonzero(here.any((1, 2)))
+            covered = _apply(self._forward, here[rows], fill=float(label == 0))
+            labels[rows] = np.where(covered > share[rows], np.uint16(label), labels[rows])
+            share[rows] = np.maximum(covered, share[rows])
+        return labels
+
+    def nearest(self, planes) -> np.ndarray:
+        """Planes [N, R, C] on the volume's own voxels -> slices [N, H, W]; 0 outside.
+
+        Every pixel is the voxel that its centre lies in. Where the grid covers just the plane, that
+        is how PIL resizes to the nearest.
+        """
+        rows, columns = self._nearest
+        inside = np.outer(rows >= 0, columns >= 0)
+        return np.where(inside, planes[:, rows[:, None], columns], planes.dtype.type(0))
+
+    def planes(self, array) -> np.ndarray:
+        """Volume [X, Y, Z] -> its planes [N, R, C] turned as the slices, on their own voxels."""
+        return planes_across(self.grid.axis, array)
+
+
+def planes_across(axis: str, array) -> np.ndarray:
+    """Volume [X, Y, Z] -> its planes [N, R, C] across an axis of AXES, on their own voxels."""
+    return np.flip(np.transpose(array, AXES[axis]), (1, 2))
+
+
+def _weights(n: int, size: float, n_out: int, size_out: float) -> tuple[csr_array, np.ndarray]:
+    """Weights [n_out, n] from n samples of `size` mm to n_out of `size_out` mm, and cover [n_out].
+
+    Both rows of samples share their middle. The weights are a triangle as wide as the larger
+    sample, which interpolates when enlarging and averages when shrinking, and sum to 1, as in PIL
+    and `jax.image.resize(antialias=True)`. The cover is the fraction of each output sample that
+    lies inside the input's extent.
+    """
+    centre = (np.arange(n) - (n - 1) / 2) * size
+    centre_out = (np.arange(n_out) - (n_out - 1) / 2) * size_out
+    distance = np.abs(centre_out[:, None] - centre[None, :])
+    weights = np.maximum(0, 1 - distance / max(size, size_out))
+    weights /= np.maximum(weights.sum(1, keepdims=True), 1e-9)
+
+    edge = n * size / 2
+    left = np.maximum(centre_out - size_out / 2, -edge)
+    right = np.minimum(centre_out + size_out / 2, edge)
+    cover = np.clip((right - left) / size_out, 0, 1)
+    # Sparse: few samples count for one. Unlike those of BLAS, products take one core, and threads
+    # that resample several volumes stay out of each other's way.
+    return csr_array(weights.astype(np.float32)), cover.astype(np.float32)
+
+
+def _nearest(n: int, size: float, n_out: int, size_out: float) -> np.ndarray:
+    """Numbers [n_out] of the samples, n of `size` mm, that n_out of `size_out` mm have centres in.
+
+    -1 where there is none. Both rows of samples share their middle. It is PIL that picks, so that
+    centres between two samples go where its resizing has them. The sizes are of headers, which
+    round: a row that covers the other but for that shall cover it.
+    """
+    extent = round(n_out * size_out / size, 4)
+    numbers = Image.fromarray(np.arange(1, n + 1, dtype=np.int32)[None])
+    affine = (extent / n_out, 0, (n - extent) / 2, 0, 1, 0)
+    nearest = Image.Resampling.NEAREST
+    return np.asarray(numbers.transform((n_out, 1), Image.Transform.AFFINE, affine, nearest))[0] - 1
+
+
+def _apply(sides, planes, fill: float) -> np.ndarray:
+    """rows @ plane @ columns.T of planes [N, R, C], `fill` where not covered; float32 [N, H, W]."""
+    (rows, row_cover), (columns, column_cover) = sides
+    cover = np.outer(row_cover, column_cover)
+    out = np.empty((len(planes), *cover.shape), np.float32)
+    for first in range(0, len(planes), CHUNK):
+        chunk = slice(first, first + CHUNK)
+        # Put in order before the type changes: numpy does both at once far slower.
+        part = np.ascontiguousarray(planes[chunk]).astype(np.float32, copy=False)
+        for plane, target in zip(part, out[chunk], strict=True):
+            target[:] = (columns @ (rows @ plane).T).T
+    if cover.min() < 1:
+        out *= cover
+        if fill:
+            out += np.float32(fill) * (1 - cover)
+    return out

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading volumes of any format into one orientation, and writing them back on their own grid.
+
+Arrays are [X, Y, Z] in closest-canonical RAS: +x towards the patient's right, +y anterior, +z
+superior. What the file itself looked like (axis order, flips, shape, geometry) is remembered in
+`NativeGrid`, so that a result goes back exactly where its source came from.
+
+The formats have a module each: nifti.py, dicom.py, itk.py (.mha, .nrrd) and pictures.py (.png,
+.tif, .npy and others). Each opens files as an `Image`, which knows what the headers say and reads
+the voxels on demand.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.volumes import filenames, geometry, volume
+from contourdiff_jax.volumes.filenames import DICOM, ITK, NIFTI, PICTURES, SUFFIXES
+from contourdiff_jax.volumes.geometry import NativeGrid
+from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, BadSlices, Image, Volume
+
+
+def parts(path: Path) -> tuple[Path, ...]:
+    """The files that one of a volume consists of: a header may have its voxels in another."""
+    if filenames.suffix_of(path) not in ITK:
+        return (path,)
+    from contourdiff_jax.volumes.formats import itk
+
+    return itk.parts(path)
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------
+
+
+def opened(files: Path | Sequence[Path], assumed: Assumed = UNKNOWN) -> Image:
+    """Opens one file, or the slices of one volume in any order; reads headers only.
+
+    Raises InputError, naming the file, for what is none, or holds no image.
+    """
+    # Imported here: they need what stands above, and some of them half a second.
+    files = _listed(files)
+    for path in files:
+        disk.check_is_file(path)
+    suffix = filenames.suffix_of(files[0])
+    if suffix in NIFTI:
+        from contourdiff_jax.volumes.formats import nifti
+
+        return nifti.opened(files[0])
+    if suffix in ITK:
+        from contourdiff_jax.volumes.formats import itk
+
+        return itk.opened(files[0])
+    if suffix in PICTURES:
+        from contourdiff_jax.volumes.formats import pictures
+
+        return pictures.opened(files, assumed)
+    from contourdiff_jax.volumes.formats import dicom
+
+    if suffix in DICOM or dicom.is_dicom(files[0]):
+        return dicom.opened(files)
+    raise InputError(
+        f"{files[0]}: unsupported file type; known are DICOM and {', '.join(SUFFIXES)}"
+    )
+
+
+def read(
+    files: Path | Sequence[Path],
+    *,
+    labels: bool = False,
+    path: Path | None = None,
+    assumed: Assumed = UNKNOWN,
+) -> Volume:
+    """Reads a volume into closest-canonical RAS, float32.
+
+    Args:
+      files: one file, or the slices of one volume. Of NIfTI, trailing axes of length 1 are dropped;
+        a single 2-D slice is [X, Y, 1]. Slices that cannot be read are left out.
+      labels: the file is a label map or mask: it may be constant, but must hold whole numbers.
+      path: what to call it; by default the first file.
+      assumed: what pictures do not say themselves.
+
+    Raises InputError, naming the file, for anything that cannot be used as an image.
+    """
+    path = _listed(files)[0] if path is None else path
+    (image, array), failed = _without_bad_slices(
+        files, lambda good: ((image := opened(good, assumed)), image.voxels())
+    )
+    array = np.asarray(array, np.float32).reshape(image.native.shape)
+    if not np.isfinite(array).all():
+        count = int(array.size - np.isfinite(array).sum())
+        raise InputError(f"{path}: {count} voxels are NaN or infinite; replace them first")
+    if labels and (array.min() < 0 or array.max() > 65535 or (array != np.rint(array)).any()):
+        raise InputError(f"{path}: a label map must hold whole numbers from 0 to 65535")
+    if not labels and array.min() == array.max():
+        raise InputError(f"{path}: constant volume, every voxel is {array.flat[0]:g}")
+    return volume.canonical(array, image.native, path, image.notes, failed, image.span)
+
+
+def shape_and_affine(
+    files: Path | Sequence[Path], assumed: Assumed = UNKNOWN
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine [4, 4] of a volume in closest-canonical RAS, from its headers alone."""
+    image, _ = _without_bad_slices(files, lambda good: opened(good, assumed))
+    return image.native.canonical()
+
+
+def _listed(files: Path | Sequence[Path]) -> list[Path]:
+    return [Path(files)] if isinstance(files, str | Path) else list(files)
+
+
+def _without_bad_slices(files: Path | Sequence[Path], action: Callable):
+    """What `action` makes of the files that it does not call bad, and [(file, reason)] of those."""
+    files, failed = _listed(files), ()
+    while True:
+        try:
+            return action(files), failed
+        except BadSlices as error:
+            failed += error.failed
+            bad = {file for file, _ in failed}
+            files = [file for file in files if file not in bad]
+            if not files:
+                raise
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------
+
+
+def write(path, array: np.ndarray, like: Volume, dtype, overwrite: bool = False) -> None:
+    """Writes an array [X, Y, Z] on `like`'s RAS grid to one file on the grid of `like`'s file.
+
+    The name says whether it is NIfTI, .mha or .nrrd. Axis order, flips, shape, affine and form
+    codes are the source's; nothing else of its header is kept. Unevenly spaced slices, which no
+    such file can say, are interpolated to even ones. Integer types are rounded and clipped to their
+    range. The file appears whole under its name or not at all.
+    """
+    from contourdiff_jax.volumes.formats import itk, nifti
+
+    if array.shape != like.array.shape:
+        raise ValueError(f"array of shape {array.shape} for a volume of shape {like.array.shape}")
+    array, native = like.to_native(array), like.native
+    if native.offsets is not None:
+        array, native = volume.evened(array, native), native.even()
+    module = itk if filenames.suffix_of(path) in ITK else nifti
+    module.write(Path(path), array, native, dtype, overwrite)
+
+
+def save(path, array: np.ndarray, affine: np.ndarray, dtype, overwrite: bool = False) -> None:
+    """Writes an array [X, Y, Z] with its affine [4, 4] (mm) as a new NIfTI file."""
+    from contourdiff_jax.volumes.formats import nifti
+
+    affine = np.asarray(affine, np.float64)
+    geometry.check_affine(Path(path), affine)
+    nifti.write(Path(path), array, NativeGrid(array.shape, affine), dtype, overwrite)

@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command prepare: from files to a store, with its defaults, splits and reports."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+from absl import flags
+from PIL import Image
+
+from contourdiff_jax.commands import prepare as commands_prepare
+from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.data import store as stores
+from contourdiff_jax.data.prepare import draw_splits, prepare
+from contourdiff_jax.data.store import open_store
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.volumes import io
+from contourdiff_jax.volumes.grid import Grid
+
+SHAPE = (30, 34, 6)
+SPACING = (2.0, 2.0, 5.0)
+
+
+def ball(shape=SHAPE, radius=25.0, spacing=SPACING):
+    axes = ((np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True))
+    return np.sqrt(sum(g**2 for g in np.meshgrid(*axes, indexing="ij"))) < radius
+
+
+def save(folder, name, array, spacing=SPACING):
+    path = folder / name
+    io.save(path, array, np.diag([*spacing, 1.0]), array.dtype)
+    return path
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A folder of five CT volumes, of which two are of one subject."""
+    folder = tmp_path / "ct"
+    generator = np.random.default_rng(0)
+    for name in ("a_ct", "a", "b_ct", "c_ct", "d_ct"):
+        noise = generator.normal(scale=10, size=SHAPE)
+        hu = np.where(ball(), 40, -1000) + noise
+        save(folder, f"{name}.nii.gz", hu.astype(np.int16))
+    return folder
+
+
+def run(*arguments):
+    """The command as the command line calls it."""
+    values = flags.FlagValues()
+    commands_prepare.define_flags(values)
+    values(["prepare", *map(str, arguments)])
+    return commands_prepare.main(values)
+
+
+def test_a_folder_becomes_a_store(source, tmp_path, capsys):
+    status = run(f"--source={source}", f"--out={tmp_path}/store", "--preset=ct")
+    store = open_store(tmp_path / "store")
+    assert status == 0 and len(store) == 30
+    # Voxels of 2 mm, a field of view of 34 of them, the next multiple of 32.
+    assert store.grid == Grid("axial", 2.0, 64)
+    assert store.subjects() == ["a", "b", "c", "d"]
+    assert store.index["source"][0] == "a.nii.gz"
+    assert store.index["sha256"][0] == disk.sha256(source / "a.nii.gz")
+    np.testing.assert_allclose(store.index["position"][:3], [0, 5, 10])
+    printed = capsys.readouterr()
+    assert "30 slices of 5 volumes, subjects: 3 train, 1 val" in printed.out
+    assert "axial, 64 x 64 px of 2 mm" in printed.out and not printed.err
+
+
+def test_slices_hold_the_values_masks_and_labels_of_the_volumes(source, tmp_path):
+    labels = tmp_path / "labels"
+    for subject in "abcd":
+        save(labels, f"{subject}_labels.nii.gz", (3 * ball(radius=15)).astype(np.uint8))
+    prepare(source, tmp_path / "store", "ct", spacing=2, size=32, labels=labels)
+    store = open_store(tmp_path / "store")
+    volume = io.read(source / "a.nii.gz")
+    fit = store.grid.fit(volume.array.shape, volume.affine)
+    expected = np.maximum(fit.slices(volume.array, -1000), -1024)
+    np.testing.assert_allclose(store.values(range(6)), expected, atol=0.1)
+    expected = fit.slices(ball(), 0) >= 0.5
+    assert (store.masks[:6] == expected).mean() > 0.98
+    np.testing.assert_array_equal(store.labels[:6], fit.labels(3 * ball(radius=15)))
+
+
+def test_mr_volumes_are_windowed_one_by_one(tmp_path):
+    """Scanners scale MR as they like: the same head ten times as bright gives the same slices."""
+    generator = np.random.default_rng(0)
+    signal = (ball() * generator.uniform(50, 200, SHAPE)).astype(np.float32)
+    save(tmp_path / "mr", "a_t1.nii.gz", signal)
+    save(tmp_path / "mr", "b_t1.nii.gz", 10 * signal)
+    prepare(tmp_path / "mr", tmp_path / "store", "mr")
+    store = open_store(tmp_path / "store")
+    np.testing.assert_allclose(store.values(range(6)), store.values(range(6, 12)), atol=1e-4)
+    np.testing.assert_array_equal(store.masks[:6], store.masks[6:])
+    low, high = store.index["window_low"], store.index["window_high"]
+    assert low[0] == low[6] == 0 and high[6] == pytest.approx(10 * high[0], rel=1e-5)
+
+
+def test_contours_of_native_pixels_are_kept(tmp_path, rng):
+    """Those of every picture as it is, each resized; others are for training to take."""
+    folder = tmp_path / "mr"
+    folder.mkdir()
+    pictures = rng.integers(0, 256, (6, 16, 16), np.uint8)
+    pictures = np.kron(pictures, np.ones((1, 4, 4), np.uint8))
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(folder / f"head{number % 2}-{number // 2}.png")
+    out = tmp_path / "store"
+    arguments = ("--preset=mr", "--pixel_spacing=1", "--spacing=2", "--size=32")
+    assert run(f"--source={folder}", f"--out={out}", *arguments, "--contours=original") == 0
+    store = open_store(out)
+    assert store.contour_settings == contour_settings.preset("original", "mr")
+    edges = [cv2.Canny(cv2.GaussianBlur(p, (3, 3), 0), 80, 150) for p in pictures]
+    resized = [Image.fromarray(e).resize((32, 32), Image.Resampling.NEAREST) for e in edges]
+    expected = np.stack([*resized[::2], *resized[1::2]]) > 0
+    assert expected.any()
+    np.testing.assert_array_equal(store.contours, expected)
+
+    with pytest.raises(InputError, match="--contours=published: these are taken while training"):
+        prepare(folder, tmp_path / "other", "mr", contours_file="published")
+
+
+@pytest.mark.parametrize("axis", ["coronal", "sagittal"])
+def test_other_axes(source, tmp_path, axis):
+    result = prepare(source, tmp_path / "store", "ct", axis=axis, spacing=5)
+    store = open_store(tmp_path / "store")
+    assert result.grid == store.grid == Grid(axis, 5, 32)
+    assert len(store) == 5 * {"coronal": 34, "sagittal": 30}[axis]
+
+
+def test_the_default_grid_covers_every_volume(tmp_path):
+    """The spacing is the median's, so that one odd scan does not decide for all."""
+    for name, spacing in (("a", 0.488), ("b", 0.488), ("c", 1.0)):
+        hu = np.where(ball((40, 64, 4), 10, (spacing, spacing, 3)), 40, -1000).astype(np.int16)
+        save(tmp_path / "ct", f"{name}.nii.gz", hu, (spacing, spacing, 3.0))
+    result = prepare(tmp_path / "ct", tmp_path / "store", "ct")
+    assert result.grid == Grid("axial", 0.49, 160)  # 64 mm are 131 px
+    assert not result.cropped
+
+
+def test_cropping_is_said(source, tmp_path, capsys):
+    arguments = (f"--source={source}", "--preset=ct", "--spacing=1", "--size=32")
+    assert run(*arguments, f"--out={tmp_path}/store") == 0
+    assert "5 of 5 volumes are larger than the grid and cropped" in capsys.readouterr().err
+
+
+def test_given_masks_are_used(source, tmp_path):
+    for subject in "abcd":
+        save(tmp_path / "masks", f"{subject}_mask.nii.gz", ball(radius=10).astype(np.uint8))
+    prepare(source, tmp_path / "store", "ct", masks=tmp_path / "masks", spacing=2, size=64)
+    store = open_store(tmp_path / "store")
+    fit = store.grid.fit(SHAPE, np.diag([*SPACING, 1]))
+    np.testing.assert_array_equal(store.masks[:6], fit.slices(ball(radius=10), 0) >= 0.5)
+
+
+# --------------------------------------------------------------------------------------------------
+# Splits
+# --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("count", "validation", "expected"),
+    [(1, 0.5, 0), (3, 0.9, 0), (4, 0.1, 1), (30, 0.1, 3), (30, 0, 0), (5, 0.5, 2), (4, 0.99, 3)],
+)
+def test_the_number_of_validation_subjects(count, validation, expected):
+    subjects = [f"subject{i}" for i in range(count)]
+    splits = draw_splits(subjects, validation)
+    assert sorted(splits) == sorted(subjects) and set(splits.values()) <= {"train", "val"}
+    assert list(splits.values()).count("val") == expected
+
+
+def test_the_choice_is_the_same_everywhere():
+    """By the hash of the name: neither the order, the process nor the machine plays a part."""
+    subjects = [f"subject{i}" for i in range(20)]
+    splits = draw_splits(subjects, 0.3)
+    assert draw_splits(subjects[::-1], 0.3) == splits
+    code = (
+        "from contourdiff_jax.data.prepare import draw_splits\n"
+        "print(draw_splits([f'subject{i}' for i in range(20)], 0.3))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stdout.strip() == str(splits)
+
+
+def test_volumes_of_one_subject_share_their_split(source, tmp_path):
+    prepare(source, tmp_path / "store", "ct", validation=0.5)
+    index = open_store(tmp_path / "store").index
+    assert len(set(index["volume"][index["subject"] == "a"])) == 2
+    for subject in "abcd":
+        assert len(set(index["split"][index["subject"] == subject])) == 1
+
+
+def test_splits_from_a_file(source, tmp_path):
+    lines = ["subject,split,comment", "a,test,", "b,train,good", "c,val,", "d, train ,"]
+    (tmp_path / "split.csv").write_text("\ufeff" + "\r\n".join(lines))  # as Excel saves it
+    prepare(source, tmp_path / "store", "ct", split=tmp_path / "split.csv")
+    store = open_store(tmp_path / "store")
+    found = {split: store.subjects(split) for split in ("train", "val", "test")}
+    assert found == {"train": ["b", "d"], "val": ["c"], "test": ["a"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("subject,split\na,train\nb,train\nc,train\n", "no line for the subject 'd'"),
+        (
+            "subject,split\na,train\nb,train\nc,train\nd,val\ne,val\n",
+            "no volume of the subject 'e'",
+        ),
+        ("subject,split\na,training\n", "unknown split 'training'"),
+        ("subject,split\na,train\na,val\n", "'a' is in two splits"),
+        ("subject,split\na\n", "unknown split ''"),
+        ("name,split\na,train\n", "columns subject,split"),
+        ("", "columns subject,split"),
+    ],
+)
+def test_wrong_split_files_are_refused(source, tmp_path, text, match):
+    (tmp_path / "split.csv").write_text(text)
+    with pytest.raises(InputError, match=match):
+        prepare(source, tmp_path / "store", "ct", split=tmp_path / "split.csv")
+    assert not (tmp_path / "store").exists()
+
+
+# --------------------------------------------------------------------------------------------------
+# What goes wrong
+# --------------------------------------------------------------------------------------------------
+
+
+def test_a_bad_file_is_reported_and_the_rest_is_done(source, tmp_path, capsys):
+    (source / "bad.nii.gz").write_bytes(b"no image")
+    status = run(f"--source={source}", f"--out={tmp_path}/store", "--preset=ct")
+    assert status == 1
+    assert open_store(tmp_path / "store").subjects() == ["a", "b", "c", "d"]
+    assert f"left out: {source}/bad.nii.gz: " in capsys.readouterr().err
+
+
+def test_without_a_usable_volume_there_is_no_store(tmp_path):
+    (tmp_path / "ct").mkdir()
+    for name in "ab":
+        (tmp_path / "ct" / f"{name}.nii.gz").write_bytes(b"no image")
+    with pytest.raises(InputError, match="none of 2 volumes can be used"):
+        prepare(tmp_path / "ct", tmp_path / "store", "ct")
+    assert [path.name for path in tmp_path.iterdir()] == ["ct"]
+
+
+def test_mr_volumes_without_contrast_are_left_out_by_name(tmp_path):
+    flat = np.zeros(SHAPE, np.float32)
+    flat[0, 0, 0] = 1
+    save(tmp_path / "mr", "flat.nii.gz", flat)
+    save(tmp_path / "mr", "good.nii.gz", ball().astype(np.float32))
+    result = prepare(tmp_path / "mr", tmp_path / "store", "mr")
+    ((path, reason),) = result.failed
+    assert path.name == "flat.nii.gz" and reason.startswith(f"{path}: constant volume")
+
+
+@pytest.mark.parametrize("what", ["labels", "masks"])
+def test_missing_and_misplaced_partners_fail_their_volume_only(source, tmp_path, what):
+    array = ball().astype(np.uint8)
+    for subject in "ab":
+        save(tmp_path / what, f"{subject}_seg.nii.gz", array)
+    save(tmp_path / what, "c_seg.nii.gz", array, (2.0, 2.0, 4.0))
+    result = prepare(source, tmp_path / "store", "ct", **{what: tmp_path / what})
+    reasons = {path.name: reason for path, reason in result.failed}
+    assert set(reasons) == {"c_ct.nii.gz", "d_ct.nii.gz"}
+    assert "another grid" in reasons["c_ct.nii.gz"]
+    assert "of the subject 'd'" in reasons["d_ct.nii.gz"]
+    save(tmp_path / what, "a_seg.nii", array)
+    with pytest.raises(InputError, match="'a' too"):
+        prepare(source, tmp_path / "other", "ct", **{what: tmp_path / what})
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".png"])
+def test_three_bad_files_of_a_hundred_are_listed_and_the_others_done(tmp_path, capsys, suffix):
+    """Volumes, and slices of ten volumes of which three lose one."""
+    folder, rng = tmp_path / "scans", np.random.default_rng(0)
+    folder.mkdir()
+    grey = rng.integers(0, 200, (100, 24, 24), np.uint8)
+    for number, picture in enumerate(grey):
+        if suffix == ".png":
+            Image.fromarray(picture).save(folder / f"head{number // 10}-{number % 10:02d}.png")
+        else:
+            save(folder, f"head{number:02d}.nii.gz", picture[..., None].astype(np.float32))
+    files = sorted(folder.iterdir())
+    bad = [files[12], files[55], files[98]]
+    for path, content in zip(bad, (b"", b"no image", files[0].read_bytes()[:60]), strict=True):
+        path.write_bytes(content)
+    out = tmp_path / "store"
+    assert run(f"--source={folder}", f"--out={out}", "--preset=mr", "--size=32") == 1
+    assert len(open_store(out)) == 97
+    listed = [line for line in capsys.readouterr().err.splitlines() if "left out: " in line]
+    assert sorted(line.split("left out: ")[1].split(": ")[0] for line in listed) == [
+        str(path) for path in sorted(bad)
+    ]
+
+
+def test_a_full_disk_leaves_no_store(source, tmp_path, monkeypatch):
+    """The index comes last: all arrays are written when it does not fit any more."""
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(stores.json, "dumps", full)
+    with pytest.raises(InputError, match="store: cannot be written: no space left"):
+        prepare(source, tmp_path / "store", "ct")
+    assert [path.name for path in tmp_path.iterdir()] == ["ct"]
+
+
+def test_stores_are_not_overwritten_unasked(source, tmp_path):
+    """Said at once, not after an hour of reading volumes."""
+    prepare(source, tmp_path / "store", "ct")
+    with pytest.raises(InputError, match="pass --overwrite"):
+        prepare(source, tmp_path / "store", "ct", size=128)
+    prepare(source, tmp_path / "store", "ct", size=128, overwrite=True)
+    assert open_store(tmp_path / "store").grid.size == 128
+
+
+@pytest.mark.parametrize("name", ["source", "out", "preset"])
+def test_required_flags_are_asked_for(tmp_path, name):
+    given = {"source": tmp_path, "out": tmp_path / "store", "preset": "ct"}
+    del given[name]
+    with pytest.raises(InputError, match=f"--{name} is required"):
+        run(*(f"--{key}={value}" for key, value in given.items()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"preset": "pet"}, "known: ct, mr"),
+        ({"axis": "oblique"}, "known"),
+        ({"spacing": -1}, "above 0"),
+        ({"size": 0}, "at least 1"),
+        ({"validation": 1.5}, "validation"),
+        ({"source": "none"}, "no such"),
+        ({"labels": "none"}, "no such"),
+        ({"split": "none"}, "cannot be read"),
+    ],
+)
+def test_wrong_settings_are_refused(source, tmp_path, settings, match):
+    arguments = {"source": source, "out": tmp_path / "store", "preset": "ct"} | settings
+    with pytest.raises(InputError, match=match):
+        prepare(**arguments)
+    assert not (tmp_path / "store").exists()
+
+
+def test_real_volumes_become_a_store(data_root, tmp_path):
+    """Three MR weightings of one patient, each on its own grid, one subject."""
+    folder = data_root / "nifti" / "open_ms" / "longitudinal_raw" / "patient01"
+    (tmp_path / "mr").mkdir()
+    for name in ("T1W", "T2W", "FLAIR"):
+        (tmp_path / "mr" / f"p1_{name}.nii.gz").symlink_to(folder / f"study1_{name}.nii.gz")
+    result = prepare(tmp_path / "mr", tmp_path / "store", "mr", spacing=1.8, size=128)
+    store = open_store(tmp_path / "store")
+    assert store.subjects() == ["p1"] and len(store) == 36 + 39 + 36 and not result.cropped
+    assert 0.2 < store.masks.mean() < 0.5
+    middle = store.values([20])[0][store.masks[20] > 0]
+    assert 0.05 < np.median(middle) < 0.9

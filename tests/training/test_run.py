@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run's config.json: what it keeps of the data, and how it fails."""
+
+import csv
+import json
+
+import pytest
+
+from contourdiff_jax import config
+from contourdiff_jax.contours.settings import ContourSettings, preset
+from contourdiff_jax.data.prepare import prepare
+from contourdiff_jax.data.store import open_store
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.training import run
+from contourdiff_jax.volumes import filenames
+
+
+@pytest.fixture
+def store(store_path):
+    return open_store(store_path)
+
+
+@pytest.fixture
+def saved(store, tiny, tmp_path):
+    """(run, the folder it is saved in)"""
+    ours = run.begin(tiny, store)
+    ours.save(tmp_path)
+    return ours, tmp_path
+
+
+def rewrite(folder, change):
+    path = folder / "config.json"
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+
+
+def test_what_is_saved_is_loaded(saved):
+    ours, folder = saved
+    read = run.load(folder)
+    assert config.differences(read.config, ours.config) == []
+    for field in ("preset", "window", "grid", "contours", "subjects"):
+        assert getattr(read, field) == getattr(ours, field)
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+
+
+def test_a_run_knows_its_training_data(store, tiny):
+    ours = run.begin(tiny, store)
+    assert ours.preset == store.preset
+    assert ours.grid == store.grid
+    assert ours.window == store.median_window()
+    assert ours.subjects == tuple(
+        filenames.subject_digest(name) for name in store.subjects("train")
+    )
+
+
+def test_subjects_are_recognised_but_not_named(saved, store):
+    _, folder = saved
+    text = (folder / "config.json").read_text()
+    for name in store.subjects():
+        assert name not in text
+    assert filenames.subject_digest(store.subjects("train")[0]) in text
+    assert filenames.subject_digest(store.subjects("val")[0]) not in text
+
+
+def test_contours_are_those_of_the_preset_unless_given(store, tiny):
+    assert run.begin(tiny, store).contours == preset("default", "mr")
+    tiny.contours.update(windows=((0, 0.5),), low=10, high=20, blur=5, apart=1)
+    given = ContourSettings(windows=((0, 0.5),), low=10, high=20, blur=5, apart=1)
+    assert run.begin(tiny, store).contours == given
+    tiny.contours.blur = 4
+    with pytest.raises(InputError, match="blur"):
+        run.begin(tiny, store)
+
+
+@pytest.mark.parametrize("custom", [False, True])
+def test_native_contours_must_be_in_the_store(store, tiny, phantom_data, tmp_path, custom):
+    """All of them, and taken as the configuration says."""
+    tiny.contours.preset = wanted = "original"
+    if custom:
+        tiny.contours.update(native=True, low=10, high=20, clean=(80, 30))
+        given = ContourSettings(native=True, low=10, high=20, clean=(80, 30))
+        wanted = tmp_path / "contours.json"
+        wanted.write_text(json.dumps(given.to_dict()))
+    with pytest.raises(InputError, match=f"--contours={'FILE' if custom else 'original'}"):
+        run.begin(tiny, store)
+    out = tmp_path / "store"
+    prepare(phantom_data / "train_mr", out, "mr", spacing=7.2, size=32, contours_file=wanted)
+    ours = run.begin(tiny, open_store(out))
+    assert ours.contours == (given if custom else preset("original", "mr"))
+    ours.save(tmp_path)
+    assert run.load(tmp_path).contours == ours.contours
+    tiny.disturbance.missing = 0.1
+    with pytest.raises(InputError, match=r"config\.disturbance: contours of native pixels"):
+        run.begin(tiny, open_store(out))
+    tiny.disturbance.missing = 0.0
+    tiny.contours.update(preset="original_cleaned", clean=(1, 1))
+    with pytest.raises(InputError, match="prepare again"):
+        run.begin(tiny, open_store(out))
+    # What a store keeps does not bind those who want contours of its slices.
+    tiny.contours = config.default().contours
+    assert run.begin(tiny, open_store(out)).contours == preset("default", "mr")
+
+
+def test_configurations_of_earlier_versions_take_the_defaults(saved):
+    """Fields that came later stand for what was done before there were any."""
+    ours, folder = saved
+    later = {
+        "contours": ("native", "clean", "thin"),
+        "train": ("neighbour", "resident"),
+        "diffusion": ("beta_first", "beta_last", "zero_terminal_snr"),
+        "sampler": ("spacing", "offset", "clipped_eps"),
+    }
+
+    def older(fields):
+        for section, names in later.items():
+            for name in names:
+                del fields["config"][section][name]
+        for name in later["contours"]:
+            del fields["data"]["contours"][name]
+
+    rewrite(folder, older)
+    assert run.load(folder).to_dict() == ours.to_dict()
+
+
+@pytest.mark.parametrize(("field", "value"), [("axis", "coronal"), ("spacing", 1.5), ("size", 64)])
+def test_a_store_on_another_grid_is_refused(store, tiny, field, value):
+    """The message says how to prepare a store on that grid."""
+    tiny.grid[field] = value
+    with pytest.raises(InputError, match=f"{store.path}.*--{field}={value}"):
+        run.begin(tiny, store)
+    tiny.grid[field] = getattr(store.grid, field)
+    assert run.begin(tiny, store).grid == store.grid
+
+
+def test_a_store_without_training_subjects_is_refused(store_path, tiny, tmp_path):
+    copy = tmp_path / "store"
+    copy.mkdir()
+    for path in store_path.iterdir():
+        copy.joinpath(path.name).write_bytes(path.read_bytes())
+    with (copy / "index.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    with (copy / "index.csv").open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(row | {"split": "test"} for row in rows)
+    with pytest.raises(InputError, match=f"{copy}.*no training subjects"):
+        run.begin(tiny, open_store(copy))
+
+
+# ----------------------------------------------------------------------------------------------
+# What cannot be loaded
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(InputError, match=f"{folder}: not a run"):
+            run.load(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "\x00\xff", "[1, 2]", "null", "5", '{"schema": 0}', "{}"]
+)
+def test_broken_files_are_refused_in_one_line(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=str(path)) as error:
+        run.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path):
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe\x00{")
+    with pytest.raises(InputError, match="cannot be read"):
+        run.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda f: f.update(schema=2), "not of schema 1"),
+        (lambda f: f.pop("schema"), "not of schema 1"),
+        (lambda f: f.pop("config"), "config"),
+        (lambda f: f["config"].update(sead=1), "sead"),
+        (lambda f: f["config"]["train"].update(bach=1), "bach"),
+        (lambda f: f["config"].update(train=5), "config"),
+        (lambda f: f.pop("data"), "data"),
+        (lambda f: f.update(data=[1]), "wrong"),
+        (lambda f: f["data"].pop("window"), "window"),
+        (lambda f: f["data"].update(window=[1, 2, 3]), "wrong"),
+        (lambda f: f["data"].update(window=["low", "high"]), "low.*wrong"),
+        (lambda f: f["data"].update(preset="pet"), "pet"),
+        (lambda f: f["data"]["grid"].update(axis="oblique"), "oblique"),
+        (lambda f: f["data"]["grid"].update(depth=3), "depth"),
+        (lambda f: f["data"]["contours"].update(blur=4), "blur"),
+        (lambda f: f["data"]["contours"].pop("low"), "low"),
+        (lambda f: f["data"].update(subjects=5), "wrong"),
+    ],
+)
+def test_fields_that_cannot_be_used_are_named(saved, change, named):
+    _, folder = saved
+    rewrite(folder, change)
+    with pytest.raises(InputError, match=f"{folder / 'config.json'}.*{named}") as error:
+        run.load(folder)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Translations go back in the format and the layout asked for, lie where their source lies and can
+be found, scored and trained on there."""
+
+import json
+import shutil
+
+import dicom_series
+import nibabel as nib
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+from PIL import Image
+
+from contourdiff_jax import config
+from contourdiff_jax.data import layouts
+from contourdiff_jax.data.layouts import pairs
+from contourdiff_jax.data.prepare import prepare
+from contourdiff_jax.data.store import open_store
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.evaluation import cases
+from contourdiff_jax.evaluation.folder import evaluate
+from contourdiff_jax.training.loop import train
+from contourdiff_jax.translation import sidecars
+from contourdiff_jax.translation.folder import translate
+from contourdiff_jax.volumes import io
+from contourdiff_jax.volumes.formats import derived
+from contourdiff_jax.volumes.grid import AXES
+from contourdiff_jax.volumes.volume import Assumed
+
+
+@pytest.fixture(scope="module")
+def mr_run(two_convolutions, store_path, tmp_path_factory):
+    """A run on phantoms; two convolutions stand in for the network."""
+    settings = config.default()
+    settings.model.update(channels=(8, 16), attention=(False, True), head_width=8, groups=4)
+    settings.train.update(images=16, batch=4, log=0, evaluate=0, sample=0, checkpoint=0, warmup=4)
+    settings.sampler.update(steps=2, batch=4)
+    run = tmp_path_factory.mktemp("mr") / "run"
+    assert train(settings, store_path, run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain(mr_run, phantom_data, tmp_path_factory):
+    """The translations as NIfTI beside which the others are held."""
+    out = tmp_path_factory.mktemp("plain") / "out"
+    translate(mr_run, phantom_data / "test_ct", out, preset="ct")
+    return {path.name[:10]: io.read(path) for path in sorted(out.glob("*.nii.gz"))}
+
+
+def series(folder):
+    """The DICOM series of a folder as SimpleITK reads it."""
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    return reader.Execute()
+
+
+def same_place(ours, theirs, tolerance):
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-3)
+    np.testing.assert_allclose(ours.array, theirs.array, atol=tolerance)
+
+
+# ----------------------------------------------------------------------------------------------
+# BIDS
+# ----------------------------------------------------------------------------------------------
+
+
+def bids_source(phantom_data, folder):
+    for number, path in enumerate(sorted((phantom_data / "test_ct").iterdir()), start=1):
+        place = folder / f"sub-{number:02d}" / "ses-1" / "ct"
+        place.mkdir(parents=True)
+        shutil.copy(path, place / f"sub-{number:02d}_ses-1_ct.nii.gz")
+    (folder / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
+    return folder
+
+
+def test_bids_becomes_a_bids_derivative(mr_run, phantom_data, plain, tmp_path):
+    source, out = bids_source(phantom_data, tmp_path / "raw"), tmp_path / "derived"
+    result = translate(mr_run, source, out, preset="ct", form="bids", kind="T1w")
+    names = [f"sub-0{n}_ses-1_desc-contourdiff_T1w.nii.gz" for n in (1, 2)]
+    assert [path.name for path in result.done] == names
+    assert result.done[0].parent == out / "sub-01" / "ses-1" / "anat"
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert description["DatasetType"] == "derivative" and description["SourceDatasets"]
+    assert description["GeneratedBy"][0]["Name"] == "contourdiff-jax"
+    # Found again as what it is, and scored against a truth that lies elsewhere.
+    found = layouts.find(out)
+    assert found.layout == "bids" and [scan.subject for scan in found.scans] == ["sub-01", "sub-02"]
+    scored = evaluate(out, tmp_path / "scores", source=source)
+    assert len(scored.metrics["data"]["subjects"]) == 2
+    # Its geometry is that of the source; its noise follows the subject's name, which is another.
+    for ours, theirs in zip(found.scans, plain.values(), strict=True):
+        np.testing.assert_allclose(ours.read().affine, theirs.affine, atol=1e-4)
+
+
+def test_bids_says_what_the_target_shows(mr_run, phantom_data, tmp_path):
+    with pytest.raises(InputError, match="--kind"):
+        translate(mr_run, phantom_data / "test_ct", tmp_path / "x", preset="ct", form="bids")
+
+
+def test_other_names_become_bids_labels(mr_run, phantom_data, tmp_path):
+    source = tmp_path / "head_7_ct.nii.gz"
+    shutil.copy(next((phantom_data / "test_ct").iterdir()), source)
+    result = translate(mr_run, source, tmp_path / "x", preset="ct", form="bids", kind="T1w")
+    assert result.done[0].name == "sub-head7_desc-contourdiff_T1w.nii.gz"
+
+
+# ----------------------------------------------------------------------------------------------
+# nnU-Net
+# ----------------------------------------------------------------------------------------------
+
+
+def test_an_nnunet_folder_carries_the_labels_of_the_source(mr_run, phantom_data, plain, tmp_path):
+    out, labels = tmp_path / "Dataset001", phantom_data / "test_labels"
+    result = translate(
+        mr_run, phantom_data / "test_ct", out, preset="ct", form="nnunet", labels=labels
+    )
+    assert not result.failed
+    dataset = json.loads((out / "dataset.json").read_text())
+    assert dataset["numTraining"] == 2 and dataset["file_ending"] == ".nii.gz"
+    assert dataset["channel_names"] == {"0": "mr"} and dataset["labels"]["background"] == 0
+    found = layouts.find(out)
+    assert found.layout == "nnunet" and [scan.name for scan in found.scans] == list(plain)
+    for scan in found.scans:
+        same_place(scan.read(), plain[scan.name], tolerance=0)
+        label = nib.load(scan.labels)
+        truth = nib.load(labels / f"{scan.name}_labels.nii.gz")
+        np.testing.assert_array_equal(label.get_fdata(), truth.get_fdata())
+        np.testing.assert_array_equal(label.affine, nib.load(scan.files[0]).affine)
+    # Ready to train on: a store takes images and labels from it without another word.
+    prepared = prepare(out, tmp_path / "store", "mr", spacing=7.2, size=32)
+    assert (tmp_path / "store" / "labels.npy").exists() and not prepared.failed
+
+
+def test_an_nnunet_folder_needs_labels(mr_run, phantom_data, tmp_path):
+    with pytest.raises(InputError, match="needs --labels"):
+        translate(mr_run, phantom_data / "test_ct", tmp_path / "x", preset="ct", form="nnunet")
+    assert not list((tmp_path / "x").rglob("*.nii.gz"))
+
+
+def test_the_names_of_labels_are_those_of_the_source(mr_run, phantom_data, tmp_path):
+    source, out = tmp_path / "source", tmp_path / "out"
+    for folder in ("imagesTr", "labelsTr"):
+        (source / folder).mkdir(parents=True)
+    for subject in ("phantom005", "phantom006"):
+        ct = phantom_data / "test_ct" / f"{subject}_ct.nii.gz"
+        shutil.copy(ct, source / "imagesTr" / f"{subject}_0000.nii.gz")
+        labels = phantom_data / "test_labels" / f"{subject}_labels.nii.gz"
+        shutil.copy(labels, source / "labelsTr" / f"{subject}.nii.gz")
+    names = {"background": 0, "brain": 1, "fluid": 2}
+    fields = {"channel_names": {"0": "CT"}, "labels": names, "file_ending": ".nii.gz"}
+    (source / "dataset.json").write_text(json.dumps(fields | {"numTraining": 2}))
+    translate(mr_run, source, out, preset="ct", form="nnunet", kind="T1")
+    dataset = json.loads((out / "dataset.json").read_text())
+    assert dataset["labels"] == names and dataset["channel_names"] == {"0": "T1"}
+
+
+# ----------------------------------------------------------------------------------------------
+# DICOM
+# ----------------------------------------------------------------------------------------------
+
+
+def test_a_dicom_series_lies_where_the_volume_lies(mr_run, phantom_data, plain, tmp_path):
+    out = tmp_path / "series"
+    result = translate(mr_run, phantom_data / "test_ct", out, preset="ct", form="dicom")
+    for folder, (name, expected) in zip(result.done, plain.items(), strict=True):
+        assert (out / f"{folder.name}.json").is_file() and folder.name.startswith(name)
+        back = io.read(sorted(folder.iterdir()))
+        same_place(back, expected, tolerance=np.ptp(expected.array) / 65535)
+        seen = series(folder)
+        corner = np.diag((-1, -1, 1)) @ seen.TransformIndexToPhysicalPoint((0, 0, 0))
+        place = back.native.affine[:3, 3]
+        np.testing.assert_allclose(corner, place, atol=1e-3)
+        header = pydicom.dcmread(next(folder.iterdir()))
+        assert list(header.ImageType[:2]) == ["DERIVED", "SECONDARY"]
+        assert header.PatientName == name
+    again = translate(mr_run, phantom_data / "test_ct", out, preset="ct", form="dicom")
+    assert len(again.kept) == 2 and not again.done
+    # The folder can be scored as it is.
+    scored = evaluate(out, tmp_path / "scores", source=phantom_data / "test_ct")
+    assert scored.metrics["data"]["subjects"] == list(plain)
+
+
+def test_dicom_in_gives_nifti_at_true_positions(mr_run, tmp_path, phantom_data):
+    ct = io.read(next((phantom_data / "test_ct").iterdir()))
+    # A folder may be called as files are, by subject and modality.
+    scan = tmp_path / "p1_ct"
+    derived.write(scan, ct.array, ct, "ct", "p1", "notice", "software", (0, 80))
+    result = translate(mr_run, scan, tmp_path / "out", preset="ct")
+    assert [path.name for path in result.done] == ["p1_ct.nii.gz"]
+    np.testing.assert_allclose(io.read(result.done[0]).affine, ct.affine, atol=1e-3)
+    scored = evaluate(tmp_path / "out", tmp_path / "scores", source=scan)
+    assert scored.metrics["data"]["subjects"] == ["p1"]
+
+
+# ----------------------------------------------------------------------------------------------
+# Pictures, .mha and .npy
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(phantom_data, tmp_path):
+    """The CT of two heads as 8-bit pictures of -1000 to 1000 HU, and the volumes they show."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for subject in ("phantom005", "phantom006"):
+        ct = io.read(phantom_data / "test_ct" / f"{subject}_ct.nii.gz")
+        for k, plane in enumerate(np.moveaxis(ct.array, 2, 0)):
+            grey = np.rint((plane.clip(-1000, 1000) + 1000) / 2000 * 255).astype(np.uint8)
+            Image.fromarray(grey[::-1, ::-1].T).save(folder / f"{subject}-{k:03d}.png")
+    return folder
+
+
+def test_pictures_become_pictures_of_their_names(mr_run, pictures, plain, tmp_path):
+    out, assumed = tmp_path / "out", Assumed(7.1875, (-1000.0, 1000.0))
+    result = translate(mr_run, pictures, out, preset="ct", assumed=assumed)
+    assert not result.failed
+    names = {path.name for path in pictures.iterdir()}
+    assert {path.name for path in out.glob("*.png")} == names
+    assert {path.name for path in out.glob("*.json")} == {f"{name}.json" for name in plain}
+    for name, expected in plain.items():
+        seen = np.stack(
+            [np.asarray(Image.open(path)) for path in sorted(out.glob(f"{name}-*.png"))]
+        )
+        # The contours of 8-bit pictures are nearly those of the HU, the slices the same.
+        mine = np.moveaxis(seen, 0, 2).transpose(1, 0, 2)[::-1, ::-1].astype(float)
+        assert np.corrcoef(mine.ravel(), expected.array.ravel())[0, 1] > 0.9
+    again = translate(mr_run, pictures, out, preset="ct", assumed=assumed)
+    assert len(again.kept) == 2 and not again.done
+    # Scored as what they were taken for: a CT in HU, of that size.
+    scored = evaluate(out, tmp_path / "scores", source=pictures)
+    assert scored.metrics["methods"]["translation"]["contour_f1"]["n"] == 2
+    one = cases.read(
+        pairs.by_name(out, assumed=Assumed(7.1875))["phantom005"],
+        sidecars.read(pairs.by_name(out)["phantom005"]),
+        {"source": pairs.by_name(pictures, "ct", assumed)},
+        sidecars.read(pairs.by_name(out)["phantom005"]).settings,
+    )
+    assert one.source.min() == -1000 and one.settings.assumed == assumed
+
+
+def test_bad_pictures_are_left_out_and_said(mr_run, pictures, tmp_path):
+    bad = pictures / "phantom005-002.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    out, assumed = tmp_path / "out", Assumed(7.1875, (-1000.0, 1000.0))
+    result = translate(mr_run, pictures, out, preset="ct", assumed=assumed)
+    assert [path.name for path, _ in result.failed] == [bad.name]
+    assert len(list(out.glob("*.png"))) == len(list(pictures.iterdir())) - 1
+    assert json.loads((out / "phantom005.json").read_text())["left_out"] == [bad.name]
+    assert len(translate(mr_run, pictures, out, preset="ct", assumed=assumed).kept) == 2
+
+
+def test_pictures_of_what_they_cannot_hold_become_nifti(
+    two_convolutions, phantom_data, pictures, tmp_path
+):
+    """HU are negative, which pictures cannot say."""
+    prepare(phantom_data / "train_ct", tmp_path / "store", "ct", spacing=7.2, size=32, validation=0)
+    settings = config.default()
+    settings.model.update(channels=(8,), attention=(False,), head_width=8, groups=4)
+    settings.train.update(images=4, batch=2, log=0, evaluate=0, sample=0, checkpoint=0)
+    settings.sampler.update(steps=1, batch=4)
+    assert train(settings, tmp_path / "store", tmp_path / "run")
+    result = translate(
+        tmp_path / "run", pictures, tmp_path / "out", preset="mr", assumed=Assumed(7.2)
+    )
+    assert [path.name for path in result.done] == ["phantom005.nii.gz", "phantom006.nii.gz"]
+
+
+def test_mha_stays_mha(mr_run, phantom_data, plain, tmp_path):
+    image = SimpleITK.ReadImage(str(phantom_data / "test_ct" / "phantom005_ct.nii.gz"))
+    source = tmp_path / "phantom005_ct.mha"
+    SimpleITK.WriteImage(image, str(source))
+    result = translate(mr_run, source, tmp_path / "out", preset="ct")
+    assert result.done[0].name == source.name
+    back = SimpleITK.ReadImage(str(result.done[0]))
+    np.testing.assert_allclose(back.GetOrigin(), image.GetOrigin(), atol=1e-4)
+    assert back.GetDirection() == pytest.approx(image.GetDirection())
+    same_place(io.read(result.done[0]), plain["phantom005"], tolerance=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------
+# Privacy
+# ----------------------------------------------------------------------------------------------
+
+
+def test_no_header_text_is_found_anywhere(two_convolutions, mr_run, tmp_path, capfd):
+    """A store, a translation in every format, scores, and all that was printed, byte by byte."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    columns, rows, slices = np.indices((40, 40, 6))
+    ball = (columns - 20) ** 2 + (rows - 20) ** 2 + (4 * slices - 12) ** 2 < 15**2
+    for patient in ("p1", "p2"):
+        array = np.where(ball, 40 + columns, -1000).astype(np.int16)
+        dicom_series.write_series(scans / patient, array, spacing=(3.0, 3.0), step=12.0)
+    store = prepare(scans, tmp_path / "made" / "store", "ct", spacing=4, size=32)
+    assert not store.failed
+    for form in ("same", "nifti", "dicom", "bids"):
+        out = tmp_path / "made" / form
+        assert translate(mr_run, scans, out, preset="ct", form=form, kind="T1w").done
+    evaluate(tmp_path / "made" / "nifti", tmp_path / "made" / "scores", source=scans)
+    printed = capfd.readouterr()
+    texts = [printed.out.encode(), printed.err.encode()]
+    for path in (tmp_path / "made").rglob("*"):
+        data = path.read_bytes() if path.is_file() else b""
+        if path.name.endswith(".nii.gz"):
+            data = nib.load(path).header.binaryblock
+        texts += [str(path).encode(), data]
+    for secret in dicom_series.SECRETS:
+        assert not any(secret.encode() in text for text in texts), secret
+
+
+# ----------------------------------------------------------------------------------------------
+# Places
+# ----------------------------------------------------------------------------------------------
+
+
+def seen_by_itk(image):
+    """Where [mm, RAS] SimpleITK sees the brightest voxel of an image."""
+    array = SimpleITK.GetArrayFromImage(image)
+    index = np.unravel_index(array.argmax(), array.shape)[::-1]
+    return np.array(image.TransformIndexToPhysicalPoint([int(i) for i in index])) * (-1, -1, 1)
+
+
+@pytest.mark.parametrize("step", [3.0, -3.0])
+@pytest.mark.parametrize("axis", ["axial", "coronal", "sagittal"])
+def test_a_landmark_stays_within_half_a_voxel_on_its_way(tmp_path, axis, step):
+    """From DICOM to a store, to NIfTI and to DICOM, where SimpleITK says that it lies."""
+    columns, rows, _ = np.indices((40, 36, 9))
+    array = np.where((columns - 19) ** 2 + (rows - 17) ** 2 < 15**2, 40, -1000)
+    array[26:28, 11:13, 5] = 3000
+    folder, pixel = tmp_path / "scans" / "p1", (2.0, 2.5)
+    folder.parent.mkdir()
+    paths = dicom_series.write_series(
+        folder,
+        array.astype(np.int16),
+        axes=dicom_series.ORIENTATIONS[axis],
+        spacing=pixel,
+        step=step,
+    )
+    truth = seen_by_itk(series(folder))
+    half = np.array([*pixel, abs(step)]).max() / 2
+
+    # The store: rows and columns of a slice run against the axes, from the middle of the volume.
+    prepare(folder.parent, tmp_path / "store", "ct", axis=axis, spacing=2, size=64)
+    store, volume = open_store(tmp_path / "store"), io.read(paths)
+    number, row, column = np.unravel_index(store.slices.argmax(), store.slices.shape)
+    place = volume.affine[:3] @ [*(np.array(volume.array.shape) - 1) / 2, 1]
+    depth, down, across = AXES[axis]
+    place[depth] = store.index["position"][number]
+    place[down] -= (row - 31.5) * 2
+    place[across] -= (column - 31.5) * 2
+    assert np.abs(place - truth).max() <= half
+
+    # Back to files.
+    io.write(tmp_path / "x.nii.gz", volume.array, volume, np.int16)
+    image = SimpleITK.ReadImage(str(tmp_path / "x.nii.gz"))
+    assert np.abs(seen_by_itk(image) - truth).max() <= half
+    derived.write(tmp_path / "series", volume.array, volume, "ct", "p1", "notice", "us", (0, 80))
+    assert np.abs(seen_by_itk(series(tmp_path / "series")) - truth).max() <= half
