@@ -7,6 +7,9 @@ config.json.
 """
 
 import json
+import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -21,11 +24,14 @@ def default() -> ConfigDict:
     return ConfigDict(
         {
             "seed": 0,
+            # What learns: diffusion (ContourDiff), distilled (to few steps, with --teacher), or
+            # segmentation, which `segment` trains (methods/).
+            "method": "diffusion",
             # The grid belongs to the store. Zero or empty accepts the store's; anything else must
             # agree with it.
             "grid": {"axis": "", "spacing": 0.0, "size": 0},
-            # Contours of the training domain: default, united or published, or the original's of
-            # a store that was prepared with them: original, original_cleaned (data/contours.py).
+            # Contours of the training domain (contours/settings.py): default, united or published,
+            # or the original's of a store prepared with them: original, original_cleaned.
             # Where windows, a curve or native are given, they and what follows count instead.
             "contours": {
                 "preset": "default",
@@ -48,7 +54,7 @@ def default() -> ConfigDict:
                 "shift": 0.05,  # fraction of the width, either way
             },
             # Of the contours alone, in training, each image by up to so much; 0: not at all. Meant
-            # to let a model expect contours of another modality (data/disturbance.py).
+            # to let a model expect contours of another modality (contours/disturbance.py).
             "disturbance": {
                 "thresholds": 0.0,  # both by up to a factor of 1 + this, or down by as much
                 "contrast": 0.0,  # of the greys, as share of black to white
@@ -104,12 +110,12 @@ def default() -> ConfigDict:
                 "weighting": "x0",
                 "time_exponent": 0.7,
                 # The timesteps that are learnt: all, or sampler, those alone that config.sampler
-                # visits (diffusion/few_steps.py).
+                # visits (methods/diffusion.py).
                 "timesteps": "all",
                 "gamma": 5.0,  # of min_snr
             },
             # With --teacher: how many steps of its DDIM one of config.sampler's learns to replace.
-            # 0: learn from images alone (diffusion/few_steps.py).
+            # 0: learn from images alone (methods/distilled.py).
             "distillation": {"substeps": 0},
             "train": {
                 "images": 200_000,  # seen in all, repeats counted
@@ -143,7 +149,7 @@ def default() -> ConfigDict:
                 "fixed_stride": False,  # of ddim: steps lead T // n down, not to the next timestep
                 "guidance": 1.0,  # classifier-free; other than 1 needs train.condition_dropout
                 "batch": 16,  # slices sampled at once
-                # What the slices of a volume have in common (translate_volume.py).
+                # What the slices of a volume have in common (translation/volume.py).
                 "coherence": 0.0,  # mm between knots of noise that they share; 0: each has its own
                 "coupling": 0.0,  # share of the neighbours' mean in every estimate of x_0
                 "scgd": False,  # each is shown the translation of the one before, as published
@@ -174,6 +180,7 @@ def from_dict(fields: dict) -> ConfigDict:
     """A configuration from plain dicts; raises InputError for fields that are not ours."""
     if not isinstance(fields, dict):
         raise InputError(f"config: {fields!r}, where a dictionary of sections belongs")
+    fields = _of_before(fields) if "method" not in fields else fields
     config = default()
     for name, section in config.items():
         if isinstance(section, ConfigDict) and not isinstance(fields.get(name, {}), dict):
@@ -183,6 +190,13 @@ def from_dict(fields: dict) -> ConfigDict:
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"config: {str(error.args[0]).splitlines()[0]}") from None
     return config
+
+
+def _of_before(fields: dict) -> dict:
+    """Fields as versions wrote them that had no methods: what teaches then said what learns."""
+    section = fields.get("distillation")
+    taught = isinstance(section, dict) and section.get("substeps")
+    return {**fields, "method": "distilled"} if taught else fields
 
 
 # Fields, by the beginnings of their names, that say how a run is computed and not what it learns.
@@ -205,3 +219,291 @@ def _flat(fields: dict, prefix: str = "") -> dict:
         nested = isinstance(value, dict)
         flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
     return flat
+
+
+# --------------------------------------------------------------------------------------------------
+# What cannot work
+# --------------------------------------------------------------------------------------------------
+
+MOST_LAYERS = 64  # residual blocks a resolution: more is a slip, and would be built for hours
+FUSED_WIDTH = 128  # features of a head at most that cuDNN's attention takes on every NVIDIA GPU
+CONDITIONS = ("contour", "neighbour")  # contracts.CONDITIONS; this file imports nothing heavy
+
+
+class Rule(NamedTuple):
+    """What a field may be: a test, and the words for what fails it."""
+
+    holds: Callable[[object], bool]
+    words: str
+
+
+def _from(least: float) -> Rule:
+    words = "must not be negative" if least == 0 else f"must be at least {least:g}"
+    return Rule(lambda value: least <= value < math.inf, words)
+
+
+def _among(*names: str) -> Rule:
+    return Rule(lambda value: value in names, f"is not one of {', '.join(map(str, names))}")
+
+
+ABOVE_0 = Rule(lambda value: 0 < value < math.inf, "must be above 0")
+SHARE = Rule(lambda value: 0 <= value <= 1, "must lie between 0 and 1")
+BELOW_1 = Rule(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
+FREE = Rule(lambda value: True, "")  # a switch, or checked with others below
+
+RULES = {
+    "seed": _from(0),
+    "method": _among("diffusion", "distilled", "segmentation"),
+    "grid.axis": _among("", "axial", "coronal", "sagittal"),
+    "grid.spacing": _from(0),
+    "grid.size": _from(0),
+    "augment.flip": SHARE,
+    "augment.probability": SHARE,
+    "augment.scale": _from(0),
+    "augment.zoom": _from(0),
+    "augment.rotation": _from(0),
+    "augment.shift": _from(0),
+    "disturbance.thresholds": _from(0),
+    "disturbance.contrast": _from(0),
+    "disturbance.noise": _from(0),
+    "disturbance.displacement": _from(0),
+    "disturbance.doubled": SHARE,
+    "disturbance.missing": SHARE,
+    "model.null": _among("flag", "empty"),
+    "model.layers": Rule(
+        lambda value: 1 <= value <= MOST_LAYERS, f"must lie between 1 and {MOST_LAYERS}"
+    ),
+    "model.middle_divisor": ABOVE_0,
+    "model.downsample_padding": _among(0, 1),
+    "model.head_width": _from(0),
+    "model.groups": _from(1),
+    "model.epsilon": ABOVE_0,
+    "model.dropout": BELOW_1,
+    "model.dtype": _among("float32", "bfloat16"),
+    "diffusion.steps": _from(2),
+    "diffusion.schedule": _among("linear", "scaled_linear", "cosine"),
+    "diffusion.prediction": _among("eps", "x0", "v"),
+    "diffusion.weighting": _among("none", "x0", "min_snr"),
+    "diffusion.time_exponent": ABOVE_0,
+    "diffusion.timesteps": _among("all", "sampler"),
+    "diffusion.gamma": ABOVE_0,
+    "distillation.substeps": _from(0),
+    **{
+        f"train.{name}": ABOVE_0
+        for name in ("images", "batch", "clip", "ema_halflife", "keep", "accumulate")
+    },
+    **{
+        f"train.{name}": _from(0)
+        for name in (
+            *("learning_rate", "warmup", "weight_decay", "ema_rampup", "resident"),
+            *("log", "evaluate", "sample", "checkpoint"),
+        )
+    },
+    "train.condition_dropout": SHARE,
+    "train.neighbour": SHARE,
+    "sampler.name": _among("ddpm", "ddim", "dpmpp_2m"),
+    "sampler.steps": _from(1),
+    "sampler.spacing": _among("trailing", "leading", "linspace"),
+    "sampler.offset": _from(0),
+    "sampler.eta": SHARE,
+    "sampler.guidance": Rule(math.isfinite, "must be finite"),
+    "sampler.batch": _from(1),
+    "sampler.coherence": _from(0),
+    "sampler.coupling": BELOW_1,
+    "sampler.neighbour_guidance": _from(0),
+    "sampler.candidates": _from(1),
+    "sampler.candidate": _among("lowest_mean", "best_contours"),
+    "sampler.anchor": _from(0),
+    "sampler.samples": _from(1),
+    "sampler.keep": _among("first", "lowest_mean", "nearest", "best_contours", "mean"),
+    "sampler.tiles": Rule(lambda value: 0 <= value <= 0.5, "must lie between 0 and 0.5, a share"),
+}
+
+
+def check(config: ConfigDict, *, size: int | None = None) -> None:
+    """Refuse what cannot work, before anything runs.
+
+    Args:
+      size: pixels a side of the images, where they are known.
+
+    Raises:
+      InputError: the first such field, by its name, and what to do.
+    """
+    for section, fields in config.items():
+        if isinstance(fields, ConfigDict):
+            _check_fields(section, fields)
+        else:
+            _check_field(section, fields, f"config.{section}")
+    check_model(config)
+    _check_disturbance(config)
+    check_diffusion(config)
+    check_sampler(config)
+    _check_few_steps(config)
+    if size is not None:
+        check_size(config, size)
+
+
+def _check_fields(section: str, fields: ConfigDict, prefix: str | None = None) -> None:
+    """Raise InputError for a field of a section whose value can never be, named with the prefix."""
+    for name, value in fields.items():
+        called = f"config.{section}.{name}" if prefix is None else f"{prefix}{name}"
+        _check_field(f"{section}.{name}", value, called)
+
+
+def _check_field(name: str, value, called: str) -> None:
+    rule = RULES.get(name, FREE)
+    if not rule.holds(value):
+        shown = repr(value) if isinstance(value, str) else value
+        raise InputError(f"{called}: {shown} {rule.words}")
+
+
+def check_model(config: ConfigDict) -> None:
+    """Raise InputError for a network that cannot be built."""
+    _check_fields("model", config.model)
+    model = config.model
+    names, channels = tuple(model.conditions), tuple(model.channels)
+    if names[:1] != CONDITIONS[:1] or len(set(names)) < len(names) or set(names) - set(CONDITIONS):
+        raise InputError(
+            f"config.model.conditions: {names} must be {CONDITIONS[0]}, or with it "
+            f"{', '.join(CONDITIONS[1:])}"
+        )
+    if not channels or not all(isinstance(c, int) and c > 0 for c in channels):
+        raise InputError(
+            f"config.model.channels: {channels} must be positive whole numbers, one a resolution"
+        )
+    # Waves come in pairs, and their frequencies are spread over one step less with a shift of 1.
+    if channels[0] % 2 or channels[0] // 2 == model.time_shift:
+        raise InputError(
+            f"config.model.channels: the first, {channels[0]}, is that of the time embedding too "
+            f"and must be even and above {2 * model.time_shift}"
+        )
+    decoder = model.decoder_attention or model.attention
+    attention = tuple(model.attention), tuple(decoder)
+    for name, entries in zip(("attention", "decoder_attention"), attention, strict=True):
+        if len(entries) != len(channels):
+            raise InputError(
+                f"config.model.{name}: {len(entries)} entries for the {len(channels)} resolutions "
+                f"of config.model.channels; give one for each"
+            )
+    for features in channels:
+        if features % model.groups:
+            raise InputError(
+                f"config.model.channels: {features} is not a multiple of "
+                f"config.model.groups={model.groups}"
+            )
+    attentive = [c for c, *a in zip(channels, *attention, strict=True) if any(a)]
+    attentive += channels[-1:] if model.middle_attention else []
+    for features in attentive:
+        if model.head_width and features % model.head_width:
+            raise InputError(
+                f"config.model.channels: {features} has attention and is not a multiple of "
+                f"config.model.head_width={model.head_width}"
+            )
+    if model.fused_attention:
+        _check_fused(model, attentive)
+
+
+def _check_fused(model: ConfigDict, attentive: list[int]) -> None:
+    """Raise InputError where cuDNN's kernel could not take the heads, once it is compiled."""
+    if model.dtype != "bfloat16":
+        raise InputError(
+            f"config.model.fused_attention computes in bfloat16, "
+            f"and config.model.dtype is {model.dtype}"
+        )
+    for features in attentive:
+        width = model.head_width or features
+        if width % 8 or width > FUSED_WIDTH:
+            raise InputError(
+                f"config.model.head_width: heads of {width} features, where "
+                f"config.model.fused_attention takes multiples of 8 up to {FUSED_WIDTH}"
+            )
+
+
+def check_size(config: ConfigDict, size: int) -> None:
+    """Raise InputError for an image that the network cannot halve often enough."""
+    halvings = len(tuple(config.model.channels)) - 1
+    if size % 2**halvings:
+        raise InputError(
+            f"images of {size} px cannot be halved {halvings} times: "
+            f"take --size={-(-size // 2**halvings) * 2**halvings}, or shorten config.model.channels"
+        )
+
+
+def _check_disturbance(config: ConfigDict) -> None:
+    if config.disturbance.doubled and not config.disturbance.displacement:
+        raise InputError(
+            "config.disturbance.doubled: contours are doubled where they are displaced; "
+            "set config.disturbance.displacement too"
+        )
+
+
+def check_diffusion(config: ConfigDict) -> None:
+    """Raise InputError for a forward process that there is not."""
+    _check_fields("diffusion", config.diffusion)
+    diffusion = config.diffusion
+    if not 0 < diffusion.beta_first <= diffusion.beta_last < 1:
+        raise InputError(
+            f"config.diffusion: beta_first={diffusion.beta_first} and "
+            f"beta_last={diffusion.beta_last} must satisfy 0 < beta_first <= beta_last < 1"
+        )
+    if diffusion.zero_terminal_snr and diffusion.prediction == "eps":
+        raise InputError(
+            "config.diffusion.zero_terminal_snr: from pure noise eps says nothing of the "
+            "image; let config.diffusion.prediction be v or x0"
+        )
+
+
+def check_sampler(config: ConfigDict, prefix: str = "config.sampler.") -> None:
+    """Raise InputError for a `sampler` section that cannot be followed.
+
+    Args:
+      prefix: of its fields' names, as whoever set them knows them.
+    """
+    _check_fields("sampler", config.sampler, prefix)
+    sampler, total = config.sampler, config.diffusion.steps
+    if sampler.eta and sampler.name != "ddim":
+        raise InputError(f"{prefix}eta: only ddim has it, not {sampler.name}; set it to 0")
+    if sampler.offset and sampler.spacing != "leading":
+        raise InputError(f"{prefix}offset: leading has it, not {sampler.spacing}; set it to 0")
+    # DPM-Solver++ leaves out a timestep, see samplers.timesteps.
+    most = total - int(sampler.name == "dpmpp_2m" and sampler.spacing != "trailing")
+    if sampler.steps > most:
+        raise InputError(f"{prefix}steps: {sampler.steps} must lie between 1 and {most}")
+    if sampler.spacing == "leading" and sampler.offset:
+        count = sampler.steps + total - most
+        if (count - 1) * (total // count) + sampler.offset >= total:
+            raise InputError(
+                f"{prefix}offset: {sampler.offset} leads out of the schedule's {total} timesteps"
+            )
+    if sampler.guidance != 1 and not config.train.condition_dropout:
+        raise InputError(
+            f"{prefix}guidance: must be 1 for a network trained without condition dropout; "
+            "train with --config.train.condition_dropout=0.1"
+        )
+    if sampler.scgd and "neighbour" not in config.model.conditions:
+        raise InputError(
+            f"{prefix}scgd: the network does not see neighbours; train with "
+            "--config.model.conditions=\"('contour', 'neighbour')\""
+        )
+    if sampler.scgd and sampler.coupling:
+        raise InputError(
+            f"{prefix}scgd draws slice after slice, {prefix}coupling all at once; choose one"
+        )
+
+
+def _check_few_steps(config: ConfigDict) -> None:
+    substeps, sampler = config.distillation.substeps, config.sampler
+    if (substeps > 0) != (config.method == "distilled"):
+        raise InputError("--teacher and --config.distillation.substeps: each needs the other")
+    if substeps and (sampler.name != "ddim" or sampler.eta or sampler.fixed_stride):
+        raise InputError(
+            "config.distillation: what is learnt are steps of DDIM; let config.sampler.name be "
+            "ddim, eta 0 and fixed_stride false"
+        )
+    if substeps and sampler.guidance != 1:
+        raise InputError("config.distillation: guidance is not learnt; let config.sampler's be 1")
+    if substeps * sampler.steps > config.diffusion.steps:
+        raise InputError(
+            f"config.distillation.substeps: {substeps} for each of {sampler.steps} steps are more "
+            f"than the {config.diffusion.steps} of config.diffusion.steps"
+        )

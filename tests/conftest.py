@@ -80,14 +80,12 @@ def two_convolutions() -> Iterator[None]:
         yield
 
 
-def _two_convolutions(config, conditions):
+def _two_convolutions(config):
     from contourdiff_jax import models
     from contourdiff_jax.models import conditioning
 
-    models.check(config)
-    conditioning.check(config, conditions)
     width = config.channels[0]
-    inputs = 1 + conditioning.channels(config, conditions)
+    inputs = 1 + conditioning.channels(config)
     shapes = {"first": (3, 3, inputs, width), "last": (3, 3, width, 1)}
     ends = np.cumsum([np.prod(shape) for shape in shapes.values()])
 
@@ -127,7 +125,7 @@ def tiny():
 def trained(store_path, tmp_path_factory) -> Path:
     """A run of that tiny network."""
     from contourdiff_jax import config
-    from contourdiff_jax.training.loop import train
+    from contourdiff_jax.methods import train
 
     settings = config.default()
     settings.model.update(channels=(8, 16), attention=(False, True), head_width=8, groups=4)

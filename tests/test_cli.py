@@ -21,7 +21,7 @@ from absl import flags
 
 import contourdiff_jax
 from contourdiff_jax import cli, config
-from contourdiff_jax.training.loop import train
+from contourdiff_jax.methods import train
 
 COMMAND = [sys.executable, "-m", "contourdiff_jax"]
 

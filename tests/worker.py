@@ -14,9 +14,10 @@ import conftest
 import jax
 import numpy as np
 import pytest
+import setups
 
-from contourdiff_jax import config, models
-from contourdiff_jax.data import batches
+from contourdiff_jax import config, methods, models
+from contourdiff_jax.contracts import CONDITIONS
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import features
@@ -25,7 +26,7 @@ from contourdiff_jax.evaluation.unpaired import Options
 from contourdiff_jax.interop import inception
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import processes
-from contourdiff_jax.training import checkpoint, loop
+from contourdiff_jax.training import checkpoint, run
 
 STEPS = 50
 MESHES = ((2, 1), (1, 2))
@@ -48,19 +49,19 @@ def gradient(data: int, fsdp: int) -> list[np.ndarray]:
     ours = settings()
     ours.mesh.update(data=data, fsdp=fsdp)
     ours.train.clip = 1e9
-    plan = loop.setup(ours, 8)
+    plan = setups.setup(ours, 8)
     generator = np.random.default_rng(0)
 
     def drawn(like):
         return meshes.split(like.sharding, generator.normal(0, 0.1, like.shape).astype(like.dtype))
 
     params = jax.tree.map(drawn, plan.like.params)
-    batch = {name: generator.normal(size=(4, 8, 8, 2)) for name in batches.CONDITIONS}
+    batch = {name: generator.normal(size=(4, 8, 8, 2)) for name in CONDITIONS}
     example = {"x": generator.uniform(-1, 1, (4, 8, 8, 1)), "condition": batch}
     example = jax.tree.map(lambda a: a.astype(np.float32), example)
     begun = plan.init(jax.random.key(0))._replace(params=params)
     after, _ = plan.step(begun, meshes.split(meshes.batch(plan.mesh), example))
-    moments = after.optimiser[1][0].mu  # a tenth of the gradient
+    moments = after.optimiser["network"][1][0].mu  # a tenth of the gradient
     return [10 * meshes.whole(moment) for moment in jax.tree.leaves(moments)]
 
 
@@ -69,9 +70,8 @@ def examples(store: Path, resident: float, data: int) -> list[np.ndarray]:
     ours = settings(resident=resident)
     ours.mesh.update(data=data)
     opened = open_store(store)
-    contours = loop.run.begin(ours, opened).contours
     mesh = meshes.make(ours.mesh)
-    made = batches.training(opened, contours, ours, mesh, start=3, stop=6)
+    made = methods.build(run.begin(ours, opened), store=opened, mesh=mesh).feed.training(3, 6)
     return [meshes.whole(leaf) for leaf in jax.tree.leaves(list(made))]
 
 
@@ -102,12 +102,12 @@ def together(store: Path, out: Path) -> None:
         found["told"] = [np.array(str(error)), np.array(processes.told(lambda: "by the first"))]
     arrays = {f"{name} {i}": a for name, them in found.items() for i, a in enumerate(them)}
     np.savez(out / f"{jax.process_index()}.npz", **arrays)
-    assert loop.train(settings(), store, out / "run")
+    assert methods.train(settings(), store, out / "run")
 
 
 def alone(store: Path, out: Path, **train_fields) -> None:
     """Training, to be stopped: by SIGTERM with exit status 1."""
-    if not loop.train(settings(**train_fields), store, out):
+    if not methods.train(settings(**train_fields), store, out):
         sys.exit(1)
 
 
@@ -115,7 +115,7 @@ def restore(store: Path, out: Path) -> None:
     """The parameters of a run, split over all devices, and the bytes of one's part."""
     ours = settings()
     ours.mesh.update(data=1, fsdp=-1)
-    plan = loop.setup(ours, 32)
+    plan = setups.setup(ours, 32)
     checkpoints = checkpoint.manager(out / "run")
     params = checkpoint.restore(checkpoints, out / "run", plan.like).params
     checkpoints.close()

@@ -63,9 +63,9 @@ def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
     from contourdiff_jax.data.phantoms.heads import phantoms
     from contourdiff_jax.data.prepare import prepare
     from contourdiff_jax.evaluation.folder import evaluate
+    from contourdiff_jax.methods import images_per_second, train
     from contourdiff_jax.reports.page import report
     from contourdiff_jax.training import run
-    from contourdiff_jax.training.loop import images_per_second, train
     from contourdiff_jax.translation.folder import translate
 
     began = time.perf_counter()

@@ -17,7 +17,6 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax.commands import cluster_flags
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import processes
-from contourdiff_jax.training.loop import train
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -51,9 +50,13 @@ def main(values: flags.FlagValues) -> int:
     for name in ("store", "workdir"):
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff train --help`")
+    from contourdiff_jax import methods  # JAX takes a second: not for --help
+
     config = _given(values)
+    if values.teacher and config.method == "diffusion":
+        config.method = "distilled"
     with processes.joined(values):
-        finished = train(
+        finished = methods.train(
             config,
             values.store,
             values.workdir,

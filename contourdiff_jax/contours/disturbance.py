@@ -11,13 +11,11 @@ Shapes: B images, K pictures of each in which edges are sought, H rows, W column
 """
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import warp
 
 KNOTS = 6  # of a change of contrast, evenly spread from black to white
@@ -68,21 +66,6 @@ class Disturbance(NamedTuple):
 
 
 KINDS = Disturbance._fields
-
-
-def check(config) -> None:
-    """Raise InputError for a `disturbance` section with a number that cannot be."""
-    for name in KINDS:
-        if not 0 <= config[name] < math.inf:
-            raise InputError(f"config.disturbance.{name}: {config[name]} must not be negative")
-    for name in ("doubled", "missing"):
-        if config[name] > 1:
-            raise InputError(f"config.disturbance.{name}: {config[name]} must not be above 1")
-    if config.doubled and not config.displacement:
-        raise InputError(
-            "config.disturbance.doubled: contours are doubled where they are displaced; "
-            "set config.disturbance.displacement too"
-        )
 
 
 def draw(keys, config, size: tuple[int, int]) -> Disturbance | None:

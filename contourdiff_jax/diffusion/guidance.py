@@ -6,7 +6,8 @@ Behind it hide the parameterisation and classifier-free guidance.
 Shapes: B batch, *S space, C channels (last).
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -20,25 +21,26 @@ def denoiser(
     params,
     schedule: Schedule,
     prediction: str,
-    condition,
+    seen: Mapping,
     *,
-    guidance: float = 1.0,
-    neighbour: float = 1.0,
+    scales: Mapping[str, float] | None = None,
 ) -> Callable:
     """denoise(z_t [B, *S, C], t scalar) -> estimate of x_0 [B, *S, C], not clipped.
 
-    With guidance w != 1, output = null + w (conditional - null) (Ho & Salimans
-    2022, arXiv 2207.12598, equation 6, where w is our w - 1). With a neighbour's v != 1,
-    conditional = alone + v (shown - alone), where alone is not shown the neighbour, so that two
-    conditions have a scale each (Brooks et al. 2023, arXiv 2211.09800, equation 3). Both are taken
-    on the network's own prediction, and all that is needed goes through it in one batch.
+    With one condition of scale w, output = null + w (conditional - null) (Ho & Salimans 2022, arXiv
+    2207.12598, equation 6, where w is our w - 1). Of several each has a scale of its own, and those
+    before it are given: with e_k the answer to the first k conditions, the others missing,
+
+        output = e_0 + sum_k w_k (e_k - e_k-1)      (Brooks et al. 2023, arXiv 2211.09800, eq. 3)
+
+    It is taken on the network's own prediction, and all that is needed goes through the network in
+    one batch.
+
+    Args:
+      seen: {name: [B, *S, c]}, conditions; zero where they are missing.
+      scales: of conditions by name, in the order in which they are added; 1 without them.
     """
-    nothing = jax.tree.map(jnp.zeros_like, condition)
-    weighted = [(guidance * neighbour, condition), (1 - guidance, nothing)]
-    if neighbour != 1.0:
-        alone = {**condition, "neighbour": nothing["neighbour"]}
-        weighted.append((guidance * (1 - neighbour), alone))
-    weights, conditions = zip(*(pair for pair in weighted if pair[0]), strict=True)
+    weights, shown = zip(*_terms(seen, scales or {}), strict=True)
 
     def repeated(a):
         return jnp.concatenate([a] * len(weights))
@@ -46,8 +48,8 @@ def denoiser(
     def output(z_t, t):
         batch = jnp.full(z_t.shape[:1], t)
         if weights == (1.0,):
-            return apply(params, z_t, batch, *conditions)
-        every = jax.tree.map(lambda *cs: jnp.concatenate(cs), *conditions)
+            return apply(params, z_t, batch, *shown)
+        every = jax.tree.map(lambda *cs: jnp.concatenate(cs), *shown)
         answers = apply(params, repeated(z_t), repeated(batch), every)
         answers = jnp.split(answers, len(weights))
         return sum(weight * answer for weight, answer in zip(weights, answers, strict=True))
@@ -56,3 +58,15 @@ def denoiser(
         return process.to_x_0(schedule, prediction, output(z_t, t), z_t, t)
 
     return denoise
+
+
+def _terms(seen: Mapping, scales: Mapping[str, float]) -> list[tuple[float, Mapping]]:
+    """What the network is shown, and the weight of its answer; the whole first."""
+    names = [name for name in scales if name in seen]
+    nothing = jax.tree.map(jnp.zeros_like, seen)
+    ends = [1.0, *(scales[name] for name in names), 0.0]
+    terms = []
+    for count, (scale, following) in enumerate(itertools.pairwise(ends)):
+        missing = {name: nothing[name] for name in names[count:]}
+        terms.append((scale - following, {**seen, **missing}))
+    return [(weight, shown) for weight, shown in (terms[-1], *terms[:-1]) if weight]

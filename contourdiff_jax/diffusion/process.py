@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forward process, what the network predicts, and the training loss.
+"""The forward process, what the network predicts, and its error.
 
 Shapes: B batch, *S space, C channels (last); t [B] or a scalar, integers in [0, T).
 
@@ -9,13 +9,10 @@ With a_t = sqrt(alpha_bar_t) and s_t = sqrt(1 - alpha_bar_t) (Schedule.signal, S
 so that x_0 = a_t z_t - s_t v_t and eps = s_t z_t + a_t v_t.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from contourdiff_jax.diffusion.schedules import Schedule
-from contourdiff_jax.errors import InputError
 
 PREDICTIONS = ("eps", "x0", "v")
 WEIGHTINGS = ("none", "x0", "min_snr")
@@ -102,59 +99,3 @@ def errors(apply, schedule: Schedule, config, params, example, t, eps, *, key=No
     output = apply(params, diffuse(schedule, x_0, eps, t), t, example["condition"], key=key)
     difference = output - target(schedule, config.prediction, x_0, eps, t)
     return jnp.square(difference).mean(tuple(range(1, difference.ndim)))
-
-
-def loss(
-    apply: Callable,
-    schedule: Schedule,
-    config,
-    *,
-    learnt=None,
-    teach: Callable | None = None,
-    condition_dropout: float = 0.0,
-) -> Callable:
-    """The training loss: (params, example, key, *teacher) -> (loss, {'loss': ..}).
-
-    It is the weighted mean of `errors`. With `teach`, what is to be found in z_t is not what it was
-    made of but what the teacher says, a network with the parameters `teacher`.
-
-    Args:
-      apply: see models.Model.
-      config: a `diffusion` section (see config.py).
-      learnt: timesteps [n] that are drawn from, rising; all T without it.
-      teach: see few_steps.teacher.
-      condition_dropout: probability with which an example loses each of its conditions.
-    """
-    check(config)
-    learnt = jnp.arange(schedule.steps) if learnt is None else jnp.asarray(learnt)
-
-    def training_loss(params, example, key, *teacher):
-        key_t, key_eps, key_drop, key_network = jax.random.split(key, 4)
-        x_0 = example["x"]
-        t = timesteps(key_t, x_0.shape[0], learnt, config.time_exponent)
-        eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
-        if condition_dropout:
-            example = example | {
-                "condition": drop(key_drop, example["condition"], condition_dropout)
-            }
-        if teach:
-            z_t = diffuse(schedule, x_0, eps, t)
-            x_0, eps = teach(*teacher, z_t, t, example["condition"])
-            example = example | {"x": x_0}
-        squared = errors(apply, schedule, config, params, example, t, eps, key=key_network)
-        weights = weight(schedule, config.prediction, config.weighting, config.gamma, t)
-        value = (weights * squared).mean()
-        return value, {"loss": value}
-
-    return training_loss
-
-
-def check(config) -> None:
-    """Raise InputError for a `diffusion` section with unknown names."""
-    for field, known in (("prediction", PREDICTIONS), ("weighting", WEIGHTINGS)):
-        if config[field] not in known:
-            raise InputError(
-                f"config.diffusion.{field}: {config[field]!r} is not one of {', '.join(known)}"
-            )
-    if not config.time_exponent > 0:
-        raise InputError(f"config.diffusion.time_exponent: {config.time_exponent} must be positive")

@@ -9,9 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from contourdiff_jax import models
-from contourdiff_jax.data import batches
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import schedulers, unet2d, weight_files
+from contourdiff_jax.methods.diffusion import NETWORK
 from contourdiff_jax.models import conditioning
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.runtime import mesh as meshes
@@ -31,21 +31,21 @@ def export(run_folder: str | Path, out: str | Path) -> None:
     ours = run.load(run_folder)
     config = ours.config
     try:
-        model = models.build(config.model, batches.CONDITIONS)
+        model = models.build(config.model)
         unet = unet2d.unet(
             config.model,
-            inputs=1 + conditioning.channels(config.model, batches.CONDITIONS),
+            inputs=1 + conditioning.channels(config.model),
             outputs=1,
             size=ours.grid.size,
         )
         scheduler = schedulers.theirs(config)
     except InputError as error:
         raise InputError(f"{run_folder}: {error}") from None
-    one = meshes.replicated(meshes.make(ConfigDict({"data": 1, "fsdp": 1})))
-    _, params = checkpoint.load_average(run_folder, model.init, one)
+    one = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
+    _, averages = checkpoint.averages(run_folder, {NETWORK: model.init}, one)
     tensors = {
         unet2d.name(config.model, tuple(key.key for key in path)): unet2d.theirs(np.asarray(leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(averages[NETWORK])
     }
     kind = scheduler["_class_name"]
     files = {

@@ -13,11 +13,11 @@ import numpy as np
 from contourdiff_jax import config as configuration
 from contourdiff_jax import models
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.data import batches
-from contourdiff_jax.diffusion import samplers, schedules
+from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import schedulers, unet2d, weight_files
 from contourdiff_jax.interop.weight_files import Tensor
+from contourdiff_jax.methods.diffusion import NETWORK
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.volumes import intensity
@@ -25,7 +25,7 @@ from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
 
 # What a network sees beside the image by the number of its channels, as ContourDiff has it.
-CONDITIONS = {1: ("contour",), 2: ("contour", "neighbour")}
+CONDITIONS = {1: (CONTOUR.name,), 2: (CONTOUR.name, NEIGHBOUR.name)}
 STEPS = 50  # of sampling, as published: a scheduler's configuration does not say
 
 
@@ -78,16 +78,18 @@ def import_checkpoint(
         ours = _foreign(root, unet / "config.json", images)
     config = ours.config
     with _naming(root):
-        samplers.build(config.sampler, schedules.build(config.diffusion).steps)
+        configuration.check_diffusion(config)
+        configuration.check_sampler(config)
     tensors = weight_files.tensors(unet)
     with _naming(unet / "config.json"):
-        models.check_size(config.model, ours.grid.size)
-        model = models.build(config.model, batches.CONDITIONS)
+        configuration.check_model(config)
+        configuration.check_size(config, ours.grid.size)
+    model = models.build(config.model)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = _params(config.model, shapes, tensors, unet)
     with disk.folder(workdir) as partial:
         ours.save(partial)
-        checkpoint.save_average(partial, params)
+        checkpoint.save_averages(partial, {NETWORK: params})
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{workdir}: {count:,} parameters; sees {' and '.join(config.model.conditions)}")
 
@@ -97,7 +99,7 @@ def _exported(root: Path, unet: Path) -> run.Run:
     path, scheduler = root / run.EXPORTED, _scheduler(root)
     ours = run.read(path)
     with _naming(path):
-        models.check(ours.config.model)
+        configuration.check_model(ours.config)
         network = unet2d.unet(ours.config.model, inputs=0, outputs=0, size=0)
         sampling = schedulers.theirs(ours.config)
     beside = [(unet, unet2d.model, network)]

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 
 from contourdiff_jax import config as configuration
-from contourdiff_jax.diffusion import process, samplers, schedules
 from contourdiff_jax.errors import InputError
 
 SCHEDULERS = {
@@ -114,8 +113,8 @@ def theirs(config) -> dict:
       InputError: a setting that the scheduler has no equivalent of, named.
     """
     diffusion, sampler = config.diffusion, config.sampler
-    process.check(diffusion)
-    samplers.build(sampler, schedules.build(diffusion).steps)  # refuses what we have not either
+    configuration.check_diffusion(config)  # refuses what we have not either
+    configuration.check_sampler(config)
     if (sampler.name, sampler.spacing, sampler.fixed_stride) == ("ddim", "linspace", False):
         raise InputError(
             f"config.sampler.fixed_stride: False has no equivalent in {SCHEDULERS['ddim']} with "

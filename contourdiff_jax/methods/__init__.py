@@ -1,2 +1,121 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file a method: what it learns, and how it draws."""
+"""One file a method: what it learns, and how it draws. From a configuration to its method.
+
+A method is added by a file with `build`, and a line in BUILDERS (CONTRIBUTING.md).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from contourdiff_jax import config as configuration
+from contourdiff_jax.contracts import Method
+from contourdiff_jax.data.store import Store, open_store
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.methods import diffusion, distilled, segmentation
+from contourdiff_jax.runtime import processes
+from contourdiff_jax.training import checkpoint, loop, run
+from contourdiff_jax.training.run import Run
+
+# By config.method.
+BUILDERS: dict[str, Callable[..., Method]] = {
+    "diffusion": diffusion.build,
+    "distilled": distilled.build,
+    "segmentation": segmentation.build,
+}
+
+
+def build(ours: Run, *, store: Store | None = None, mesh: Mesh | None = None, **how) -> Method:
+    """The method of a run, to train on a store or, without one, to draw.
+
+    Args:
+      mesh: devices to lie on; without it those that fit the configuration's batches.
+      how: what the method of this run takes besides: `sampler`, a section to draw with in place of
+        the run's own; `teacher`, a run to learn from.
+
+    Raises:
+      InputError: a setting that cannot work, named.
+    """
+    return BUILDERS[ours.config.method](ours, store=store, mesh=mesh, **how)
+
+
+def train(
+    config: ConfigDict,
+    store: str | Path,
+    workdir: str | Path,
+    *,
+    init: str | Path | None = None,
+    teacher: str | Path | None = None,
+    verified: bool = True,
+) -> bool:
+    """Train until `config.train.images` have been seen; returns whether that was reached.
+
+    Args:
+      config: see config.py.
+      store: folder made by `prepare`; its 'train' split is learnt, its 'val' split held out.
+      workdir: folder of the run; one that holds a run of the same configuration is resumed. All
+        processes must see the same.
+      init: a run whose averaged weights to begin with.
+      teacher: likewise, and to learn from; see `distillation` in config.py. To be given again where
+        the run is resumed.
+      verified: whether to read the whole store first, and compare it with its digests.
+
+    Raises:
+      InputError: anything of these that cannot be used; a loss that is not finite.
+    """
+    configuration.check(config)
+    if bool(teacher) != (config.method == "distilled"):
+        raise InputError("--teacher and --config.distillation.substeps: each needs the other")
+    if teacher and init:
+        raise InputError("--init: a network begins with the weights of its teacher; leave it out")
+    workdir, how = Path(workdir), {"teacher": Path(teacher)} if teacher else {}
+    opened = processes.together(lambda: run.opened(Path(store), verified))
+    ours = run.begin(config, opened)
+    method = build(ours, store=opened, **how)
+    if method.start:
+        ours = dataclasses.replace(ours, teacher=checkpoint.digest(method.start))
+    return continued(ours, method, workdir, init=init)
+
+
+def continued(
+    ours: Run,
+    method: Method,
+    workdir: Path,
+    *,
+    init: str | Path | None = None,
+    compiled: loop.Compiled | None = None,
+    name: str | None = None,
+) -> bool:
+    """Train the method of a run in its folder, from where it was left; see `train`.
+
+    Args:
+      compiled: of a method whose step is the same, so that it need not be compiled again.
+      name: see loop.train.
+    """
+    compiled, start = compiled or loop.compiled(method, ours.config.train), method.start
+    resumed = bool(processes.told(lambda: "yes" if checkpoint.exists(workdir) else ""))
+    if init and not resumed:
+        run.load(Path(init))
+        inits = {player: method.players[player].init for player in method.players}
+        _, start = checkpoint.averages(Path(init), inits, method.mesh)
+    with run.claimed(workdir, ours):
+        return loop.train(
+            method,
+            compiled,
+            ours.config.train,
+            workdir,
+            seed=ours.config.seed,
+            start=start,
+            name=name,
+        )
+
+
+def images_per_second(config: ConfigDict, store: str | Path, *, steps: int = 4) -> float:
+    """Training speed on this machine: the median of a few steps, input included."""
+    opened = open_store(store)
+    method = build(run.begin(config, opened), store=opened)
+    compiled = loop.compiled(method, config.train)
+    return loop.images_per_second(method, compiled, config.train, seed=config.seed, steps=steps)

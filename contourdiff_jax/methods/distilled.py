@@ -1,69 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks for few steps: trained on the timesteps that sampling visits, alone or with a teacher.
+"""Networks for few steps, taught by one for many.
 
-A network that will be asked at n timesteps need not learn the others (Fast-DDPM, Jiang et al. 2024,
-arXiv 2405.14802). And where another network has learnt them all, one step of ours can learn to lead
-where several of its steps lead (progressive distillation, Salimans & Ho 2022, arXiv 2202.00512).
+Where a network has learnt all timesteps, one step of another can learn to lead where several of its
+steps lead (progressive distillation, Salimans & Ho 2022, arXiv 2202.00512).
 
-Shapes: B batch, *S space, C channels (last).
+Shapes: B batch, *S space, C channels, last.
 """
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from contourdiff_jax import config as configuration
-from contourdiff_jax.diffusion import process, samplers
+from contourdiff_jax import models
+from contourdiff_jax.data.store import Store
+from contourdiff_jax.diffusion import process, samplers, schedules
 from contourdiff_jax.diffusion.schedules import Schedule
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.methods import diffusion
+from contourdiff_jax.methods.diffusion import NETWORK, Diffusion
+from contourdiff_jax.training import checkpoint, run
+from contourdiff_jax.training.run import Run
 
-TIMESTEPS = ("all", "sampler")
 # Fields of the `diffusion` section that change nothing of what a network's answer means.
 TRAINING = ("weighting", "time_exponent", "timesteps", "gamma")
 
 
-def check(config) -> None:
-    """Raise InputError for a configuration whose few steps cannot be learnt."""
-    if config.diffusion.timesteps not in TIMESTEPS:
-        raise InputError(
-            f"config.diffusion.timesteps: {config.diffusion.timesteps!r} is not one of "
-            f"{', '.join(TIMESTEPS)}"
-        )
-    substeps, sampler = config.distillation.substeps, config.sampler
-    if substeps < 0:
-        raise InputError(f"config.distillation.substeps: {substeps} must not be negative")
-    if substeps and (sampler.name != "ddim" or sampler.eta or sampler.fixed_stride):
-        raise InputError(
-            "config.distillation: what is learnt are steps of DDIM; let config.sampler.name be "
-            "ddim, eta 0 and fixed_stride false"
-        )
-    if substeps and sampler.guidance != 1:
-        raise InputError("config.distillation: guidance is not learnt; let config.sampler's be 1")
-    if substeps * sampler.steps > config.diffusion.steps:
-        raise InputError(
-            f"config.distillation.substeps: {substeps} for each of {sampler.steps} steps are more "
-            f"than the {config.diffusion.steps} of config.diffusion.steps"
-        )
+def build(
+    ours: Run, *, store: Store | None = None, teacher: Path | None = None, **how
+) -> Diffusion:
+    """The method of a run.
 
+    Args:
+      store: to learn from; without it the method is there to draw, and needs no teacher.
+      teacher: the run to learn from.
+      how: see diffusion.build.
 
-def learnt(config) -> np.ndarray:
-    """The timesteps [n] that a network of this configuration learns, rising."""
-    if config.diffusion.timesteps == "all" and not config.distillation.substeps:
-        return np.arange(config.diffusion.steps)
-    return np.sort(samplers.timesteps(config.sampler, config.diffusion.steps))
-
-
-def check_visited(config, visited: np.ndarray, who: str) -> None:
-    """Raise InputError where a network of this configuration has not learnt timesteps [n]."""
-    known = learnt(config)
-    if not np.isin(visited, known).all():
-        raise InputError(
-            f"{who}: learnt the timesteps of {config.sampler.name} with {len(known)} steps alone, "
-            f"and is asked at others; take --steps={len(known)}, or train with "
-            f"--config.diffusion.timesteps=all"
-        )
+    Raises:
+      InputError: a run that cannot teach ours.
+    """
+    if store is None:
+        return diffusion.build(ours, **how)
+    theirs = run.load(teacher)
+    check_teacher(ours.config, theirs.config, str(teacher))
+    if (theirs.grid, theirs.contours) != (ours.grid, ours.contours):
+        raise InputError(f"{teacher}: a teacher of another grid or other contours than the store's")
+    model, schedule = models.build(ours.config.model), schedules.build(ours.config.diffusion)
+    teach = teaching(model.apply, schedule, ours.config)
+    method = diffusion.build(ours, store=store, teach=teach, **how)
+    weights = checkpoint.averages(teacher, {NETWORK: model.init}, method.mesh)[1]
+    return dataclasses.replace(method, fixed=weights[NETWORK], start=weights)
 
 
 def check_teacher(ours, theirs, who: str) -> None:
@@ -76,7 +66,7 @@ def check_teacher(ours, theirs, who: str) -> None:
                 f"it teaches"
             )
     asked = _paths(ours)
-    check_visited(theirs, asked[asked >= 0], who)
+    diffusion.check_visited(theirs, asked[asked >= 0], who)
 
 
 def _paths(config) -> np.ndarray:
@@ -86,7 +76,7 @@ def _paths(config) -> np.ndarray:
     return np.round(np.linspace(begins, ends, config.distillation.substeps + 1, axis=1)).astype(int)
 
 
-def teacher(apply: Callable, schedule: Schedule, config) -> Callable:
+def teaching(apply: Callable, schedule: Schedule, config) -> Callable:
     """teach(params, z_t, t [B], condition) -> (x_0, eps), what a network should find in z_t.
 
     It is the pair with z_t = a_t x_0 + s_t eps from which one step of DDIM leads where

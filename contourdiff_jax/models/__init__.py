@@ -5,17 +5,15 @@ Outside, a model is two pure functions over plain dicts.
 """
 
 import itertools
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from contourdiff_jax.errors import InputError
 from contourdiff_jax.models import conditioning
-from contourdiff_jax.models.unet import UNet, decoder_attention
+from contourdiff_jax.models.unet import UNet
 
 Params = dict[str, Any]
 
@@ -38,20 +36,13 @@ class Model(NamedTuple):
     apply: Callable[..., jax.Array]
 
 
-def build(config, conditions: Mapping[str, int], *, channels: int = 1, dims: int = 2) -> Model:
+def build(config, *, channels: int = 1, dims: int = 2) -> Model:
     """The network of `config` (a `model` section, see config.py) for images of `channels` channels.
 
     Args:
-      conditions: name -> channels of each condition that an example can have; config.conditions
-        says which of them the network takes.
       dims: number of spatial dimensions.
-
-    Raises:
-      InputError: a setting that no network can be built from, named.
     """
-    check(config)
-    conditioning.check(config, conditions)
-    inputs = channels + conditioning.channels(config, conditions)
+    inputs = channels + conditioning.channels(config)
 
     def create():
         return UNet(
@@ -107,83 +98,3 @@ def _scatter(key, params: Params) -> Params:
             for (_, leaf), size, end in zip(paths, sizes, ends, strict=True)
         ]
     )
-
-
-def check(config) -> None:
-    """Raise InputError for a `model` section that contradicts itself."""
-    channels = tuple(config.channels)
-    if not channels or not all(isinstance(c, int) and c > 0 for c in channels):
-        raise InputError(
-            f"config.model.channels: {channels} must be positive whole numbers, one a resolution"
-        )
-    for name in ("layers", "groups"):
-        if config[name] < 1:
-            raise InputError(f"config.model.{name}: {config[name]} must be at least 1")
-    if config.layers > LAYERS:
-        raise InputError(f"config.model.layers: {config.layers} is more than {LAYERS}")
-    # Waves come in pairs, and their frequencies are spread over one step less with a shift of 1.
-    if channels[0] % 2 or channels[0] // 2 == config.time_shift:
-        raise InputError(
-            f"config.model.channels: the first, {channels[0]}, is that of the time embedding too "
-            f"and must be even and above {2 * config.time_shift}"
-        )
-    attention = tuple(config.attention), decoder_attention(config)
-    for name, given in zip(("attention", "decoder_attention"), attention, strict=True):
-        if len(given) != len(channels):
-            raise InputError(
-                f"config.model.{name}: {len(given)} entries for the {len(channels)} resolutions "
-                f"of config.model.channels; give one for each"
-            )
-    for features in channels:
-        if features % config.groups:
-            raise InputError(
-                f"config.model.channels: {features} is not a multiple of "
-                f"config.model.groups={config.groups}"
-            )
-    attentive = [c for c, *a in zip(channels, *attention, strict=True) if any(a)]
-    attentive += channels[-1:] if config.middle_attention else []
-    for features in attentive:
-        if config.head_width < 0 or (config.head_width and features % config.head_width):
-            raise InputError(
-                f"config.model.channels: {features} has attention and is not a multiple of "
-                f"config.model.head_width={config.head_width}"
-            )
-    if config.fused_attention:
-        _check_fused(config, attentive)
-    for name in ("middle_divisor", "epsilon"):
-        if not 0 < config[name] < math.inf:
-            raise InputError(f"config.model.{name}: {config[name]} must be above 0 and finite")
-    if not 0 <= config.dropout < 1:
-        raise InputError(f"config.model.dropout: {config.dropout} must be at least 0 and below 1")
-    if config.downsample_padding not in (0, 1):
-        raise InputError(
-            f"config.model.downsample_padding: {config.downsample_padding} is not 0 or 1"
-        )
-    if config.dtype not in ("float32", "bfloat16"):
-        raise InputError(f"config.model.dtype: {config.dtype!r} is not one of float32, bfloat16")
-
-
-def _check_fused(config, attentive: list[int]) -> None:
-    """Raise InputError where cuDNN's kernel could not take the heads, once it is compiled."""
-    if config.dtype != "bfloat16":
-        raise InputError(
-            f"config.model.fused_attention computes in bfloat16, "
-            f"and config.model.dtype is {config.dtype}"
-        )
-    for features in attentive:
-        width = config.head_width or features
-        if width % 8 or width > FUSED_WIDTH:
-            raise InputError(
-                f"config.model.head_width: heads of {width} features, where "
-                f"config.model.fused_attention takes multiples of 8 up to {FUSED_WIDTH}"
-            )
-
-
-def check_size(config, size: int) -> None:
-    """Raise InputError for an image that the network cannot halve often enough."""
-    halvings = len(tuple(config.channels)) - 1
-    if size % 2**halvings:
-        raise InputError(
-            f"images of {size} px cannot be halved {halvings} times: "
-            f"take --size={-(-size // 2**halvings) * 2**halvings}, or shorten config.model.channels"
-        )

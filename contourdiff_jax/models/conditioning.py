@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a network sees its conditions: as channels beside the noisy image, not noised.
 
-Every condition of an example has two channels: its values, and 1 where it is given. A missing one
-is zero in both (data/batches.py). Networks differ in how much of that they see:
+In an example every condition has its values' channels, and one that is 1 where it is given; a
+missing one is zero in all of them (contracts.Condition). Networks differ in how much of that they
+see:
 
-    null='flag'     both channels, so that a slice of air is not mistaken for a missing one
+    null='flag'     all channels, so that a slice of air is not mistaken for a missing one
     null='empty'    the values alone, and an empty picture where they are missing: as published
 
 Shapes: B batch, *S space, C channels (last).
@@ -14,37 +15,23 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from contourdiff_jax.errors import InputError
-
-NULLS = ("flag", "empty")
-# An empty picture: contours are 0 and 1, a neighbouring slice is an image in [-1, 1].
-EMPTY = {"contour": 0.0, "neighbour": -1.0}
+from contourdiff_jax.contracts import CONDITIONS, Condition
 
 
-def check(config, conditions: Mapping[str, int]) -> None:
-    """Raise InputError for a `model` section with conditions that there are not."""
-    names = tuple(config.conditions)
-    if names[:1] != ("contour",) or len(set(names)) < len(names) or set(names) - set(conditions):
-        others = ", ".join(name for name in conditions if name != "contour")
-        raise InputError(f"config.model.conditions: {names} must be contour, or with it {others}")
-    if config.null not in NULLS:
-        raise InputError(f"config.model.null: {config.null!r} is not one of {', '.join(NULLS)}")
-
-
-def channels(config, conditions: Mapping[str, int]) -> int:
+def channels(config) -> int:
     """Channels that the network of a `model` section sees beside the image."""
-    flags = 0 if config.null == "flag" else 1
-    return sum(conditions[name] - flags for name in config.conditions)
+    flags = 1 if config.null == "flag" else 0
+    return sum(CONDITIONS[name].channels + flags for name in config.conditions)
 
 
 def concatenate(config, z_t, condition: Mapping):
-    """z_t [B, *S, C] and condition {name: [B, *S, 2]} -> the network's input [B, *S, inputs]."""
-    seen = (_seen(config.null, name, condition[name]) for name in config.conditions)
+    """z_t [B, *S, C] and condition {name: [B, *S, c]} -> the network's input [B, *S, inputs]."""
+    seen = (_seen(config.null, CONDITIONS[name], condition[name]) for name in config.conditions)
     return jnp.concatenate([z_t, *seen], -1)
 
 
-def _seen(null: str, name: str, condition):
+def _seen(null: str, condition: Condition, array):
     if null == "flag":
-        return condition
-    values, given = jnp.split(condition, 2, -1)
-    return values * given + EMPTY[name] * (1 - given)
+        return array
+    values, given = jnp.split(array, [condition.channels], -1)
+    return values * given + condition.empty * (1 - given)

@@ -126,15 +126,15 @@ def _opened(path, trained: Run) -> Store:
 
 def _weights(folder: Path, trained: Run) -> str:
     """The digest of a run's averaged weights."""
-    from contourdiff_jax import models  # they take a second, as JAX does
-    from contourdiff_jax.data import batches
+    from contourdiff_jax import methods  # it takes a second, as JAX does
     from contourdiff_jax.runtime import mesh as meshes
     from contourdiff_jax.training import checkpoint
 
-    init = models.build(trained.config.model, batches.CONDITIONS).init
-    one = meshes.replicated(meshes.make(ConfigDict({"data": 1, "fsdp": 1})))
-    _, average = checkpoint.load_average(folder, init, one)
-    return checkpoint.digest(average)
+    one = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
+    players = methods.build(trained, mesh=one).players
+    inits = {name: player.init for name, player in players.items()}
+    _, averages = checkpoint.averages(folder, inits, one)
+    return checkpoint.digest(averages)
 
 
 def _scores(path: Path, trained: Run, weights: Callable[[], str]) -> tuple[str, dict]:
@@ -217,9 +217,8 @@ def _parameters(config) -> int:
     import jax  # it takes a second, and --help does not need it
 
     from contourdiff_jax import models
-    from contourdiff_jax.data import batches
 
-    init = models.build(config.model, batches.CONDITIONS).init
+    init = models.build(config.model).init
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
 
 

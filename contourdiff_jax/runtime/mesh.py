@@ -101,6 +101,13 @@ def state(mesh: Mesh, tree):
     return jax.tree.map(sharding, tree)
 
 
+def laid(shapes, shardings):
+    """ShapeDtypeStructs with their shardings, trees of the same structure."""
+    return jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
+    )
+
+
 def check_batch(mesh: Mesh, size: int, name: str) -> None:
     """Raise InputError for a batch that the mesh does not divide."""
     if size < 1 or size % mesh.size:

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints with Orbax: asynchronous, atomic, restored onto any mesh.
 
-A checkpoint has four items, so that translation reads the average alone:
-    params, ema, optimiser   trees of arrays
+A checkpoint has up to five items, so that translation reads the averages alone:
+    params, ema, optimiser   a tree of arrays of each player
     progress                 {'step', 'key'}
+    memory                   what the method carries from step to step, where it does
+Those written before methods had players hold the trees of the only one, and are read as such.
 Each has the digests of its files beside them, written before the checkpoint gets its name. What
 differs from them is not read: the checkpoint before is.
 """
@@ -16,12 +18,14 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 
+from contourdiff_jax.contracts import Averages
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk, processes
 from contourdiff_jax.runtime import mesh as meshes
@@ -33,7 +37,8 @@ for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
-ITEMS = ("params", "ema", "optimiser", "progress")
+ITEMS = ("params", "ema", "optimiser", "progress", "memory")
+OF_PLAYERS = ("params", "ema", "optimiser")
 DIGESTS = "sha256.json"  # in an item's folder: {file: sha256} of the others
 DAMAGED = "damaged"  # what the name of a checkpoint ends in that is set aside
 
@@ -84,19 +89,23 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
     if step in checkpoints.all_steps():
         return
     items = ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params),
-        ema=ocp.args.StandardSave(state.ema),
-        optimiser=ocp.args.StandardSave(state.optimiser),
-        progress=ocp.args.StandardSave({"step": state.step, "key": state.key}),
+        **{item: ocp.args.StandardSave(tree) for item, tree in _items(state).items()}
     )
     _attempt(lambda: checkpoints.save(step, args=items), _unwritten(checkpoints))
 
 
-def save_average(run: Path, params) -> None:
-    """Write the one checkpoint of a run that was not trained here: an average, at step 0."""
-    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+def _items(state: TrainState) -> dict:
+    """What is kept of a state, by item; of trees without arrays nothing."""
+    trees = {item: getattr(state, item) for item in (*OF_PLAYERS, "memory")}
+    kept = {item: tree for item, tree in trees.items() if jax.tree.leaves(tree)}
+    return kept | {"progress": {"step": state.step, "key": state.key}}
+
+
+def save_averages(run: Path, averages: Averages) -> None:
+    """Write the one checkpoint of a run that was not trained here, at step 0."""
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(averages))
     checkpoints = manager(run, at_once=2 * largest)
-    items = ocp.args.Composite(ema=ocp.args.StandardSave(params))
+    items = ocp.args.Composite(ema=ocp.args.StandardSave(averages))
     _attempt(lambda: checkpoints.save(0, args=items), _unwritten(checkpoints))
     finish(checkpoints)
     checkpoints.close()
@@ -121,43 +130,24 @@ def restore(checkpoints: ocp.CheckpointManager, run: Path, like: TrainState) -> 
 
     For who goes on with the run: later checkpoints, which are damaged, are set aside.
     """
-    items = {
-        "params": like.params,
-        "ema": like.ema,
-        "optimiser": like.optimiser,
-        "progress": {"step": like.step, "key": like.key},
-    }
-    step, found = _restore(checkpoints, run, items)
+    step, items = _restore(checkpoints, run, _items(like))
     _set_aside(checkpoints, after=step)
-    return TrainState(
-        found["progress"]["step"],
-        found["progress"]["key"],
-        found["params"],
-        found["ema"],
-        found["optimiser"],
-    )
+    progress = items.pop("progress")
+    return like._replace(**progress, **items)
 
 
-def restore_ema(checkpoints: ocp.CheckpointManager, run: Path, like) -> tuple[int, dict]:
-    """(step, averaged parameters) of the latest intact checkpoint."""
-    step, found = _restore(checkpoints, run, {"ema": like})
-    return step, found["ema"]
-
-
-def load_average(run: Path, init: Callable, sharding) -> tuple[int, dict]:
-    """(step, averaged parameters) of a run's latest checkpoint, every array laid out alike.
+def averages(run: Path, inits: Mapping[str, Callable], mesh: Mesh) -> tuple[int, Averages]:
+    """(step, averaged parameters of players) of the latest intact checkpoint, on a mesh.
 
     Args:
-      init: of the run's network, see models.Model.
+      inits: of the players' networks, see contracts.Player.
     """
-    like = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-        jax.eval_shape(init, jax.random.key(0)),
-    )
+    shapes = {name: jax.eval_shape(init, jax.random.key(0)) for name, init in inits.items()}
     checkpoints = manager(run)
-    found = restore_ema(checkpoints, run, like)
+    like = meshes.laid(shapes, meshes.state(mesh, shapes))
+    step, items = _restore(checkpoints, run, {"ema": like})
     checkpoints.close()
-    return found
+    return step, items["ema"]
 
 
 def exists(run: Path) -> bool:
@@ -221,10 +211,22 @@ def _digests(folder: Path) -> dict[str, str]:
 def _read(checkpoints, step: int, name: str, items: dict) -> dict:
     unreadable = f"{name}: cannot be read"
     metadata = _attempt(lambda: checkpoints.item_metadata(step), unreadable, _Damaged)
+    players = set(items["ema"])
+    if bare := len(players) == 1 and not players <= set(_tree(metadata.get("ema"))):
+        (player,) = players
+        items = {i: like[player] if i in OF_PLAYERS else like for i, like in items.items()}
     for item, like in items.items():
         _check(metadata.get(item), like, name)
     wanted = ocp.args.Composite(**{i: ocp.args.StandardRestore(like) for i, like in items.items()})
-    return _attempt(lambda: checkpoints.restore(step, args=wanted), unreadable, _Damaged)
+    restored = _attempt(lambda: checkpoints.restore(step, args=wanted), unreadable, _Damaged)
+    if not bare:
+        return {item: restored[item] for item in items}
+    return {i: {player: restored[i]} if i in OF_PLAYERS else restored[i] for i in items}
+
+
+def _tree(metadata):
+    """What a checkpoint says of an item's arrays."""
+    return getattr(metadata, "tree", metadata) or {}
 
 
 def _set_aside(checkpoints: ocp.CheckpointManager, *, after: int) -> None:
@@ -286,7 +288,7 @@ def _check(metadata, like, name: str) -> None:
 
 
 def _shapes(tree) -> dict[str, tuple]:
-    leaves = jax.tree_util.tree_leaves_with_path(getattr(tree, "tree", tree))
+    leaves = jax.tree_util.tree_leaves_with_path(_tree(tree))
 
     def name(key):
         return str(next(getattr(key, a) for a in ("key", "idx", "name") if hasattr(key, a)))
@@ -294,9 +296,13 @@ def _shapes(tree) -> dict[str, tuple]:
     return {".".join(name(k) for k in path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def digest(params) -> str:
-    """sha256 over names and bytes of a tree of arrays: what a translation says it was made with."""
+def digest(averages: Averages) -> str:
+    """sha256 over names and bytes of players' weights: what a translation says it was made with.
+
+    The name of an only player does not count: that of a network is the same wherever it is held.
+    """
     total = hashlib.sha256()
+    params = averages if len(averages) > 1 else next(iter(averages.values()))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         total.update(jax.tree_util.keystr(path).encode())
         total.update(meshes.whole(leaf).tobytes())

@@ -47,7 +47,8 @@ class Run:
       grid: of the store.
       contours: how contours were taken.
       subjects: sha256 of each training subject's name: enough to recognise one, not to name it.
-      teacher: digest of the weights that taught it, if any.
+      teacher: digest of the weights that it was learnt with and that were fixed, if any.
+      labels: of the classes of a segmenter, in order, the background's 0 first.
     """
 
     config: ConfigDict
@@ -57,6 +58,7 @@ class Run:
     contours: ContourSettings
     subjects: tuple[str, ...]
     teacher: str = ""
+    labels: tuple[int, ...] = ()
 
     def to_dict(self) -> dict:
         return {
@@ -69,6 +71,7 @@ class Run:
                 "contours": self.contours.to_dict(),
                 "subjects": list(self.subjects),
                 "teacher": self.teacher,
+                **({"labels": list(self.labels)} if self.labels else {}),
             },
         }
 
@@ -80,8 +83,11 @@ class Run:
         os.replace(part, path)
 
 
-def begin(config: ConfigDict, store: Store) -> Run:
+def begin(config: ConfigDict, store: Store, labels: tuple[int, ...] = ()) -> Run:
     """The run that training `config` on `store` is.
+
+    Args:
+      labels: of a segmenter's classes, in order, the background's 0 first.
 
     Raises:
       InputError: the store has no training subjects, or is not on the grid that the
@@ -97,6 +103,21 @@ def begin(config: ConfigDict, store: Store) -> Run:
                 f"{store.path}: prepared with {field} {actual}, but config.grid.{field} is "
                 f"{wanted}; prepare again with --{field}={wanted} or change the configuration"
             )
+    return Run(
+        config,
+        store.preset,
+        store.median_window(),
+        store.grid,
+        _contours(config, store),
+        tuple(filenames.subject_digest(s) for s in subjects),
+        labels=labels,
+    )
+
+
+def _contours(config: ConfigDict, store: Store) -> ContourSettings:
+    """How contours are taken; InputError where the store has not what they are taken of."""
+    if config.method == "segmentation":  # it sees none
+        return store.contour_settings or contour_settings.preset("default", store.preset.modality)
     fields = config.contours.to_dict()
     name = fields.pop("preset")
     custom = fields["windows"] or fields["curve"] or fields["native"]
@@ -115,14 +136,7 @@ def begin(config: ConfigDict, store: Store) -> Run:
             "config.disturbance: contours of native pixels come from the store as they are; "
             "set all of it to 0"
         )
-    return Run(
-        config,
-        store.preset,
-        store.median_window(),
-        store.grid,
-        settings,
-        tuple(filenames.subject_digest(s) for s in subjects),
-    )
+    return settings
 
 
 def load(folder: Path) -> Run:
@@ -159,6 +173,7 @@ def read(path: Path) -> Run:
             ContourSettings.from_dict(data["contours"]),
             tuple(data["subjects"]),
             data.get("teacher", ""),  # runs of earlier versions do not say
+            tuple(data.get("labels", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training state and one optimiser step.
+"""The training state and one optimiser step, for the players of any method (contracts.py).
 
 Everything periodic or scheduled is counted in images seen, so that a change of batch size
 changes nothing else.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from contourdiff_jax.contracts import Averages, Memory, Metrics, Params, Player
 from contourdiff_jax.errors import InputError
-
-PERIODIC = ("log", "evaluate", "sample", "checkpoint")  # fields of a `train` section
+from contourdiff_jax.runtime import mesh as meshes
 
 
 class TrainState(NamedTuple):
@@ -25,22 +26,20 @@ class TrainState(NamedTuple):
 
     step: jax.Array  # scalar int32, optimiser steps done
     key: jax.Array  # raw data [2] uint32 of the run's key
-    params: Any
-    ema: Any  # exponential moving average of params, what is sampled with
-    optimiser: Any  # optax state
+    params: Mapping[str, Params]  # of each player
+    ema: Mapping[str, Params]  # exponential moving average of params, of players that have one
+    optimiser: Mapping[str, Any]  # optax states
+    memory: Memory = ()  # what the method carries from step to step
+
+    @property
+    def averages(self) -> Averages:
+        """What is drawn with: of each player the average, or its parameters where none is kept."""
+        return {name: self.ema.get(name, params) for name, params in self.params.items()}
 
 
-def check(config) -> None:
-    """Raise InputError for a `train` section with a number that cannot be."""
-    for name in ("images", "batch", "clip", "ema_halflife", "keep"):
-        if not config[name] > 0:
-            raise InputError(f"config.train.{name}: {config[name]} must be above 0")
-    for name in ("learning_rate", "warmup", "weight_decay", "ema_rampup", "resident", *PERIODIC):
-        if not config[name] >= 0:
-            raise InputError(f"config.train.{name}: {config[name]} must not be negative")
-    for name in ("condition_dropout", "neighbour"):
-        if not 0 <= config[name] <= 1:
-            raise InputError(f"config.train.{name}: {config[name]} must lie between 0 and 1")
+# --------------------------------------------------------------------------------------------------
+# Optimisers
+# --------------------------------------------------------------------------------------------------
 
 
 def steps(config) -> int:
@@ -74,20 +73,56 @@ def _decayed(params):
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def init(config, model_init: Callable, key) -> TrainState:
+# --------------------------------------------------------------------------------------------------
+# The state
+# --------------------------------------------------------------------------------------------------
+
+
+def init(players: Mapping[str, Player], key, memory: Memory = ()) -> TrainState:
     """The state before the first step.
 
     Jit it with out_shardings and no device ever holds it whole.
     """
     params_key, run_key = jax.random.split(key)
-    params = model_init(params_key)
+    params = {
+        name: player.init(of_player(params_key, i))
+        for i, (name, player) in enumerate(players.items())
+    }
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         key=jax.random.key_data(run_key),
         params=params,
-        ema=jax.tree.map(jnp.copy, params),
-        optimiser=optimiser(config).init(params),
+        ema={n: jax.tree.map(jnp.copy, params[n]) for n, p in players.items() if p.averaged},
+        optimiser={name: player.optimiser.init(params[name]) for name, player in players.items()},
+        memory=memory,
     )
+
+
+def of_player(key, number: int):
+    """The key of a player; the first has that of the whole."""
+    return jax.random.fold_in(key, number) if number else key
+
+
+def mesh(config, section, players: Mapping[str, Player], memory: Memory = ()) -> Mesh:
+    """The mesh of a `mesh` section on which a `train` section's batches can be computed.
+
+    Raises InputError where there is none.
+    """
+    shapes = jax.eval_shape(lambda key: init(players, key, memory), jax.random.key(0))
+    at_once = max(1, section.batch // section.accumulate)
+    made = meshes.make(config, batch=at_once, least=meshes.LEARNT, held=shapes)
+    meshes.check_batch(made, section.batch, "config.train.batch")
+    if section.batch % (section.accumulate * made.size):
+        raise InputError(
+            f"config.train.accumulate: a batch of {section.batch} on {made.size} devices "
+            f"cannot be computed in {section.accumulate} equal parts"
+        )
+    return made
+
+
+# --------------------------------------------------------------------------------------------------
+# A step
+# --------------------------------------------------------------------------------------------------
 
 
 def ema_decay(config, images):
@@ -101,57 +136,84 @@ def ema_decay(config, images):
     return 0.5 ** (config.batch / jnp.maximum(halflife, 1e-8))
 
 
-def step(config, loss: Callable) -> Callable:
-    """One optimiser step: (state, example, *fixed) -> (state, metrics).
+def step(config, players: Mapping[str, Player]) -> Callable:
+    """One optimiser step of each player, in turn: (state, example, fixed) -> (state, metrics).
 
     Args:
       config: a `train` section.
-      loss: (params, example, key, *fixed) -> (loss, metrics); see diffusion/process.py.
+      players: see contracts.py.
 
     With config.accumulate = A, the batch is computed in A parts one after the other and their
-    gradients averaged. Where loss or gradient is not finite, the state stays as it was, its step
-    counter included.
+    gradients averaged. Where a loss or a gradient is not finite, the state stays as it was, its
+    step counter included. Metrics of several players have their names before them.
     """
-    transform = optimiser(config)
-    value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
-    def gradients(params, example, key, *fixed):
-        if config.accumulate == 1:
-            (_, metrics), grads = value_and_grad(params, example, key, *fixed)
-            return metrics, grads
-
-        # Part k takes every A-th example, so that each device keeps its own: no data moves.
-        parts = jax.tree.map(
-            lambda a: jnp.moveaxis(a.reshape(-1, config.accumulate, *a.shape[1:]), 1, 0), example
+    def update(name: str, number: int, state: TrainState, key, example, fixed):
+        player = players[name]
+        metrics, grads, memory = _gradients(
+            player.loss, config.accumulate, state, name, example, of_player(key, number), fixed
         )
-
-        def add(total, part):
-            index, example = part
-            key_of_part = jax.random.fold_in(key, index)
-            (_, metrics), grads = value_and_grad(params, example, key_of_part, *fixed)
-            return jax.tree.map(jnp.add, total, (metrics, grads)), None
-
-        shapes = jax.eval_shape(
-            lambda: value_and_grad(params, jax.tree.map(lambda a: a[0], parts), key, *fixed)
-        )
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0][1], shapes[1]))
-        total, _ = jax.lax.scan(add, zeros, (jnp.arange(config.accumulate), parts))
-        return jax.tree.map(lambda a: a / config.accumulate, total)
-
-    def train_step(state: TrainState, example, *fixed):
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        metrics, grads = gradients(state.params, example, key, *fixed)
-        updates, optimiser_state = transform.update(grads, state.optimiser, state.params)
-        params = optax.apply_updates(state.params, updates)
-        decay = ema_decay(config, (state.step + 1) * config.batch)
-        ema = jax.tree.map(lambda average, p: decay * average + (1 - decay) * p, state.ema, params)
-        after = TrainState(state.step + 1, state.key, params, ema, optimiser_state)
-
+        params, before = state.params[name], state.optimiser[name]
+        updates, optimiser_state = player.optimiser.update(grads, before, params)
+        params = optax.apply_updates(params, updates)
         metrics |= {
             "grad_norm": optax.tree.norm(grads),
-            "learning_rate": learning_rate(config)(state.step),
+            "learning_rate": player.learning_rate(state.step),
         }
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
-        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), metrics
+        after = state._replace(
+            params={**state.params, name: params},
+            optimiser={**state.optimiser, name: optimiser_state},
+            memory=memory,
+        )
+        return after, metrics, finite
+
+    def train_step(state: TrainState, example, fixed=()) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        after, every, finite = state, {}, True
+        for number, name in enumerate(players):
+            after, metrics, good = update(name, number, after, key, example, fixed)
+            prefix = f"{name}_" if len(players) > 1 else ""
+            every |= {prefix + metric: value for metric, value in metrics.items()}
+            finite &= good
+        decay = ema_decay(config, (state.step + 1) * config.batch)
+        ema = {
+            name: jax.tree.map(
+                lambda mean, p: decay * mean + (1 - decay) * p, average, after.params[name]
+            )
+            for name, average in state.ema.items()
+        }
+        after = after._replace(step=state.step + 1, ema=ema)
+        return jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state), every
 
     return train_step
+
+
+def _gradients(loss: Callable, parts: int, state: TrainState, name: str, example, key, fixed):
+    """(metrics, gradients, memory) of a player, its batch computed in so many parts."""
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
+    params, others = state.params[name], state.params
+
+    def of(example, key, memory):
+        (_, (metrics, memory)), grads = value_and_grad(params, others, example, key, fixed, memory)
+        return (metrics, grads), memory
+
+    if parts == 1:
+        (metrics, grads), memory = of(example, key, state.memory)
+        return metrics, grads, memory
+
+    # Part k takes every A-th example, so that each device keeps its own: no data moves.
+    split = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(-1, parts, *a.shape[1:]), 1, 0), example)
+
+    def add(carry, part):
+        total, memory = carry
+        index, example = part
+        found, memory = of(example, jax.random.fold_in(key, index), memory)
+        return (jax.tree.map(jnp.add, total, found), memory), None
+
+    first = jax.tree.map(lambda a: a[0], split)
+    shapes, _ = jax.eval_shape(of, first, key, state.memory)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (total, memory), _ = jax.lax.scan(add, (zeros, state.memory), (jnp.arange(parts), split))
+    metrics, grads = jax.tree.map(lambda a: a / parts, total)
+    return metrics, grads, memory

@@ -16,18 +16,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from contourdiff_jax import models
+from contourdiff_jax import config as configuration
+from contourdiff_jax import methods, models
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
-from contourdiff_jax.data import batches, layouts
+from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
-from contourdiff_jax.diffusion import samplers, schedules
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import distilled
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
@@ -114,14 +114,7 @@ def translate(
     ):
         if value is not None:
             config.sampler[field] = value
-    if config.sampler.guidance != 1 and not config.train.condition_dropout:
-        raise InputError(
-            f"{run_folder}: trained without condition dropout, so guidance must be 1; train with "
-            f"--config.train.condition_dropout=0.1"
-        )
-    sampling.check(config.sampler, tuple(config.model.conditions))
-    visited = samplers.timesteps(config.sampler, config.diffusion.steps)
-    distilled.check_visited(trained.config, visited, str(run_folder))
+    configuration.check_sampler(config, "--")
     source_preset = intensity.preset(preset)
     settings = _contour_settings(contours_file, trained, source_preset)
     found = layouts.find(
@@ -143,30 +136,20 @@ def translate(
     )
     targets = _targets(found.scans, place)
     mask_scans = None if body_masks is None else pairs.by_name(body_masks)
-    model = models.build(config.model, batches.CONDITIONS)
-    weights = jax.eval_shape(model.init, jax.random.key(0))
-    wanted = ConfigDict({"data": devices or -1, "fsdp": 1})
-    mesh = meshes.make(wanted, batch=config.sampler.batch, held=weights)
-    meshes.check_batch(mesh, config.sampler.batch, "--batch_size")
-
-    step, ema = checkpoint.load_average(Path(run_folder), model.init, meshes.replicated(mesh))
-    drawn = functools.partial(
-        sampling.draw,
-        sampling.sampler(
-            config, model, schedules.build(config.diffusion), mesh, tile=trained.grid.size
-        ),
-        ema,
-        meshes.batch(mesh),
-        config.sampler.batch,
+    method = methods.build(
+        trained, mesh=_mesh(trained, config.sampler.batch, devices), sampler=config.sampler
     )
+    inits = {name: player.init for name, player in method.players.items()}
+    step, averages = checkpoint.averages(Path(run_folder), inits, method.mesh)
+    translator = method.translator(averages, method.fixed)
     plan = Plan(
         trained=trained,
         sampler=config.sampler,
         preset=source_preset,
         contours=settings,
         masks=mask_scans,
-        drawn=drawn,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(ema)),
+        drawn=functools.partial(sampling.draw, translator, meshes.batch(method.mesh)),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(averages)),
         seed=seed,
         maps=bool(place.maps),
     )
@@ -181,7 +164,7 @@ def translate(
         "checkpoint": {
             "step": step,
             "images": step * config.train.batch,
-            "digest": checkpoint.digest(ema),
+            "digest": checkpoint.digest(averages),
         },
         "sampler": config.sampler.to_dict(),
         "seed": seed,
@@ -227,6 +210,15 @@ def translate(
         f"{len(result.failed)} failed{elsewhere}"
     )
     return result
+
+
+def _mesh(trained: run.Run, batch: int, devices: int | None) -> Mesh:
+    """Devices that share a batch of slices, each with the network; all by default."""
+    weights = jax.eval_shape(models.build(trained.config.model).init, jax.random.key(0))
+    wanted = ConfigDict({"data": devices or -1, "fsdp": 1})
+    mesh = meshes.make(wanted, batch=batch, held=weights)
+    meshes.check_batch(mesh, batch, "--batch_size")
+    return mesh
 
 
 def _targets(found: list[Scan], place: outputs.Output) -> list[tuple[Scan, outputs.Target]]:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.contracts import NEIGHBOUR
 from contourdiff_jax.data import batches
 from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs
@@ -154,7 +155,7 @@ def at_once(drawn: Callable, config, names, seed: int, source: Source) -> np.nda
       config: a `sampler` section.
       names: of the conditions that the network sees.
     """
-    condition = batches.without_neighbours(source.contours, names)
+    condition = batches.contours_alone(source.contours, names)
     beside = chains.neighbours(source.resampling.positions) if config.coupling else None
     own = (knots(config, seed, source, sample) for sample in range(config.samples))
     pictures = np.stack([drawn(condition, of_sample, beside) for of_sample in own])
@@ -186,11 +187,11 @@ def chained(
         for far in range(farthest + 1):
             rows = [(v, i) for v, (_, d) in enumerate(planned) for i in np.flatnonzero(d == far)]
             asked = _gathered([source.contours for source in sources], rows)
-            condition = batches.without_neighbours(asked, names)
+            condition = batches.contours_alone(asked, names)
             if far:
                 before = [(v, planned[v][0][i]) for v, i in rows]
                 shown = _gathered([result[k] for result in results], before)
-                condition["neighbour"] = batches.given(shown)
+                condition[NEIGHBOUR.name] = batches.given(shown)
             candidates = [
                 drawn(condition, _gathered(each, rows), None) for each in of[: 1 if far else None]
             ]

@@ -29,24 +29,29 @@ class Window:
     high: float
 
     def unit(self, x):
-        """low..high -> [-1, 1], clipped; float32."""
+        """low..high -> [-1, 1], clipped; float32, of NumPy's arrays and JAX's."""
         return 2 * self.fraction(x) - 1
 
     def inverse(self, y):
         """[-1, 1] -> low..high, not clipped; float32."""
-        return self.absolute((np.asarray(y, np.float32) + 1) / 2)
+        return self.absolute((_float32(y) + 1) / 2)
 
     def fraction(self, x):
         """low..high -> [0, 1], clipped; float32."""
-        return np.clip(self.relative(x), 0, 1)
+        return self.relative(x).clip(0, 1)
 
     def relative(self, x):
         """low..high -> 0..1, not clipped; float32."""
-        return (np.asarray(x, np.float32) - np.float32(self.low)) / np.float32(self.high - self.low)
+        return (_float32(x) - np.float32(self.low)) / np.float32(self.high - self.low)
 
     def absolute(self, x):
         """0..1 -> low..high, not clipped; float32."""
-        return np.float32(self.low) + np.float32(self.high - self.low) * np.asarray(x, np.float32)
+        return np.float32(self.low) + np.float32(self.high - self.low) * _float32(x)
+
+
+def _float32(x):
+    """An array of NumPy's or JAX's as float32; NumPy's of anything else."""
+    return x.astype(np.float32) if hasattr(x, "__array_namespace__") else np.asarray(x, np.float32)
 
 
 IDENTITY = Window(0.0, 1.0)
@@ -119,6 +124,19 @@ class Preset:
     def decode(self, raw):
         """uint16 of a store -> values, float32."""
         return self.storage.absolute(np.asarray(raw, np.float32) / 65535)
+
+    def decode_on_device(self, raw):
+        """`decode` in a jitted function: one multiplication less, so the last bit may differ."""
+        low, high = self.storage.low, self.storage.high
+        return low + (high - low) / 65535 * raw.astype(np.float32)
+
+    def in_body(self, values, body):
+        """Values and the body's mask of one shape -> the model's [-1, 1]; outside the body is air.
+
+        Head holders and background noise have no contour, and translations have neither.
+        """
+        xp = values.__array_namespace__()
+        return self.image.unit(xp.where(body > 0, values, np.float32(self.air)))
 
 
 PRESETS = {

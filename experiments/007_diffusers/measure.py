@@ -69,7 +69,7 @@ def difference(out: Path, folder: Path) -> float:
     from contourdiff_jax.training import checkpoint, run
 
     given = np.load(out / "answer.npz")
-    model = models.build(run.load(folder).config.model, batches.CONDITIONS)
+    model = models.build(run.load(folder).config.model)
     one = meshes.replicated(meshes.make(config.default().mesh))
     _, params = checkpoint.load_average(folder, model.init, one)
     z_t = np.moveaxis(given["z_t"], 1, -1)

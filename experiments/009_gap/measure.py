@@ -89,7 +89,7 @@ def translator(folder: Path):
     config = trained.config.copy_and_resolve_references()
     config.sampler.steps = STEPS
     devices = mesh.make(ConfigDict({"data": -1, "fsdp": 1}))
-    model = models.build(config.model, batches.CONDITIONS)
+    model = models.build(config.model)
     _, params = checkpoint.load_average(folder, model.init, mesh.replicated(devices))
     compiled = sampling.sampler(config, model, schedules.build(config.diffusion), devices)
 

@@ -177,7 +177,7 @@ def drawer(out: Path, steps: int, together: dict, batch: int):
     config = run.load(out / "volumes/run").config.copy_and_resolve_references()
     config.sampler.update(steps=steps, batch=batch, candidates=1, **together)
     devices = mesh.make(ConfigDict({"data": 1, "fsdp": 1}))
-    model = models.build(config.model, batches.CONDITIONS)
+    model = models.build(config.model)
     _, params = checkpoint.load_average(out / "volumes/run", model.init, mesh.replicated(devices))
     compiled = sampling.sampler(config, model, schedules.build(config.diffusion), devices)
     drawn = functools.partial(sampling.draw, compiled, params, mesh.batch(devices), batch)

@@ -57,7 +57,7 @@ def operations(config, size: int) -> dict:
     from contourdiff_jax import models
     from contourdiff_jax.data import batches
 
-    model = models.build(config.model, batches.CONDITIONS)
+    model = models.build(config.model)
     params = jax.eval_shape(model.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
     condition = {

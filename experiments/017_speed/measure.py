@@ -140,7 +140,7 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
         return call
 
     def translation():
-        model = models.build(config.model, batches.CONDITIONS)
+        model = models.build(config.model)
         held = jax.eval_shape(model.init, jax.random.key(0))
         mesh = meshes.make(config.mesh, batch=batch, held=held)
         sampler = sampling.sampler(config, model, schedules.build(config.diffusion), mesh)

@@ -40,7 +40,7 @@ def published() -> state.TrainState:
     import contourdiff_2d
 
     settings = contourdiff_2d.get_config()
-    network = models.build(settings.model, batches.CONDITIONS)
+    network = models.build(settings.model)
     init = functools.partial(state.init, settings.train, network.init)
     return jax.eval_shape(init, jax.random.key(0))
 

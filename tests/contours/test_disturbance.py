@@ -9,7 +9,6 @@ import pytest
 from contourdiff_jax import config
 from contourdiff_jax.contours import device, disturbance
 from contourdiff_jax.contours.settings import ContourSettings
-from contourdiff_jax.errors import InputError
 
 SETTINGS = ContourSettings(windows=((0, 1),), low=20, high=50)
 SIZE = (40, 56)
@@ -120,18 +119,3 @@ def test_a_change_of_contrast_is_straight_between_its_knots(section):
     for found, added in zip(greys, np.asarray(change.contrast), strict=True):
         expected = np.clip(grey + np.interp(grey, knots, added), 0, 1)
         np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"noise": -0.1}, "disturbance.noise: -0.1"),
-        ({"contrast": float("nan")}, "disturbance.contrast: nan"),
-        ({"missing": 1.5}, "disturbance.missing: 1.5"),
-        ({"doubled": 0.5}, "displacement too"),
-    ],
-)
-def test_numbers_that_cannot_be_are_named(section, fields, named):
-    section.update(fields)
-    with pytest.raises(InputError, match=named):
-        disturbance.check(section)

@@ -2,6 +2,7 @@
 """Batches: which slices, in which order, and what becomes of them."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from ml_collections import ConfigDict
 
 from contourdiff_jax.contours.opencv import contours, stack
 from contourdiff_jax.contours.settings import preset
-from contourdiff_jax.data import augment, batches
+from contourdiff_jax.data import augment, batches, feeds
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.runtime import mesh as meshes
@@ -31,13 +32,32 @@ def mesh():
     return meshes.make(ConfigDict({"data": -1, "fsdp": 1}))
 
 
+def feed(store, config, mesh=None, contours=None):
+    """Of the slices of a store under a configuration."""
+    return feeds.Slices(
+        store,
+        contours or preset("default", "mr"),
+        tuple(config.model.conditions),
+        config.seed,
+        config.train,
+        config.augment,
+        config.disturbance,
+        mesh,
+    )
+
+
+def choices(config, volumes):
+    """Of a training split whose slices are of those volumes."""
+    index = {"volume": volumes}
+    return feed(SimpleNamespace(rows=lambda split: np.arange(len(volumes)), index=index), config)
+
+
 @pytest.fixture
 def examples(store, tiny, mesh):
     """(start, stop) -> list of examples, on the host."""
 
     def make(start, stop):
-        settings = preset("default", "mr")
-        steps = batches.training(store, settings, tiny, mesh, start=start, stop=stop)
+        steps = feed(store, tiny, mesh).training(start, stop)
         return [jax.device_get(example) for example in steps]
 
     return make
@@ -72,7 +92,7 @@ def assert_same(ours, theirs):
 
 
 def flat(seed, steps, batch, total):
-    return np.concatenate([batches.indices(seed, s, batch, total) for s in range(steps)])
+    return np.concatenate([feeds.indices(seed, s, batch, total) for s in range(steps)])
 
 
 @pytest.mark.parametrize(("batch", "total"), [(4, 12), (5, 12), (16, 12), (1, 7), (30, 7)])
@@ -87,9 +107,9 @@ def test_every_epoch_is_a_permutation_of_its_own(batch, total):
 def test_any_step_can_be_asked_for_directly():
     """Nothing is remembered: the answers are the same in any order."""
     steps = (7, 3, 100_000, 0, 7, 50)
-    asked = {s: batches.indices(5, s, 6, 40) for s in steps}
+    asked = {s: feeds.indices(5, s, 6, 40) for s in steps}
     for s in sorted(steps, reverse=True):
-        np.testing.assert_array_equal(batches.indices(5, s, 6, 40), asked[s])
+        np.testing.assert_array_equal(feeds.indices(5, s, 6, 40), asked[s])
 
 
 def test_the_order_follows_the_seed():
@@ -235,9 +255,9 @@ def test_neighbours_are_of_the_same_volume_and_as_often_as_asked(tiny):
     volumes = np.repeat([4, 5, 9], [6, 1, 13])
     tiny.model.conditions = ("contour", "neighbour")
     tiny.train.update(batch=20, neighbour=0.6)
-    choices = [batches.choose(tiny, volumes, step) for step in range(200)]
-    pairs = np.concatenate([choice.rows for choice in choices])
-    shown = np.concatenate([choice.neighboured for choice in choices]) == 1
+    chosen = [choices(tiny, volumes).choose(step) for step in range(200)]
+    pairs = np.concatenate([choice.rows for choice in chosen])
+    shown = np.concatenate([choice.neighboured for choice in chosen]) == 1
     assert (volumes[pairs[:, 0]] == volumes[pairs[:, 1]]).all()
     steps = np.diff(pairs, axis=1)[:, 0]
     assert set(steps[shown]) == {-1, 1} and set(steps[~shown]) == {0}
@@ -254,9 +274,9 @@ def test_a_neighbour_moves_with_its_image(store, examples, tiny):
     tiny.augment.update(flip=0.5, probability=0.0)
     rows = store.rows("train")
     at_rest = batches.examples(store, rows, preset("default", "mr"))["x"][..., 0]
-    volumes, seen = store.index["volume"][rows], set()
+    seen = set()
     for step, example in enumerate(examples(0, 6)):
-        pairs, shown, _ = batches.choose(tiny, volumes, step)
+        pairs, shown, _ = feed(store, tiny).choose(step)
         for i, (row, beside) in enumerate(pairs):
             image, neighbour = example["x"][i, ..., 0], example["condition"]["neighbour"][i]
             flipped = not np.allclose(image, at_rest[row], atol=1e-6)
@@ -284,11 +304,10 @@ def test_resuming_gives_the_examples_that_would_have_come(examples):
 @pytest.mark.parametrize("conditions", [("contour",), ("contour", "neighbour")])
 def test_streamed_slices_give_the_same_examples(store, examples, tiny, conditions):
     tiny.model.conditions = conditions
-    settings = preset("default", "mr")
-    assert batches.is_resident(store, settings, tiny)
+    assert feed(store, tiny).is_resident
     resident = examples(3, 7)
     tiny.train.resident = 0.0
-    assert not batches.is_resident(store, settings, tiny)
+    assert not feed(store, tiny).is_resident
     for ours, theirs in zip(examples(3, 7), resident, strict=True):
         assert_same(ours, theirs)
 
@@ -296,7 +315,7 @@ def test_streamed_slices_give_the_same_examples(store, examples, tiny, condition
 def test_the_number_of_devices_changes_nothing(store, examples, tiny):
     whole = examples(2, 5)
     alone = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
-    steps = batches.training(store, preset("default", "mr"), tiny, alone, start=2, stop=5)
+    steps = feed(store, tiny, alone).training(2, 5)
     for ours, theirs in zip(steps, whole, strict=True):
         assert_same(jax.device_get(ours), theirs)
 
@@ -306,9 +325,9 @@ def test_the_parts_of_all_processes_are_the_global_batch(tiny):
     tiny.train.neighbour = 0.5
     volumes = np.repeat(np.arange(5), 8)
     for step in range(5):
-        parts = [batches.choose(tiny, volumes, step, (index, 2)) for index in (0, 1)]
+        parts = [choices(tiny, volumes).choose(step, (index, 2)) for index in (0, 1)]
         together = jax.tree.map(lambda *a: np.concatenate(a), *parts)
-        assert_same(together, batches.choose(tiny, volumes, step))
+        assert_same(together, choices(tiny, volumes).choose(step))
 
 
 def test_only_training_subjects_are_learnt(store, examples, tiny):

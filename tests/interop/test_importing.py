@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 
 from contourdiff_jax import cli, config, models
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.data import batches
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop.exporting import export
 from contourdiff_jax.interop.importing import import_checkpoint
@@ -37,7 +36,7 @@ def new_run(folder, **model):
     settings.model.update(resample_convolution=True, null="empty")
     settings.model.update(model)
     settings.sampler.update(steps=2, batch=4)
-    init = models.build(settings.model, batches.CONDITIONS).init
+    init = models.build(settings.model).init
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda p: rng.normal(0, 0.1, p.shape).astype(np.float32),
@@ -53,7 +52,7 @@ def new_run(folder, **model):
     )
     folder.mkdir()
     made.save(folder)
-    checkpoint.save_average(folder, params)
+    checkpoint.save_averages(folder, {"network": params})
     return folder
 
 
@@ -79,9 +78,9 @@ def foreign(exported, tmp_path):
 
 def params_of(folder):
     settings = run.load(folder).config
-    init = models.build(settings.model, batches.CONDITIONS).init
-    one = meshes.replicated(meshes.make(config.default().mesh))
-    return checkpoint.load_average(folder, init, one)[1]
+    init = models.build(settings.model).init
+    one = meshes.make(config.default().mesh)
+    return checkpoint.averages(folder, {"network": init}, one)[1]["network"]
 
 
 def assert_same(a, b):

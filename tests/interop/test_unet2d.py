@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from contourdiff_jax import config, models
-from contourdiff_jax.data import batches
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import schedulers, unet2d
 
@@ -76,7 +75,7 @@ def section(fields):
 
 
 def parameters(model) -> dict:
-    return jax.eval_shape(models.build(model, batches.CONDITIONS).init, jax.random.key(0))
+    return jax.eval_shape(models.build(model).init, jax.random.key(0))
 
 
 def paths(model) -> list[tuple]:

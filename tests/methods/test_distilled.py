@@ -12,7 +12,7 @@ import pytest
 from contourdiff_jax import config
 from contourdiff_jax.diffusion import process, samplers, schedules
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import distilled
+from contourdiff_jax.methods import diffusion, distilled
 
 
 def settings(steps=2, substeps=4, timesteps="all", **sampler):
@@ -48,7 +48,7 @@ def test_who_has_learnt_all_of_it_draws_in_few_steps_what_the_teacher_draws_in_m
 ):
     """Steps of DDIM with the teacher's answers end where its own, `substeps` times as many, do."""
     ours = settings(steps, substeps, clip=clip)
-    teach = distilled.teacher(bent, SCHEDULE, ours)
+    teach = distilled.teaching(bent, SCHEDULE, ours)
     z_T = images(0)
 
     def pupil(z_t, t):
@@ -70,7 +70,7 @@ def test_what_is_found_in_an_image_with_noise_makes_it_up():
     ours = settings(4, 2)
     t = jnp.asarray([999, 749, 499, 249, 999, 249])
     z_t = images(1)
-    x_0, eps = distilled.teacher(bent, SCHEDULE, ours)(WEIGHTS, z_t, t, CONDITION)
+    x_0, eps = distilled.teaching(bent, SCHEDULE, ours)(WEIGHTS, z_t, t, CONDITION)
     np.testing.assert_allclose(process.diffuse(SCHEDULE, x_0, eps, t), z_t, atol=1e-5)
 
 
@@ -78,81 +78,31 @@ def test_the_loss_is_the_distance_from_the_teacher():
     """A network that answers as its teacher, step for step, has nothing to learn from it."""
     ours = settings(4, 1, clip=False)
     example = {"x": images(2), "condition": CONDITION}
-    loss = process.loss(
+    loss = diffusion.loss(
         bent,
         SCHEDULE,
         ours.diffusion,
-        learnt=distilled.learnt(ours),
-        teach=distilled.teacher(bent, SCHEDULE, ours),
+        learnt=diffusion.timesteps(ours),
+        teach=distilled.teaching(bent, SCHEDULE, ours),
     )
     key = jax.random.key(0)
-    assert float(loss(WEIGHTS, example, key, WEIGHTS)[0]) < 1e-9
+    assert float(loss(WEIGHTS, None, example, key, WEIGHTS, ())[0]) < 1e-9
     # What the images are does not enter but through the noisy ones.
-    assert float(loss(WEIGHTS, example | {"x": images(3)}, key, WEIGHTS)[0]) < 1e-9
-    assert float(loss(WEIGHTS, example, key, WEIGHTS / 2)[0]) > 1e-3
+    assert float(loss(WEIGHTS, None, example | {"x": images(3)}, key, WEIGHTS, ())[0]) < 1e-9
+    assert float(loss(WEIGHTS, None, example, key, WEIGHTS / 2, ())[0]) > 1e-3
 
 
 def test_a_teacher_is_not_taught():
     ours = settings(4, 2)
-    teach = distilled.teacher(bent, SCHEDULE, ours)
-    loss = process.loss(bent, SCHEDULE, ours.diffusion, learnt=distilled.learnt(ours), teach=teach)
+    teach = distilled.teaching(bent, SCHEDULE, ours)
+    loss = diffusion.loss(
+        bent, SCHEDULE, ours.diffusion, learnt=diffusion.timesteps(ours), teach=teach
+    )
     example = {"x": images(2), "condition": CONDITION}
-    gradient = jax.grad(lambda w: loss(WEIGHTS, example, jax.random.key(0), w)[0])(WEIGHTS)
+    gradient = jax.grad(lambda w: loss(WEIGHTS, None, example, jax.random.key(0), w, ())[0])(
+        WEIGHTS
+    )
     assert float(gradient) == 0
-
-
-def test_the_timesteps_that_sampling_visits_are_learnt_and_no_others():
-    ours = settings(5, 0, "sampler", spacing="leading", offset=1)
-    known = distilled.learnt(ours)
-    assert known.tolist() == [1, 201, 401, 601, 801]
-    drawn = process.timesteps(jax.random.key(0), 10_000, jnp.asarray(known), 0.5)
-    found, counts = np.unique(np.asarray(drawn), return_counts=True)
-    assert found.tolist() == known.tolist()
-    # u^0.5 lies in a fifth of its range with these odds.
-    np.testing.assert_allclose(counts / 10_000, np.diff((np.arange(6) / 5) ** 2), atol=1e-3)
-
-
-def test_all_timesteps_are_learnt_by_default():
-    ours = config.default()
-    assert distilled.learnt(ours).tolist() == list(range(1000))
-    distilled.check_visited(ours, samplers.timesteps(ours.sampler, 1000), "run")
-
-
-def test_a_network_of_few_steps_is_not_asked_at_others():
-    """Half as many evenly spaced ones are among them; twice as many are not."""
-    ours = settings(4, 0, "sampler")
-    for steps, known in ((4, True), (2, True), (1, True), (8, False), (3, False)):
-        visited = samplers.timesteps(settings(steps).sampler, 1000)
-        if known:
-            distilled.check_visited(ours, visited, "runs/mr")
-        else:
-            with pytest.raises(InputError, match=r"runs/mr: .*--steps=4"):
-                distilled.check_visited(ours, visited, "runs/mr")
-
-
-@pytest.mark.parametrize(
-    ("changes", "named"),
-    [
-        ({"timesteps": "some"}, "some"),
-        ({"substeps": -1}, "substeps"),
-        ({"steps": 300, "substeps": 4}, "substeps: 4 for each of 300"),
-        ({"name": "dpmpp_2m"}, "DDIM"),
-        ({"eta": 1.0}, "eta 0"),
-        ({"fixed_stride": True}, "fixed_stride"),
-        ({"guidance": 2.0}, "guidance"),
-    ],
-)
-def test_what_cannot_be_learnt_is_named(changes, named):
-    ours = settings()
-    for field, value in changes.items():
-        section = ours.sampler
-        if field == "timesteps":
-            section = ours.diffusion
-        elif field == "substeps":
-            section = ours.distillation
-        section[field] = value
-    with pytest.raises(InputError, match=named):
-        distilled.check(ours)
 
 
 def test_a_teacher_must_be_of_the_same_kind():

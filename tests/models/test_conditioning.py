@@ -4,9 +4,8 @@
 import numpy as np
 import pytest
 
-from contourdiff_jax import config, models
+from contourdiff_jax import config
 from contourdiff_jax.data import batches
-from contourdiff_jax.errors import InputError
 from contourdiff_jax.models import conditioning
 
 BOTH = ("contour", "neighbour")
@@ -35,7 +34,7 @@ def test_with_a_flag_everything_is_shown_in_order(condition, rng):
         shown = conditioning.concatenate(model, z_t, condition)
         expected = np.concatenate([z_t, *(condition[name] for name in names)], -1)
         np.testing.assert_array_equal(shown, expected)
-        assert shown.shape[-1] == 1 + conditioning.channels(model, batches.CONDITIONS)
+        assert shown.shape[-1] == 1 + conditioning.channels(model)
 
 
 def test_as_published_values_alone_are_shown(condition):
@@ -43,7 +42,7 @@ def test_as_published_values_alone_are_shown(condition):
     shown = conditioning.concatenate(model, np.zeros((2, 4, 4, 1), np.float32), condition)
     np.testing.assert_array_equal(shown[..., 1], condition["contour"][..., 0])
     np.testing.assert_array_equal(shown[..., 2], condition["neighbour"][..., 0])
-    assert shown.shape[-1] == 1 + conditioning.channels(model, batches.CONDITIONS) == 3
+    assert shown.shape[-1] == 1 + conditioning.channels(model) == 3
 
 
 def test_as_published_what_is_missing_is_black(condition):
@@ -53,18 +52,3 @@ def test_as_published_what_is_missing_is_black(condition):
     shown = conditioning.concatenate(model, np.zeros((2, 4, 4, 1), np.float32), missing)
     np.testing.assert_array_equal(shown[..., 1], 0)
     np.testing.assert_array_equal(shown[..., 2], -1)
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"conditions": ()}, "conditions"),
-        ({"conditions": ("neighbour",)}, "must be contour"),
-        ({"conditions": ("contour", "edges")}, "edges"),
-        ({"conditions": ("contour", "contour")}, "conditions"),
-        ({"null": "zero"}, "zero"),
-    ],
-)
-def test_bad_settings_are_named(fields, named):
-    with pytest.raises(InputError, match=named):
-        models.build(section(**fields), batches.CONDITIONS)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from contourdiff_jax import config, models
-from contourdiff_jax.errors import InputError
 from contourdiff_jax.models import blocks
 
 
@@ -27,7 +26,7 @@ def inputs(dims: int, size: int = 8):
 
 def network(settings, dims: int = 2):
     """(params, compiled apply), none of the parameters zero, so that every layer counts."""
-    model = models.build(settings, {"contour": 2}, dims=dims)
+    model = models.build(settings, dims=dims)
     return perturbed(jax.jit(model.init)(jax.random.key(0))), jax.jit(model.apply)
 
 
@@ -51,7 +50,7 @@ def test_parameters_are_a_plain_dict_of_float32(settings):
 
 
 def test_initialisation_follows_its_key(settings):
-    init = jax.jit(models.build(settings, {"contour": 2}).init)
+    init = jax.jit(models.build(settings).init)
     same, again, other = (init(jax.random.key(k)) for k in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, same, again)
     assert not np.array_equal(same["conv_in"]["kernel"], other["conv_in"]["kernel"])
@@ -124,7 +123,7 @@ def test_rematerialising_keeps_less_for_the_same_gradients(settings):
     settings.update(layers=2, dropout=0.5)
     given, found, sizes = inputs(2), [], []
     for settings.rematerialise in (False, True):
-        model = models.build(settings, {"contour": 2})
+        model = models.build(settings)
         params = perturbed(model.init(jax.random.key(0)))
 
         def loss(params, model=model):
@@ -184,42 +183,3 @@ def test_fused_attention_makes_no_difference_elsewhere(settings):
         params, apply = network(settings)
         outputs.append(apply(params, *inputs(2)))
     np.testing.assert_array_equal(*outputs)
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"channels": ()}, "channels"),
-        ({"channels": (8, "a")}, "channels"),
-        ({"attention": (True,)}, "attention"),
-        ({"channels": (6, 16)}, "groups"),
-        ({"head_width": 5}, "head_width"),
-        ({"head_width": -8}, "head_width"),
-        ({"dtype": "float16"}, "float16"),
-        ({"fused_attention": True}, "dtype is float32"),
-        ({"fused_attention": True, "dtype": "bfloat16", "head_width": 4}, "heads of 4"),
-        ({"layers": 0}, "layers"),
-        ({"layers": 100_000}, "layers: 100000 is more than 64"),
-        ({"groups": 0}, "groups"),
-        ({"decoder_attention": (True,)}, "decoder_attention"),
-        ({"downsample_padding": 2}, "downsample_padding"),
-        ({"middle_divisor": 0.0}, "middle_divisor"),
-        ({"middle_divisor": float("inf")}, "middle_divisor"),
-        ({"epsilon": -1e-5}, "epsilon"),
-        ({"epsilon": float("nan")}, "epsilon"),
-        ({"dropout": 1.0}, "dropout"),
-        ({"dropout": float("nan")}, "dropout"),
-        ({"channels": (5, 10), "groups": 5}, "even"),
-        ({"channels": (2, 8), "groups": 2, "time_shift": 1}, "above 2"),
-    ],
-)
-def test_bad_settings_are_named(settings, fields, named):
-    settings.update(fields)
-    with pytest.raises(InputError, match=named):
-        models.build(settings, {"contour": 2})
-
-
-def test_a_size_that_cannot_be_halved_is_named_with_one_that_can(settings):
-    models.check_size(settings, 32)
-    with pytest.raises(InputError, match="--size=34"):
-        models.check_size(settings, 33)

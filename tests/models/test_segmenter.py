@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from contourdiff_jax import config
+from contourdiff_jax.data import feeds
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.segmentation import trained
 from contourdiff_jax.methods import segmentation
@@ -94,25 +95,26 @@ def test_images_and_labels_move_alike():
     reads = segmenter.Segmenter(
         None, lambda _, images: jnp.concatenate([-40 * images, 40 * images], -1), None
     )
-    example = {"images": images, "classes": classes}
-    loss, metrics = segmentation.loss(reads, settings)({}, example, jax.random.key(0))
+
+    def loss_of(classes):
+        example = {"x": images, "classes": classes}
+        return segmentation.loss(reads, settings)({}, None, example, jax.random.key(0), (), ())
+
+    loss, (metrics, _) = loss_of(classes)
     # but for the interpolated border
     assert float(loss) == float(metrics["loss"]) < 0.3
-    unmoved = {"images": images, "classes": np.roll(classes, 5, axis=2)}
-    assert float(segmentation.loss(reads, settings)({}, unmoved, jax.random.key(0))[0]) > 2
+    assert float(loss_of(np.roll(classes, 5, axis=2))[0]) > 2
 
 
 def test_labels_are_numbered_and_others_are_background():
     array = np.array([[0, 3, 7], [9, 65535, 3]], np.uint16)
-    np.testing.assert_array_equal(segmentation.numbered(array, [0, 3, 7]), [[0, 1, 2], [0, 0, 1]])
-    np.testing.assert_array_equal(segmentation.numbered(np.zeros((2, 2), int), [0, 3]), 0)
+    np.testing.assert_array_equal(feeds.numbered(array, [0, 3, 7]), [[0, 1, 2], [0, 0, 1]])
+    np.testing.assert_array_equal(feeds.numbered(np.zeros((2, 2), int), [0, 3]), 0)
 
 
 def test_what_is_not_the_body_is_air():
     values, body = np.float32([[-1000, 0], [1000, 3000]]), np.array([[1, 1], [0, 1]])
-    np.testing.assert_allclose(
-        segmentation.shown(values, body, PRESETS["ct"]), [[-1, 0], [-1, 1]], atol=1e-6
-    )
+    np.testing.assert_allclose(PRESETS["ct"].in_body(values, body), [[-1, 0], [-1, 1]], atol=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------

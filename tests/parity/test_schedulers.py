@@ -77,7 +77,7 @@ def ours(diffusion, sampler, z_T, noise):
         return io_callback(observed, like, z_t, t, ordered=True)
 
     denoise = guidance.denoiser(apply, {}, schedule, diffusion.prediction, {})
-    draw = samplers.build(sampler, schedule.steps)
+    draw = samplers.build(sampler, samplers.timesteps(sampler, schedule.steps))
     z_0 = jax.jit(lambda z, noise: draw(denoise, schedule, z, lambda i: noise[i]))(z_T, noise)
     z_0.block_until_ready()
     return np.stack([*seen[1:], z_0])

@@ -140,9 +140,13 @@ def ours(tensor):
 def loaded(folder):
     """(the `model` section, params, compiled apply) of a run."""
     section = run.load(folder).config.model
-    model = models.build(section, batches.CONDITIONS)
-    one = meshes.replicated(meshes.make(config.default().mesh))
-    return section, checkpoint.load_average(folder, model.init, one)[1], jax.jit(model.apply)
+    model = models.build(section)
+    one = meshes.make(config.default().mesh)
+    return (
+        section,
+        checkpoint.averages(folder, {"network": model.init}, one)[1]["network"],
+        jax.jit(model.apply),
+    )
 
 
 def assert_equal_outputs(answer, reference):
@@ -254,7 +258,7 @@ def test_an_exported_network_answers_the_same(fields, tmp_path):
     settings.model.update(channels=(16, 32), head_width=8, resample_convolution=True)
     settings.model.update(attention=(False, False))
     settings.model.update(fields)
-    model = models.build(settings.model, batches.CONDITIONS)
+    model = models.build(settings.model)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32),
@@ -270,7 +274,7 @@ def test_an_exported_network_answers_the_same(fields, tmp_path):
     )
     (tmp_path / "run").mkdir()
     made.save(tmp_path / "run")
-    checkpoint.save_average(tmp_path / "run", params)
+    checkpoint.save_averages(tmp_path / "run", {"network": params})
     export(tmp_path / "run", tmp_path / "out")
 
     pipeline = diffusers.DDIMPipeline.from_pretrained(tmp_path / "out")
@@ -317,7 +321,7 @@ def test_the_published_network_has_the_same_parameters(conditions):
         unet = diffusers.UNet2DModel(**PUBLISHED | {"in_channels": 1 + len(conditions)})
     section = config.default().model
     section.update(names.model(unet.config) | {"conditions": conditions, "null": "empty"})
-    params = jax.eval_shape(models.build(section, batches.CONDITIONS).init, jax.random.key(0))
+    params = jax.eval_shape(models.build(section).init, jax.random.key(0))
     shapes = {
         names.name(section, tuple(key.key for key in path)): names.theirs_shape(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)

@@ -7,7 +7,6 @@ import jax
 import pytest
 
 from contourdiff_jax import cli, models
-from contourdiff_jax.data import batches
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
@@ -74,9 +73,9 @@ def write(folder, **changes):
 
 def test_scores_are_of_this_run(trained, tmp_path):
     """By the digest of the weights that translated, where an evaluation has it."""
-    model = models.build(run.load(trained).config.model, batches.CONDITIONS)
+    model = models.build(run.load(trained).config.model)
     weights = jax.jit(model.init)(jax.random.key(0))
-    checkpoint.save_average(trained, weights)
+    checkpoint.save_averages(trained, weights)
     own = {records.WEIGHTS: checkpoint.digest(weights)}
     text = card(trained, tmp_path / "card.md", [write(tmp_path / "own", data=DATA | own)])
     assert "0.610" in text.read_text()
@@ -89,7 +88,7 @@ def test_scores_are_of_this_run(trained, tmp_path):
 def test_it_says_what_the_run_and_its_store_are(trained, store_path, tmp_path):
     text = card(trained, tmp_path / "card.md", store=store_path).read_text()
     store = open_store(store_path)
-    init = models.build(run.load(trained).config.model, batches.CONDITIONS).init
+    init = models.build(run.load(trained).config.model).init
     count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
     assert f"{count:,} parameters" in text
     rows = len(store.rows("train"))

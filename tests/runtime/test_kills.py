@@ -12,9 +12,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import setups
 import worker
 
-from contourdiff_jax.training import checkpoint, loop
+from contourdiff_jax import methods
+from contourdiff_jax.training import checkpoint
 from contourdiff_jax.training import run as training_run
 
 WRITING = "checkpoints/*.orbax-checkpoint-tmp*"  # checkpoints that are not whole
@@ -60,7 +62,7 @@ def record(run: Path) -> list[dict]:
 
 def state(run: Path, ours):
     checkpoints = checkpoint.manager(run)
-    found = checkpoint.restore(checkpoints, run, loop.setup(ours, 32).like)
+    found = checkpoint.restore(checkpoints, run, setups.setup(ours, 32).like)
     checkpoints.close()
     return jax.device_get(found)
 
@@ -72,7 +74,7 @@ def test_killed_training_ends_as_if_it_had_not_been(two_convolutions, store_path
     fields = {"images": 4 * steps, "evaluate": 40, "sample": 40}
     ours = worker.settings(**fields, checkpoint=0)
     ours.mesh.data = 1
-    assert loop.train(ours, store_path, tmp_path / "whole")
+    assert methods.train(ours, store_path, tmp_path / "whole")
 
     run = tmp_path / "run"
     run.mkdir()

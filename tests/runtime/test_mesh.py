@@ -10,7 +10,6 @@ from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from contourdiff_jax import config, models
-from contourdiff_jax.data import batches
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import state
@@ -117,7 +116,7 @@ def test_large_arrays_are_split_along_their_largest_divisible_axis():
 def test_fsdp_halves_what_a_device_keeps():
     """Of parameters, average and optimiser, of a real network: in bytes on the first device."""
     settings = config.default()
-    network = models.build(settings.model, batches.CONDITIONS)
+    network = models.build(settings.model)
     shapes = jax.eval_shape(
         functools.partial(state.init, settings.train, network.init), jax.random.key(0)
     )

@@ -14,13 +14,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import setups
 import worker
 from unpaired_pictures import pictures
 
+from contourdiff_jax import methods
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import processes
-from contourdiff_jax.training import checkpoint, loop
+from contourdiff_jax.training import checkpoint
 
 SCRIPT = Path(worker.__file__)
 
@@ -60,7 +62,7 @@ def single(two_convolutions, store_path, tmp_path_factory) -> Path:
     ours = worker.settings()
     ours.mesh.data = 1
     out = tmp_path_factory.mktemp("single") / "run"
-    assert loop.train(ours, store_path, out)
+    assert methods.train(ours, store_path, out)
     return out
 
 
@@ -129,7 +131,7 @@ def test_what_they_leave_is_one_run(pair, single):
         ours.mesh.update(data=shape[0], fsdp=shape[1])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(meshes, "SMALL", 0)
-            plan = loop.setup(ours, 32)
+            plan = setups.setup(ours, 32)
         checkpoints = checkpoint.manager(run)
         states.append(jax.device_get(checkpoint.restore(checkpoints, run, plan.like)))
         checkpoints.close()
@@ -146,7 +148,7 @@ def test_what_two_have_written_four_devices_read(two_convolutions, pair, store_p
     ours = worker.settings()
     ours.mesh.data = 1
     checkpoints = checkpoint.manager(pair / "run")
-    like = loop.setup(ours, 32).like
+    like = setups.setup(ours, 32).like
     params = jax.tree.leaves(checkpoint.restore(checkpoints, pair / "run", like).params)
     checkpoints.close()
     (devices, part), *restored = np.load(pair / "restored.npz").values()
@@ -181,8 +183,8 @@ def test_a_notice_to_one_process_stops_all_and_one_alone_goes_on(
     assert "stopped and saved at" in said[0] and "stopped and saved at" not in said[1]
     ours = worker.settings(**fields)
     ours.mesh.data = 1
-    assert loop.train(ours, store_path, tmp_path / "run")
-    assert loop.train(ours, store_path, tmp_path / "whole")
+    assert methods.train(ours, store_path, tmp_path / "run")
+    assert methods.train(ours, store_path, tmp_path / "whole")
     losses = [
         [line["loss"] for line in stats(tmp_path / name) if "loss" in line]
         for name in ("run", "whole")

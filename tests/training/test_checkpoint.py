@@ -16,6 +16,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from contourdiff_jax import config
+from contourdiff_jax.contracts import Player
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, state
@@ -28,19 +29,16 @@ def is_shape(node):
 
 
 def like(shapes=SHAPES, data=1, fsdp=1):
-    """ShapeDtypeStructs with shardings of a training state, as train.setup makes them."""
+    """ShapeDtypeStructs with shardings of a training state, as loop.compiled makes them."""
 
     def model_init(key):
         return jax.tree.map(jnp.zeros, shapes, is_leaf=is_shape)
 
+    players = {"network": Player(model_init, None, state.optimiser(config.default().train), None)}
+
     mesh = meshes.make(ConfigDict({"data": data, "fsdp": fsdp}))
-    train = config.default().train
-    structs = jax.eval_shape(lambda key: state.init(train, model_init, key), jax.random.key(0))
-    return jax.tree.map(
-        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
-        structs,
-        meshes.state(mesh, structs),
-    )
+    structs = jax.eval_shape(lambda key: state.init(players, key), jax.random.key(0))
+    return meshes.laid(structs, meshes.state(mesh, structs))
 
 
 def state_at(step: int, wanted):
@@ -54,6 +52,15 @@ def state_at(step: int, wanted):
 
 def assert_same(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def average(run):
+    """(step, averages) of a run, by itself."""
+
+    def init(key):
+        return jax.tree.map(jnp.zeros, SHAPES, is_leaf=is_shape)
+
+    return checkpoint.averages(run, {"network": init}, meshes.make(config.default().mesh))
 
 
 def write(run, steps, wanted=None, keep=None):
@@ -103,17 +110,14 @@ def test_any_mesh_restores_what_another_saved(tmp_path, data, fsdp):
     assert_same(restored, state_at(3, saved_on))
     for leaf, struct in zip(jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True):
         assert leaf.sharding.is_equivalent_to(struct.sharding, leaf.ndim)
-    shard = restored.params["conv"]["kernel"].addressable_shards[0]
+    shard = restored.params["network"]["conv"]["kernel"].addressable_shards[0]
     assert shard.data.shape == ((64, 65) if fsdp == 2 else (64, 130))
 
 
 def test_the_average_comes_alone(intact):
     """Translation needs no optimiser state, which is twice as large."""
-    checkpoints = checkpoint.manager(intact)
-    step, ema = checkpoint.restore_ema(checkpoints, intact, like().ema)
-    checkpoints.close()
-    assert step == 2
-    assert_same(ema, state_at(2, like()).ema)
+    assert average(intact)[0] == 2
+    assert_same(average(intact)[1], state_at(2, like()).ema)
 
 
 def test_only_the_latest_are_kept(tmp_path):
@@ -199,7 +203,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_used(run, capfd, pattern, har
     assert line.startswith(f"warning: {run}/checkpoints/2: ") and line.endswith("; going on from 1")
 
 
-@pytest.mark.parametrize("item", checkpoint.ITEMS)
+@pytest.mark.parametrize("item", [*checkpoint.OF_PLAYERS, "progress"])
 def test_a_flipped_bit_is_noticed_wherever_it_is(run, item):
     """Also where Orbax would read on: in the weights themselves."""
     folder = run / "checkpoints" / "2"
@@ -220,7 +224,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_written_anew(run):
     """By who trains the run; who only reads it changes nothing."""
     corrupt(largest(run / "checkpoints" / "2", "ema/d/*"))
     checkpoints = checkpoint.manager(run)
-    assert checkpoint.restore_ema(checkpoints, run, like().ema)[0] == 1
+    assert average(run)[0] == 1
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"1", "2"}
     assert int(checkpoint.restore(checkpoints, run, like()).step) == 1
     checkpoint.save(checkpoints, state_at(2, like()))
@@ -292,11 +296,15 @@ def test_a_failed_write_is_one_line_and_leaves_the_one_before(run, when, deaf):
 # ----------------------------------------------------------------------------------------------
 
 
+def digest(params):
+    return checkpoint.digest({"network": params})
+
+
 def test_the_digest_changes_with_a_bit_and_with_a_name():
     params = {"a": {"kernel": np.arange(6, dtype=np.float32)}, "b": np.zeros(3, np.float32)}
-    known = checkpoint.digest(params)
+    known = digest(params)
     assert len(known) == 64
-    assert checkpoint.digest(jax.tree.map(jnp.asarray, params)) == known
+    assert digest(jax.tree.map(jnp.asarray, params)) == known
     others = []
     for position in (0, 3, 5):
         flipped = params["a"]["kernel"].view(np.uint32).copy()
@@ -307,5 +315,5 @@ def test_the_digest_changes_with_a_bit_and_with_a_name():
         params | {"b": np.zeros(4, np.float32)},
         {"a": params["a"]},
     ]
-    digests = {known, *(checkpoint.digest(p) for p in others)}
+    digests = {known, *(digest(p) for p in others)}
     assert len(digests) == 7

@@ -17,13 +17,15 @@ import time
 import jax
 import numpy as np
 import pytest
+import setups
 from PIL import Image
 
-from contourdiff_jax import config, models
-from contourdiff_jax.data import batches
+from contourdiff_jax import config, methods, models
+from contourdiff_jax.data import feeds
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.methods import diffusion
 from contourdiff_jax.runtime import disk as claims
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, loop
@@ -72,7 +74,7 @@ def on_meshes(request, two_convolutions):
 
     def run(data, fsdp):
         ours.mesh.update(data=data, fsdp=fsdp)
-        plan = loop.setup(ours, 8)
+        plan = setups.setup(ours, 8)
         noise = np.random.default_rng(1)
         params = jax.tree.map(
             lambda s: jax.device_put(noise.normal(0, 0.1, s.shape).astype(s.dtype), s.sharding),
@@ -87,7 +89,7 @@ def on_meshes(request, two_convolutions):
             current, metrics = plan.step(current, batch)
             losses.append(float(metrics["loss"]))
             if moments is None:
-                moments = jax.device_get(current.optimiser[1][0].mu)
+                moments = jax.device_get(current.optimiser["network"][1][0].mu)
         return moments, losses, split
 
     with pytest.MonkeyPatch.context() as patch:
@@ -126,7 +128,7 @@ def test_losses_are_the_same_on_any_mesh(on_meshes, shape):
 
 @pytest.fixture(scope="module")
 def plan(two_convolutions):
-    return loop.setup(settings(), SIZE)
+    return setups.setup(settings(), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,7 @@ def whole(two_convolutions, store_path, tmp_path_factory):
     """A run that was never interrupted."""
     workdir = tmp_path_factory.mktemp("whole")
     workdir.rmdir()
-    assert loop.train(settings(), store_path, workdir)
+    assert methods.train(settings(), store_path, workdir)
     return workdir
 
 
@@ -182,13 +184,13 @@ def test_stopping_and_resuming_changes_nothing(
     ours, workdir = settings(accumulate=accumulate), tmp_path / "run"
     if accumulate > 1:
         whole = tmp_path / "whole"
-        assert loop.train(ours, store_path, whole)
+        assert methods.train(ours, store_path, whole)
     for stop in stops:
         with pytest.MonkeyPatch.context() as patch:
             at_step(patch, stop, terminate)
-            assert not loop.train(ours, store_path, workdir)
+            assert not methods.train(ours, store_path, workdir)
         assert last_state(workdir, plan).step < STEPS
-    assert loop.train(ours, store_path, workdir)
+    assert methods.train(ours, store_path, workdir)
     assert_same(last_state(workdir, plan), last_state(whole, plan))
     assert untimed(stats(workdir)) == untimed(stats(whole))
     seconds = [line["seconds"] for line in stats(workdir) if "loss" in line]
@@ -218,10 +220,10 @@ def test_what_a_killed_run_had_not_saved_is_done_again(store_path, plan, whole, 
         patch.setattr(checkpoint, "manager", remembered)
         at_step(patch, 5, kill)
         with pytest.raises(Killed):
-            loop.train(ours, store_path, workdir)
+            methods.train(ours, store_path, workdir)
     writers[-1].close()  # a kill ends its threads, which here would write beside the next run
     assert stats(workdir)[-1]["step"] == 5
-    assert loop.train(ours, store_path, workdir)
+    assert methods.train(ours, store_path, workdir)
     assert_same(last_state(workdir, plan), last_state(whole, plan))
     assert untimed(stats(workdir)) == untimed(stats(whole))
 
@@ -229,7 +231,7 @@ def test_what_a_killed_run_had_not_saved_is_done_again(store_path, plan, whole, 
 def test_looking_changes_nothing(store_path, plan, whole, tmp_path):
     """Held-out loss, samples, records and checkpoints have no part in what is learnt."""
     ours = settings(log=0, evaluate=0, sample=0, checkpoint=4)
-    assert loop.train(ours, store_path, tmp_path / "run")
+    assert methods.train(ours, store_path, tmp_path / "run")
     assert_same(last_state(tmp_path / "run", plan), last_state(whole, plan))
 
 
@@ -237,7 +239,7 @@ def test_the_notice_is_for_training_only(store_path, tmp_path, monkeypatch):
     """The handler that was there before is there afterwards."""
     before = signal.getsignal(signal.SIGTERM)
     at_step(monkeypatch, 1, terminate)
-    assert not loop.train(settings(), store_path, tmp_path / "run")
+    assert not methods.train(settings(), store_path, tmp_path / "run")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -245,9 +247,9 @@ def test_a_run_may_go_on_on_another_mesh(store_path, plan, whole, tmp_path, monk
     ours, workdir = settings(), tmp_path / "run"
     monkeypatch.setattr(meshes, "SMALL", 0)
     at_step(monkeypatch, 3, terminate)
-    assert not loop.train(ours, store_path, workdir)
+    assert not methods.train(ours, store_path, workdir)
     ours.mesh.update(data=1, fsdp=2)
-    assert loop.train(ours, store_path, workdir)
+    assert methods.train(ours, store_path, workdir)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
         last_state(workdir, plan).params,
@@ -262,7 +264,7 @@ def test_a_run_may_go_on_on_another_mesh(store_path, plan, whole, tmp_path, monk
 
 def test_a_finished_run_is_left_alone(store_path, whole, capsys):
     before = contents(whole)
-    assert loop.train(settings(), store_path, whole)
+    assert methods.train(settings(), store_path, whole)
     assert "nothing left to do" in capsys.readouterr().out
     assert contents(whole) == before
 
@@ -272,21 +274,21 @@ def test_another_configuration_is_refused_by_field(store_path, whole):
     ours = settings(learning_rate=5e-4)
     ours.seed = 1
     with pytest.raises(InputError, match=f"{whole}.*another seed, train.learning_rate;"):
-        loop.train(ours, store_path, whole)
+        methods.train(ours, store_path, whole)
     assert contents(whole) == before
 
 
 def test_other_data_are_refused(phantom_data, whole, tmp_path):
     prepare(phantom_data / "train_mr", tmp_path / "store", "mr", spacing=6.0, size=SIZE)
     with pytest.raises(InputError, match=f"{whole}: holds a run on other data"):
-        loop.train(settings(), tmp_path / "store", whole)
+        methods.train(settings(), tmp_path / "store", whole)
 
 
 def test_no_other_folder_is_trained_in(store_path, tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     for taken in (tmp_path, tmp_path / "letter.txt"):
         with pytest.raises(InputError, match=str(taken)):
-            loop.train(settings(), store_path, taken)
+            methods.train(settings(), store_path, taken)
     assert (tmp_path / "letter.txt").read_text() == "dear"
     assert len(list(tmp_path.iterdir())) == 1
 
@@ -295,25 +297,25 @@ def test_weights_come_from_another_run(store_path, plan, whole, tmp_path):
     """Its average, which a learning rate of zero leaves as it was."""
     ours, workdir = settings(images=4, learning_rate=0.0), tmp_path / "run"
     ours.seed = 3
-    assert loop.train(ours, store_path, workdir, init=whole)
+    assert methods.train(ours, store_path, workdir, init=whole)
     begun, source = last_state(workdir, plan), last_state(whole, plan)
     assert_same(begun.params, source.ema)
     assert_same(begun.ema, source.ema)
     assert begun.step == 1 and not np.array_equal(begun.key, source.key)
     # With a checkpoint of its own the run needs the other no more.
-    assert loop.train(ours, store_path, workdir, init=tmp_path / "gone")
+    assert methods.train(ours, store_path, workdir, init=tmp_path / "gone")
 
 
 def test_weights_of_no_run_leave_nothing_behind(store_path, tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path / 'absent'}: not a run"):
-        loop.train(settings(), store_path, tmp_path / "run", init=tmp_path / "absent")
+        methods.train(settings(), store_path, tmp_path / "run", init=tmp_path / "absent")
     assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("left", [training_run.LOCK, training_run.PART])
 def test_what_a_process_killed_at_once_left_is_in_nobodys_way(store_path, plan, tmp_path, left):
     (tmp_path / left).write_text("{")
-    assert loop.train(settings(images=4), store_path, tmp_path)
+    assert methods.train(settings(images=4), store_path, tmp_path)
     assert last_state(tmp_path, plan).step == 1
 
 
@@ -321,7 +323,7 @@ def test_two_do_not_train_one_run(store_path, tmp_path):
     """The second would write its record and its checkpoints between those of the first."""
     with claims.claim(tmp_path / training_run.LOCK):
         with pytest.raises(InputError, match=f"{tmp_path}: another process trains this run"):
-            loop.train(settings(), store_path, tmp_path)
+            methods.train(settings(), store_path, tmp_path)
         assert [path.name for path in tmp_path.iterdir()] == [training_run.LOCK]
 
 
@@ -332,12 +334,12 @@ def test_two_do_not_train_one_run(store_path, tmp_path):
 
 def pupil(**train_fields):
     ours = settings(**train_fields)
-    ours.distillation.substeps = 2
+    ours.method, ours.distillation.substeps = "distilled", 2
     return ours
 
 
 def test_a_pupil_begins_as_its_teacher(store_path, plan, whole, tmp_path):
-    assert loop.train(pupil(learning_rate=0.0), store_path, tmp_path / "run", teacher=whole)
+    assert methods.train(pupil(learning_rate=0.0), store_path, tmp_path / "run", teacher=whole)
     begun, taught = last_state(whole, plan).ema, last_state(tmp_path / "run", plan)
     assert_same(taught.params, begun)
     # Its average is of what never changed: the same, but for rounding.
@@ -346,14 +348,14 @@ def test_a_pupil_begins_as_its_teacher(store_path, plan, whole, tmp_path):
 
 def test_a_pupil_goes_on_with_its_teacher_and_with_no_other(store_path, plan, whole, tmp_path):
     undisturbed, workdir, other = (tmp_path / name for name in ("whole", "run", "other"))
-    assert loop.train(pupil(), store_path, undisturbed, teacher=whole)
-    assert loop.train(settings(images=4), store_path, other)
+    assert methods.train(pupil(), store_path, undisturbed, teacher=whole)
+    assert methods.train(settings(images=4), store_path, other)
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 3, terminate)
-        assert not loop.train(pupil(), store_path, workdir, teacher=whole)
+        assert not methods.train(pupil(), store_path, workdir, teacher=whole)
     with pytest.raises(InputError, match="of another teacher"):
-        loop.train(pupil(), store_path, workdir, teacher=other)
-    assert loop.train(pupil(), store_path, workdir, teacher=whole)
+        methods.train(pupil(), store_path, workdir, teacher=other)
+    assert methods.train(pupil(), store_path, workdir, teacher=whole)
     assert_same(last_state(workdir, plan), last_state(undisturbed, plan))
     assert training_run.load(workdir).teacher == checkpoint.digest(last_state(whole, plan).ema)
 
@@ -366,7 +368,7 @@ def test_a_teacher_is_given_where_there_is_something_to_learn_of_it(store_path, 
         (pupil(), {"teacher": tmp_path / "none"}, "none: not a run"),
     ):
         with pytest.raises(InputError, match=named):
-            loop.train(ours, store_path, tmp_path / "run", **given)
+            methods.train(ours, store_path, tmp_path / "run", **given)
         assert not (tmp_path / "run").exists()
 
 
@@ -382,9 +384,9 @@ def test_a_damaged_store_is_not_trained_on(two_convolutions, store_path, tmp_pat
     content[-1] ^= 1
     (store / "slices.npy").write_bytes(content)
     with pytest.raises(InputError, match=f"{store}/slices.npy: damaged"):
-        loop.train(settings(), store, tmp_path / "run")
+        methods.train(settings(), store, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-    assert loop.train(settings(images=4), store, tmp_path / "run", verified=False)
+    assert methods.train(settings(images=4), store, tmp_path / "run", verified=False)
 
 
 def test_stores_of_earlier_versions_are_trained_on_and_that_is_said(
@@ -395,7 +397,7 @@ def test_stores_of_earlier_versions_are_trained_on_and_that_is_said(
     dataset = json.loads((store / "dataset.json").read_text())
     del dataset["sha256"]
     (store / "dataset.json").write_text(json.dumps(dataset))
-    assert loop.train(settings(images=4), store, tmp_path / "run")
+    assert methods.train(settings(images=4), store, tmp_path / "run")
     assert f"note: {store}: of an earlier version, without digests" in capsys.readouterr().out
 
 
@@ -406,14 +408,14 @@ def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(
     ours, workdir = settings(checkpoint=8), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 5, terminate)
-        assert not loop.train(ours, store_path, workdir)
+        assert not methods.train(ours, store_path, workdir)
     *_, before, last = sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
     files = (workdir / "checkpoints" / str(last) / "params").rglob("d/*")
     weights = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(weights.read_bytes())
     content[len(content) // 2] ^= 1
     weights.write_bytes(content)
-    assert loop.train(ours, store_path, workdir)
+    assert methods.train(ours, store_path, workdir)
     warning = f"warning: {workdir}/checkpoints/{last}: damaged, params/.*; going on from {before}"
     assert re.search(warning, capsys.readouterr().err)
     assert_same(last_state(workdir, plan), last_state(whole, plan))
@@ -444,12 +446,12 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
             patch.setattr(checkpoint, "save", fill_and_save)
         try:
             with pytest.raises(InputError, match=f"{workdir}.*written.*intact") as error:
-                loop.train(ours, store_path, workdir)
+                methods.train(ours, store_path, workdir)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
     assert last_state(workdir, plan).step in (2, 4)  # the one before may just be being written
-    assert loop.train(ours, store_path, workdir)
+    assert methods.train(ours, store_path, workdir)
     assert_same(last_state(workdir, plan), last_state(whole, plan))
 
 
@@ -460,22 +462,22 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
 
 def poison(monkeypatch, step):
     """Put a NaN into the images of a step."""
-    training = batches.training
+    training = feeds.Slices.training
 
-    def poisoned(*arguments, start, **options):
-        for number, example in enumerate(training(*arguments, start=start, **options), start + 1):
+    def poisoned(feed, start, stop):
+        for number, example in enumerate(training(feed, start, stop), start + 1):
             if number == step:
                 example["x"] = example["x"].at[0, 3, 3].set(np.nan)
             yield example
 
-    monkeypatch.setattr(batches, "training", poisoned)
+    monkeypatch.setattr(feeds.Slices, "training", poisoned)
 
 
 def seen(store_path, step):
     """The slices of a step, as they are named."""
     index = open_store(store_path).index
     rows = np.flatnonzero(index["split"] == "train")
-    rows = rows[batches.indices(settings().seed, step - 1, 4, len(rows))]
+    rows = rows[feeds.indices(settings().seed, step - 1, 4, len(rows))]
     named = {}
     for subject, number in zip(index["subject"][rows], index["slice"][rows], strict=True):
         named[subject] = f"{named[subject]}, {number}" if subject in named else f"slice {number}"
@@ -494,13 +496,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_a_finite_state(
             match=f"{workdir}: the loss of step {step} is not finite.*"
             f"its images: {seen(store_path, step)}$",
         ):
-            loop.train(settings(), store_path, workdir)
+            methods.train(settings(), store_path, workdir)
     saved = last_state(workdir, plan)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
     assert saved.step <= step
     assert "NaN" not in (workdir / "stats.jsonl").read_text()
     # Once the image is mended the same command goes on.
-    assert loop.train(settings(), store_path, workdir)
+    assert methods.train(settings(), store_path, workdir)
     assert [line["step"] for line in stats(workdir) if "loss" in line][-1] == STEPS
 
 
@@ -534,14 +536,14 @@ def test_the_held_out_loss_is_there_and_by_timestep(whole):
     held = [line for line in stats(whole) if "heldout_loss" in line]
     assert [line["step"] for line in held] == [4, 8]
     for line in held:
-        assert len(line["heldout_loss_t"]) == loop.BINS
+        assert len(line["heldout_loss_t"]) == diffusion.BINS
         assert 0 < min(line["heldout_loss_t"]) < line["heldout_loss"] < max(line["heldout_loss_t"])
 
 
 def test_without_held_out_subjects_there_is_no_held_out_loss(phantom_data, tmp_path):
     store = tmp_path / "store"
     prepare(phantom_data / "train_mr", store, "mr", spacing=7.2, size=SIZE, validation=0)
-    assert loop.train(settings(), store, tmp_path / "run")
+    assert methods.train(settings(), store, tmp_path / "run")
     assert all("heldout_loss" not in line for line in stats(tmp_path / "run"))
     assert len(list((tmp_path / "run" / "samples").iterdir())) == 2
 
@@ -551,7 +553,7 @@ def test_sample_grids_show_truth_contour_and_sample(whole):
     assert [path.name for path in paths] == ["000000016.png", "000000032.png"]
     grids = [np.asarray(Image.open(path)) for path in paths]
     for grid in grids:
-        assert grid.shape == (loop.SAMPLES * SIZE, 3 * SIZE)
+        assert grid.shape == (diffusion.SAMPLES * SIZE, 3 * SIZE)
         truth, contour, _ = np.split(grid, 3, axis=1)
         assert set(np.unique(contour)) == {0, 255}
         assert truth.std() > 10
@@ -562,7 +564,7 @@ def test_sample_grids_show_truth_contour_and_sample(whole):
 
 def test_learning_lowers_the_held_out_loss(store_path, tmp_path):
     ours = settings(images=400, learning_rate=1e-2, log=400, evaluate=4, sample=0)
-    assert loop.train(ours, store_path, tmp_path / "run")
+    assert methods.train(ours, store_path, tmp_path / "run")
     held = [line["heldout_loss"] for line in stats(tmp_path / "run") if "heldout_loss" in line]
     assert len(held) == 100
     assert held[-1] < 0.7 * held[0]
@@ -571,16 +573,18 @@ def test_learning_lowers_the_held_out_loss(store_path, tmp_path):
 def test_without_a_terminal_there_is_a_summary_and_a_line_for_each_record(
     two_convolutions, store_path, capsys, tmp_path
 ):
-    assert loop.train(settings(images=64, log=16), store_path, tmp_path / "run")
+    assert methods.train(settings(images=64, log=16), store_path, tmp_path / "run")
     out = capsys.readouterr().out
-    assert re.search(r"parameters on 2 .* device\(s\).*MiB of state.*MiB a step", out)
+    assert re.search(
+        r"parameters \(first \d+, last \d+\) on 2 .* device\(s\).*MiB of state.*MiB a step", out
+    )
     assert re.search(r"15 slices of 3 subjects, 32 px of 7.2 mm; 64 images in batches of 4", out)
     assert re.search(r"about \d:\d\d:\d\d to go at \d+\.\d images/s", out)
     assert len(re.findall(r"images  loss \d\.\d+  .* images/s  \d:\d\d:\d\d left", out)) == 4
 
 
 def test_speed_is_measured_with_the_input(two_convolutions, store_path):
-    assert loop.images_per_second(settings(), store_path, steps=2) > 0
+    assert methods.images_per_second(settings(), store_path, steps=2) > 0
 
 
 # ----------------------------------------------------------------------------------------------
@@ -611,12 +615,12 @@ def test_settings_that_cannot_work_are_named(two_convolutions, fields, named):
     ours = settings()
     ours.update(fields)
     with pytest.raises(InputError, match=named):
-        loop.setup(ours, 30)
+        setups.setup(ours, 30)
 
 
 def test_nothing_is_made_for_settings_that_cannot_work(two_convolutions, store_path, tmp_path):
     with pytest.raises(InputError):
-        loop.train(settings(batch=0), store_path, tmp_path / "run")
+        methods.train(settings(batch=0), store_path, tmp_path / "run")
     assert not any(tmp_path.iterdir())
 
 

@@ -18,20 +18,19 @@ import pytest
 from PIL import Image
 
 import contourdiff_jax
-from contourdiff_jax import cli, config, models
+from contourdiff_jax import cli, config, methods, models
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
-from contourdiff_jax.data import batches
 from contourdiff_jax.data.prepare import prepare
-from contourdiff_jax.diffusion import noise, samplers, schedules
+from contourdiff_jax.diffusion import noise, samplers
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.methods import diffusion, train
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
-from contourdiff_jax.training.loop import train
 from contourdiff_jax.translation import folder as translate
-from contourdiff_jax.translation import sampling, sidecars
+from contourdiff_jax.translation import sidecars
 from contourdiff_jax.volumes import intensity, io
 from contourdiff_jax.volumes.volume import Assumed
 
@@ -177,11 +176,9 @@ def test_every_step_of_a_sampler_has_its_own_noise(mr_run, monkeypatch):
     knots = noise.independent(0, "head01", 4)
 
     def drawn(answer, knots=knots):
-        monkeypatch.setattr(samplers, "build", lambda section, total: answer)
-        schedule = schedules.build(settings.diffusion)
-        model = models.build(settings.model, batches.CONDITIONS)
-        compiled = sampling.sampler(settings, model, schedule, mesh)
-        return np.asarray(compiled({}, condition, knots, None))
+        monkeypatch.setattr(samplers, "build", lambda section, visited: answer)
+        method = methods.build(run.load(mr_run), mesh=mesh)
+        return np.asarray(method.draw({}, condition, knots, None))
 
     def noise_of(step):
         return lambda denoise, schedule, z_T, noise: 0.1 * noise(step)
@@ -218,14 +215,14 @@ def test_nothing_of_the_source_is_seen_but_its_contours(mr_run, sources, tmp_pat
     assert (voxels(tmp_path / "a_out") != voxels(tmp_path / "c_out")).any()
 
 
-def echo(config, model, schedule, mesh, tile):
-    """A sampler that answers with the contours."""
-    return lambda params, condition, knots, beside: 2 * condition["contour"][..., :1] - 1
+def echo(translator, seen, knots, beside=None):
+    """A translator that answers with the contours."""
+    return 2 * seen["contour"][..., :1] - 1
 
 
 def test_every_slice_is_drawn_from_its_own_contours(mr_run, sources, tmp_path, monkeypatch):
     """They show where they were taken."""
-    monkeypatch.setattr(sampling, "sampler", echo)
+    monkeypatch.setattr(diffusion.Translator, "__call__", echo)
     options = {"preset": "ct", "body_masks": tmp_path / "masks"}
     volume = io.read(sources / NAMES[0])
     everywhere = np.ones(volume.array.shape)
@@ -384,18 +381,11 @@ def test_the_sidecar_says_what_the_image_was_made_with(mr_run, sources, translat
 def test_the_digest_is_that_of_the_average(mr_run, translated):
     fields = sidecar(translated)["checkpoint"]
     assert fields["step"] == 8 and fields["images"] == 32
-    settings = run.load(mr_run).config
-    model = models.build(settings.model, batches.CONDITIONS)
-    like = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(
-            s.shape, s.dtype, sharding=meshes.replicated(meshes.make(settings.mesh))
-        ),
-        jax.eval_shape(model.init, jax.random.key(0)),
+    method = methods.build(run.load(mr_run))
+    _, averages = checkpoint.averages(
+        mr_run, {"network": method.players["network"].init}, method.mesh
     )
-    checkpoints = checkpoint.manager(mr_run)
-    _, ema = checkpoint.restore_ema(checkpoints, mr_run, like)
-    checkpoints.close()
-    assert fields["digest"] == checkpoint.digest(ema)
+    assert fields["digest"] == checkpoint.digest(averages)
 
 
 @pytest.mark.parametrize(
@@ -453,7 +443,7 @@ def test_the_originals_contours_are_those_of_the_pictures(
     settings.train.update(images=8, batch=2, log=0, evaluate=0, sample=0, checkpoint=0)
     assert train(settings, tmp_path / "mr", tmp_path / "run")
 
-    monkeypatch.setattr(sampling, "sampler", echo)
+    monkeypatch.setattr(diffusion.Translator, "__call__", echo)
     out, assumed = tmp_path / "out", Assumed(3.6)
     translate.translate(tmp_path / "run", pictures, out, preset="ct", assumed=assumed)
     fields = json.loads((out / "head1.json").read_text())["contours"]
@@ -623,7 +613,7 @@ def test_guidance_needs_a_run_that_was_trained_for_it(
     two_convolutions, store_path, sources, tmp_path
 ):
     plain = train_on(store_path, tmp_path / "run", condition_dropout=0.0, images=4)
-    with pytest.raises(InputError, match=f"{plain}: trained without condition dropout"):
+    with pytest.raises(InputError, match=r"--guidance: .*trained without condition dropout"):
         translate.translate(plain, sources, tmp_path / "out", preset="ct", guidance_scale=2.0)
 
 
@@ -633,7 +623,7 @@ def test_a_run_of_few_steps_is_asked_for_those_it_learnt(mr_run, sources, tmp_pa
     fields["config"]["diffusion"]["timesteps"] = "sampler"
     fields["config"]["sampler"]["steps"] = 2
     (few / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=f"{few}: learnt the timesteps of .*--steps=2"):
+    with pytest.raises(InputError, match=r"the run: learnt the timesteps of .*--steps=2"):
         translate.translate(few, sources, tmp_path / "out", preset="ct", steps=3)
     result = translate.translate(few, sources / NAMES[0], tmp_path / "out", preset="ct")
     assert len(result.done) == 1 and sidecar(tmp_path / "out")["sampler"]["steps"] == 2
@@ -644,7 +634,7 @@ def test_a_run_of_another_network_is_refused(mr_run, sources, tmp_path):
     fields = json.loads((other / "config.json").read_text())
     fields["config"]["model"]["channels"] = [16, 16]
     (other / "config.json").write_text(json.dumps(fields))
-    with pytest.raises(InputError, match=r"another architecture: first\.bias"):
+    with pytest.raises(InputError, match=r"another architecture: network\.first\.bias"):
         translate.translate(other, sources, tmp_path / "out", preset="ct")
 
 

@@ -21,7 +21,7 @@ from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import cases
 from contourdiff_jax.evaluation.folder import evaluate
-from contourdiff_jax.training.loop import train
+from contourdiff_jax.methods import train
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.translation.folder import translate
 from contourdiff_jax.volumes import io

@@ -15,7 +15,7 @@ from contourdiff_jax import cli, config, models
 from contourdiff_jax.data import batches, layouts
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.training.loop import train
+from contourdiff_jax.methods import diffusion, train
 from contourdiff_jax.translation import chains, sampling
 from contourdiff_jax.translation import volume as translate_volume
 from contourdiff_jax.translation.chains import NONE
@@ -229,31 +229,20 @@ def test_scgd_needs_a_run_that_sees_neighbours(two_convolutions, store_path, sou
 
 def drawn_from(settings, knots, beside=None):
     """Translations [N, H, W] of the same contours everywhere."""
-    from contourdiff_jax.diffusion import schedules
+    from contourdiff_jax.diffusion import samplers, schedules
     from contourdiff_jax.runtime import mesh as meshes
 
-    def build(config, conditions):
-        return models.Model(
-            None,
-            lambda params, z_t, t, condition, *, key=None: (
-                0.3 * z_t + condition["contour"][..., :1]
-            ),
-        )
+    def apply(params, z_t, t, condition, *, key=None):
+        return 0.3 * z_t + condition["contour"][..., :1]
 
-    mesh = meshes.make(settings.mesh)
+    mesh, model = meshes.make(settings.mesh), models.Model(None, apply)
     schedule = schedules.build(settings.diffusion)
-    compiled = sampling.sampler(settings, build(None, None), schedule, mesh)
-    count = len(knots.keys)
-    contour = batches.given(np.zeros((count, 16, 16), np.uint8))
-    return sampling.draw(
-        compiled,
-        {},
-        meshes.batch(mesh),
-        settings.sampler.batch,
-        {"contour": contour},
-        knots,
-        beside,
-    )
+    visited = samplers.timesteps(settings.sampler, schedule.steps)
+    prediction = settings.diffusion.prediction
+    draw = diffusion.drawing(model, schedule, prediction, settings.sampler, visited, mesh)
+    translator = diffusion.Translator(draw, {}, frozenset(("contour",)), settings.sampler.batch)
+    contour = batches.given(np.zeros((len(knots.keys), 16, 16), np.uint8))
+    return sampling.draw(translator, meshes.batch(mesh), {"contour": contour}, knots, beside)
 
 
 @pytest.fixture
@@ -477,7 +466,7 @@ def test_flags_have_the_names_of_the_settings(mr_run, sources, tmp_path):
     ("together", "named"),
     [
         ({"coherence": -1.0}, "--coherence: -1.0"),
-        ({"coupling": 1.0}, "--coupling: 1.0 .* below 1"),
+        ({"coupling": 1.0}, "--coupling: 1.0 .*below 1"),
         ({"samples": 0}, "--samples: 0"),
         ({"candidates": 0}, "--candidates: 0"),
         ({"anchor": -1}, "--anchor: -1"),

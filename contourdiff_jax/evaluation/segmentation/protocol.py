@@ -7,16 +7,17 @@ real volumes of the target with labels. docs/scores.md defines the numbers.
 
 import contextlib
 import dataclasses
-import functools
 import shlex
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from contourdiff_jax import config, figures
+from contourdiff_jax import config, figures, methods
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.data.prepare import prepare
@@ -30,6 +31,8 @@ from contourdiff_jax.methods import segmentation
 from contourdiff_jax.models import segmenter
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.training import checkpoint, loop, run
+from contourdiff_jax.training.loop import Compiled
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.translation.sidecars import NOTICE
 from contourdiff_jax.volumes import filenames, intensity, io
@@ -107,6 +110,7 @@ def segment(
     """
     given = {name: value for name, value in locals().items() if value is not None}
     out = Path(out)
+    runs = out.with_name(f"{out.name}.runs")  # what is trained so far, until `out` is written
     disk.check_is_free(out)
     for name, value, least in (("seeds", seeds, 1), ("seed", seed, 0), ("images", images, 1)):
         if value is not None and value < least:
@@ -147,7 +151,7 @@ def segment(
 
         # Train and test.
         numbers = range(seed, seed + seeds)
-        networks = _trained(sources, stores, grid, labels, images, batch, numbers, mesh)
+        networks = _trained(sources, stores, labels, images, batch, numbers, runs)
         (folder / "weights").mkdir()
         for network in networks:
             network.save(folder / "weights" / f"{_called(network)}.safetensors")
@@ -176,6 +180,9 @@ def segment(
         }
         records.write(folder, metrics, rows)
         scores.write(folder / "seeds.csv", found)
+        # Their weights are in weights/ by now.
+        shutil.copytree(runs, folder / "runs", ignore=lambda *_: ("checkpoints", run.LOCK))
+    shutil.rmtree(runs)
     return Segmentation(metrics, failed)
 
 
@@ -304,26 +311,41 @@ def _common(present: dict[str, set[int]], wanted: list[int] | None) -> list[int]
 def _trained(
     sources: list[Source],
     stores: dict[str, Store],
-    grid: Grid,
     labels: list[int],
     images: int | None,
     batch: int,
     seeds: range,
-    mesh,
+    runs: Path,
 ) -> list[Trained]:
-    """Networks of every source and seed."""
-    plan = functools.cache(lambda images: segmentation.plan(len(labels), images, batch, mesh))
-    networks = []
+    """Networks of every source and seed, each trained in a run's folder of its own in `runs`.
+
+    What an earlier call has finished is not trained again.
+    """
+    networks, compiled = [], {}
+    runs.mkdir(parents=True, exist_ok=True)
     for source in sources:
         store = stores[source.method]
         shown = images or segmentation.EPOCHS * len(store.rows("train"))
         for seed in seeds:
-            name = f"{source.method}, seed {seed}"
-            params = segmentation.train(store, labels, plan(shown), seed, name)
+            ours = run.begin(segmentation.configured(seed, shown, batch), store, tuple(labels))
+            params = _weights(ours, store, runs / f"{source.method}_{seed}", compiled)
             networks.append(
-                Trained(params, tuple(labels), source.preset, grid, source.method, seed, shown)
+                Trained(params, ours.labels, source.preset, ours.grid, source.method, seed, shown)
             )
     return networks
+
+
+def _weights(ours: run.Run, store: Store, folder: Path, compiled: dict[int, Compiled]) -> dict:
+    """The averaged weights of a run, on the host; what is compiled once serves for all seeds."""
+    method = methods.build(ours, store=store)
+    shown = ours.config.train.images
+    if shown not in compiled:
+        compiled[shown] = loop.compiled(method, ours.config.train)
+    if not methods.continued(ours, method, folder, compiled=compiled[shown], name=folder.name):
+        raise InputError(f"{folder}: stopped; the same command goes on from there")
+    inits = {player: method.players[player].init for player in method.players}
+    _, averages = checkpoint.averages(folder, inits, method.mesh)
+    return jax.device_get(averages[segmentation.NETWORK])
 
 
 def _tested(

@@ -10,12 +10,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from contourdiff_jax import figures
+from contourdiff_jax.data.feeds import numbered
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics import overlap
 from contourdiff_jax.evaluation.segmentation.trained import images_of, label_map
-from contourdiff_jax.methods.segmentation import numbered
 from contourdiff_jax.volumes import geometry
 from contourdiff_jax.volumes.grid import Grid, Resampling
 from contourdiff_jax.volumes.intensity import Preset

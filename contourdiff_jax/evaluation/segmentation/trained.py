@@ -23,7 +23,6 @@ from safetensors.numpy import save_file
 
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.features import in_batches
-from contourdiff_jax.methods.segmentation import shown
 from contourdiff_jax.models import segmenter
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.runtime import mesh as meshes
@@ -105,7 +104,7 @@ def images_of(volume: Volume, preset: Preset, grid: Grid) -> tuple[np.ndarray, R
     body = body_mask(volume.array, volume.affine, preset.modality)
     resampling = grid.fit(volume.array.shape, volume.affine)
     slices = resampling.slices(values, preset.air)
-    return shown(slices, resampling.masks(body), preset), resampling
+    return preset.in_body(slices, resampling.masks(body)), resampling
 
 
 def label_map(probabilities: np.ndarray, labels, resampling: Resampling) -> np.ndarray:

@@ -24,7 +24,6 @@ from contourdiff_jax.evaluation.segmentation import protocol as module
 from contourdiff_jax.evaluation.segmentation import trained
 from contourdiff_jax.evaluation.segmentation.protocol import segment
 from contourdiff_jax.evaluation.unpaired import Options
-from contourdiff_jax.methods import segmentation
 from contourdiff_jax.models import segmenter
 from contourdiff_jax.reports import page as report
 from contourdiff_jax.volumes import filenames, io
@@ -95,11 +94,11 @@ def data(tmp_path):
 def untrained(monkeypatch):
     """Networks that nothing is learnt by, where something else is asked."""
 
-    def weights(store, labels, *_):
-        shapes = jax.eval_shape(segmenter.build(len(labels)).init, jax.random.key(0))
+    def weights(ours, *_):
+        shapes = jax.eval_shape(segmenter.build(len(ours.labels)).init, jax.random.key(0))
         return jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), shapes)
 
-    monkeypatch.setattr(segmentation, "train", weights)
+    monkeypatch.setattr(module, "_weights", weights)
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +200,15 @@ def test_the_record_says_what_was_done(done):
         f"{method}, seed {seed}" for method in ("translation", "lower", "upper") for seed in (0, 1)
     }
     names = {path.name for path in (done / "out").iterdir()}
-    assert names == {"metrics.json", "rows.csv", "seeds.csv", "panels", "predictions", "weights"}
+    assert names == {
+        "metrics.json",
+        "rows.csv",
+        "seeds.csv",
+        "panels",
+        "predictions",
+        "runs",
+        "weights",
+    }
     assert len(list((done / "out" / "weights").iterdir())) == 6
 
 

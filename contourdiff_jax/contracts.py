@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contracts between the parts of the package: the page to read first.
+
+A *method* is what learns and how it draws: ContourDiff's diffusion, its distillation to few steps,
+a segmenter. It is one file in methods/, built from a configuration by `methods.build`. The training
+loop, the state and the checkpoints know methods by what stands here and by nothing else; so does
+translation, which asks a method for its *translator*.
+
+    files -> store -> Feed -> example -> Player.loss          training/loop.py, once for all methods
+    source volume -> what a method sees of it -> Translator -> slices            translation/
+
+The other signatures that the parts share:
+
+    example   {'x': [B, *S, C] in [-1, 1], 'condition': {name: [B, *S, c]}} for what draws images
+    denoise   (z_t, t) -> estimate of x_0, not clipped                         diffusion/guidance.py
+    sampler   (denoise, schedule, z_T, noise, t) -> z_0; pure, a lax.scan      diffusion/samplers.py
+    noise     (i) -> array like z: all of a sampler's randomness               diffusion/noise.py
+    rule      (samples, their contours, those asked for) -> number of the sample kept, each slice
+    metric    arrays -> dict of floats; no files, no models                    evaluation/metrics/
+
+Shapes: B batch, *S space (H W, or D H W), C or c channels, last.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+
+Key = Array  # of jax.random
+Params = dict[str, Any]  # nested, of arrays
+Averages = Mapping[str, Params]  # of each player: the moving average where it is kept
+Example = Mapping[str, Any]  # a tree of arrays, B first; a feed's are global arrays on its mesh
+Metrics = dict[str, Any]  # name -> scalar, or a list of floats
+Fixed = Any  # a tree of arrays that are read and not learnt; () where there are none
+Memory = Any  # a tree of arrays carried from step to step; () where there are none
+
+
+# --------------------------------------------------------------------------------------------------
+# What learns
+# --------------------------------------------------------------------------------------------------
+
+
+class Player(NamedTuple):
+    """One network that learns, with a loss and an optimiser of its own.
+
+    Most methods have one; a generator and its critic are two.
+
+    Attributes:
+      init: key -> params.
+      loss: (params, every player's params, example, key, fixed, memory)
+        -> (loss, (metrics, memory)); differentiated in the first argument alone.
+      optimiser: of params.
+      learning_rate: step -> that of the optimiser, to be recorded.
+      averaged: whether an exponential moving average of params is kept, to draw with.
+    """
+
+    init: Callable[[Key], Params]
+    loss: Callable[..., tuple[Array, tuple[Metrics, Memory]]]
+    optimiser: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    averaged: bool = True
+
+
+class Feed(Protocol):
+    """What a step sees. Pure in (seed, step), so that a resumed run needs no iterator's state."""
+
+    @property
+    def example(self) -> Example:
+        """ShapeDtypeStructs of the global batch of a step."""
+
+    @property
+    def summary(self) -> str:
+        """What is learnt from, in a few words: slices, subjects, grid."""
+
+    def training(self, start: int, stop: int) -> Iterator[Example]:
+        """Examples of steps start, start + 1, .. stop - 1."""
+
+    def held_out(self) -> Example | None:
+        """Examples that are never learnt from, always the same; None where there are none."""
+
+    def named(self, step: int) -> str:
+        """The slices that step number `step`, from 1, learns from: for an error message."""
+
+
+class Method(Protocol):
+    """What learns, and how it draws.
+
+    Attributes:
+      players: updated in this order within a step, each seeing those before as they have become.
+      fixed: what is read and not learnt: a teacher, a codec, the base of a ControlNet.
+      memory: what the first step finds of those before, such as CycleGAN's pool of images.
+      start: parameters of players to begin with, in place of what `Player.init` draws; or None.
+      feed: None where the method is built to draw alone.
+      mesh: the devices that all of it lies on.
+    """
+
+    players: Mapping[str, Player]
+    fixed: Fixed
+    memory: Memory
+    start: Mapping[str, Params] | None
+    feed: Feed | None
+    mesh: Mesh
+
+    def held_out(self, averages: Averages, fixed: Fixed, example: Example) -> Metrics:
+        """How well held-out examples are met; the same numbers whenever it is asked."""
+
+    def samples(self, averages: Averages, fixed: Fixed) -> np.ndarray | None:
+        """A picture [rows, columns] uint8 of what is drawn by now, to look at; None for none."""
+
+    def translator(self, averages: Averages, fixed: Fixed) -> "Translator":
+        """What draws. Raises InputError where the method draws no images."""
+
+
+# --------------------------------------------------------------------------------------------------
+# What draws
+# --------------------------------------------------------------------------------------------------
+
+
+class Translator(Protocol):
+    """All that translation knows of a method.
+
+    Attributes:
+      sees: names of the conditions that it is to be given.
+      dims: of what it draws at once: 2 for slices, 3 for volumes.
+      batch: how many it draws at once.
+      denoises: whether it comes to an image step by step. Coupling, tiles and SCGD change the
+        steps, so they can be had of such a method alone.
+    """
+
+    sees: frozenset[str]
+    dims: int
+    batch: int
+    denoises: bool
+
+    def __call__(self, seen: Mapping[str, Array], knots: Any, beside: Array | None = None) -> Array:
+        """Draw images [B, *S, C] in [-1, 1].
+
+        Args:
+          seen: {name: [B, *S, c]}, global arrays, see `Condition`.
+          knots: what the noise of each image is made of: diffusion.noise.Knots.
+          beside: [B, 2] numbers of the neighbours whose estimates of x_0 each is coupled with.
+        """
+
+
+class Codec(NamedTuple):
+    """The way to the space that is learnt in, and back: the identity, or an autoencoder's."""
+
+    encode: Callable[[Fixed, Array], Array]
+    decode: Callable[[Fixed, Array], Array]
+
+
+# --------------------------------------------------------------------------------------------------
+# What is seen
+# --------------------------------------------------------------------------------------------------
+
+
+class Condition(NamedTuple):
+    """Something that a network is shown beside the noisy image.
+
+    In an example a condition has one channel more than `channels`: 1 where it is given. A missing
+    one is zero in all of them, so that an image of air, which has no contours either, is not
+    mistaken for a missing one. How much of that a network sees is its own matter
+    (models/conditioning.py).
+
+    Attributes:
+      name: by which configurations and examples call it.
+      channels: of its values.
+      empty: the value of an empty one, for networks that know no missing ones, as published.
+      place: where it enters the network: 'concat', beside the image's channels.
+    """
+
+    name: str
+    channels: int
+    empty: float
+    place: str
+
+
+# Declared here, read everywhere: only config.py spells out the name of a condition, too.
+CONTOUR = Condition("contour", 1, empty=0.0, place="concat")  # edges, 0 and 1
+NEIGHBOUR = Condition("neighbour", 1, empty=-1.0, place="concat")  # the slice beside, in [-1, 1]
+CONDITIONS = {condition.name: condition for condition in (CONTOUR, NEIGHBOUR)}

@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Feeds: which slices of a store a step learns from, and the examples made of them.
+
+Everything is a pure function of (seed, step), so resuming needs no iterator state, and every
+process of a cluster can make its own part of the same global batch.
+
+A store that fits is kept on the devices, as its uint16 slices and masks; one that does not is
+streamed, read ahead in a thread. Either way the same compiled function makes of them what a step
+sees (batches.py). The host only says which.
+
+Shapes: B batch, K slices that go together (an image, or with it its neighbour), H rows, W columns,
+N slices of the training split.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from ml_collections import ConfigDict
+
+from contourdiff_jax.contours import disturbance
+from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.contracts import CONDITIONS, NEIGHBOUR, Example
+from contourdiff_jax.data import augment, batches
+from contourdiff_jax.data.batches import Raw
+from contourdiff_jax.data.store import Store
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.runtime import processes
+
+HELD_OUT = 64  # slices of the held-out loss
+ORDER, CHANGES, NEIGHBOURS = range(3)  # what a run's seed is used for here
+
+
+class Choice(NamedTuple):
+    """What a step learns from, or one process's share of it."""
+
+    rows: np.ndarray  # [B, K] positions in the training split
+    neighboured: np.ndarray  # [B] uint8, 1 where the second of them is to be shown
+    keys: np.ndarray  # [B, 2, 2] uint32, raw keys of each image's augmentation and disturbance
+
+
+def indices(seed: int, step: int, batch: int, total: int) -> np.ndarray:
+    """Positions [B] in [0, total) of the global batch of a step.
+
+    Epoch follows epoch, each in its own order.
+    """
+    flat = step * batch + np.arange(batch)
+    return np.array([_permutation(seed, i // total, total)[i % total] for i in flat.tolist()])
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, total: int) -> np.ndarray:
+    return np.random.default_rng((seed, ORDER, epoch)).permutation(total)
+
+
+def spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """At most `count` of the rows, evenly spread, ends avoided."""
+    count = min(count, len(rows))
+    return rows[((np.arange(count) + 0.5) * len(rows) / count).astype(int)]
+
+
+def named(store: Store, rows: np.ndarray) -> str:
+    """The slices of a store with those numbers, by subject."""
+    slices = {}
+    for row in rows:
+        name = str(store.index["subject"][row])
+        slices.setdefault(name, []).append(str(store.index["slice"][row]))
+    return "; ".join(f"{name} slice {', '.join(them)}" for name, them in sorted(slices.items()))
+
+
+def summary(store: Store) -> str:
+    """What is learnt from, in a few words."""
+    slices, subjects, grid = len(store.rows("train")), len(store.subjects("train")), store.grid
+    return f"{slices:,} slices of {subjects} subjects, {grid.size} px of {grid.spacing:g} mm"
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices:
+    """Slices of the target with conditions of their own: what ContourDiff learns from.
+
+    Attributes:
+      store: its 'train' split is learnt, its 'val' split held out.
+      contours: how they are taken.
+      conditions: names of those that the network sees.
+      seed: of order, augmentation and disturbance.
+      train, augment, disturbance: sections of the configuration.
+      mesh: each process gives its share of a batch to its devices.
+    """
+
+    store: Store
+    contours: ContourSettings
+    conditions: tuple[str, ...]
+    seed: int
+    train: ConfigDict
+    augment: ConfigDict
+    disturbance: ConfigDict
+    mesh: Mesh
+
+    @property
+    def example(self) -> Example:
+        """See contracts.Feed."""
+        shape = (self.train.batch, self.store.grid.size, self.store.grid.size)
+
+        def image(channels: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((*shape, channels), jnp.float32)
+
+        seen = {name: image(CONDITIONS[name].channels + 1) for name in self.conditions}
+        return {"x": image(1), "condition": seen}
+
+    @property
+    def summary(self) -> str:
+        """See contracts.Feed."""
+        return summary(self.store)
+
+    def named(self, step: int) -> str:
+        """See contracts.Feed."""
+        return named(self.store, self._numbers[self.choose(step - 1).rows[:, 0]])
+
+    def held_out(self) -> Example | None:
+        """See contracts.Feed."""
+        held = self.store.rows("val")
+        if not len(held):
+            return None
+        count = max(1, HELD_OUT // self.mesh.size) * self.mesh.size
+        return meshes.split(
+            meshes.batch(self.mesh), self.at_rest(np.resize(spread(held, HELD_OUT), count))
+        )
+
+    def shown(self, count: int) -> tuple[Example, int]:
+        """Examples on the host to look at, and how many: a multiple of the devices, repeated."""
+        held = self.store.rows("val")
+        rows = spread(held if len(held) else self._numbers, count)
+        return self.at_rest(np.resize(rows, count * self.mesh.size)), len(rows)
+
+    def at_rest(self, rows: np.ndarray) -> Example:
+        """Examples on the host of the slices with those numbers, neither moved nor disturbed."""
+        return batches.examples(self.store, rows, self.contours, self.conditions)
+
+    def training(self, start: int, stop: int) -> Iterator[Example]:
+        """See contracts.Feed."""
+        numbers, share = self._numbers, (jax.process_index(), jax.process_count())
+        lying, whole = meshes.batch(self.mesh), meshes.replicated(self.mesh)
+        put, made = functools.partial(meshes.put, lying), self.maker()
+
+        if self.is_resident:
+            table = meshes.put(whole, batches.read(self.store, self.contours, numbers))
+            take = jax.jit(
+                lambda table, rows: jax.tree.map(lambda a: a[rows], table),
+                in_shardings=(whole, lying),
+                out_shardings=lying,
+            )
+            for step in range(start, stop):
+                choice = self.choose(step, share)
+                yield made(take(table, put(choice.rows)), choice)
+            return
+
+        def read(step) -> tuple[Choice, Raw]:
+            choice = self.choose(int(step), share)
+            return choice, batches.read(self.store, self.contours, numbers[choice.rows])
+
+        steps = grain.MapDataset.range(start, stop).map(read)
+        ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        for choice, raw in steps.to_iter_dataset(ahead):
+            yield made(put(raw), choice)
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether the training slices are kept on the devices."""
+        slices = len(self._numbers) * self.store.grid.size**2
+        store = self.store
+        bytes_each = store.slices.itemsize + store.masks.itemsize + self.contours.of_voxels
+        return slices * bytes_each <= self.train.resident * 2**30
+
+    def choose(self, step: int, process: tuple[int, int] = (0, 1)) -> Choice:
+        """What a step, from 0, learns from.
+
+        Args:
+          process: (index, count) of this process; it gets its share of the global batch, in order.
+        """
+        volumes, seed, batch = self._volumes, self.seed, self.train.batch
+        share = batch // process[1]
+        positions = np.arange(process[0] * share, (process[0] + 1) * share)
+        rows = indices(seed, step, batch, len(volumes))[positions]
+        seeds = (np.random.SeedSequence((seed, CHANGES, step, i)) for i in positions.tolist())
+        keys = np.stack([each.generate_state(4).reshape(2, 2) for each in seeds])
+        if NEIGHBOUR.name not in self.conditions:
+            return Choice(rows[:, None], np.zeros(share, np.uint8), keys)
+        seeds = ((seed, NEIGHBOURS, step, i) for i in positions.tolist())
+        u = np.stack([np.random.default_rng(each).random(2) for each in seeds])
+        beside = rows + np.where(u[:, 1] < 0.5, -1, 1)
+        inside = np.clip(beside, 0, len(volumes) - 1)
+        there = (beside == inside) & (volumes[inside] == volumes[rows])
+        shown = there & (u[:, 0] < self.train.neighbour)
+        pairs = np.stack([rows, np.where(shown, inside, rows)], 1)
+        return Choice(pairs, shown.astype(np.uint8), keys)
+
+    def maker(self) -> Callable[[Raw, Choice], Example]:
+        """The compiled (raw, choice) -> example of training; raw and example lie over the mesh."""
+        neighbour = NEIGHBOUR.name in self.conditions
+
+        def local(raw, neighboured, key_data):
+            moves, changes = jnp.unstack(jax.random.wrap_key_data(key_data), axis=1)
+            return batches.make(
+                raw,
+                self.store.preset,
+                self.contours,
+                transforms=augment.draw(moves, self.augment),
+                change=disturbance.draw(changes, self.disturbance, raw.slices.shape[-2:]),
+                neighboured=neighboured if neighbour else None,
+            )
+
+        # Each device makes its own part. Left to the compiler, the search for connected edges would
+        # ask all devices after every round whether they are done.
+        parts = PartitionSpec(meshes.AXES)
+        compiled = jax.jit(
+            jax.shard_map(local, mesh=self.mesh, in_specs=(parts,) * 3, out_specs=parts)
+        )
+        put = functools.partial(meshes.put, meshes.batch(self.mesh))
+
+        def made(raw: Raw, choice: Choice) -> Example:
+            return compiled(raw, *put((choice.neighboured, choice.keys)))
+
+        return made
+
+    @functools.cached_property
+    def _numbers(self) -> np.ndarray:
+        return self.store.rows("train")
+
+    @functools.cached_property
+    def _volumes(self) -> np.ndarray:
+        """[N], the volume that each slice of the training split belongs to, in order."""
+        return self.store.index["volume"][self._numbers]
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledSlices:
+    """Slices of a store with labels: what a segmenter learns from.
+
+    An example is {'x': [B, H, W] in [-1, 1], 'classes': [B, H, W] uint8}.
+
+    Attributes:
+      store: with labels; its 'train' split is learnt.
+      labels: of the classes, in order, 0 for the background first; any other becomes background.
+      seed: of the order.
+      batch: images of a step.
+      mesh: as in `Slices`.
+    """
+
+    store: Store
+    labels: tuple[int, ...]
+    seed: int
+    batch: int
+    mesh: Mesh
+
+    @property
+    def example(self) -> Example:
+        """See contracts.Feed."""
+        shape = (self.batch, self.store.grid.size, self.store.grid.size)
+        return {
+            "x": jax.ShapeDtypeStruct(shape, jnp.float32),
+            "classes": jax.ShapeDtypeStruct(shape, jnp.uint8),
+        }
+
+    @property
+    def summary(self) -> str:
+        """See contracts.Feed."""
+        return f"{summary(self.store)}, {len(self.labels) - 1} labels"
+
+    def named(self, step: int) -> str:
+        """See contracts.Feed."""
+        return named(self.store, self._rows(step - 1))
+
+    def held_out(self) -> None:
+        """See contracts.Feed; all that there is is learnt."""
+
+    def training(self, start: int, stop: int) -> Iterator[Example]:
+        """See contracts.Feed."""
+        lying = meshes.batch(self.mesh)
+        for step in range(start, stop):
+            yield meshes.put(lying, self._examples(processes.share(self._rows(step))))
+
+    def _rows(self, step: int) -> np.ndarray:
+        rows = self.store.rows("train")
+        return rows[indices(self.seed, step, self.batch, len(rows))]
+
+    def _examples(self, rows: np.ndarray) -> Example:
+        store = self.store
+        images = store.preset.in_body(store.values(rows), store.masks[rows])
+        return {"x": images, "classes": numbered(store.labels[rows], self.labels)}
+
+
+def numbered(array, labels) -> np.ndarray:
+    """Label map -> uint8 numbers of its labels in `labels`; of those that are not there, 0."""
+    table = np.zeros(max(*labels, int(array.max(initial=0))) + 1, np.uint8)
+    table[list(labels)] = np.arange(len(labels))
+    return table[array.astype(np.int64)]

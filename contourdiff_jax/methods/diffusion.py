@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ContourDiff: images of one domain by diffusion, given the contours of the same slice.
+
+Chen et al. (arXiv 2403.10786): a denoising diffusion model (Ho et al. 2020, arXiv 2006.11239) of
+the target's images, shown their contours at every timestep. Contours of any other domain then give
+images of the target.
+
+Shapes: B batch, *S space, H rows, W columns, C or c channels, last.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from contourdiff_jax import models
+from contourdiff_jax.contracts import (
+    CONTOUR,
+    NEIGHBOUR,
+    Averages,
+    Example,
+    Fixed,
+    Memory,
+    Metrics,
+    Params,
+    Player,
+)
+from contourdiff_jax.data.feeds import Slices
+from contourdiff_jax.data.store import Store
+from contourdiff_jax.diffusion import coupling, guidance, noise, process, samplers, schedules, tiles
+from contourdiff_jax.diffusion.schedules import Schedule
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.models import Model
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.training import state
+from contourdiff_jax.training.run import Run
+
+NETWORK = "network"  # the one player
+BINS = 10  # of the held-out loss, by timestep
+SAMPLES = 4  # slices of a picture of samples
+
+
+@dataclasses.dataclass(frozen=True)
+class Diffusion:
+    """The method, see contracts.Method.
+
+    Attributes:
+      learnt: timesteps [n] that the network is trained on, rising.
+      sampler: the `sampler` section that is drawn with.
+      draw: compiled; see `sampler`.
+    """
+
+    players: Mapping[str, Player]
+    mesh: Mesh
+    feed: Slices | None
+    model: Model
+    schedule: Schedule
+    diffusion: ConfigDict
+    sampler: ConfigDict
+    seed: int
+    conditions: tuple[str, ...]
+    learnt: np.ndarray
+    draw: Callable
+    fixed: Fixed = ()
+    memory: Memory = ()
+    start: Mapping[str, Params] | None = None
+
+    def held_out(self, averages: Averages, fixed: Fixed, example: Example) -> Metrics:
+        """See contracts.Method: the mean squared error of what is predicted, and by timestep.
+
+        Each slice is seen at one timestep, the slices spread evenly over all that are learnt.
+        """
+        del fixed
+        count, steps = len(example["x"]), self.schedule.steps
+        levels = (np.arange(count) + 0.5) / count
+        learnt = self.learnt.astype(np.int32)
+        t = learnt[np.minimum((levels * len(learnt)).astype(np.int32), len(learnt) - 1)]
+        t = np.random.default_rng(0).permutation(t)
+        eps = np.random.default_rng(1).standard_normal(example["x"].shape).astype(np.float32)
+        split = functools.partial(meshes.split, meshes.batch(self.mesh))
+        error = meshes.whole(self._errors(averages[NETWORK], example, split(t), split(eps)))
+        bins = t * BINS // steps
+        by_bin = [float(error[bins == b].mean()) for b in range(BINS) if (bins == b).any()]
+        return {"heldout_loss": float(error.mean()), "heldout_loss_t": by_bin}
+
+    @functools.cached_property
+    def _errors(self) -> Callable:
+        return jax.jit(
+            functools.partial(process.errors, self.model.apply, self.schedule, self.diffusion)
+        )
+
+    def samples(self, averages: Averages, fixed: Fixed) -> np.ndarray:
+        """See contracts.Method: rows of truth | contour | sample."""
+        shown, count = self._shown
+        split = functools.partial(meshes.split, meshes.batch(self.mesh))
+        knots = noise.independent(self.seed, "samples", len(shown["x"]))
+        seen = split(shown["condition"])
+        drawn = meshes.whole(self.translator(averages, fixed)(seen, split(knots)))
+        columns = [shown["x"], 2 * shown["condition"][CONTOUR.name] - 1, drawn]
+        rows = np.concatenate([column[:count, ..., 0] for column in columns], axis=2)
+        return np.uint8(np.round((np.concatenate(rows) + 1) * 127.5))
+
+    @functools.cached_property
+    def _shown(self) -> tuple[Example, int]:
+        return self.feed.shown(SAMPLES)
+
+    def translator(self, averages: Averages, fixed: Fixed) -> "Translator":
+        """See contracts.Method."""
+        del fixed
+        return Translator(
+            self.draw, averages[NETWORK], frozenset(self.conditions), self.sampler.batch
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Translator:
+    """What draws, see contracts.Translator."""
+
+    draw: Callable
+    params: Params
+    sees: frozenset[str]
+    batch: int
+    dims: int = 2
+    denoises: bool = True
+
+    def __call__(self, seen, knots, beside=None) -> jax.Array:
+        """See contracts.Translator."""
+        return self.draw(self.params, seen, knots, beside)
+
+
+def build(
+    ours: Run,
+    *,
+    store: Store | None = None,
+    mesh: Mesh | None = None,
+    sampler: ConfigDict | None = None,
+    teach: Callable | None = None,
+) -> Diffusion:
+    """The method of a run.
+
+    Args:
+      ours: what it is made with.
+      store: to learn from; without it the method is there to draw.
+      mesh: to lie on; without it one that fits the configuration's batches.
+      sampler: section to draw with in place of the run's own.
+      teach: see `loss`.
+
+    Raises:
+      InputError: timesteps that a run of few steps has not learnt.
+    """
+    config = ours.config
+    sampler = sampler or config.sampler
+    model, schedule = models.build(config.model), schedules.build(config.diffusion)
+    learnt, visited = timesteps(config), samplers.timesteps(sampler, schedule.steps)
+    check_visited(config, visited)
+    player = Player(
+        model.init,
+        loss(
+            model.apply,
+            schedule,
+            config.diffusion,
+            learnt=learnt,
+            teach=teach,
+            condition_dropout=config.train.condition_dropout,
+        ),
+        state.optimiser(config.train),
+        state.learning_rate(config.train),
+    )
+    players = {NETWORK: player}
+    mesh = state.mesh(config.mesh, config.train, players) if mesh is None else mesh
+    conditions = tuple(config.model.conditions)
+    feed = None
+    if store is not None:
+        sections = config.train, config.augment, config.disturbance
+        feed = Slices(store, ours.contours, conditions, config.seed, *sections, mesh)
+    return Diffusion(
+        players=players,
+        mesh=mesh,
+        feed=feed,
+        model=model,
+        schedule=schedule,
+        diffusion=config.diffusion,
+        sampler=sampler,
+        seed=config.seed,
+        conditions=conditions,
+        learnt=learnt,
+        draw=drawing(
+            model, schedule, config.diffusion.prediction, sampler, visited, mesh, ours.grid.size
+        ),
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# What is learnt
+# --------------------------------------------------------------------------------------------------
+
+
+def loss(
+    apply: Callable,
+    schedule: Schedule,
+    config,
+    *,
+    learnt=None,
+    teach: Callable | None = None,
+    condition_dropout: float = 0.0,
+) -> Callable:
+    """The training loss, see contracts.Player: the weighted mean of `process.errors`.
+
+    With `teach`, what is to be found in z_t is not what it was made of but what a teacher says, a
+    network with the parameters `fixed`.
+
+    Args:
+      apply: see models.Model.
+      config: a `diffusion` section (see config.py).
+      learnt: timesteps [n] that are drawn from, rising; all T without it.
+      teach: (fixed, z_t, t, condition) -> (x_0, eps), see distilled.teaching.
+      condition_dropout: probability with which an example loses each of its conditions.
+    """
+    learnt = jnp.arange(schedule.steps) if learnt is None else jnp.asarray(learnt)
+
+    def training_loss(params, everyone, example, key, fixed, memory):
+        del everyone
+        key_t, key_eps, key_drop, key_network = jax.random.split(key, 4)
+        x_0 = example["x"]
+        t = process.timesteps(key_t, x_0.shape[0], learnt, config.time_exponent)
+        eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
+        if condition_dropout:
+            seen = process.drop(key_drop, example["condition"], condition_dropout)
+            example = example | {"condition": seen}
+        if teach:
+            z_t = process.diffuse(schedule, x_0, eps, t)
+            x_0, eps = teach(fixed, z_t, t, example["condition"])
+            example = example | {"x": x_0}
+        squared = process.errors(apply, schedule, config, params, example, t, eps, key=key_network)
+        weights = process.weight(schedule, config.prediction, config.weighting, config.gamma, t)
+        value = (weights * squared).mean()
+        return value, ({"loss": value}, memory)
+
+    return training_loss
+
+
+def timesteps(config) -> np.ndarray:
+    """The timesteps [n] that a network of this configuration learns, rising.
+
+    A network that will be asked at n timesteps need not learn the others (Fast-DDPM, Jiang et al.
+    2024, arXiv 2405.14802).
+    """
+    if config.diffusion.timesteps == "all" and not config.distillation.substeps:
+        return np.arange(config.diffusion.steps)
+    return np.sort(samplers.timesteps(config.sampler, config.diffusion.steps))
+
+
+def check_visited(config, visited: np.ndarray, who: str = "the run") -> None:
+    """Raise InputError where a network of this configuration has not learnt timesteps [n]."""
+    known = timesteps(config)
+    if not np.isin(visited, known).all():
+        raise InputError(
+            f"{who}: learnt the timesteps of {config.sampler.name} with {len(known)} steps alone, "
+            f"and is asked at others; take --steps={len(known)}, or train with "
+            f"--config.diffusion.timesteps=all"
+        )
+
+
+# --------------------------------------------------------------------------------------------------
+# How it draws
+# --------------------------------------------------------------------------------------------------
+
+
+def drawing(
+    model: Model,
+    schedule: Schedule,
+    prediction: str,
+    config,
+    visited: np.ndarray,
+    mesh: Mesh,
+    tile: int | None = None,
+) -> Callable:
+    """The compiled sampler of a `sampler` section.
+
+    (params, condition {name: [B, *S, c]}, knots, beside) -> x [B, *S, 1].
+    All randomness of a slice comes from its own knots, so neither the others in the batch nor the
+    number of devices change it. `beside` [B, 2] are the neighbours that estimates are coupled with,
+    where B may be a multiple of the batch, or None. Pictures larger than `tile` pixels are drawn in
+    tiles.
+
+    Args:
+      prediction: what the network predicts.
+      visited: timesteps [n] to visit, falling.
+    """
+    draw_from = samplers.build(config, visited)
+    scales = {
+        CONTOUR.name: config.guidance,
+        NEIGHBOUR.name: config.guidance * (config.neighbour_guidance if config.scgd else 1.0),
+    }
+
+    def sample(params, condition, knots, beside):
+        space = jax.tree.leaves(condition)[0].shape[1:-1]
+        draws = noise.drawn(knots, (*space, 1))
+        denoiser = functools.partial(
+            guidance.denoiser, model.apply, params, schedule, prediction, scales=scales
+        )
+        if tile and max(space) > tile:
+            denoiser = functools.partial(tiles.blended, denoiser, tile=tile, overlap=config.tiles)
+        if beside is None:
+            denoise = denoiser(condition)
+        else:
+            denoise = coupling.in_parts(denoiser, condition, config.batch)
+            denoise = coupling.coupled(denoise, beside, config.coupling)
+        return draw_from(denoise, schedule, draws(config.steps), draws).clip(-1, 1)
+
+    lying = meshes.batch(mesh)
+    return jax.jit(sample, in_shardings=(None, lying, lying, lying), out_shardings=lying)
