@@ -253,7 +253,6 @@ FREE = Rule(lambda value: True, "")  # a switch, or checked with others below
 
 RULES = {
     "seed": _from(0),
-    "method": _among("diffusion", "distilled", "segmentation"),
     "grid.axis": _among("", "axial", "coronal", "sagittal"),
     "grid.spacing": _from(0),
     "grid.size": _from(0),

@@ -109,7 +109,6 @@ DISTILLED = {"method": "distilled", "distillation.substeps": 4}
     ("fields", "named"),
     [
         ({"seed": -1}, "seed"),
-        ({"method": "regresion"}, "method.*regresion.*distilled"),
         ({"grid.spacing": -1.0}, "grid.spacing"),
         ({"augment.flip": 1.5}, "augment.flip: 1.5"),
         ({"augment.rotation": float("nan")}, "augment.rotation"),
@@ -223,14 +222,12 @@ def test_a_size_that_cannot_be_halved_is_named_with_one_that_can():
 
 def test_the_names_that_a_field_may_have_are_those_that_there_are():
     """config.py imports nothing heavy, so it has lists of its own."""
-    from contourdiff_jax import methods
     from contourdiff_jax.contracts import CONDITIONS
     from contourdiff_jax.diffusion import samplers
     from contourdiff_jax.translation import samples
     from contourdiff_jax.volumes.grid import AXES
 
     for field, names in (
-        ("method", methods.BUILDERS),
         ("sampler.name", samplers.SAMPLERS),
         ("sampler.spacing", samplers.SPACINGS),
         ("sampler.keep", samples.NAMES),

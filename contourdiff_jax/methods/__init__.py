@@ -39,7 +39,10 @@ def build(ours: Run, *, store: Store | None = None, mesh: Mesh | None = None, **
     Raises:
       InputError: a setting that cannot work, named.
     """
-    return BUILDERS[ours.config.method](ours, store=store, mesh=mesh, **how)
+    name = ours.config.method
+    if name not in BUILDERS:
+        raise InputError(f"config.method: {name!r} is not one of {', '.join(BUILDERS)}")
+    return BUILDERS[name](ours, store=store, mesh=mesh, **how)
 
 
 def train(

@@ -16,7 +16,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import parameter_overview
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
@@ -117,9 +116,9 @@ def train(
     # Input, what is looked at on the way, logs
     # ------------------------------------------------------------------------------------------
     examples, held_out = feed.training(first, total), feed.held_out()
-    logs = Logs(workdir, first) if is_main else None
     if is_main and name is None:
         print(_summary(method, run, config, first), flush=True)
+    logs = Logs(workdir, first) if is_main else None
     pace = _Pace(first, total, batch, logs.seconds if logs else 0.0)
     bar = tqdm(
         total=total * batch,
@@ -299,7 +298,10 @@ def _summary(method: Method, run: Compiled, config, first: int) -> str:
     """What is trained, on what, of what, for how long."""
     players = run.like.params
     parts = players if len(players) > 1 else next(iter(players.values()))
-    sizes = {name: parameter_overview.count_parameters(part) for name, part in parts.items()}
+    sizes = {
+        name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
+        for name, part in parts.items()
+    }
     listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
     held = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
