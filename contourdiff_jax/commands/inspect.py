@@ -11,10 +11,8 @@ Example:
   contourdiff inspect scans/ --out=inspected
 """
 
-import contextlib
 import json
 import os
-import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -147,9 +145,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     print(to_json(inspection) if values.json == "-" else table(inspection))
     for path in wanted:
         if path.name != "sheet.png":
-            _write(path, f"{to_json(inspection)}\n".encode())
+            disk.write(path, f"{to_json(inspection)}\n")
         elif inspection.scans:
-            _write(path, _png(inspection))
+            disk.write(path, _png(inspection))
     return inspection.status
 
 
@@ -160,17 +158,3 @@ def _png(inspection: Inspection) -> bytes:
         # A name in letters that the font lacks is shown as boxes.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         return figures.png(sheets.sheet(inspection))
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all."""
-    partial = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {disk.reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)

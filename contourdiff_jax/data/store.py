@@ -22,9 +22,7 @@ import contextlib
 import csv
 import dataclasses
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -269,25 +267,27 @@ class StoreWriter:
         self._contours = contours
         self._overwrite = overwrite
         self._target = self.path.resolve()
-        self._partial = self._hidden_neighbour()
+        self._partial = disk.hidden(self._target)
         self._files = {}
         self._rows = []  # the index, without its splits
         self._volumes = 0
 
     def __enter__(self) -> "StoreWriter":
-        check_is_free(self.path, self._overwrite)
-        try:
+        with contextlib.ExitStack() as after_an_error, disk.writing(self.path):
+            after_an_error.push(self.__exit__)
+            check_is_free(self.path, self._overwrite)
             self._partial.mkdir(parents=True)
             for name in self._names:
                 self._files[name] = (self._partial / f"{name}.npy").open("wb")
                 self._write_header(name)
-        except OSError as error:
-            self._discard()
-            raise self._failure(error) from error
+            after_an_error.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
-        self._discard()
+        for file in self._files.values():
+            with contextlib.suppress(OSError):  # on a full disk the buffer cannot be written either
+                file.close()
+        shutil.rmtree(self._partial, ignore_errors=True)
 
     def __len__(self) -> int:
         """Slices added so far."""
@@ -337,10 +337,8 @@ class StoreWriter:
             array = np.ascontiguousarray(arrays[name], ARRAYS[name])
             if array.shape != (len(values), self.grid.size, self.grid.size):
                 raise ValueError(f"{name} of shape {array.shape} on a grid of {self.grid.size} px")
-            try:
+            with disk.writing(self.path):
                 self._files[name].write(array.data)
-            except OSError as error:
-                raise self._failure(error) from error
         for number, position in zip(range(len(values)), positions, strict=True):
             self._rows.append(
                 {
@@ -358,7 +356,7 @@ class StoreWriter:
 
     def finish(self, splits: Mapping[str, str]) -> None:
         """Completes the store, with the split of every subject, and gives it its name."""
-        try:
+        with disk.writing(self.path):
             for name in self._names:
                 self._write_header(name)
                 self._files[name].close()
@@ -369,11 +367,9 @@ class StoreWriter:
                 writer = csv.DictWriter(stream, list(COLUMNS))
                 writer.writeheader()
                 writer.writerows({**row, "split": splits[row["subject"]]} for row in self._rows)
-            text = json.dumps(self._dataset(), indent=2) + "\n"
-            (self._partial / "dataset.json").write_text(text, encoding="utf-8")
-            self._replace()
-        except OSError as error:
-            raise self._failure(error) from error
+            disk.write_json(self._partial / "dataset.json", self._dataset())
+            check_is_free(self.path, self._overwrite)
+            disk.replace(self._partial, self._target)
 
     def _dataset(self) -> dict:
         return {
@@ -396,33 +392,6 @@ class StoreWriter:
         }
         self._files[name].seek(0)
         np.lib.format.write_array_header_1_0(self._files[name], header)
-
-    def _replace(self) -> None:
-        check_is_free(self.path, self._overwrite)
-        if not self._target.exists():
-            os.rename(self._partial, self._target)
-            return
-        old = self._hidden_neighbour()
-        os.rename(self._target, old)
-        try:
-            os.rename(self._partial, self._target)
-        except OSError:
-            os.rename(old, self._target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-
-    def _hidden_neighbour(self) -> Path:
-        """A new name on the same file system, so that renaming is atomic."""
-        return self._target.with_name(f".{self._target.name}.{uuid.uuid4().hex}")
-
-    def _discard(self) -> None:
-        for file in self._files.values():
-            with contextlib.suppress(OSError):  # on a full disk the buffer cannot be written either
-                file.close()
-        shutil.rmtree(self._partial, ignore_errors=True)
-
-    def _failure(self, error: OSError) -> InputError:
-        return InputError(f"{self.path}: cannot be written: {disk.reason(error)}")
 
 
 def check_is_free(path: Path, overwrite: bool) -> None:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is kept on disk: folders written whole or not at all, claims, digests, and why it failed.
+"""What is kept on disk: files and folders written whole or not at all, claims, digests, reasons.
+
+What is written has a hidden name beside its own until it is whole, so that renaming is all that is
+left to do. A process that is killed leaves a hidden file or folder (`is_partial`), never half of
+what was asked for.
 
 A claim is a locked file, by which several processes share the volumes of a folder and none is made
 twice. The kernel gives it up when its process ends, however that happens, so there are no stale
@@ -10,33 +14,59 @@ there are no claims, and one process at a time must do.
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from contourdiff_jax.errors import InputError
 
+# --------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------
+
 
 @contextlib.contextmanager
-def folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; it takes the name `path` at the end, and is removed after an error.
+def writing(path: str | Path, remedy: str = "") -> Iterator[None]:
+    """Tells an OSError within as the InputError that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {reason(error)}{remedy}") from error
+
+
+@contextlib.contextmanager
+def file(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the name `path` at the end; after an error nothing is left.
+
+    The folder is made. The path ends in the file's name, so that its suffix says the same.
 
     Raises:
-      InputError: the path is in use, or cannot be written.
+      InputError: the file cannot be written.
     """
-    check_is_free(path)
-    target = path.resolve()
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    partial = hidden(path)
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        os.rename(partial, target)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {reason(error)}") from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield partial
+            os.replace(partial, path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes | str) -> None:
+    """Writes a file, whole or not at all; InputError where it cannot be written."""
+    with file(path) as partial:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def write_json(path: Path, fields: dict) -> None:
+    """`write` of JSON for people to read."""
+    write(path, json.dumps(fields, indent=2) + "\n")
 
 
 def check_is_free(path: Path) -> None:
@@ -44,6 +74,59 @@ def check_is_free(path: Path) -> None:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path}: exists already and is not empty; choose another folder")
 
+
+@contextlib.contextmanager
+def folder(path: Path, check: Callable[[Path], None] = check_is_free) -> Iterator[Path]:
+    """A folder to fill, which takes the name `path` at the end; after an error nothing is left.
+
+    Args:
+      path: what has this name is replaced, if `check` lets it.
+      check: raises InputError where something may not be replaced; asked before and after.
+
+    Raises:
+      InputError: the path is in use, or cannot be written.
+    """
+    partial = hidden(path.resolve())
+    try:
+        with writing(path):
+            check(path)
+            partial.mkdir(parents=True)
+            yield partial
+            check(path)
+            replace(partial, path.resolve())
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def replace(partial: Path, path: Path) -> None:
+    """Gives a folder the name `path`; what had it is removed, or keeps it after an OSError."""
+    if not path.exists():
+        os.rename(partial, path)
+        return
+    old = hidden(path)
+    os.rename(path, old)
+    try:
+        os.rename(partial, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def hidden(path: Path) -> Path:
+    """A new name beside `path`, on the same file system, so that renaming is atomic."""
+    return path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file or folder has a name of `hidden`: a process that was killed left it."""
+    return re.match(r"\.[0-9a-f]{32}\.", path.name) is not None
+
+
+# --------------------------------------------------------------------------------------------------
+# Claims
+# --------------------------------------------------------------------------------------------------
 
 try:
     import fcntl
@@ -53,7 +136,7 @@ except ImportError:  # Windows
 
 @contextlib.contextmanager
 def claim(path: Path) -> Iterator[bool]:
-    """Whether the file `path`, made for it and removed in the end, could be claimed."""
+    """Whether this process holds the claim: the file `path`, made now and removed at the end."""
     file = _locked(path)
     try:
         yield file is not None
@@ -64,11 +147,10 @@ def claim(path: Path) -> Iterator[bool]:
 
 
 def _locked(path: Path):
+    """The file, opened and locked; None where another process has locked it."""
     while True:
-        try:
+        with writing(path):
             file = path.open("w")
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written: {reason(error)}") from error
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,11 +159,16 @@ def _locked(path: Path):
             return None
         except OSError:  # not supported here
             return file
-        # Who held it may have removed it since it was opened: then the name leads elsewhere.
+        # Its last holder may have removed it since we opened it: then the name leads elsewhere.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------
 
 
 def sha256(*files: str | Path) -> str:

@@ -3,8 +3,6 @@
 
 import dataclasses
 import os
-import shutil
-import uuid
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +12,7 @@ from tqdm import tqdm
 
 from contourdiff_jax.data.phantoms import anatomy, rendering
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import io
 
 FIELD_OF_VIEW = 230.0  # mm, in plane
@@ -154,7 +153,6 @@ def phantoms(
     out = Path(out).absolute()
     _check(size, slices, spacing, thickness, level, seed, bias)
     roles = _roles(subjects, test, train_ct)
-    _check_free(out, overwrite)
     geometry = {
         "size": size,
         "slices": slices,
@@ -163,27 +161,16 @@ def phantoms(
         "level": level,
     }
     work = [(role, subject) for role, names in roles.items() for subject in names]
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex}")
-    try:
-        temporary.mkdir(parents=True)
+    with disk.folder(out, lambda path: _check_free(path, overwrite)) as partial:
         for folder in FOLDERS:
-            (temporary / folder).mkdir()
+            (partial / folder).mkdir()
         for role, subject in tqdm(work, desc="phantoms", unit="head", disable=None):
             pictures, affine = render_subject(
                 seed, subject, KINDS[role], domain=domains(bias)[role], **geometry
             )
             for kind, array in pictures.items():
-                path = temporary / folder_of(role, kind) / f"{subject}_{kind}.nii.gz"
+                path = partial / folder_of(role, kind) / f"{subject}_{kind}.nii.gz"
                 io.save(path, array, affine, array.dtype)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise InputError(
-            f"{out}: cannot be written ({error.strerror}); choose another --out"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return roles
 
 

@@ -6,13 +6,9 @@ require (PS3.3 A.3 and A.4) and no others: identifiers are new, and nothing of a
 carried over. The images say that they are derived, and that they are synthetic.
 """
 
-import contextlib
 import dataclasses
 import hashlib
-import os
 import re
-import shutil
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -86,10 +82,7 @@ def write(
     _describe_planes(common, planes)
     identity = _identify(common, planes, stored)
 
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    try:
-        _check_is_free(folder, overwrite)
-        partial.mkdir(parents=True)
+    with disk.folder(folder, lambda path: _check_is_free(path, overwrite)) as partial:
         digits = max(4, len(str(len(planes.places))))
         for number, index in enumerate(np.argsort(planes.heights), start=1):
             common.InstanceNumber = number
@@ -99,11 +92,6 @@ def write(
             common.SliceLocation = _decimals(planes.heights[[index]])[0]
             common.PixelData = np.ascontiguousarray(stored[:, :, index].T).tobytes()
             common.save_as(partial / f"{number:0{digits}}.dcm", enforce_file_format=True)
-        _replace(partial, folder)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written: {disk.reason(error)}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,19 +251,3 @@ def _check_is_free(folder: Path, overwrite: bool) -> None:
 
 def _is_slice(path: Path) -> bool:
     return path.suffix == ".dcm" and path.stem.isdecimal()
-
-
-def _replace(partial: Path, folder: Path) -> None:
-    """Gives the folder its name, in the place of what had it."""
-    if not folder.exists():
-        os.rename(partial, folder)
-        return
-    old = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
-    os.rename(folder, old)
-    try:
-        os.rename(partial, folder)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.rename(old, folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -8,12 +8,10 @@ back as noise without a word.
 Both formats place voxels in LPS: +x towards the patient's left, +y posterior, +z superior.
 """
 
-import contextlib
 import dataclasses
 import math
 import os
 import re
-import uuid
 import zlib
 from pathlib import Path
 
@@ -328,15 +326,9 @@ def write(path: Path, array: np.ndarray, native: NativeGrid, dtype, overwrite: b
     image.SetSpacing(sizes)
     image.SetDirection(direction.ravel())
     image.SetOrigin(affine[:3, 3])
-    partial = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        SimpleITK.WriteImage(image, os.fspath(partial), useCompression=True)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {disk.reason(error)}") from error
-    except RuntimeError as error:
-        raise InputError(f"{path}: cannot be written; is there space, and permission?") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with disk.file(path) as partial:
+        try:
+            SimpleITK.WriteImage(image, os.fspath(partial), useCompression=True)
+        except RuntimeError as error:  # of which it says no more
+            text = f"{path}: cannot be written; is there space, and permission?"
+            raise InputError(text) from error

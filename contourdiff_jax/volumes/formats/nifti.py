@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """NIfTI: .nii and .nii.gz, versions 1 and 2, one volume a file."""
 
-import contextlib
-import os
-import uuid
 import warnings
 from pathlib import Path
 
@@ -91,16 +88,8 @@ def write(path: Path, array: np.ndarray, native: NativeGrid, dtype, overwrite: b
     header.set_data_dtype(dtype)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     image = kind(volume.cast(array, np.dtype(dtype)), None, header)
-    partial = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with disk.file(path) as partial:
         nib.save(image, partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {disk.reason(error)}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _header(native: NativeGrid) -> nib.Nifti1Header:

@@ -13,7 +13,6 @@ import dataclasses
 import logging
 import os
 import struct
-import uuid
 import warnings
 import zlib
 from collections import Counter
@@ -439,22 +438,11 @@ def write(
             raise InputError(f"{target}: exists already; pass --overwrite to replace it")
     dtype = np.dtype(np.uint8 if high <= 255 else np.uint16)
     flat = len(targets) > 1 or len(like.native.shape) == 2
-    partials = [folder / f".{uuid.uuid4().hex}.{target.name}" for target in targets]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for target, partial, pages in zip(
-            targets, partials, np.split(native.T, len(targets)), strict=True
-        ):
-            with partial.open("w+b") as file:
+    with contextlib.ExitStack() as unnamed:  # until all are whole
+        for target, pages in zip(targets, np.split(native.T, len(targets)), strict=True):
+            partial = unnamed.enter_context(disk.file(target))
+            with disk.writing(target), partial.open("w+b") as file:
                 _save(file, WRITTEN[target.suffix.lower()], pages, dtype, flat)
-        for target, partial in zip(targets, partials, strict=True):
-            os.replace(partial, target)
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {disk.reason(error)}") from error
-    finally:
-        for partial in partials:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
     return targets
 
 
