@@ -6,14 +6,12 @@ MR as fraction of its volume's window). Contours are computed at the resolution 
 never resized, but for those of native pixels (settings.py).
 """
 
-import dataclasses
-
 import cv2
 import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
-from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.contours.settings import PICTURES, SLICES, ContourSettings
 from contourdiff_jax.volumes.grid import Resampling
 from contourdiff_jax.volumes.intensity import Preset, Window
 
@@ -73,18 +71,43 @@ def on_grid(
       values: [X, Y, Z] float32, in the units of `preset`.
       masks: [N, H, W] bool, the body.
       resampling: from the volume's voxels to the grid.
-      shown: the values that are black and white in the volume's picture (Preset.shown).
+      shown: the values that are black and white in the volume's picture (Preset.shown); by default
+        those of the model.
     """
-    if settings.thin:
-        return of_pictures(pictures(values, resampling, settings), masks, settings)
-    if not settings.native:
-        return stack(resampling.slices(values, preset.air), masks, settings)
-    if settings.suits_any:
-        window = shown or preset.image
-        settings = dataclasses.replace(settings, windows=((window.low, window.high),))
+    return of_basis(basis(values, resampling, preset, settings, shown), masks, settings)
+
+
+def basis(
+    values: np.ndarray,
+    resampling: Resampling,
+    preset: Preset,
+    settings: ContourSettings,
+    shown: Window | None = None,
+) -> np.ndarray:
+    """What contours of a whole volume are computed from on the grid, [N, H, W].
+
+    The arguments are those of `on_grid`. Which of three it is, `settings.basis` says: slices
+    float32 in the units of `preset`, pictures of 8 bits, or contours uint8 of 0 and 1.
+    """
+    if settings.basis == SLICES:
+        return resampling.slices(values, preset.air)
+    if settings.basis == PICTURES:
+        return pictures(values, resampling, settings)
+    window = shown or preset.image
     planes = resampling.planes(values)
     everywhere = np.broadcast_to(True, planes.shape)
-    return resampling.nearest(stack(planes, everywhere, settings))
+    edges = stack(planes, everywhere, settings.through((window.low, window.high)))
+    return resampling.nearest(edges)
+
+
+def of_basis(basis: np.ndarray, masks: np.ndarray, settings: ContourSettings) -> np.ndarray:
+    """Contours [N, H, W] uint8 of their basis [N, H, W] inside masks [N, H, W]."""
+    if settings.basis == SLICES:
+        return stack(basis, masks, settings)
+    if settings.basis == PICTURES:
+        both = zip(basis, masks, strict=True)
+        return np.stack([_edges([picture], mask, settings) for picture, mask in both])
+    return basis
 
 
 def pictures(values: np.ndarray, resampling: Resampling, settings: ContourSettings) -> np.ndarray:
@@ -106,10 +129,15 @@ def pictures(values: np.ndarray, resampling: Resampling, settings: ContourSettin
     return np.rint(resampling.shrink(np.stack(planes), 0)).astype(np.uint8)
 
 
-def of_pictures(pictures: np.ndarray, masks: np.ndarray, settings: ContourSettings) -> np.ndarray:
-    """Contours [N, H, W] uint8 of 8-bit pictures [N, H, W] inside masks [N, H, W]."""
-    both = zip(pictures, masks, strict=True)
-    return np.stack([_edges([picture], mask, settings) for picture, mask in both])
+def of_translations(pictures, body, preset: Preset, settings: ContourSettings) -> np.ndarray:
+    """Contours [N, H, W] uint8 of translated slices [N, H, W] in [-1, 1], on the model's grid.
+
+    Translations have no voxels but the grid's: settings that want others are followed as far as
+    that goes.
+    """
+    window = preset.image
+    settings = settings.of_slices((window.low, window.high))
+    return stack(window.inverse(pictures), body, settings)
 
 
 def _cleaned(grey: np.ndarray, smallest_object: int, smallest_hole: int) -> np.ndarray:
@@ -127,13 +155,3 @@ def _without_small(mask: np.ndarray, area: int) -> np.ndarray:
         mask.astype(np.uint8), connectivity=4
     )
     return mask & (statistics[parts, cv2.CC_STAT_AREA] >= area)
-
-
-def of_translations(pictures, body, preset: Preset, settings: ContourSettings) -> np.ndarray:
-    """Contours [N, H, W] uint8 of translated slices, taken on the model's grid.
-
-    Settings that want a volume's own voxels are followed as far as pictures go that have none.
-    """
-    windows = settings.windows or (() if settings.curve else (dataclasses.astuple(preset.image),))
-    settings = dataclasses.replace(settings, windows=windows, thin=0.0, native=False, clean=())
-    return stack(preset.image.inverse(pictures), body, settings)

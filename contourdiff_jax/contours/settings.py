@@ -28,6 +28,11 @@ from contourdiff_jax.errors import InputError
 
 BLURS = (1, 3, 5, 7, 9)  # widths of a Gaussian whose weights 8 bits hold, as OpenCV computes it
 
+# What contours are computed from once a volume is on the grid; a store names its arrays so.
+SLICES = "slices"  # values on the grid
+PICTURES = "pictures"  # 8-bit pictures on the grid that are made of the volume's own voxels
+CONTOURS = "contours"  # the contours themselves, which are those of the volume's own voxels
+
 
 @dataclasses.dataclass(frozen=True)
 class ContourSettings:
@@ -107,9 +112,38 @@ class ContourSettings:
         return not self.windows and not self.curve
 
     @property
+    def basis(self) -> str:
+        """What contours are computed from on the grid: SLICES, PICTURES or CONTOURS."""
+        if self.native:
+            return CONTOURS
+        return PICTURES if self.thin else SLICES
+
+    @property
     def of_voxels(self) -> bool:
-        """Whether they take the volume's own voxels, so that a store has to keep what they need."""
-        return self.native or self.thin > 0
+        """Whether they need the volume's own voxels, so that a store has to keep their basis."""
+        return self.basis != SLICES
+
+    def served_by(self, kept: "ContourSettings | None") -> bool:
+        """Whether a store that was prepared with the settings `kept` has the basis of these."""
+        if not self.of_voxels or self == kept:
+            return True
+        # One picture serves for all thresholds.
+        return (
+            kept is not None
+            and self.basis == PICTURES
+            and ((self.curve, self.thin) == (kept.curve, kept.thin))
+        )
+
+    def through(self, window: tuple[float, float]) -> "ContourSettings":
+        """The same settings, with this window in place of none at all."""
+        return dataclasses.replace(self, windows=(window,)) if self.suits_any else self
+
+    def of_slices(self, window: tuple[float, float]) -> "ContourSettings":
+        """The nearest settings for slices that have no voxels but the grid's: translations.
+
+        The window is that of the slices, used where the settings name none.
+        """
+        return dataclasses.replace(self.through(window), thin=0.0, native=False, clean=())
 
     @property
     def curves(self) -> list[tuple[tuple[float, float], ...]]:

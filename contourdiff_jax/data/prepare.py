@@ -218,17 +218,13 @@ def _cut(
         mask = body_mask(volume.array, volume.affine, preset.modality)
     labels = pairs.companion(volume, scan, label_scans, "labels")
     values, masks = preset.values(volume.array, window), resampling.masks(mask > 0)
-    edges = pictures = None
-    if taken is not None and taken.native:
-        shown = preset.shown(volume, window)
-        edges = opencv.on_grid(values, masks, resampling, preset, taken, shown)
-    elif taken is not None:
-        pictures = opencv.pictures(values, resampling, taken)
+    basis = None
+    if taken is not None:
+        basis = opencv.basis(values, resampling, preset, taken, preset.shown(volume, window))
     slices = {
         "values": resampling.slices(values, preset.air),
         "masks": masks,
-        "contours": edges,
-        "pictures": pictures,
+        "basis": basis,
         "labels": None if labels is None else resampling.labels(labels),
         "positions": resampling.positions,
         "window": window,

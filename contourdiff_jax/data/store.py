@@ -95,16 +95,18 @@ class Store:
         """Values [n, H, W] float32 of the slices with those numbers."""
         return self.preset.decode(self.slices[rows])
 
-    def contours_of(self, rows, settings: ContourSettings) -> np.ndarray:
-        """Contours [n, H, W] uint8 of the slices with those numbers.
+    def kept(self, settings: ContourSettings) -> np.ndarray | None:
+        """What was kept of the volumes' own voxels for these settings, [N, H, W] uint8, if any.
 
-        Settings that need volumes' own voxels must be those that the store was prepared with.
+        They must be settings that are `served_by` those of the store.
         """
-        if settings.native:
-            return self.contours[rows]
-        if settings.thin:
-            return opencv.of_pictures(self.pictures[rows], self.masks[rows], settings)
-        return opencv.stack(self.values(rows), self.masks[rows], settings)
+        return getattr(self, settings.basis) if settings.of_voxels else None
+
+    def contours_of(self, rows, settings: ContourSettings) -> np.ndarray:
+        """Contours [n, H, W] uint8 of the slices with those numbers, see `kept`."""
+        kept = self.kept(settings)
+        basis = self.values(rows) if kept is None else kept[rows]
+        return opencv.of_basis(basis, self.masks[rows], settings)
 
     def median_window(self) -> Window:
         """Median over the training volumes of their windows in native units.
@@ -177,9 +179,10 @@ def verify(store: Store) -> bool:
 
 def _names(labels: bool, contours: ContourSettings | None) -> list[str]:
     """Names of the arrays that a store has."""
-    native = contours is not None and contours.native
-    has = {"labels": labels, "contours": native, "pictures": contours is not None and not native}
-    return [name for name in ARRAYS if has.get(name, True)]
+    has = {"slices": True, "masks": True, "labels": labels}
+    if contours is not None:
+        has[contours.basis] = True
+    return [name for name in ARRAYS if has.get(name)]
 
 
 def _read_dataset(path: Path) -> dict:
@@ -309,8 +312,7 @@ class StoreWriter:
         source: str,
         sha256: str,
         labels: np.ndarray | None = None,
-        contours: np.ndarray | None = None,
-        pictures: np.ndarray | None = None,
+        basis: np.ndarray | None = None,
     ) -> None:
         """Appends the slices of one volume.
 
@@ -323,16 +325,15 @@ class StoreWriter:
           source: the file's name.
           sha256: of the file.
           labels: [N, H, W] whole numbers, in a store with labels.
-          contours: [N, H, W] of 0 and 1, in a store with contours.
-          pictures: [N, H, W] of 8 bits, in a store with pictures.
+          basis: [N, H, W] what contours are computed from (opencv.basis), in a store with that.
         """
         arrays = {
             "slices": self.preset.encode(values),
             "masks": masks,
             "labels": labels,
-            "contours": contours,
-            "pictures": pictures,
         }
+        if self._contours is not None:
+            arrays[self._contours.basis] = basis
         for name in self._names:
             array = np.ascontiguousarray(arrays[name], ARRAYS[name])
             if array.shape != (len(values), self.grid.size, self.grid.size):

@@ -78,7 +78,7 @@ def domain(path: str | Path, given: str | None = None, split: str | None = None)
         settings = contour_settings.named(given, store.preset.modality)
     elif settings is None:
         settings = contour_settings.preset("default", store.preset.modality)
-    if not holds(store, settings):
+    if not settings.served_by(store.contour_settings):
         name = given or "default"
         raise InputError(
             f"{path}: prepared without the contours of {name}, which need the volumes' own "
@@ -98,17 +98,6 @@ def domain(path: str | Path, given: str | None = None, split: str | None = None)
             f"high={settings.high:g}, or see whether its values lie in the windows"
         )
     return found
-
-
-def holds(store: Store, settings: ContourSettings) -> bool:
-    """Whether a store has what these contours are taken of: those of voxels are kept by prepare."""
-    kept = store.contour_settings
-    if not settings.of_voxels or settings == kept:
-        return True
-    # One picture serves for all thresholds.
-    return bool(kept and settings.thin) and all(
-        getattr(settings, name) == getattr(kept, name) for name in ("curve", "thin")
-    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -183,7 +172,7 @@ def candidates(source: Domain) -> list[ContourSettings]:
         dataclasses.replace(settings, low=0, high=0, blur=blur)
         for settings in known
         for blur in BLUR
-        if not settings.native and holds(source.store, settings)
+        if not settings.native and settings.served_by(source.store.contour_settings)
     }
     return [
         dataclasses.replace(family, low=low * high, high=high)

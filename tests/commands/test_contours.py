@@ -127,8 +127,9 @@ def test_one_picture_in_the_store_serves_for_all_thresholds(ct_store):
     source = command.domain(ct_store)
     assert source.settings == contour_settings.CT
     strict = dataclasses.replace(contour_settings.CT, low=150, high=300)
-    assert command.holds(source.store, strict)
-    assert not command.holds(source.store, dataclasses.replace(strict, thin=5))
+    assert strict.served_by(source.store.contour_settings)
+    other = dataclasses.replace(strict, thin=5)
+    assert not other.served_by(source.store.contour_settings)
     some, others = source.contours(strict) > 0, source.contours() > 0
     assert others.sum() > some.sum() and not (some & ~others).any()
 

@@ -39,7 +39,7 @@ def add(writer, subject, count, seed, labels=False, settings=None):
         values,
         masks,
         labels=label_maps if labels else None,
-        contours=None if settings is None else values > 1000,
+        basis=None if settings is None else values > 1000,
         positions=np.arange(count) * 3 - 10.5,
         window=WINDOWS[subject],
         source=f"{subject}_ct.nii.gz",
