@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers: rooms stand above what they use, no import runs back up and none in a circle.
+
+Imports are read from the source, those inside functions too, so nothing is run.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = "contourdiff_jax"
+ROOT = Path(__file__).parents[1] / PACKAGE
+
+# From the bottom to the top. A room is a folder or a file directly in the package.
+ROOMS = (
+    *("errors", "contracts", "config", "figures", "runtime", "volumes", "contours", "diffusion"),
+    *("models", "data", "training", "methods", "interop", "translation", "evaluation", "reports"),
+    *("commands", "cli", "__main__"),
+)
+# Imports that still run up, which are to go.
+UPWARDS = {
+    ("training.loop", "methods.distilled"),  # the loop builds the method itself
+    ("training.loop", "translation.sampling"),  # and draws the samples of a run
+}
+# Packages that only some rooms may know, and modules elsewhere that still do.
+ONLY_IN = {"absl": ("commands", "cli"), "flax": ("models",)}
+ELSEWHERE = {
+    ("runtime.processes", "absl"),  # reads the flags of clusters itself
+}
+
+
+def _modules() -> dict[str, Path]:
+    """Files by the name of the module, without the package's own."""
+    modules = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        modules[".".join(parts).removesuffix("__init__").removesuffix(".")] = path
+    return modules
+
+
+MODULES = _modules()
+
+
+def _imported(path: Path) -> set[str]:
+    """All that a file imports; of the package, modules without its name."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}".removeprefix(f"{PACKAGE}.")
+                names.add(f"{PACKAGE}.{inner}" if inner in MODULES else node.module)
+    return names
+
+
+IMPORTS = {name: _imported(path) for name, path in MODULES.items()}
+# Between modules of the package; all may know its version.
+EDGES = {
+    name: {it.removeprefix(f"{PACKAGE}.") for it in imported if it.startswith(f"{PACKAGE}.")}
+    for name, imported in IMPORTS.items()
+    if name
+}
+
+
+def _room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def test_every_module_is_in_a_room():
+    assert {_room(module) for module in MODULES if module} <= set(ROOMS)
+
+
+def test_no_import_runs_up():
+    upwards = {
+        (module, other)
+        for module, others in EDGES.items()
+        for other in others
+        if ROOMS.index(_room(other)) > ROOMS.index(_room(module))
+    }
+    assert upwards - UPWARDS == set(), "rooms stand above what they use"
+    assert UPWARDS - upwards == set(), "no longer needed, take them off the list"
+
+
+def test_no_imports_in_a_circle():
+    """Modules that import nothing but what is gone are taken away, until none or a circle is."""
+    left = dict(EDGES)
+    while free := [module for module, others in left.items() if not others & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left, "these import one another, or what does"
+
+
+@pytest.mark.parametrize("package", ONLY_IN)
+def test_some_packages_are_known_to_some_rooms_only(package):
+    knowing = {
+        (module, package)
+        for module, imported in IMPORTS.items()
+        if any(name.split(".")[0] == package for name in imported)
+        and _room(module) not in ONLY_IN[package]
+    }
+    expected = {pair for pair in ELSEWHERE if pair[1] == package}
+    assert knowing - expected == set(), f"{package} is for {', '.join(ONLY_IN[package])} only"
+    assert expected - knowing == set(), "no longer needed, take them off the list"
