@@ -30,6 +30,8 @@ def inspect(
 ) -> Inspection:
     """Reads the scans of all paths, one at a time.
 
+    Of a folder of several layouts, each of its folders is a path.
+
     Args:
       paths: files and folders.
       layout: how the folders are laid out; by default it is found out.
@@ -40,16 +42,25 @@ def inspect(
     if not paths:
         raise InputError("nothing to inspect; name files or folders")
     options = {"select": select or naming.EVERY, "assumed": assumed}
-    found, failed, notes = {}, [], []
-    for path in map(str, paths):
+    contents, failed, notes = {}, [], []
+    unlisted, parts = list(map(str, paths)), set()
+    while unlisted:
+        path = unlisted.pop(0)
         try:
-            found[path] = layouts.find(path, layout=layout, **options)
+            contents[path] = content = layouts.find(path, layout=layout, **options)
+        except layouts.SeveralLayouts as several:
+            unlisted[:0] = map(str, several.folders)
+            parts.update(map(str, several.folders))
+            continue
         except InputError as error:
             failed.append((Path(path), str(error)))
-    waiting = {}  # by their files: paths may overlap
-    for root, content in found.items():
+            continue
+        if path in parts:
+            notes.append((NOTE, f"{path}: laid out as {content.layout}"))
         failed += content.failed
         notes += [(NOTE, note) for note in content.notes]
+    waiting = {}  # by their files: paths may overlap
+    for root, content in contents.items():
         for scan in content.scans:
             waiting.setdefault(scan.files, (root, scan))
     viewed = set(np.linspace(0, len(waiting) - 1, min(views, len(waiting))).round().astype(int))
@@ -61,7 +72,7 @@ def inspect(
         except InputError as error:
             failed.append((scan.path, str(error)))
     return Inspection(
-        layouts={path: content.layout for path, content in found.items()},
+        layouts={path: content.layout for path, content in contents.items()},
         scans=done,
         failed=[(path, why.removeprefix(f"{path}: ")) for path, why in dict.fromkeys(failed)],
         remarks=[*dict.fromkeys(notes), *remarks.on_several(done)],

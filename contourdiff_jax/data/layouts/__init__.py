@@ -33,6 +33,14 @@ from contourdiff_jax.volumes import filenames
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 
 
+class SeveralLayouts(InputError):
+    """A folder has no layout, but folders in it may: `folders`, those with images."""
+
+    def __init__(self, message: str, folders: list[Path]):
+        super().__init__(message)
+        self.folders = folders
+
+
 def find(
     source,
     *,
@@ -50,7 +58,9 @@ def find(
       modality: 'ct' or 'mr', which chooses among them where just one kind is of it.
       assumed: what pictures do not say themselves.
 
-    Raises InputError where nothing is found, or several kinds and none is chosen.
+    Raises:
+      SeveralLayouts: a folder of folders with layouts of their own.
+      InputError: nothing is found, or several kinds and none is chosen.
     """
     source, wanted = Path(source), Wanted(select, modality, assumed)
     if not os.path.exists(source):
@@ -84,9 +94,10 @@ def _of_folder(folder: Folder, layout: str, wanted: Wanted) -> Found:
         raise InputError(f"{folder.path}: a folder, where --layout={layout} is for a CSV file")
     if held := [path for path, files in folder.below.items() if any(map(_is_image, files))]:
         names = joined(path.relative_to(folder.path) for path in held)
-        raise InputError(
+        raise SeveralLayouts(
             f"{folder.path}: no known layout; images lie in {names}: give one of these folders, or "
-            "name the --layout"
+            "name the --layout",
+            [path for path in inner.folders if any(path in (it, *it.parents) for it in held)],
         )
     if folder.failed:
         raise InputError(folder.failed[0][1])

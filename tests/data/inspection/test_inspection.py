@@ -387,6 +387,22 @@ def test_paths_that_overlap_are_read_once(tmp_path):
     assert len(inspection.scans) == 1 and inspection.lines(PROBLEM) == []
 
 
+def test_of_a_folder_of_several_layouts_each_is_inspected(tmp_path, command):
+    """And it is said which is which; one that cannot be used does not hide the others."""
+    write(tmp_path / "trial" / "sub-01" / "anat" / "sub-01_T1w.nii.gz", mr())
+    write(tmp_path / "more" / "deep" / "imagesTr" / "p1_0000.nii.gz", ct())
+    write(tmp_path / "more" / "flat" / "p2.nii.gz", mr() + 1)
+    write_pictures(tmp_path / "slices", (mr() / 4).astype(np.uint8))
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "bad" / "p3.nii", mr()).write_bytes(b"none")
+    status, printed = command(tmp_path)
+    layouts = {"trial": "bids", "more/deep": "nnunet", "more/flat": "volumes", "slices": "slices"}
+    for folder, layout in layouts.items():
+        assert f"{tmp_path / folder}: laid out as {layout}" in printed
+    assert status == 1 and f"{tmp_path / 'bad' / 'p3.nii'}: not a NIfTI file" in printed
+    assert "layout bids, nnunet, slices, volumes, 4 scans" in printed.splitlines()[-1]
+
+
 # --------------------------------------------------------------------------------------------------
 # What cannot be read
 # --------------------------------------------------------------------------------------------------
