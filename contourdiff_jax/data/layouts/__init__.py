@@ -26,7 +26,7 @@ from pathlib import Path
 from contourdiff_jax.data.layouts import conventions, naming, subjects, tables
 from contourdiff_jax.data.layouts.folders import Folder, is_dicom, is_picture, is_volume
 from contourdiff_jax.data.layouts.naming import EVERY, Wanted, joined, unnumbered
-from contourdiff_jax.data.layouts.scans import Found
+from contourdiff_jax.data.layouts.scans import Content
 from contourdiff_jax.data.layouts.stacks import of_file, stacked, told_by
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import filenames
@@ -48,7 +48,7 @@ def find(
     select: str | None = None,
     modality: str | None = None,
     assumed: Assumed = UNKNOWN,
-) -> Found:
+) -> Content:
     """The scans of a file or folder.
 
     Args:
@@ -66,24 +66,24 @@ def find(
     if not os.path.exists(source):
         raise InputError(f"{source}: no such file or folder")
     if layout.lower().endswith(".csv"):
-        found = tables.csv(Path(layout), wanted)
+        content = tables.csv(Path(layout), wanted)
     elif layout not in ("auto", *LAYOUTS):
         raise InputError(f"--layout={layout}: known are auto, {', '.join(LAYOUTS)}, or a CSV file")
     elif os.path.isdir(source):
-        found = _of_folder(Folder(source), layout, wanted)
+        content = _of_folder(Folder(source), layout, wanted)
     else:
-        found = _of_file(source, layout, wanted)
-    return _checked(source, found, wanted)
+        content = _of_file(source, layout, wanted)
+    return _checked(source, content, wanted)
 
 
-def _of_folder(folder: Folder, layout: str, wanted: Wanted) -> Found:
+def _of_folder(folder: Folder, layout: str, wanted: Wanted) -> Content:
     """The scans of a folder; of one that holds nothing but another folder, those of that."""
     entered, inner = [], folder
     while True:
         if name := _recognised(inner, layout):
-            found = FOLDERS[name].found(inner, wanted)
-            found.notes[:0] = entered
-            return found
+            content = FOLDERS[name].read(inner, wanted)
+            content.notes[:0] = entered
+            return content
         if len(inner.folders) != 1 or any(map(_is_image, inner.files)):
             break
         inner = Folder(inner.folders[0])
@@ -137,41 +137,44 @@ def _is_image(path: Path) -> bool:
     return is_volume(path) or is_picture(path) or is_dicom(path)
 
 
-def _of_file(path: Path, layout: str, wanted: Wanted) -> Found:
+def _of_file(path: Path, layout: str, wanted: Wanted) -> Content:
     """The scans of one file."""
     if not os.path.isfile(path):
         raise InputError(f"{path}: neither a file nor a folder")
     if path.suffix.lower() == ".csv":
-        name, found = "csv", lambda: tables.csv(path, wanted)
+        name, read = "csv", lambda: tables.csv(path, wanted)
     elif is_volume(path):
-        name, found = "volumes", lambda: Found("volumes", [of_file(path, wanted)])
+        name, read = "volumes", lambda: Content("volumes", [of_file(path, wanted)])
     elif is_picture(path):
-        name, found = "slices", lambda: _picture(path, wanted)
+        name, read = "slices", lambda: _picture(path, wanted)
     elif is_dicom(path):
-        name, found = "dicom", lambda: subjects.of_dicom(path.parent, [path], wanted)
+        name, read = "dicom", lambda: subjects.of_dicom(path.parent, [path], wanted)
     else:
         known = ", ".join(filenames.SUFFIXES)
         raise InputError(f"{path}: unsupported file type; known are DICOM and {known}")
     if layout not in ("auto", name):
         raise InputError(f"{path}: a single file, not laid out as {layout}")
-    return found()
+    if name in ("volumes", "slices"):
+        _of_kind(path, [path], wanted, [])  # it is, or what is to be selected is not in it
+    return read()
 
 
-def _picture(path: Path, wanted: Wanted) -> Found:
+def _picture(path: Path, wanted: Wanted) -> Content:
     """The scan of one picture, whose it is being told as among the others of its folder."""
-    found, folder = Found("slices", []), Folder(path.parent)
+    content, folder = Content("slices", []), Folder(path.parent)
     beside = [other for other in folder.pictures if other != path]
-    found.scans.extend(stacked([path], wanted, found.failed, owner=folder.name, beside=beside))
-    return found
+    content.scans.extend(stacked([path], wanted, content.failed, owner=folder.name, beside=beside))
+    return content
 
 
-def _checked(source: Path, found: Found, wanted: Wanted) -> Found:
+def _checked(source: Path, content: Content, wanted: Wanted) -> Content:
     """The scans sorted and, if they are of every kind, with a stem for each."""
-    if not found.scans:
-        path, reason = found.failed[0] if found.failed else (source, f"{source}: holds no images")
-        alone = path == source and len(found.failed) < 2
+    if not content.scans:
+        nothing = (source, f"{source}: holds no images")
+        path, reason = content.failed[0] if content.failed else nothing
+        alone = path == source and len(content.failed) < 2
         raise InputError(reason if alone else f"{source}: nothing can be used: {reason}")
-    scans = sorted(found.scans, key=lambda scan: (scan.path, scan.name))
+    scans = sorted(content.scans, key=lambda scan: (scan.path, scan.name))
     if wanted.select == EVERY:
         counts = Counter(scan.stem for scan in scans)
         scans = [
@@ -180,7 +183,7 @@ def _checked(source: Path, found: Found, wanted: Wanted) -> Found:
             else scan
             for scan in scans
         ]
-    return dataclasses.replace(found, scans=scans)
+    return dataclasses.replace(content, scans=scans)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -188,11 +191,11 @@ def _checked(source: Path, found: Found, wanted: Wanted) -> Found:
 # --------------------------------------------------------------------------------------------------
 
 
-def _volumes(folder: Folder, wanted: Wanted) -> Found:
-    found = Found("volumes", [])
-    files = _of_kind(folder.path, folder.volumes, wanted, found.notes)
-    found.scans.extend(of_file(path, wanted) for path in files)
-    return found
+def _volumes(folder: Folder, wanted: Wanted) -> Content:
+    content = Content("volumes", [])
+    files = _of_kind(folder.path, folder.volumes, wanted, content.notes)
+    content.scans.extend(of_file(path, wanted) for path in files)
+    return content
 
 
 def _holds_slices(folder: Folder) -> bool:
@@ -201,20 +204,20 @@ def _holds_slices(folder: Folder) -> bool:
     return bool(subjects.picture_folders(folder)) and not subjects.holds_dicom(folder)
 
 
-def _slices(folder: Folder, wanted: Wanted) -> Found:
+def _slices(folder: Folder, wanted: Wanted) -> Content:
     if not folder.pictures:
         return subjects.of_pictures(folder, wanted)
-    found = Found("slices", [])
-    files = _of_kind(folder.path, folder.pictures, wanted, found.notes)
+    content = Content("slices", [])
+    files = _of_kind(folder.path, folder.pictures, wanted, content.notes)
     of_kind = defaultdict(list)
     for path in files:
         of_kind[naming.last_kind(filenames.stem(path))].append(path)
     for kind, those in of_kind.items():
         beside = sorted(set(files) - set(those))
-        made = stacked(those, wanted, found.failed, owner=folder.name, beside=beside)
-        found.scans.extend(dataclasses.replace(scan, kind=kind) for scan in made)
-    found.notes.append(told_by(files))
-    return found
+        made = stacked(those, wanted, content.failed, owner=folder.name, beside=beside)
+        content.scans.extend(dataclasses.replace(scan, kind=kind) for scan in made)
+    content.notes.append(told_by(files))
+    return content
 
 
 def _of_kind(folder: Path, files: list[Path], wanted: Wanted, notes: list[str]) -> list[Path]:
@@ -269,9 +272,9 @@ def _domains(folder: Folder) -> list[tuple[Path, str, str]]:
     return [(path, match[1].lower(), match[2].upper()) for path, match in matches if match]
 
 
-def _ab(folder: Folder, wanted: Wanted) -> Found:
+def _ab(folder: Folder, wanted: Wanted) -> Content:
     """`wanted.select` is a domain, A or B, or one folder: trainA."""
-    found, domains = Found("ab", []), _domains(folder)
+    content, domains = Content("ab", []), _domains(folder)
     select = (wanted.select or "").casefold()
     chosen = [domain for domain in domains if domain[0].name.casefold() == select]
     if not chosen:
@@ -286,24 +289,24 @@ def _ab(folder: Folder, wanted: Wanted) -> Found:
             read = _volumes if inner.volumes else _slices
             held = read(inner, dataclasses.replace(wanted, select=None))
         except InputError as error:
-            found.failed.append((path, str(error)))
+            content.failed.append((path, str(error)))
             continue
-        found.failed.extend(held.failed)
-        found.notes.extend(f"{path.name}: {note}" for note in held.notes)
+        content.failed.extend(held.failed)
+        content.notes.extend(f"{path.name}: {note}" for note in held.notes)
         for scan in held.scans:
             # A number is of a file in its folder, not of a person.
             subject = f"{path.name}_{scan.subject}" if scan.subject.isdigit() else scan.subject
-            found.scans.append(dataclasses.replace(scan, subject=subject, kind=kind, split=split))
-    counts = Counter((scan.name, scan.kind) for scan in found.scans)
-    found.scans[:] = [
+            content.scans.append(dataclasses.replace(scan, subject=subject, kind=kind, split=split))
+    counts = Counter((scan.name, scan.kind) for scan in content.scans)
+    content.scans[:] = [
         dataclasses.replace(
             scan, name=f"{scan.split}_{scan.name}", stem=f"{scan.split}_{scan.stem}"
         )
         if counts[scan.name, scan.kind] > 1
         else scan
-        for scan in found.scans
+        for scan in content.scans
     ]
-    return found
+    return content
 
 
 # --------------------------------------------------------------------------------------------------
@@ -317,12 +320,12 @@ class _Layout:
 
     Attributes:
       holds: whether a folder is laid out so.
-      found: its scans.
+      read: lists its scans.
       needs: what a folder must have, in words.
     """
 
     holds: Callable[[Folder], bool]
-    found: Callable[[Folder, Wanted], Found]
+    read: Callable[[Folder, Wanted], Content]
     needs: str
 
 

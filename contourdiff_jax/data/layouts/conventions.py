@@ -15,7 +15,7 @@ from pathlib import Path
 from contourdiff_jax.data.layouts import naming
 from contourdiff_jax.data.layouts.folders import Folder, is_picture, is_volume
 from contourdiff_jax.data.layouts.naming import EVERY, Wanted
-from contourdiff_jax.data.layouts.scans import Found
+from contourdiff_jax.data.layouts.scans import Content
 from contourdiff_jax.data.layouts.stacks import scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import filenames
@@ -50,10 +50,10 @@ class _Case:
     images: dict[str, Path] = dataclasses.field(default_factory=dict)
 
 
-def nnunet(folder: Folder, wanted: Wanted) -> Found:
+def nnunet(folder: Folder, wanted: Wanted) -> Content:
     """The scans of an nnU-Net data set: of every case the channel that is wanted."""
-    found = Found("nnunet", [])
-    names = _channel_names(folder, found.notes)
+    content = Content("nnunet", [])
+    names = _channel_names(folder, content.notes)
     cases = [case for part in PARTS for case in _cases(folder, part, names)]
     kinds = {kind for case in cases for kind in case.images}
     if not kinds:
@@ -63,15 +63,16 @@ def nnunet(folder: Folder, wanted: Wanted) -> Found:
     for kind in wanted.among(folder.path, kinds):
         for case in cases:
             if kind not in case.images:
-                found.failed.append((case.path, f"{case.path}: no channel {kind}, as others have"))
+                why = f"{case.path}: no channel {kind}, as others have"
+                content.failed.append((case.path, why))
                 continue
             about = {"kind": kind, "split": case.split, "labels": case.labels}
             files = [case.images[kind]]
-            found.scans.append(scan(case.path.name, files, assumed=wanted.assumed, **about))
+            content.scans.append(scan(case.path.name, files, assumed=wanted.assumed, **about))
     lacking = sum(case.labels is None and case.split == "train" for case in cases)
     if 0 < lacking < len(cases):
-        found.notes.append(f"{lacking} of {len(cases)} cases have no label map")
-    return found
+        content.notes.append(f"{lacking} of {len(cases)} cases have no label map")
+    return content
 
 
 def _cases(folder: Folder, part: str, names: dict[str, str]) -> list[_Case]:
@@ -151,16 +152,16 @@ def holds_bids(folder: Folder) -> bool:
     return any(_named(below) for below in _subject_folders(folder))
 
 
-def bids(folder: Folder, wanted: Wanted) -> Found:
+def bids(folder: Folder, wanted: Wanted) -> Content:
     """The scans of a BIDS data set, raw or derived.
 
     `wanted.select` is a suffix (T1w), entities before one (acq-mprage_T1w), or entities alone.
     """
-    found = Found("bids", [])
+    content = Content("bids", [])
     subjects, files = [], []
     for below in _subject_folders(folder):
         files += _named(below)
-        found.failed.extend(below.failed)
+        content.failed.extend(below.failed)
         subjects.append(below.path)
     kinds = {file.kind for file in files}
     if wanted.select not in (None, EVERY):
@@ -190,16 +191,16 @@ def bids(folder: Folder, wanted: Wanted) -> Found:
                     or len({other.entities.get(key) for other in those}) > 1
                 ]
                 name = "_".join(f"{key}-{file.entities[key]}" for key in keys)
-                found.scans.append(
+                content.scans.append(
                     scan(f"sub-{file.entities['sub']}", [file.path], name=name, kind=kind)
                 )
         having = {file.entities["sub"] for file in chosen}
-        found.failed.extend(
+        content.failed.extend(
             (path, f"{path}: no {kind}, as others have")
             for path in subjects
             if path.name.removeprefix("sub-") not in having
         )
-    return found
+    return content
 
 
 def _subject_folders(folder: Folder) -> list[Folder]:
@@ -211,13 +212,13 @@ def _subject_folders(folder: Folder) -> list[Folder]:
 
 def _named(folder: Folder) -> list[_Named]:
     """The images of a subject's folder that are named as they should."""
-    found = []
+    named = []
     for path in (path for files in folder.below.values() for path in files):
         stem = filenames.stem(path)
         if filenames.suffix_of(path) in filenames.NIFTI and NAME.fullmatch(stem):
             *entities, suffix = stem.split("_")
-            found.append(_Named(path, dict(entity.split("-", 1) for entity in entities), suffix))
-    return found
+            named.append(_Named(path, dict(entity.split("-", 1) for entity in entities), suffix))
+    return named
 
 
 def _matches(file: _Named, select: str) -> bool:

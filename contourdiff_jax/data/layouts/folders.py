@@ -53,7 +53,7 @@ class Folder:
 
         A folder that several links lead to is entered once: links in a circle end.
         """
-        found, seen, waiting = {}, set(), [self.path]
+        files, seen, waiting = {}, set(), [self.path]
         while waiting:
             path = waiting.pop()
             try:
@@ -61,14 +61,14 @@ class Folder:
                 if (status.st_dev, status.st_ino) in seen:
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                found[path], folders = self._content if path == self.path else _listed(path)
+                files[path], folders = self._content if path == self.path else _listed(path)
             except OSError as error:
                 self.failed.append((path, f"{path}: cannot be read: {disk.reason(error)}"))
             except InputError as error:
                 self.failed.append((path, str(error)))
             else:
                 waiting += reversed(folders)
-        return dict(sorted(found.items()))
+        return dict(sorted(files.items()))
 
     @functools.cached_property
     def leaves(self) -> dict[Path, list[Path]]:

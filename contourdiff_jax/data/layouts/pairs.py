@@ -27,19 +27,20 @@ def by_name(
     """The scans of a folder by their name, sorted; InputError where a name has two.
 
     Where the layout tells modalities apart, those of `modality` ('ct', 'mr') are meant. `assumed`
-    is what pictures do not say themselves. To `failed` go files that cannot be read: path, reason.
+    is what pictures do not say themselves. Files that cannot be read are added to `failed` [(path,
+    reason)].
     """
-    found, held = {}, layouts.find(folder, modality=modality, assumed=assumed)
+    scans, content = {}, layouts.find(folder, modality=modality, assumed=assumed)
     if failed is not None:
-        failed += held.failed
-    for scan in held.scans:
+        failed += content.failed
+    for scan in content.scans:
         name = _plain(scan.name)
-        if name in found:
+        if name in scans:
             raise InputError(
-                f"{scan.path}: {found[name].path.name} belongs to {name!r} too; keep one"
+                f"{scan.path}: {scans[name].path.name} belongs to {name!r} too; keep one"
             )
-        found[name] = dataclasses.replace(scan, name=name)
-    return dict(sorted(found.items()))
+        scans[name] = dataclasses.replace(scan, name=name)
+    return dict(sorted(scans.items()))
 
 
 def _plain(name: str) -> str:
@@ -50,10 +51,16 @@ def _plain(name: str) -> str:
 def partner(
     volume: Volume, name: str, others: dict[str, Scan], what: str, *, labels: bool = False
 ) -> Volume:
-    """The volume that belongs to `volume`, of that name, among `others`, what --`what` holds.
+    """The volume of that name that belongs to `volume`, its slices made even.
 
-    Its slices are even. Raises InputError where there is none, or where it does not lie on the
-    volume's grid.
+    Args:
+      volume: the one to belong to.
+      name: of its scan.
+      others: scans by name.
+      what: the flag that gave them, for messages.
+      labels: whether they are label maps or masks.
+
+    Raises InputError where there is none, or where it does not lie on the volume's grid.
     """
     name = _plain(name)
     if name not in others:
@@ -64,14 +71,15 @@ def partner(
 
 
 def companion(
-    volume: Volume, scan: Scan, given: dict[str, Scan] | None, what: str
+    volume: Volume, scan: Scan, others: dict[str, Scan] | None, what: str
 ) -> np.ndarray | None:
     """The label map or mask [X, Y, Z] of a scan; `what` is 'labels' or 'masks'.
 
-    From what was given, else from the layout, None where there is none.
+    It is among the `others` of a folder of its own, or without one where the layout says, if
+    anywhere.
     """
-    if given is not None:
-        return partner(volume, scan.name, given, what, labels=True).array
+    if others is not None:
+        return partner(volume, scan.name, others, what, labels=True).array
     path = scan.labels if what == "labels" else scan.mask
     if path is None:
         return None

@@ -65,7 +65,7 @@ class Scan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Content:
     """What a folder holds.
 
     Attributes:

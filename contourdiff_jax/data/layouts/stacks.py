@@ -105,7 +105,7 @@ def stacked(
 
     A file of several pictures, as TIFF can be, is a volume of its own.
     """
-    numbered, found = defaultdict(dict), []
+    numbered, scans = defaultdict(dict), []
     names = recognise([filenames.stem(path) for path in (*files, *beside)])
     for path, (subject, number) in zip(files, names[: len(files)], strict=True):
         try:
@@ -114,7 +114,7 @@ def stacked(
             failed.append((path, str(error)))
             continue
         if shape[2] > 1:
-            found.append(of_file(path, wanted))
+            scans.append(of_file(path, wanted))
         elif number in numbered[subject]:
             other = numbered[subject][number][0]
             failed.append((path, f"{path}: the same slice as {other.name}; keep one"))
@@ -130,10 +130,10 @@ def stacked(
             if len(sizes) > 1:
                 called += f"_{width}x{height}"
             path = paths[0].parent if subject is None and len(paths) > 1 else None
-            found.append(
+            scans.append(
                 scan(subject or owner, paths, name=called, path=path, assumed=wanted.assumed)
             )
-    return found
+    return scans
 
 
 def told_by(files: Sequence[Path]) -> str:

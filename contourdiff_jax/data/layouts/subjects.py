@@ -16,7 +16,7 @@ from pathlib import Path
 from contourdiff_jax.data.layouts import naming
 from contourdiff_jax.data.layouts.folders import Folder, is_dicom, is_picture, is_volume
 from contourdiff_jax.data.layouts.naming import Wanted
-from contourdiff_jax.data.layouts.scans import Found
+from contourdiff_jax.data.layouts.scans import Content
 from contourdiff_jax.data.layouts.stacks import recognise, scan, stacked
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import filenames, io
@@ -70,22 +70,22 @@ def holds_volumes(folder: Folder) -> bool:
     return common and not all(map(str.isdigit, kinds))
 
 
-def synthrad(folder: Folder, wanted: Wanted) -> Found:
+def synthrad(folder: Folder, wanted: Wanted) -> Content:
     """The scans of SynthRAD's folders."""
     return dataclasses.replace(of_volumes(folder, wanted), layout="synthrad")
 
 
-def of_volumes(folder: Folder, wanted: Wanted) -> Found:
+def of_volumes(folder: Folder, wanted: Wanted) -> Content:
     """The scans of folders with a volume for each kind."""
     visits, failed = _visits(folder)
-    found = Found("subjects", [], [*folder.failed, *failed])
+    content = Content("subjects", [], [*folder.failed, *failed])
     kinds = {kind for visit in visits for kind in visit.images}
     if not kinds:
         raise InputError(f"{folder.path}: no images in its folders, only label maps or masks")
     for kind in wanted.among(folder.path, kinds):
         for visit in visits:
             if kind not in visit.images:
-                found.failed.append((visit.folder, f"{visit.folder}: no {kind}, as others have"))
+                content.failed.append((visit.folder, f"{visit.folder}: no {kind}, as others have"))
                 continue
             made = scan(
                 visit.subject,
@@ -96,18 +96,18 @@ def of_volumes(folder: Folder, wanted: Wanted) -> Found:
                 mask=visit.mask,
                 assumed=wanted.assumed,
             )
-            found.scans.append(made)
-    return found
+            content.scans.append(made)
+    return content
 
 
 def _visits(folder: Folder) -> tuple[list[_Visit], list[tuple[Path, str]]]:
     """What every subject has, and the files that are there twice."""
-    found, failed, spelling = {}, [], {}
+    visits, failed, spelling = {}, [], {}
     for leaf, (subject, session) in subjects_of(folder, folder.leaves).items():
         for path in folder.leaves[leaf]:
             visit, kind = naming.session_and_kind(filenames.stem(path), (subject, leaf.name))
             key = subject, together(session, visit)
-            held = found.setdefault(key, _Visit(leaf, *key))
+            held = visits.setdefault(key, _Visit(leaf, *key))
             what = naming.family(kind) if naming.is_kind(kind) else None
             if what == "labels":
                 held.labels = first = held.labels or path
@@ -117,7 +117,7 @@ def _visits(folder: Folder) -> tuple[list[_Visit], list[tuple[Path, str]]]:
                 first = held.images.setdefault(spelling.setdefault(kind.lower(), kind), path)
             if first != path:
                 failed.append((path, f"{path}: {first.name} shows the same; keep one"))
-    visits = list(found.values())
+    visits = list(visits.values())
     kinds = [kind for visit in visits for kind in visit.images]
     if all(len(visit.images) == 1 for visit in visits) and not any(map(naming.family, kinds)):
         # One volume for each: then its name does not matter.
@@ -132,7 +132,7 @@ def together(*names: str) -> str:
 
 
 def subjects_of(folder: Folder, leaves: Iterable[Path]) -> dict[Path, tuple[str, str]]:
-    """Whose folder each is by its place below `folder`: subject, and session or ''."""
+    """Whose folder each is by the folders above it, up to `folder`: subject, and session or ''."""
     parts = {leaf: list(leaf.relative_to(folder.path).parts) for leaf in leaves}
     sessions = {}
     for leaf, names in parts.items():
@@ -147,8 +147,8 @@ def subjects_of(folder: Folder, leaves: Iterable[Path]) -> dict[Path, tuple[str,
         for names in parts.values():
             names.pop()
     # Two subjects of one name are told apart by all folders above, and so are the others then.
-    places = {tuple(names) for names in parts.values()}
-    apart = len({place[-1:] for place in places}) == len(places)
+    subjects = {tuple(names) for names in parts.values()}
+    apart = len({names[-1:] for names in subjects}) == len(subjects)
     return {
         leaf: ("_".join(names[-1:] if apart else names) or folder.name, sessions[leaf])
         for leaf, names in parts.items()
@@ -171,20 +171,21 @@ def picture_folders(folder: Folder) -> dict[Path, list[Path]]:
     return held if len(held) > 1 else {}
 
 
-def of_pictures(folder: Folder, wanted: Wanted) -> Found:
-    """The scans of folders with the slices of a subject each."""
-    found = Found("slices", [], list(folder.failed))
+def of_pictures(folder: Folder, wanted: Wanted) -> Content:
+    """The scans of folders with the slices of a subject each, which are of one kind."""
+    wanted.among(folder.path, [naming.PLAIN])
+    content = Content("slices", [], list(folder.failed))
     held = picture_folders(folder)
     for leaf, (subject, session) in subjects_of(folder, held).items():
         name = together(subject, session)
-        made = stacked(held[leaf], wanted, found.failed, owner=subject, name=name)
+        made = stacked(held[leaf], wanted, content.failed, owner=subject, name=name)
         for number, one in enumerate(made, start=1):
             called = name if len(made) == 1 else f"{name}_{number}"
-            found.scans.append(
+            content.scans.append(
                 scan(subject, one.files, name=called, path=leaf, assumed=one.assumed)
             )
-    found.notes.append(f"{len(held)} folders with pictures, each of one subject")
-    return found
+    content.notes.append(f"{len(held)} folders with pictures, each of one subject")
+    return content
 
 
 # --------------------------------------------------------------------------------------------------
@@ -197,31 +198,31 @@ def holds_dicom(folder: Folder) -> bool:
     return any(is_dicom(path) for files in folder.below.values() for path in files)
 
 
-def dicom(folder: Folder, wanted: Wanted) -> Found:
+def dicom(folder: Folder, wanted: Wanted) -> Content:
     """The scans of DICOM files at any depth: one for every series of images.
 
     The subject is the folder directly inside that holds the series, or this folder where none
     does. Headers tell one patient from another, but are not what these are called by.
     """
     files = [path for files in folder.below.values() for path in files]
-    found = of_dicom(folder.path, [path for path in files if is_dicom(path)], wanted)
-    found.failed.extend(folder.failed)
+    content = of_dicom(folder.path, [path for path in files if is_dicom(path)], wanted)
+    content.failed.extend(folder.failed)
     if others := sum(is_volume(path) or is_picture(path) for path in files):
-        found.notes.append(f"{others} files that are not DICOM left out")
-    return found
+        content.notes.append(f"{others} files that are not DICOM left out")
+    return content
 
 
-def of_dicom(root: Path, files: Sequence[Path], wanted: Wanted) -> Found:
+def of_dicom(root: Path, files: Sequence[Path], wanted: Wanted) -> Content:
     """The scans of DICOM files below `root`."""
     from contourdiff_jax.volumes.formats import dicom
 
     series, failed = dicom.group(files)
-    found = Found("dicom", [], failed)
+    content = Content("dicom", [], failed)
     if not series:
-        if found.failed:
-            return found
+        if content.failed:
+            return content
         raise InputError(f"{root}: no images in its DICOM files, only other objects")
-    owners = _owners(root, series, found.notes)
+    owners = _owners(root, series, content.notes)
     scouts = 0
     for kind in wanted.among(root, {one.kind.lower() for one in series}):
         held = defaultdict(list)
@@ -234,10 +235,10 @@ def of_dicom(root: Path, files: Sequence[Path], wanted: Wanted) -> Found:
             for number, one in enumerate(kept, start=1):
                 name = owner if len(kept) == 1 else f"{owner}_series{number}"
                 path = Path(os.path.commonpath([file.parent for file in one.files]))
-                found.scans.append(scan(owner, one.files, name=name, path=path, kind=kind))
+                content.scans.append(scan(owner, one.files, name=name, path=path, kind=kind))
     if scouts:
-        found.notes.append(f"{scouts} localizers or series of fewer than {FEW} slices left out")
-    return found
+        content.notes.append(f"{scouts} localizers or series of fewer than {FEW} slices left out")
+    return content
 
 
 def _owners(root: Path, series: Sequence, notes: list[str]) -> list[str]:
@@ -250,18 +251,20 @@ def _owners(root: Path, series: Sequence, notes: list[str]) -> list[str]:
         inside = [parts[1:] for parts in inside]
         notes.append(f"all lies in the folder {naming.legible(root.name)}")
     folders = [parts[0] if parts else Folder(root).name for parts in inside]
-    held, places = defaultdict(list), defaultdict(set)
+    patients_in, folders_of = defaultdict(list), defaultdict(set)
     for one, folder in zip(series, folders, strict=True):
-        places[one.patient].add(folder)
-        if one.patient not in held[folder]:
-            held[folder].append(one.patient)
-    if twice := {folder for several in places.values() if len(several) > 1 for folder in several}:
+        folders_of[one.patient].add(folder)
+        if one.patient not in patients_in[folder]:
+            patients_in[folder].append(one.patient)
+    if twice := {it for several in folders_of.values() if len(several) > 1 for it in several}:
         notes.append(
             f"headers in the folders {naming.joined(sorted(twice))} name the same patient; they "
             "count as several subjects"
         )
     return [
-        folder if len(held[folder]) == 1 else f"{folder}-{held[folder].index(one.patient) + 1}"
+        folder
+        if len(patients_in[folder]) == 1
+        else f"{folder}-{patients_in[folder].index(one.patient) + 1}"
         for one, folder in zip(series, folders, strict=True)
     ]
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from contourdiff_jax.data.layouts import naming
 from contourdiff_jax.data.layouts.folders import Folder, is_dicom, is_picture
 from contourdiff_jax.data.layouts.naming import Wanted
-from contourdiff_jax.data.layouts.scans import Found
+from contourdiff_jax.data.layouts.scans import Content
 from contourdiff_jax.data.layouts.stacks import scan, stacked, told_by
 from contourdiff_jax.data.store import SPLITS
 from contourdiff_jax.errors import InputError
@@ -58,7 +58,7 @@ class _Line:
     mask: Path | None = None
 
 
-def csv(path: Path, wanted: Wanted) -> Found:
+def csv(path: Path, wanted: Wanted) -> Content:
     """The scans that a CSV file lists."""
     lines, splits = [], {}
     for number, row in _rows(path, ("file", "subject")):
@@ -83,10 +83,10 @@ def csv(path: Path, wanted: Wanted) -> Found:
                 *(path.parent / row[it] if row.get(it) else None for it in ("labels", "mask")),
             )
         )
-    found = Found("csv", [])
+    content = Content("csv", [])
     for kind in wanted.among(path, {line.kind for line in lines}):
-        _add(found, path, [line for line in lines if line.kind == kind], wanted)
-    return found
+        _add(content, path, [line for line in lines if line.kind == kind], wanted)
+    return content
 
 
 def holds_contourdiff(folder: Folder) -> bool:
@@ -94,8 +94,9 @@ def holds_contourdiff(folder: Folder) -> bool:
     return folder.path / META in folder.files and folder.path / IMAGES in folder.folders
 
 
-def contourdiff(folder: Folder, wanted: Wanted) -> Found:
-    """The scans of a domain of ContourDiff."""
+def contourdiff(folder: Folder, wanted: Wanted) -> Content:
+    """The scans of a domain of ContourDiff, which are of one kind."""
+    wanted.among(folder.path, [naming.PLAIN])
     table, images = folder.path / META, Folder(folder.path / IMAGES)
     rows = _rows(table, ("image_name",))
     subject, volume, order = (
@@ -109,25 +110,25 @@ def contourdiff(folder: Folder, wanted: Wanted) -> Found:
         if not row["image_name"] or not (whose or subject is volume):
             raise InputError(f"{at}: an empty field")
         which = row[volume] if subject and volume else ""
-        place = _number(at, row[order]) if order else None
-        lines.append(_Line(number, images.path / row["image_name"], whose, which, place))
+        rank = _number(at, row[order]) if order else None
+        lines.append(_Line(number, images.path / row["image_name"], whose, which, rank))
 
-    found = Found("contourdiff", [])
+    content = Content("contourdiff", [])
     if subject or volume:
-        _add(found, table, lines, wanted)
+        _add(content, table, lines, wanted)
     else:
-        files = sorted(line.file for line in _present(found, table, lines))
-        found.scans.extend(stacked(files, wanted, found.failed, owner=folder.name))
-        found.notes.append(told_by(files))
+        files = sorted(line.file for line in _present(content, table, lines))
+        content.scans.extend(stacked(files, wanted, content.failed, owner=folder.name))
+        content.notes.append(told_by(files))
     if others := set(images.pictures) - {line.file for line in lines}:
-        found.notes.append(f"{len(others)} pictures of {IMAGES} are not in {META} and left out")
-    return found
+        content.notes.append(f"{len(others)} pictures of {IMAGES} are not in {META} and left out")
+    return content
 
 
-def _add(found: Found, table: Path, lines: Iterable[_Line], wanted: Wanted) -> None:
+def _add(content: Content, table: Path, lines: Iterable[_Line], wanted: Wanted) -> None:
     """Adds the scans that lines of one kind make."""
     held = defaultdict(list)
-    for line in _present(found, table, lines):
+    for line in _present(content, table, lines):
         # Slices come together by their volume; any other file is a volume of its own.
         sliced = is_picture(line.file) or is_dicom(line.file)
         held[line.subject, line.volume, None if sliced else line.number].append(line)
@@ -144,11 +145,11 @@ def _add(found: Found, table: Path, lines: Iterable[_Line], wanted: Wanted) -> N
                     f"{first.number}, which is of the same volume"
                 )
         name = f"{subject}_{volume}" if len(volumes_of[subject]) > 1 and volume else subject
-        made += [(name, files, first) for files in _files(found, table, those)]
+        made += [(name, files, first) for files in _files(content, table, those)]
     several, counts = Counter(name for name, *_ in made), Counter()
     for name, files, line in made:
         counts[name] += 1
-        found.scans.append(
+        content.scans.append(
             scan(
                 line.subject,
                 files,
@@ -163,22 +164,22 @@ def _add(found: Found, table: Path, lines: Iterable[_Line], wanted: Wanted) -> N
         )
 
 
-def _present(found: Found, table: Path, lines: Iterable[_Line]) -> list[_Line]:
+def _present(content: Content, table: Path, lines: Iterable[_Line]) -> list[_Line]:
     """The lines whose files are there, each for the first time; the others are noted as failed."""
     present = {}
     for line in lines:
         at = f"{table}: line {line.number}"
         if line.file in present:
             first = present[line.file].number
-            found.failed.append((line.file, f"{at}: the same file as in line {first}"))
+            content.failed.append((line.file, f"{at}: the same file as in line {first}"))
         elif not os.path.exists(line.file):
-            found.failed.append((line.file, f"{at}: no file {line.file}"))
+            content.failed.append((line.file, f"{at}: no file {line.file}"))
         else:
             present[line.file] = line
     return list(present.values())
 
 
-def _files(found: Found, table: Path, lines: Sequence[_Line]) -> list[list[Path]]:
+def _files(content: Content, table: Path, lines: Sequence[_Line]) -> list[list[Path]]:
     """The files of each volume that lines of one volume name: one, but for folders of DICOM."""
     if lines[0].file.is_dir():
         from contourdiff_jax.volumes.formats import dicom
@@ -186,17 +187,17 @@ def _files(found: Found, table: Path, lines: Sequence[_Line]) -> list[list[Path]
         folder = Folder(lines[0].file)
         inside = [path for files in folder.below.values() for path in files if is_dicom(path)]
         series, failed = dicom.group(inside)
-        found.failed.extend([*folder.failed, *failed])
+        content.failed.extend([*folder.failed, *failed])
         if not series:
             why = f"{table}: line {lines[0].number}: no DICOM images in {folder.path}"
-            found.failed.append((folder.path, why))
+            content.failed.append((folder.path, why))
         return [list(one.files) for one in series]
     slices = {}
     for line in sorted(lines, key=lambda line: (line.order is None, line.order or 0, line.number)):
         key = line.order if line.order is not None else f"line {line.number}"
         if key in slices:
             why = f"{table}: line {line.number}: the same slice as {slices[key].name}; keep one"
-            found.failed.append((line.file, why))
+            content.failed.append((line.file, why))
         slices.setdefault(key, line.file)
     return [list(slices.values())]
 

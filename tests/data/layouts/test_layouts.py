@@ -180,6 +180,27 @@ def test_folders_that_are_no_subjects_are_named(tmp_path, names):
         layouts.find(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("head01_mr.nii.gz",),
+        ("p1_ct_001.png",),
+        ("p1/001.png", "p2/001.png"),
+        ("images/a.png", "df_meta.csv"),
+    ],
+)
+def test_what_is_not_there_cannot_be_selected(tmp_path, names):
+    """Whatever the layout: nothing is taken in its place."""
+    make(tmp_path, *names)
+    if (tmp_path / "df_meta.csv").exists():
+        (tmp_path / "df_meta.csv").write_text("image_name\na.png\n")
+    source = tmp_path if len(names) > 1 else tmp_path / names[0]
+    with pytest.raises(InputError, match="no 'T2w' to select"):
+        layouts.find(source, select="T2w")
+    for select in (None, "*", *(["mr"] if "mr" in names[0] else [])):
+        assert len(find(source, select=select).scans) == (2 if "p2/001.png" in names else 1)
+
+
 # --------------------------------------------------------------------------------------------------
 # Two domains
 # --------------------------------------------------------------------------------------------------
