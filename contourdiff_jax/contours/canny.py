@@ -162,8 +162,8 @@ def _pack(mask: jax.Array) -> jax.Array:
 def _unpack(words: jax.Array, height: int) -> jax.Array:
     """[B, V, W] uint32 -> [B, H, W] uint8 of 0 and 1."""
     batch, _, width = words.shape
-    places = jnp.arange(32, dtype=jnp.uint32).reshape(1, 1, 32, 1)
-    bits = (words[:, :, None] >> places & 1).astype(jnp.uint8)
+    numbers = jnp.arange(32, dtype=jnp.uint32).reshape(1, 1, 32, 1)
+    bits = (words[:, :, None] >> numbers & 1).astype(jnp.uint8)
     return bits.reshape(batch, -1, width)[:, :height]
 
 

@@ -30,7 +30,9 @@ class Disturbance(NamedTuple):
     contrast: jax.Array | None = None  # [B, KNOTS], added to the greys at the knots
     noise: jax.Array | None = None  # [B, H, W], added to the greys
     displacement: jax.Array | None = None  # [B, 2, H, W] px along columns and rows
-    doubled: jax.Array | None = None  # [B] uint8, 1 where contours in both places are drawn
+    doubled: jax.Array | None = (
+        None  # [B] uint8, 1 where both the moved contours and the others are drawn
+    )
     missing: jax.Array | None = None  # [B, H, W] uint8, 1 where contours are missing
 
     def displaced(self, greys, masks):
@@ -97,8 +99,8 @@ def _noise(key, most, size):
 
 
 def _displacement(key, most, size):
-    amount, places = jax.random.split(key)
-    coarse = jax.random.normal(places, (2, *(-(-n // CELL) + 1 for n in size)))
+    amount, moves = jax.random.split(key)
+    coarse = jax.random.normal(moves, (2, *(-(-n // CELL) + 1 for n in size)))
     return _upto(amount, most) * jax.image.resize(coarse, (2, *size), "linear")
 
 

@@ -17,8 +17,8 @@ from contourdiff_jax.errors import InputError
 RAS = np.array([[0, 1], [1, 1], [2, 1]])
 
 
-# Slices whose places differ from even ones by less than this, of the distance between two, count
-# as even: headers round to that much.
+# Slices that lie off even ones by less than this, of the distance between two, count as even:
+# headers round to that much.
 EVEN = 0.01
 
 
@@ -30,8 +30,8 @@ class NativeGrid:
       shape: with the trailing axes of length 1 that the file has.
       affine: [4, 4] float64, file indices -> mm. Where slices are unevenly spaced it is their mean.
       header: of a NIfTI file: its geometry only (forms, codes, voxel sizes, units).
-      offsets: [n] float64, where slices are unevenly spaced: the place of each along the third
-        axis, in units of the affine's step, from 0 to n - 1.
+      offsets: [n] float64, where slices are unevenly spaced: how far along the third axis each
+        lies, in units of the affine's step, from 0 to n - 1.
     """
 
     shape: tuple[int, ...]

@@ -46,13 +46,13 @@ class Grid:
         if self.size < 1:
             raise InputError(f"the grid's size must be at least 1 pixel, not {self.size}")
 
-    def fit(self, shape, affine, places=None) -> "Resampling":
+    def fit(self, shape, affine, offsets=None) -> "Resampling":
         """The resampling between volumes of that shape and affine [4, 4], and this grid.
 
-        `places` [N] says where the slices lie along the slicing axis, in voxels; without it they
+        `offsets` [N] says where the slices lie along the slicing axis, in voxels; without it they
         are even.
         """
-        return Resampling(self, tuple(shape), np.asarray(affine, np.float64), places)
+        return Resampling(self, tuple(shape), np.asarray(affine, np.float64), offsets)
 
     def fit_volume(self, volume: Volume) -> tuple[Volume, "Resampling"]:
         """The volume as it can be cut across the grid's axis, and its resampling.
@@ -60,14 +60,10 @@ class Grid:
         Slices that were acquired along this axis stay as they are and where they are, however
         uneven. Across another axis unevenly spaced slices are first interpolated to even ones.
         """
-        places = None
-        if volume.offsets is not None:
-            axis, offsets = volume.offsets
-            if axis == AXES[self.axis][0]:
-                places = offsets
-            else:
-                volume = volume.even()
-        return volume, self.fit(volume.array.shape, volume.affine, places)
+        axis, offsets = volume.offsets or (None, None)
+        if axis not in (None, AXES[self.axis][0]):
+            volume, offsets = volume.even(), None
+        return volume, self.fit(volume.array.shape, volume.affine, offsets)
 
 
 class Resampling:
@@ -81,7 +77,7 @@ class Resampling:
       needed: pixels a side of a grid that would hold all of it.
     """
 
-    def __init__(self, grid: Grid, shape: tuple[int, int, int], affine: np.ndarray, places=None):
+    def __init__(self, grid: Grid, shape: tuple[int, int, int], affine: np.ndarray, offsets=None):
         self.grid = grid
         self.shape = shape
         self.axes = AXES[grid.axis]
@@ -90,7 +86,7 @@ class Resampling:
         depth, *plane = self.axes
         centre = (np.array(shape) - 1) / 2
         centres = np.repeat(centre[None], shape[depth], axis=0)
-        centres[:, depth] = np.arange(shape[depth]) if places is None else places
+        centres[:, depth] = np.arange(shape[depth]) if offsets is None else offsets
         self.positions = centres @ affine[depth, :3] + affine[depth, 3]
 
         grid_side = (grid.size, grid.spacing)

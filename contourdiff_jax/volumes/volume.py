@@ -83,7 +83,7 @@ class Volume:
 
     @functools.cached_property
     def offsets(self) -> tuple[int, np.ndarray] | None:
-        """Of unevenly spaced slices: the axis they follow and their places [n] along it, in voxels.
+        """Of unevenly spaced slices: their axis, and where along it each lies, [n] in voxels.
 
         None where the slices are even.
         """
@@ -125,10 +125,10 @@ def canonical(array, native: NativeGrid, path, notes, failed, span=None) -> Volu
 def evened(array: np.ndarray, native: NativeGrid) -> np.ndarray:
     """An array [native.shape] of uneven slices, linearly interpolated to `native.even()`."""
     count = native.even().shape[2]
-    places = np.linspace(0, native.offsets[-1], count)
-    upper = np.searchsorted(native.offsets, places, side="left").clip(1, len(native.offsets) - 1)
+    offsets = np.linspace(0, native.offsets[-1], count)
+    upper = np.searchsorted(native.offsets, offsets, side="left").clip(1, len(native.offsets) - 1)
     low, high = native.offsets[upper - 1], native.offsets[upper]
-    weight = ((places - low) / (high - low)).astype(np.float32)
+    weight = ((offsets - low) / (high - low)).astype(np.float32)
     return array[..., upper - 1] * (1 - weight) + array[..., upper] * weight
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Warping on the device: values between pixels, and the pixel next to a place.
+"""Warping on the device: values between pixels, and the pixel next to a point.
 
 Shapes: B images, K slices that move together, H rows, W columns.
 """
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 
 def linear(images, columns, rows, fill: float):
-    """Images [B, K, H, W] float32 at places [B, H', W'] of theirs, between four pixels.
+    """Images [B, K, H, W] float32 at points [B, H', W'] of theirs, between four pixels.
 
     A pixel outside is `fill`.
     """
@@ -21,7 +21,7 @@ def linear(images, columns, rows, fill: float):
 
 
 def nearest(images, columns, rows):
-    """Images [B, K, H, W] at the pixel next to places [B, H', W']; 0 outside."""
+    """Images [B, K, H, W] at the pixel next to points [B, H', W']; 0 outside."""
     return _Gather(images, 0)(jnp.round(columns), jnp.round(rows))
 
 

@@ -52,13 +52,13 @@ def write(
 ) -> None:
     """Writes an array [X, Y, Z] on `like`'s RAS grid as a DICOM series on the grid of its file.
 
-    The slices are those of the file's third axis, each at its true place, also where gaps are
+    The slices are those of the file's third axis, each at its true position, also where gaps are
     uneven or the gantry was tilted. CT is stored as int16 HU, other than whole numbers rounded; MR
     as uint16 with one scale for the volume, which keeps 1/65535 of its range. The same array gives
     the same bytes, identifiers included. The folder appears whole under its name or not at all.
 
     Args:
-      folder: where 0001.dcm, 0002.dcm, ... go, in the order of their places.
+      folder: where 0001.dcm, 0002.dcm, ... go, in the order of their positions.
       array: [X, Y, Z] in HU, or in units of MR.
       like: the volume that was translated.
       modality: 'ct' or 'mr'.
@@ -83,13 +83,13 @@ def write(
     identity = _identify(common, planes, stored)
 
     with disk.folder(folder, lambda path: _check_is_free(path, overwrite)) as partial:
-        digits = max(4, len(str(len(planes.places))))
-        for number, index in enumerate(np.argsort(planes.heights), start=1):
+        digits = max(4, len(str(len(planes.origins))))
+        for number, index in enumerate(np.argsort(planes.positions), start=1):
             common.InstanceNumber = number
             common.SOPInstanceUID = _uid(identity, str(number))
             common.file_meta.MediaStorageSOPInstanceUID = common.SOPInstanceUID
-            common.ImagePositionPatient = _decimals(planes.places[index])
-            common.SliceLocation = _decimals(planes.heights[[index]])[0]
+            common.ImagePositionPatient = _decimals(planes.origins[index])
+            common.SliceLocation = _decimals(planes.positions[[index]])[0]
             common.PixelData = np.ascontiguousarray(stored[:, :, index].T).tobytes()
             common.save_as(partial / f"{number:0{digits}}.dcm", enforce_file_format=True)
 
@@ -101,19 +101,19 @@ class _Planes:
     Attributes:
       axes: [2, 3] unit vectors along rows and along columns.
       sizes: [2] of pixels along them.
-      places: [n, 3] of the first pixel of every slice.
+      origins: [n, 3] of the first pixel of every slice.
       gap: the usual one between slices, or the thickness of a single one.
     """
 
     axes: np.ndarray
     sizes: np.ndarray
-    places: np.ndarray
+    origins: np.ndarray
     gap: float
 
     @property
-    def heights(self) -> np.ndarray:
-        """[n] along the slices' normal."""
-        return self.places @ np.cross(*self.axes)
+    def positions(self) -> np.ndarray:
+        """[n] mm along the slices' normal."""
+        return self.origins @ np.cross(*self.axes)
 
 
 def _planes(folder: Path, native: NativeGrid) -> _Planes:
@@ -191,7 +191,7 @@ def _describe_planes(common: Dataset, planes: _Planes) -> None:
     common.ImageOrientationPatient = _decimals(planes.axes.ravel())
     common.PixelSpacing = _decimals(planes.sizes[::-1])
     (common.SliceThickness,) = _decimals([planes.gap])
-    gaps = np.abs(np.diff(planes.heights))
+    gaps = np.abs(np.diff(planes.positions))
     if np.abs(gaps - planes.gap).max(initial=0) <= geometry.EVEN * planes.gap:
         common.SpacingBetweenSlices = common.SliceThickness
 
@@ -203,7 +203,7 @@ def _identify(common: Dataset, planes: _Planes, stored: np.ndarray) -> str:
     """
     text = [f"{element.keyword} {element.value}" for element in common]
     digest = hashlib.sha256("\n".join(text).encode())
-    for array in (planes.places, stored):
+    for array in (planes.origins, stored):
         digest.update(np.ascontiguousarray(array))
     identity = digest.hexdigest()
     common.StudyInstanceUID = _uid(identity, "study")

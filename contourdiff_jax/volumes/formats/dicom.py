@@ -29,9 +29,9 @@ LPS = np.diag((-1.0, -1, 1, 1))  # from DICOM's coordinates to RAS and back
 
 # Directions and sizes of slices that belong together: headers round them.
 SAME = 1e-3
-# Slices nearer than this lie in one place, and origins farther than this from a line beside it; in
-# pixels. A volume's voxels are thus never told to lie half a voxel from where they do.
-SAME_PLACE = 0.1
+# Slices nearer than this have one position, and origins farther than this from a line lie beside
+# it; in pixels. A volume's voxels are thus never told to lie half a voxel from where they do.
+SAME_POSITION = 0.1
 BESIDE = 0.25
 STEEP = 2.0  # mm that a stack goes for one along its normal: 60 degrees
 TILT = 0.5  # degrees between slices and their stack that rounded positions do not make
@@ -125,25 +125,25 @@ def _parted(headers: Sequence[Header]) -> list[Sequence[Header]]:
     Echoes, times or kinds of image are parted where they mostly show the same places: neither where
     each covers a stretch of the body, as acquisitions of a CT do, nor where each is a slice.
     """
-    most = max(Counter(map(_place, headers)).values())
-    if most == 1 or headers[0].frames[0].place is None:
+    most = max(Counter(map(_origin, headers)).values())
+    if most == 1 or headers[0].frames[0].origin is None:
         return [headers]
     for part in range(len(frames.PARTS)):
         by_value = defaultdict(list)
         for header in headers:
             by_value[header.parts[part]].append(header)
-        places = [[_place(header) for header in some] for some in by_value.values()]
-        times = Counter(itertools.chain.from_iterable(map(set, places)))
-        shared = [np.mean([times[place] > 1 for place in some]) for some in places]
+        origins = [[_origin(header) for header in some] for some in by_value.values()]
+        times = Counter(itertools.chain.from_iterable(map(set, origins)))
+        shared = [np.mean([times[origin] > 1 for origin in some]) for some in origins]
         if len(by_value) <= most and np.mean(shared) > 0.5:
             return [smaller for some in by_value.values() for smaller in _parted(some)]
     return [headers]
 
 
-def _place(header: Header) -> tuple[float, ...] | None:
+def _origin(header: Header) -> tuple[float, ...] | None:
     """Where the first frame lies, to compare."""
-    place = header.frames[0].place
-    return None if place is None else tuple((np.round(place, 2) + 0.0).tolist())
+    origin = header.frames[0].origin
+    return None if origin is None else tuple((np.round(origin, 2) + 0.0).tolist())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def opened(files: Sequence[Path]) -> Image:
         notes.append("no pixel size in the header: 1 mm is assumed")
         spacing = (1.0, 1.0)
     try:
-        if first.frames[0].place is None:
+        if first.frames[0].origin is None:
             native = _unplaced(slices, spacing, notes)
         else:
             slices, native = _placed(slices, spacing, notes)
@@ -232,42 +232,42 @@ def _unplaced(slices: list[_Slice], spacing, notes: list[str]) -> NativeGrid:
 
 
 def _placed(slices: list[_Slice], spacing, notes: list[str]) -> tuple[list[_Slice], NativeGrid]:
-    """Slices in the order of their places, one for each, and their grid; adds notes.
+    """Slices by their positions along the normal, one for each, and their grid; adds notes.
 
     Raises Unusable where they lie on no line.
     """
     axes = slices[0].frame.axes
     normal = np.cross(*axes)
-    places = np.array([one.frame.place for one in slices])
-    heights = places @ normal
-    order = np.argsort(heights, kind="stable")
+    origins = np.array([one.frame.origin for one in slices])
+    positions = origins @ normal
+    order = np.argsort(positions, kind="stable")
     slices = [slices[index] for index in order]
-    places, heights = places[order], heights[order]
+    origins, positions = origins[order], positions[order]
 
     pixel = min(spacing)
-    extent = heights[-1] - heights[0]
-    direction = (places[-1] - places[0]) / extent if extent > SAME_PLACE * pixel else normal
-    line = places[0] + (heights - heights[0])[:, None] * direction
-    beside = np.linalg.norm(places - line, axis=1).max()
+    extent = positions[-1] - positions[0]
+    direction = (origins[-1] - origins[0]) / extent if extent > SAME_POSITION * pixel else normal
+    line = origins[0] + (positions - positions[0])[:, None] * direction
+    beside = np.linalg.norm(origins - line, axis=1).max()
     if beside > BESIDE * pixel or np.linalg.norm(direction) > STEEP:
         raise Unusable("slices that do not lie behind one another; give one stack of them")
 
-    kept = _one_a_place(slices, heights, SAME_PLACE * pixel, notes)
-    slices, heights = [slices[index] for index in kept], heights[kept]
+    kept = _one_a_position(slices, positions, SAME_POSITION * pixel, notes)
+    slices, positions = [slices[index] for index in kept], positions[kept]
     if len(slices) == 1:
         step = slices[0].frame.gap
         if step is None:
             notes.append("no slice thickness in the header: 1 mm is assumed")
-        return slices, _grid(slices, axes, spacing, places[kept[0]], (step or 1.0) * normal)
+        return slices, _grid(slices, axes, spacing, origins[kept[0]], (step or 1.0) * normal)
 
     _note_tilt(slices[0].header, direction, normal, notes)
-    step = (places[kept[-1]] - places[kept[0]]) / (len(slices) - 1)
-    offsets = (heights - heights[0]) / (step @ normal)
+    step = (origins[kept[-1]] - origins[kept[0]]) / (len(slices) - 1)
+    offsets = (positions - positions[0]) / (step @ normal)
     if np.abs(offsets - np.arange(len(slices))).max() <= EVEN:
         offsets = None
     else:
-        _note_gaps(slices, heights, normal, notes)
-    return slices, _grid(slices, axes, spacing, places[kept[0]], step, offsets)
+        _note_gaps(slices, positions, normal, notes)
+    return slices, _grid(slices, axes, spacing, origins[kept[0]], step, offsets)
 
 
 def _grid(slices, axes, spacing, origin, step, offsets=None) -> NativeGrid:
@@ -278,9 +278,9 @@ def _grid(slices, axes, spacing, origin, step, offsets=None) -> NativeGrid:
     return NativeGrid(shape, LPS @ affine, offsets=offsets)
 
 
-def _one_a_place(slices, heights, tolerance: float, notes: list[str]) -> list[int]:
-    """Of the slices at each place the one with the lowest number, as indices; adds notes."""
-    starts = np.flatnonzero(np.diff(heights, prepend=-np.inf) > tolerance)
+def _one_a_position(slices, positions, tolerance: float, notes: list[str]) -> list[int]:
+    """Of the slices at each position the one with the lowest number, as indices; adds notes."""
+    starts = np.flatnonzero(np.diff(positions, prepend=-np.inf) > tolerance)
     kept, same, other = [], 0, 0
     for cluster in np.split(np.arange(len(slices)), starts[1:]):
         first = min(cluster, key=lambda k: (slices[k].header.instance, slices[k].index, k))
@@ -312,9 +312,9 @@ def _note_tilt(header: Header, direction, normal, notes: list[str]) -> None:
         notes.append(f"{name} of {tilt:.1f} degrees")
 
 
-def _note_gaps(slices, heights, normal, notes: list[str]) -> None:
+def _note_gaps(slices, positions, normal, notes: list[str]) -> None:
     """Says where slices are missing, or how uneven their gaps are."""
-    gaps = np.diff(heights)
+    gaps = np.diff(positions)
     usual = np.quantile(gaps, 0.25, method="lower")  # also where slices are missing in many places
     multiples = gaps / usual
     missing = np.rint(multiples).astype(int) - 1
@@ -325,7 +325,7 @@ def _note_gaps(slices, heights, normal, notes: list[str]) -> None:
         return
     axis = int(np.argmax(np.abs(normal)))
     holes = np.flatnonzero(missing)
-    ends = sorted(LPS[axis, axis] * slices[k].frame.place[axis] for k in (holes[0], holes[0] + 1))
+    ends = sorted(LPS[axis, axis] * slices[k].frame.origin[axis] for k in (holes[0], holes[0] + 1))
     between = f"between {'xyz'[axis]} = {ends[0]:.1f} and {ends[1]:.1f} mm"
     if len(holes) > 1:
         between = f"in {len(holes)} places, the first {between}"

@@ -108,12 +108,11 @@ def read(path: Path, tags: Sequence[int], *, pixels: bool) -> Elements:
         if syntax == DeflatedExplicitVRLittleEndian:
             stream = io.BytesIO(_inflated(file.read()))
             syntax, end = ExplicitVRLittleEndian, len(stream.getbuffer())
-        found, size = None, 0
+        bytes_of = {}
 
         def at_pixels(tag, vr, length):
-            nonlocal found, size
             if tag in PIXELS:
-                found, size = PIXELS[tag], min(length, max(end - stream.tell(), 0))
+                bytes_of[PIXELS[tag]] = min(length, max(end - stream.tell(), 0))
             return tag in PIXELS and not pixels
 
         dataset = read_dataset(
@@ -125,7 +124,8 @@ def read(path: Path, tags: Sequence[int], *, pixels: bool) -> Elements:
         )
     if "SOPClassUID" not in dataset:
         dataset.SOPClassUID = meta.get("MediaStorageSOPClassUID", "")
-    return Elements(dataset, syntax, found, size)
+    keyword, size = next(reversed(bytes_of.items()), (None, 0))
+    return Elements(dataset, syntax, keyword, size)
 
 
 def _inflated(deflated: bytes) -> bytes:

@@ -65,14 +65,14 @@ class Frame:
     """Where a frame lies and what its numbers mean; None where the header does not say.
 
     Attributes:
-      place: [3] mm, the centre of its first pixel.
+      origin: [3] mm, the centre of its first pixel.
       axes: [2, 3] unit vectors along its rows (columns count up) and along its columns.
       spacing: mm between columns, and between rows.
       gap: mm to the next frame.
       slope, intercept: from stored numbers to units.
     """
 
-    place: np.ndarray | None
+    origin: np.ndarray | None
     axes: np.ndarray | None
     spacing: tuple[float, float] | None
     gap: float | None
@@ -222,12 +222,12 @@ def _frames(dataset, count: int) -> tuple[list[Frame], list[str]]:
     shared = dataset.get("SharedFunctionalGroupsSequence") or [None]
     if count == 1 or not own:
         frame = _frame(dataset, shared[0], own[0] if own else None)
-        if count == 1 or frame.place is None:
+        if count == 1 or frame.origin is None:
             return [frame] * count, []
         step = frame.gap or 1.0
         steps = step * np.cross(*frame.axes) * np.arange(count)[:, None]
         return (
-            [dataclasses.replace(frame, place=place) for place in frame.place + steps],
+            [dataclasses.replace(frame, origin=origin) for origin in frame.origin + steps],
             [f"the header places the first frame only: {step:g} mm to the next is assumed"],
         )
     if len(own) != count:
@@ -243,17 +243,17 @@ def _frame(dataset, shared, own) -> Frame:
         return next((item[0] for item in items if item), dataset)
 
     measures, values = group("PixelMeasuresSequence"), group("PixelValueTransformationSequence")
-    place = numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3)
+    origin = numbers(group("PlanePositionSequence"), "ImagePositionPatient", 3)
     cosines = numbers(group("PlaneOrientationSequence"), "ImageOrientationPatient", 6)
-    placed = place is not None and cosines is not None
-    if placed and np.abs(place).max() > FARTHEST:
+    placed = origin is not None and cosines is not None
+    if placed and np.abs(origin).max() > FARTHEST:
         raise Unusable("ImagePositionPatient is damaged; export it again")
     gaps = [number(measures, name, 0.0) for name in ("SpacingBetweenSlices", "SliceThickness")]
     slope = number(values, "RescaleSlope", 1.0)
     if slope == 0:
         raise Unusable("RescaleSlope is 0; export it again")
     return Frame(
-        place=place if placed else None,
+        origin=origin if placed else None,
         axes=_axes(cosines) if placed else None,
         spacing=_spacing(measures),
         gap=next((abs(gap) for gap in gaps if SIZES[0] < abs(gap) < SIZES[1]), None),

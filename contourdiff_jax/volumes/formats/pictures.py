@@ -324,16 +324,16 @@ def _check_png(path: Path, columns: int, rows: int) -> None:
     needed = rows * ((columns * samples * bits + 7) // 8 + (not interlaced))
     with disk.open_file(path) as file:
         data = memoryview(file.read())
-    place, kind, stream = 8, None, zlib.decompressobj()
+    at, kind, stream = 8, None, zlib.decompressobj()
     while kind != b"IEND":
-        length, kind = struct.unpack_from(">I4s", data, place)
-        [checksum] = struct.unpack_from(">I", data, place + 8 + length)
-        if zlib.crc32(data[place + 4 : place + 8 + length]) != checksum:
+        length, kind = struct.unpack_from(">I4s", data, at)
+        [checksum] = struct.unpack_from(">I", data, at + 8 + length)
+        if zlib.crc32(data[at + 4 : at + 8 + length]) != checksum:
             raise ValueError("wrong checksum")
         if kind == b"IDAT" and needed > 0:
-            body = stream.unconsumed_tail + data[place + 8 : place + 8 + length]
+            body = stream.unconsumed_tail + data[at + 8 : at + 8 + length]
             needed -= len(stream.decompress(body, needed))
-        place += 12 + length
+        at += 12 + length
     if needed > 0:
         raise ValueError("missing data")
 

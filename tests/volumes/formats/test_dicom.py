@@ -1011,5 +1011,5 @@ def test_positions_are_those_of_the_header(tmp_path):
     paths = write_series(tmp_path, axes=axes)
     frame = frames.header(paths[1]).frames[0]
     np.testing.assert_allclose(frame.axes, axes, atol=1e-9)
-    np.testing.assert_allclose(frame.place, np.array([-40, 25, 300]) + 3 * np.cross(*axes))
+    np.testing.assert_allclose(frame.origin, np.array([-40, 25, 300]) + 3 * np.cross(*axes))
     assert frame.spacing == (0.5, 0.75)
