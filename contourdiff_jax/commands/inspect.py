@@ -137,6 +137,8 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     wanted = [] if values.json in (None, "-") else [Path(values.json)]
     if values.out is not None:
         wanted += [Path(values.out) / "inspect.json", Path(values.out) / "sheet.png"]
+    if values.overwrite and not wanted:
+        raise InputError("--overwrite: no file is written without --out or --json=FILE")
     for path in wanted:
         if os.path.exists(path) and not values.overwrite:
             raise InputError(f"{path}: exists already; pass --overwrite to replace it")

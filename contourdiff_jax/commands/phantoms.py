@@ -16,15 +16,16 @@ Example:
     contourdiff phantoms --out=phantoms --subjects=24 --size=128
 """
 
+import dataclasses
+
 from absl import flags
 
-from contourdiff_jax.data.phantoms.heads import LEVEL, phantoms
+from contourdiff_jax.data.phantoms.heads import LEVEL, Heads, phantoms
 from contourdiff_jax.errors import InputError
-
-# ------------------------------------------------------------------------------------------ command
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    """The flags of `contourdiff phantoms`."""
     flags.DEFINE_string("out", None, "folder to make", flag_values=values)
     flags.DEFINE_integer("subjects", 24, "how many heads", flag_values=values)
     flags.DEFINE_integer("size", 128, "in-plane matrix", flag_values=values)
@@ -51,22 +52,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> int:
+    """Runs the command."""
     if values.out is None:
         raise InputError("phantoms: --out is required, the folder to make")
-    roles = phantoms(
-        values.out,
-        values.subjects,
-        values.size,
-        test=values.test,
-        train_ct=values.train_ct,
-        slices=values.slices,
-        spacing=values.spacing,
-        thickness=values.thickness,
-        level=values.level,
-        seed=values.seed,
-        bias=values.bias,
-        overwrite=values.overwrite,
-    )
+    options = {field.name: values[field.name].value for field in dataclasses.fields(Heads)}
+    roles = phantoms(values.out, **options, overwrite=values.overwrite)
     counts = ", ".join(f"{len(names)} {role}" for role, names in roles.items())
     print(f"{values.out}: {counts}")
     return 0

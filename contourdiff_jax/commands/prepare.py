@@ -47,7 +47,9 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     text("split", None, "CSV file with the columns subject,split.", flag_values=values)
-    number("validation", 0.1, "Fraction of the subjects for val.", flag_values=values)
+    number(
+        "validation", None, "Fraction of the subjects for val; 0.1 by default.", flag_values=values
+    )
     flags.DEFINE_bool("overwrite", False, "Replace a store of that name.", flag_values=values)
     scan_flags.define_flags(values)
 

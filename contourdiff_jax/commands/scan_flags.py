@@ -6,8 +6,6 @@ from absl import flags
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes.volume import Assumed
 
-# ------------------------------------------------------------------------------------------- flags
-
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of every command that reads a folder of scans."""

@@ -3,8 +3,6 @@
 
 import errno
 import os
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -15,7 +13,7 @@ from PIL import Image
 from contourdiff_jax.commands import prepare as commands_prepare
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.data import store as stores
-from contourdiff_jax.data.prepare import draw_splits, prepare
+from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
@@ -162,36 +160,6 @@ def test_given_masks_are_used(source, tmp_path):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("count", "validation", "expected"),
-    [(1, 0.5, 0), (3, 0.9, 0), (4, 0.1, 1), (30, 0.1, 3), (30, 0, 0), (5, 0.5, 2), (4, 0.99, 3)],
-)
-def test_the_number_of_validation_subjects(count, validation, expected):
-    subjects = [f"subject{i}" for i in range(count)]
-    splits = draw_splits(subjects, validation)
-    assert sorted(splits) == sorted(subjects) and set(splits.values()) <= {"train", "val"}
-    assert list(splits.values()).count("val") == expected
-
-
-def test_the_choice_is_the_same_everywhere():
-    """By the hash of the name: neither the order, the process nor the machine plays a part."""
-    subjects = [f"subject{i}" for i in range(20)]
-    splits = draw_splits(subjects, 0.3)
-    assert draw_splits(subjects[::-1], 0.3) == splits
-    code = (
-        "from contourdiff_jax.data.prepare import draw_splits\n"
-        "print(draw_splits([f'subject{i}' for i in range(20)], 0.3))"
-    )
-    other = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONHASHSEED": "7"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert other.stdout.strip() == str(splits)
-
-
 def test_volumes_of_one_subject_share_their_split(source, tmp_path):
     prepare(source, tmp_path / "store", "ct", validation=0.5)
     index = open_store(tmp_path / "store").index
@@ -207,6 +175,35 @@ def test_splits_from_a_file(source, tmp_path):
     store = open_store(tmp_path / "store")
     found = {split: store.subjects(split) for split in ("train", "val", "test")}
     assert found == {"train": ["b", "d"], "val": ["c"], "test": ["a"]}
+
+
+def test_a_fraction_for_validation_that_would_do_nothing_is_refused(source, tmp_path):
+    """Where it is said who is for validation, or there are too few to spare any."""
+    (tmp_path / "split.csv").write_text("subject,split\na,train\nb,train\nc,val\nd,test\n")
+    told = {"split": tmp_path / "split.csv"}
+    with pytest.raises(InputError, match="--split says who is for validation"):
+        prepare(source, tmp_path / "store", "ct", validation=0.5, **told)
+    (source / "d_ct.nii.gz").unlink()
+    with pytest.raises(InputError, match="fewer than 4 subjects to train on none"):
+        prepare(source, tmp_path / "store", "ct", validation=0.5)
+    source.rename(tmp_path / "trainA")
+    (tmp_path / "valA").mkdir()
+    (tmp_path / "trainA" / "c_ct.nii.gz").rename(tmp_path / "valA" / "c_ct.nii.gz")
+    with pytest.raises(InputError, match=r"the layout of .* says who is for val"):
+        prepare(tmp_path, tmp_path / "store", "ct", validation=0.5)
+    assert not (tmp_path / "store").exists()
+    prepare(tmp_path, tmp_path / "store", "ct", validation=0)  # asks for no more than there is
+    assert open_store(tmp_path / "store").subjects("val") == ["c"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "match"),
+    [("--pixel_spacing=1", "--pixel_spacing: it is of pic"), ("--range=0,9", "--range: it is of")],
+)
+def test_what_pictures_do_not_say_is_not_said_of_others(source, tmp_path, flag, match):
+    with pytest.raises(InputError, match=match):
+        run(f"--source={source}", f"--out={tmp_path / 'store'}", "--preset=ct", flag)
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize(

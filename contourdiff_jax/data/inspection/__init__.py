@@ -11,7 +11,7 @@ from tqdm import tqdm
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.inspection import guesses, remarks, sheets
 from contourdiff_jax.data.inspection.findings import NOTE, Inspected, Inspection
-from contourdiff_jax.data.layouts import naming
+from contourdiff_jax.data.layouts import naming, scans
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import geometry, io
@@ -63,6 +63,8 @@ def inspect(
     for root, content in contents.items():
         for scan in content.scans:
             waiting.setdefault(scan.files, (root, scan))
+    if waiting:
+        scans.check_assumed((scan for _, scan in waiting.values()), assumed)
     viewed = set(np.linspace(0, len(waiting) - 1, min(views, len(waiting))).round().astype(int))
     done = []
     progress = tqdm(waiting.values(), desc="inspect", unit="scan", disable=None)

@@ -11,7 +11,7 @@ from contourdiff_jax.data.inspection.guesses import OFFSET
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.volumes import filenames, geometry, intensity
+from contourdiff_jax.volumes import geometry, intensity
 from contourdiff_jax.volumes.grid import AXES
 from contourdiff_jax.volumes.volume import Image, Volume
 
@@ -28,7 +28,7 @@ def on_scan(
     scan: Scan, volume: Volume, image: Image, percentiles: dict, guessed: Guess, called: str | None
 ) -> list[Remark]:
     """On one scan, without its name."""
-    picture = filenames.suffix_of(scan.files[0]) in filenames.PICTURES
+    picture = scan.is_picture
     return [
         *_intensity_remarks(percentiles, guessed, called, image, picture),
         *_geometry_remarks(volume, image, picture),

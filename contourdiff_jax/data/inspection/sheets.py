@@ -14,7 +14,7 @@ from contourdiff_jax.data.inspection.findings import (
 )
 from contourdiff_jax.data.inspection.guesses import sample
 from contourdiff_jax.data.layouts.scans import Scan
-from contourdiff_jax.volumes import filenames, geometry
+from contourdiff_jax.volumes import geometry
 from contourdiff_jax.volumes.grid import AXES, Grid
 from contourdiff_jax.volumes.intensity import Window
 from contourdiff_jax.volumes.volume import Volume
@@ -29,10 +29,11 @@ def view(scan: Scan, volume: Volume, window: Window | None) -> np.ndarray:
     Axial, coronal and sagittal; of pictures, and where there is one slice only, just that. Of a
     label map, whose labels may lie anywhere, the slices that show most of them.
     """
-    picture = filenames.suffix_of(scan.files[0]) in filenames.PICTURES
     axes = list(AXES)
-    if picture or min(volume.array.shape) == 1:
-        normal = volume.native.orientation[2, 0] if picture else np.argmin(volume.array.shape)
+    if scan.is_picture or min(volume.array.shape) == 1:
+        normal = (
+            volume.native.orientation[2, 0] if scan.is_picture else np.argmin(volume.array.shape)
+        )
         axes = [name for name in AXES if AXES[name][0] == normal]
     volume = volume.even()
     array, affine = volume.array, volume.affine

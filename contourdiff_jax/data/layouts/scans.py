@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import filenames, io
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, Volume
@@ -54,6 +55,11 @@ class Scan:
         return disk.sha256(*(part for path in self.files for part in io.parts(path)))
 
     @property
+    def is_picture(self) -> bool:
+        """Whether it is made of pictures or arrays, which say neither their spacing nor a unit."""
+        return filenames.suffix_of(self.files[0]) in filenames.PICTURES
+
+    @property
     def source(self) -> str:
         """What a record may call it: names of DICOM files can hold identifiers, so not those."""
         if len(self.files) == 1 and filenames.suffix_of(self.files[0]) not in (
@@ -79,6 +85,13 @@ class Content:
     scans: list[Scan]
     failed: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
     notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def check_assumed(scans: Iterable[Scan], assumed: Assumed) -> None:
+    """InputError where something is assumed of pictures, and none of the scans is one."""
+    if assumed != UNKNOWN and not any(scan.is_picture for scan in scans):
+        flag = "--range" if assumed.spacing is None else "--pixel_spacing"
+        raise InputError(f"{flag}: it is of pictures, and no scan here is one; leave it out")
 
 
 def tally(notes: Iterable[str]) -> list[str]:

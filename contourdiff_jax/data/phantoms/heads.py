@@ -2,6 +2,7 @@
 """Head-like CT and MR volumes with labels: unpaired for training, paired for testing."""
 
 import dataclasses
+import itertools
 import os
 import zlib
 from collections.abc import Sequence
@@ -27,23 +28,23 @@ KINDS = {  # what is written of a subject, by its role
 
 
 @dataclasses.dataclass(frozen=True)
-class Domain:
-    """How one domain's scanner shows heads."""
+class Scanner:
+    """How the scanner of one domain shows heads."""
 
     field_of_view: float = 1.0  # factor
     scale: float = 1.0  # factor on the size of the heads
     shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # mm, of the heads
 
 
-def domains(bias: float) -> dict[str, Domain]:
-    """The domain of each role; all alike without structural bias.
+def scanners(bias: float) -> dict[str, Scanner]:
+    """The scanner of each role; all alike without structural bias.
 
     At 1 the CT shows a field of view 15% larger, and in it heads 6% larger, nearer to the table and
     to one side. The MR shows 18% less, which cuts off scalp. Test subjects belong to the CT's
     domain in all their pictures.
     """
-    ct = Domain(1 + 0.15 * bias, 1 + 0.06 * bias, (5 * bias, -12 * bias, 0))
-    return {"train_mr": Domain(1 - 0.18 * bias), "train_ct": ct, "test": ct}
+    ct = Scanner(1 + 0.15 * bias, 1 + 0.06 * bias, (5 * bias, -12 * bias, 0))
+    return {"train_mr": Scanner(1 - 0.18 * bias), "train_ct": ct, "test": ct}
 
 
 def folder_of(role: str, kind: str) -> str:
@@ -66,7 +67,7 @@ def render_subject(
     spacing: float = FIELD_OF_VIEW / 128,
     thickness: float = 6.0,
     level: float = LEVEL,
-    domain: Domain = Domain(),
+    scanner: Scanner = Scanner(),
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Volumes of one subject, which `seed` and its name determine.
 
@@ -86,9 +87,9 @@ def render_subject(
     }
     head = anatomy.draw_head(streams["head"])
     head = dataclasses.replace(
-        head, scale=head.scale * domain.scale, offset=head.offset + domain.shift
+        head, scale=head.scale * scanner.scale, offset=head.offset + scanner.shift
     )
-    in_plane = spacing * domain.field_of_view
+    in_plane = spacing * scanner.field_of_view
     shape, voxel = np.array((size, size, slices)), np.array((in_plane, in_plane, thickness))
     fine = voxel / OVERSAMPLING  # spacing of the tissue map
     middle = np.array((*CENTRE, level))
@@ -113,25 +114,11 @@ def render_subject(
     return {kind: picture(kind) for kind in kinds}, affine
 
 
-def phantoms(
-    out: str | os.PathLike,
-    subjects: int = 24,
-    size: int = 128,
-    *,
-    test: int | None = None,
-    train_ct: int | None = None,
-    slices: int = 24,
-    spacing: float | None = None,
-    thickness: float = 6.0,
-    level: float = LEVEL,
-    seed: int = 0,
-    bias: float = 0.0,
-    overwrite: bool = False,
-) -> dict[str, list[str]]:
-    """Writes CT and MR phantoms with labels, in the layout that the module's docstring shows.
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """A set of heads to generate; InputError where there can be none such.
 
-    Args:
-        out: folder to make; it appears under its name only when whole.
+    Attributes:
         subjects: how many heads, in all.
         size: in-plane matrix.
         test: subjects with paired CT, T2 and T1; a quarter of all by default.
@@ -141,7 +128,92 @@ def phantoms(
         thickness: of the slices, in mm.
         level: height of the middle slice, in mm above the middle of the head.
         seed: with a subject's name it determines the subject.
-        bias: structural bias between the domains, see `domains`.
+        bias: structural bias between the domains, see `scanners`.
+    """
+
+    subjects: int = 24
+    size: int = 128
+    test: int | None = None
+    train_ct: int | None = None
+    slices: int = 24
+    spacing: float | None = None
+    thickness: float = 6.0
+    level: float = LEVEL
+    seed: int = 0
+    bias: float = 0.0
+
+    def __post_init__(self):
+        size, slices, level, seed, bias = self.size, self.slices, self.level, self.seed, self.bias
+        if size < 32:
+            raise InputError(f"phantoms: --size={size} is too small to show a head; use 32 or more")
+        if slices < 1:
+            raise InputError(f"phantoms: --slices={slices} must be 1 or more")
+        for name in ("spacing", "thickness"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < np.inf:
+                raise InputError(f"phantoms: --{name}={value} must be a positive number of mm")
+        if not abs(level) <= 100:
+            raise InputError(f"phantoms: --level={level} misses the head; give -100 to 100 mm")
+        if seed < 0:
+            raise InputError(f"phantoms: --seed={seed} must be 0 or more")
+        if not 0 <= bias <= 2:
+            raise InputError(f"phantoms: --bias={bias} must lie between 0 (none) and 2")
+        if self.subjects < 2:
+            raise InputError(
+                f"phantoms: --subjects={self.subjects} is too few; one to train and one to test "
+                "are needed"
+            )
+        train_mr, train_ct, test = self._counts
+        if test < 1 or train_ct < 0 or train_mr < 1:
+            raise InputError(
+                f"phantoms: {self.subjects} subjects cannot be {test} for testing, {train_ct} with "
+                f"CT and {train_mr} with MR for training; raise --subjects or lower --test or "
+                "--train_ct"
+            )
+
+    @property
+    def _counts(self) -> tuple[int, int, int]:
+        """Subjects to train on with MR, with CT, and to test."""
+        test = max(1, round(self.subjects / 4)) if self.test is None else self.test
+        train_ct = (self.subjects - test) // 2 if self.train_ct is None else self.train_ct
+        return self.subjects - test - train_ct, train_ct, test
+
+    @property
+    def roles(self) -> dict[str, list[str]]:
+        """Names of the subjects of each role: 'train_mr', 'train_ct', 'test'."""
+        names = [f"phantom{number:03d}" for number in range(self.subjects)]
+        ends = itertools.accumulate(self._counts)
+        parts = zip(("train_mr", "train_ct", "test"), self._counts, ends, strict=True)
+        return {role: names[end - count : end] for role, count, end in parts}
+
+    def render(self, subject: str, role: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """What a role has of a subject, see `render_subject`."""
+        return render_subject(
+            self.seed,
+            subject,
+            KINDS[role],
+            size=self.size,
+            slices=self.slices,
+            spacing=FIELD_OF_VIEW / self.size if self.spacing is None else self.spacing,
+            thickness=self.thickness,
+            level=self.level,
+            scanner=scanners(self.bias)[role],
+        )
+
+
+def phantoms(
+    out: str | os.PathLike,
+    subjects: int = 24,
+    size: int = 128,
+    *,
+    overwrite: bool = False,
+    **options,
+) -> dict[str, list[str]]:
+    """Writes CT and MR phantoms with labels, in the layout that `contourdiff phantoms` shows.
+
+    Args:
+        out: folder to make; it appears under its name only when whole.
+        subjects, size, options: fields of `Heads`.
         overwrite: replace `out`, if all it holds is phantoms.
 
     Returns:
@@ -150,44 +222,18 @@ def phantoms(
     Raises:
         InputError: a number out of range, or `out` exists or cannot be written.
     """
-    out = Path(out).absolute()
-    _check(size, slices, spacing, thickness, level, seed, bias)
-    roles = _roles(subjects, test, train_ct)
-    geometry = {
-        "size": size,
-        "slices": slices,
-        "spacing": FIELD_OF_VIEW / size if spacing is None else spacing,
-        "thickness": thickness,
-        "level": level,
-    }
+    out, heads = Path(out).absolute(), Heads(subjects, size, **options)
+    roles = heads.roles
     work = [(role, subject) for role, names in roles.items() for subject in names]
     with disk.folder(out, lambda path: _check_free(path, overwrite)) as partial:
         for folder in FOLDERS:
             (partial / folder).mkdir()
         for role, subject in tqdm(work, desc="phantoms", unit="head", disable=None):
-            pictures, affine = render_subject(
-                seed, subject, KINDS[role], domain=domains(bias)[role], **geometry
-            )
+            pictures, affine = heads.render(subject, role)
             for kind, array in pictures.items():
                 path = partial / folder_of(role, kind) / f"{subject}_{kind}.nii.gz"
                 io.save(path, array, affine, array.dtype)
     return roles
-
-
-def _check(size, slices, spacing, thickness, level, seed, bias):
-    if size < 32:
-        raise InputError(f"phantoms: --size={size} is too small to show a head; use 32 or more")
-    if slices < 1:
-        raise InputError(f"phantoms: --slices={slices} must be 1 or more")
-    for name, value in (("spacing", spacing), ("thickness", thickness)):
-        if value is not None and not 0 < value < np.inf:
-            raise InputError(f"phantoms: --{name}={value} must be a positive number of mm")
-    if not abs(level) <= 100:
-        raise InputError(f"phantoms: --level={level} misses the head; give -100 to 100 mm")
-    if seed < 0:
-        raise InputError(f"phantoms: --seed={seed} must be 0 or more")
-    if not 0 <= bias <= 2:
-        raise InputError(f"phantoms: --bias={bias} must lie between 0 (none) and 2")
 
 
 def _check_free(out, overwrite):
@@ -199,25 +245,3 @@ def _check_free(out, overwrite):
         raise InputError(
             f"{out}: holds more than phantoms, so it is not overwritten; choose another --out"
         )
-
-
-def _roles(subjects, test, train_ct):
-    """Names of the subjects of each role."""
-    if subjects < 2:
-        raise InputError(
-            f"phantoms: --subjects={subjects} is too few; one to train and one to test are needed"
-        )
-    test = max(1, round(subjects / 4)) if test is None else test
-    train_ct = (subjects - test) // 2 if train_ct is None else train_ct
-    train_mr = subjects - test - train_ct
-    if test < 1 or train_ct < 0 or train_mr < 1:
-        raise InputError(
-            f"phantoms: {subjects} subjects cannot be {test} for testing, {train_ct} with CT and "
-            f"{train_mr} with MR for training; raise --subjects or lower --test or --train_ct"
-        )
-    names = [f"phantom{number:03d}" for number in range(subjects)]
-    return {
-        "train_mr": names[:train_mr],
-        "train_ct": names[train_mr : train_mr + train_ct],
-        "test": names[train_mr + train_ct :],
-    }

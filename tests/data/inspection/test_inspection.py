@@ -472,6 +472,20 @@ def test_what_many_scans_share_is_said_once(tmp_path):
     assert "p0.nii: negative values" in line and "(and 4 more like it)" in line
 
 
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--overwrite"], "--overwrite: no file is written"),
+        (["--overwrite", "--json=-"], "--overwrite: no file is written"),
+        (["--pixel_spacing=1"], "--pixel_spacing: it is of pictures"),
+        (["--range=-1024,3071"], "--range: it is of pictures"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(tmp_path, command, flags, match):
+    with pytest.raises(InputError, match=match):
+        command(write(tmp_path / "p1.nii", mr()), *flags)
+
+
 def no_constant(name):
     raise ValueError(f"{name} is not JSON")
 

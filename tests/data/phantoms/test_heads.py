@@ -102,11 +102,11 @@ def test_pictures_of_a_subject_do_not_depend_on_which_are_asked_for(heads):
 
 
 def test_bias_changes_field_of_view_and_position():
-    roles = phantoms.domains(1.0)
+    roles = phantoms.scanners(1.0)
     masks, sides, centres = {}, {}, {}
     for role in ("train_mr", "train_ct"):
         pictures, affine = phantoms.render_subject(
-            0, "phantom000", ("labels",), domain=roles[role], **GEOMETRY
+            0, "phantom000", ("labels",), scanner=roles[role], **GEOMETRY
         )
         masks[role] = np.argwhere(pictures["labels"] > 0)
         sides[role] = affine[0, 0] * GEOMETRY["size"]
@@ -116,7 +116,7 @@ def test_bias_changes_field_of_view_and_position():
     assert (
         masks["train_mr"][:, 1].min() == 0 or masks["train_mr"][:, 1].max() == GEOMETRY["size"] - 1
     )
-    assert len(set(phantoms.domains(0.0).values())) == 1
+    assert len(set(phantoms.scanners(0.0).values())) == 1
 
 
 def test_bias_keeps_the_truth_paired(tmp_path):
