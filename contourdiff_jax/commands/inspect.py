@@ -67,12 +67,12 @@ def table(inspection: Inspection) -> str:
             align, width = "<>"[title in NUMBERS], max(map(len, cells))
             columns.append([f"{cell:{align}{width}}" for cell in cells])
     lines = ["  ".join(row).rstrip() for row in zip(*columns, strict=True)]
-    for title, found in (
+    for title, lines_of in (
         ("cannot be used", [f"{path}: {why}" for path, why in inspection.failed]),
         ("problems", inspection.lines(PROBLEM)),
         ("notes", inspection.lines(NOTE)),
     ):
-        lines += ["", f"{title}:", *(f"  {line}" for line in found)] if found else []
+        lines += ["", f"{title}:", *(f"  {line}" for line in lines_of)] if lines_of else []
     return "\n".join(map(printable, [*lines, "", inspection.summary])).lstrip("\n")
 
 
@@ -113,8 +113,8 @@ def _fields(inspected: Inspected) -> dict:
         "preset": guessed.preset,
         "reason": guessed.reason,
         "shown": window and [window.low, window.high],
-        "problems": inspected.told(PROBLEM),
-        "notes": inspected.told(NOTE),
+        "problems": inspected.lines(PROBLEM),
+        "notes": inspected.lines(NOTE),
     }
 
 

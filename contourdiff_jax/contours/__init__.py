@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contours: all that a model is told of an image."""
+"""Contours: all that a model sees of an image."""

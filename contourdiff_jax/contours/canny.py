@@ -90,7 +90,7 @@ def canny(image: jax.Array, low, high, *, l2_gradient: bool = False) -> jax.Arra
 def _floor(threshold, squared: bool) -> jax.Array:
     """The largest whole number [B or 1, 1, 1] that does not exceed a threshold, or its square.
 
-    A negative one lets through what 0 does: a peak exceeds a neighbour.
+    A negative threshold counts as 0: the magnitude of a peak is above 0 anyway.
     """
     if isinstance(threshold, jax.Array):
         threshold = jnp.clip(threshold.astype(jnp.float32), 0, LIMIT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contours on the device: those of contours.py for a batch of slices, within a jitted function.
+"""Contours on the device: those of opencv.py for a batch of slices, in a jitted function.
 
 Canny and the blur before it are equal to OpenCV's to the bit (canny.py). Greys are computed in
 float32 here and in float64 there, so a value that lies between two of them may differ by one.
@@ -23,18 +23,18 @@ def contours(greys, masks, settings: ContourSettings, change: Disturbance | None
     Args:
       greys: [B, K, H, W] float32 in [0, 1], the pictures whose edges are united; see `greys`.
       masks: [B, H, W] uint8, the body; what lies outside becomes black.
-      settings: of how they are taken.
-      change: what is to disturb the contours.
+      settings: how contours are taken.
+      change: what disturbs them.
 
     Returns:
       [B, H, W] uint8, 1 on a contour and 0 elsewhere.
     """
     if change is None:
         return _united(greys, masks, settings)
-    taken = _united(*change.displaced(greys, masks), settings, change)
+    edges = _united(*change.displaced(greys, masks), settings, change)
     if change.doubled is not None:
-        taken |= change.doubled[:, None, None] * _united(greys, masks, settings, change)
-    return change.kept(taken)
+        edges |= change.doubled[:, None, None] * _united(greys, masks, settings, change)
+    return change.kept(edges)
 
 
 def greys(values, settings: ContourSettings):

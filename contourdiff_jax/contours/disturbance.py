@@ -109,7 +109,7 @@ def _doubled(key, most, size):
 
 
 def _missing(key, most, size):
-    """Squares, wherever in one of them the picture begins: there is no grid to get used to."""
+    """Squares of a grid that is shifted at random, so that its lines cannot be learnt."""
     amount, which, where = jax.random.split(key, 3)
     squares = tuple(-(-n // PIECE) + 1 for n in size)
     gone = jax.random.uniform(which, squares) < _upto(amount, most)

@@ -17,7 +17,7 @@ from contourdiff_jax.volumes.intensity import Preset, Window
 
 
 def contours(values: np.ndarray, mask: np.ndarray, settings: ContourSettings) -> np.ndarray:
-    """Edges of one slice, whose pixels hold what greys are made of.
+    """Contours of one slice.
 
     Args:
       values: [H, W] float, in the preset's units.

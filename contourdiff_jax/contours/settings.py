@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How contours are taken: the settings, and those that have a name.
+"""Settings: how contours are taken, and the presets that have a name.
 
 ContourDiff (Chen et al. 2024, arXiv 2403.10786, section 3.1) takes Canny edges (Canny 1986) of an
 8-bit image. With one wide window a CT shows little inside the skull. Two remedies: the edges of
@@ -108,7 +108,7 @@ class ContourSettings:
 
     @property
     def suits_any(self) -> bool:
-        """Whether they hold for every modality: they name no values of one."""
+        """Whether they suit every modality, since they name no values."""
         return not self.windows and not self.curve
 
     @property
@@ -147,7 +147,7 @@ class ContourSettings:
 
     @property
     def curves(self) -> list[tuple[tuple[float, float], ...]]:
-        """All that make greys of values: windows, as curves of two points, and the curve."""
+        """What turns values into greys: the windows, as curves of two points, and the curve."""
         ramps = [((low, 0.0), (high, 1.0)) for low, high in self.windows]
         return ramps + [self.curve] * bool(self.curve)
 

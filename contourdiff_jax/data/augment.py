@@ -2,8 +2,8 @@
 """Augmentation on the device: parameters are drawn from keys first and applied afterwards.
 
 So each can be replayed, and an image, its mask and its neighbour move alike. Contours are taken
-from the augmented slice, at full sharpness, not warped along with it, unless they can only be had
-from native pixels. A random crop of a padded slice, as in the original, is a random shift.
+from the augmented slice, at full sharpness, not warped along with it, unless they are those of
+native pixels. A random crop of a padded slice, as in the original, is a random shift.
 
 Shapes: B images, K slices that move together, H rows, W columns.
 """

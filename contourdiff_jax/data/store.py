@@ -9,8 +9,8 @@
     STORE/masks.npy      [N, H, W] uint8, 1 inside the body
     STORE/labels.npy     [N, H, W] uint16, if the volumes have label maps
     STORE/contours.npy   [N, H, W] uint8, 1 on a contour, if they are taken at native pixels
-    STORE/pictures.npy   [N, H, W] uint8, what contours are sought in, if that is made of the
-                         volumes' own voxels; others are sought in slices.npy
+    STORE/pictures.npy   [N, H, W] uint8, pictures in which contours are sought, if they are made of
+                         the volumes' own voxels; other contours are sought in slices.npy
 
 `volume` counts the volumes from 0, `slice` the slices of one volume from 0, `position` is in mm
 along the slicing axis, `source` is the file's name without its folder, the window is the volume's
@@ -71,7 +71,7 @@ class Store:
     labels: np.ndarray | None  # [N, H, W] uint16
     contours: np.ndarray | None  # [N, H, W] uint8, 0 or 1
     pictures: np.ndarray | None  # [N, H, W] uint8
-    contour_settings: ContourSettings | None  # how contours or pictures were taken
+    contour_settings: ContourSettings | None  # those whose basis was kept
     index: dict[str, np.ndarray]  # column name -> [N]
     dataset: dict  # what dataset.json holds
     preset: Preset
@@ -136,8 +136,8 @@ def open_store(path: str | Path) -> Store:
     try:
         preset = intensity.preset(dataset["preset"])
         grid = Grid(**dataset["grid"])
-        taken = dataset.get("contours")
-        settings = None if taken is None else ContourSettings.from_dict(taken)
+        contours = dataset.get("contours")
+        settings = None if contours is None else ContourSettings.from_dict(contours)
         names = _names(bool(dataset["labels"]), settings)
     except (KeyError, TypeError) as error:
         raise InputError(f"{path / 'dataset.json'}: incomplete ({error}); prepare again") from error
@@ -162,7 +162,7 @@ def open_store(path: str | Path) -> Store:
 def verify(store: Store) -> bool:
     """Whether a store's files are known to be as they were prepared, by reading all of them.
 
-    False is for stores of earlier versions, which say nothing to compare with.
+    False is for stores of earlier versions, which have no digests.
 
     Raises:
       InputError: a file that differs, a flipped bit for one.

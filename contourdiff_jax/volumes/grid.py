@@ -183,9 +183,9 @@ def _weights(n: int, size: float, n_out: int, size_out: float) -> tuple[csr_arra
 def _nearest(n: int, size: float, n_out: int, size_out: float) -> np.ndarray:
     """Numbers [n_out] of the samples, n of `size` mm, that n_out of `size_out` mm have centres in.
 
-    -1 where there is none. Both rows of samples share their middle. It is PIL that picks, so that
-    centres between two samples go where its resizing has them. The sizes are of headers, which
-    round: a row that covers the other but for that shall cover it.
+    -1 where there is none. Both rows of samples share their middle. PIL picks, so that centres
+    between two samples go where its resizing has them. Sizes come from headers, which round them: a
+    row that covers the other up to rounding counts as covering it.
     """
     extent = round(n_out * size_out / size, 4)
     numbers = Image.fromarray(np.arange(1, n + 1, dtype=np.int32)[None])

@@ -24,7 +24,7 @@ from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, BadSlices, Image, V
 
 
 def parts(path: Path) -> tuple[Path, ...]:
-    """The files that one of a volume consists of: a header may have its voxels in another."""
+    """The files that one file of a volume needs: a header may have its voxels in another."""
     if filenames.suffix_of(path) not in ITK:
         return (path,)
     from contourdiff_jax.volumes.formats import itk
@@ -42,7 +42,7 @@ def opened(files: Path | Sequence[Path], assumed: Assumed = UNKNOWN) -> Image:
 
     Raises InputError, naming the file, for what is none, or holds no image.
     """
-    # Imported here: they need what stands above, and some of them half a second.
+    # Formats are imported when they are needed: some take half a second.
     files = _listed(files)
     for path in files:
         disk.check_is_file(path)
@@ -114,7 +114,10 @@ def _listed(files: Path | Sequence[Path]) -> list[Path]:
 
 
 def _without_bad_slices(files: Path | Sequence[Path], action: Callable):
-    """What `action` makes of the files that it does not call bad, and [(file, reason)] of those."""
+    """The result of `action` on all files but the bad ones, and [(file, reason)] of these.
+
+    Bad are those that it names by BadSlices.
+    """
     files, failed = _listed(files), ()
     while True:
         try:

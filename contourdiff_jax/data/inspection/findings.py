@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Findings: what is known of inspected scans, and how it is told."""
+"""Findings: what is known of inspected scans, as people read it."""
 
 import dataclasses
 import re
@@ -38,7 +38,7 @@ class Inspected:
 
     Attributes:
       scan: its names and files, and what the layout tells.
-      root: the path given, under which it was found.
+      root: the path under which it lies, of those that were inspected.
       format, dtype: of the files.
       shape, orientation, spacing: along the file's own axes; spacing in mm.
       percentiles: {percentile: value}; 0 and 100 are of all voxels, the others of `sampled` voxels.
@@ -66,17 +66,17 @@ class Inspected:
         """Its name, and where the layout tells several kinds of scans apart, its kind."""
         return " ".join(filter(None, (self.scan.name, self.scan.kind)))
 
-    def told(self, which: str) -> list[str]:
+    def lines(self, which: str) -> list[str]:
         """Its problems or its notes."""
         return only(which, self.remarks)
 
 
 @dataclasses.dataclass(frozen=True)
 class Inspection:
-    """All that was found.
+    """All findings.
 
     Attributes:
-      layouts: {path given: layout}.
+      layouts: {path: layout}.
       scans: those that can be read.
       failed: [(path, why)] what cannot be used.
       remarks: on several scans together; those on one scan are with it.
@@ -96,7 +96,7 @@ class Inspection:
         """The problems or the notes, a line each; what is alike in many scans is one line."""
         alike = defaultdict(list)
         for inspected in self.scans:
-            for text in inspected.told(which):
+            for text in inspected.lines(which):
                 alike[re.sub(r"[\d.]+", "0", text)].append(f"{inspected.scan.path}: {text}")
         lines = []
         for first, *more in alike.values():

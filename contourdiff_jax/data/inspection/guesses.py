@@ -73,7 +73,7 @@ def _share(values: np.ndarray, interval: tuple[float, float]) -> float:
 
 
 def _labels(array: np.ndarray, values: np.ndarray) -> int:
-    """How many labels a label map [X, Y, Z] has; 0 for what is none.
+    """How many labels a label map [X, Y, Z] has; 0 where it is not one.
 
     Few whole numbers, and they lie in patches: 8-bit images have as few, but noise between them.
     """

@@ -87,7 +87,7 @@ def sheet(inspection: Inspection):
         if inspected is not None:
             axis.imshow(inspected.view)
             axis.set_xlim(-0.5, parts * (SIDE + 3) - 3.5)  # one scale for all scans
-            colour = "firebrick" if inspected.told(PROBLEM) else "black"
+            colour = "firebrick" if inspected.lines(PROBLEM) else "black"
             style = {"fontsize": 7, "loc": "left", "parse_math": False, "color": colour}
             axis.set_title(_caption(inspected, 24 * parts), **style)
     left_out = len(inspection.scans) - len(viewed)
@@ -104,6 +104,6 @@ def _caption(inspected: Inspected, width: int) -> str:
     parts = [inspected.guess.modality]
     if window := inspected.window:
         parts.append(f"{window.low:.4g} to {window.high:.4g}")
-    if problems := inspected.told(PROBLEM):
+    if problems := inspected.lines(PROBLEM):
         parts.append(count(problems, "problem"))
     return f"{title}\n{', '.join(parts)}"

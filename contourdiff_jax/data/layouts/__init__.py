@@ -27,7 +27,7 @@ from contourdiff_jax.data.layouts import conventions, naming, subjects, tables
 from contourdiff_jax.data.layouts.folders import Folder, is_dicom, is_picture, is_volume
 from contourdiff_jax.data.layouts.naming import EVERY, Wanted, joined, unnumbered
 from contourdiff_jax.data.layouts.scans import Content
-from contourdiff_jax.data.layouts.stacks import of_file, stacked, told_by
+from contourdiff_jax.data.layouts.stacks import of_file, recognition, stacked
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import filenames
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
@@ -160,7 +160,7 @@ def _of_file(path: Path, layout: str, wanted: Wanted) -> Content:
 
 
 def _picture(path: Path, wanted: Wanted) -> Content:
-    """The scan of one picture, whose it is being told as among the others of its folder."""
+    """The scan of one picture; its subject is recognised by the names of all in its folder."""
     content, folder = Content("slices", []), Folder(path.parent)
     beside = [other for other in folder.pictures if other != path]
     content.scans.extend(stacked([path], wanted, content.failed, owner=folder.name, beside=beside))
@@ -216,15 +216,15 @@ def _slices(folder: Folder, wanted: Wanted) -> Content:
         beside = sorted(set(files) - set(those))
         made = stacked(those, wanted, content.failed, owner=folder.name, beside=beside)
         content.scans.extend(dataclasses.replace(scan, kind=kind) for scan in made)
-    content.notes.append(told_by(files))
+    content.notes.append(recognition(files))
     return content
 
 
 def _of_kind(folder: Path, files: list[Path], wanted: Wanted, notes: list[str]) -> list[Path]:
     """The files of the kind that is wanted, by the words at the end of their names.
 
-    Where these tell of one modality only, all images are: T1 and T2 may be meant together, which CT
-    and MR are not. Label maps and masks beside images are left out.
+    Where these tell of one modality only, all images are wanted: T1 and T2 may be meant together,
+    CT and MR are not. Label maps and masks beside images are left out.
     """
     if wanted.select == EVERY:
         return files
@@ -236,27 +236,29 @@ def _of_kind(folder: Path, files: list[Path], wanted: Wanted, notes: list[str]) 
     if wanted.select is not None:
         word = re.compile(rf"(?:^|[-_. ]){re.escape(wanted.select)}$", re.IGNORECASE)
         stems = {path: filenames.stem(path) for path in files}
-        taken = [p for p in files if word.search(stems[p]) or word.search(unnumbered(stems[p]))]
-        if not taken:
+        chosen = [p for p in files if word.search(stems[p]) or word.search(unnumbered(stems[p]))]
+        if not chosen:
             held = shown(files) or "nothing that its names tell"
             raise InputError(f"{folder}: no {wanted.select!r} to select; it holds {held}")
     else:
         families = {path: kind and naming.family(kind) for path, kind in kinds.items()}
-        taken = [path for path in files if families[path] not in ("labels", "masks")] or files
-        modalities = {families[path] for path in taken} - {None}
+        chosen = [path for path in files if families[path] not in ("labels", "masks")] or files
+        modalities = {families[path] for path in chosen} - {None}
         if len(modalities) > 1:
             if wanted.modality not in modalities:
-                first = min({kinds[path] for path in taken} - {None})
-                raise InputError(f"{folder}: holds {shown(taken)}; choose with --select={first}")
-            taken = [path for path in taken if families[path] == wanted.modality]
+                first = min({kinds[path] for path in chosen} - {None})
+                raise InputError(f"{folder}: holds {shown(chosen)}; choose with --select={first}")
+            chosen = [path for path in chosen if families[path] == wanted.modality]
         elif modalities in ({"ct"}, {"mr"}) and wanted.modality not in (None, *modalities):
-            notes.append(f"the names say {shown(taken)}, where the preset is for {wanted.modality}")
-        if " " in shown(taken):
-            notes.append(f"{shown(taken)} are taken together; --select takes one of them")
-    if left := [path for path in files if path not in set(taken)]:
+            notes.append(
+                f"the names say {shown(chosen)}, where the preset is for {wanted.modality}"
+            )
+        if " " in shown(chosen):
+            notes.append(f"{shown(chosen)} are taken together; --select takes one of them")
+    if left := [path for path in files if path not in set(chosen)]:
         what = f": {shown(left)}" if shown(left) else ""
         notes.append(f"{len(left)} of {len(files)} files left out{what}")
-    return taken
+    return chosen
 
 
 # --------------------------------------------------------------------------------------------------

@@ -104,8 +104,8 @@ def _channel_names(folder: Folder, notes: list[str]) -> dict[str, str]:
         return {}
     try:
         fields = json.loads(path.read_text(encoding="utf-8-sig"))
-        given = fields.get("channel_names") or fields["modality"]
-        names = {f"{int(number):04d}": name.strip() for number, name in given.items()}
+        channels = fields.get("channel_names") or fields["modality"]
+        names = {f"{int(number):04d}": name.strip() for number, name in channels.items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         notes.append("dataset.json names no channels; they are called by their numbers")
         return {}

@@ -95,14 +95,14 @@ class Folder:
 def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
     """The files and the folders directly inside, each sorted.
 
-    A link that leads nowhere counts as a file: it is missed when it comes to be read.
+    A link that leads nowhere counts as a file: it is reported when it is to be read.
     """
     files, folders = [], []
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 path = folder / entry.name
-                linked = entry.is_symlink()  # what no link is, the listing itself tells
+                linked = entry.is_symlink()  # of all others the listing itself says what they are
                 if entry.name.startswith("."):
                     continue
                 if os.path.isdir(path) if linked else entry.is_dir():

@@ -136,7 +136,7 @@ def stacked(
     return scans
 
 
-def told_by(files: Sequence[Path]) -> str:
+def recognition(files: Sequence[Path]) -> str:
     """How the subjects of the pictures of a folder were recognised, in words."""
     names = recognise([filenames.stem(path) for path in files])
     subject, number = names[0]

@@ -22,7 +22,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import filenames, io
 
 SYNTHRAD = {"ct", "mr", "cbct", "mask"}
-FEW = 3  # slices: what has fewer shows where others lie
+FEW = 3  # slices: series of fewer are overviews, like localizers
 
 
 @dataclasses.dataclass
@@ -57,7 +57,7 @@ def holds_synthrad(folder: Folder) -> bool:
 
 
 def holds_volumes(folder: Folder) -> bool:
-    """Whether there are folders of volumes that can be told to be subjects'."""
+    """Whether there are folders of volumes that can be recognised as subjects'."""
     if folder.volumes or not folder.leaves:
         return False
     if any(naming.is_collection(path.name) for path in folder.leaves):
@@ -140,13 +140,13 @@ def subjects_of(folder: Folder, leaves: Iterable[Path]) -> dict[Path, tuple[str,
         while len(names) > 1 and naming.is_session(names[-1]):
             session.insert(0, names.pop())
         sessions[leaf] = "_".join(session)
-    # A last folder that all have is none of a subject: p1/anat, p2/anat.
+    # A last folder that all have is not a subject's: p1/anat, p2/anat.
     while len(parts) > 1 and all(len(names) > 1 for names in parts.values()):
         if len({names[-1] for names in parts.values()}) > 1:
             break
         for names in parts.values():
             names.pop()
-    # Two subjects of one name are told apart by all folders above, and so are the others then.
+    # Where two subjects have one name, all of them are named by all the folders above.
     subjects = {tuple(names) for names in parts.values()}
     apart = len({names[-1:] for names in subjects}) == len(subjects)
     return {
@@ -245,7 +245,7 @@ def _owners(root: Path, series: Sequence, notes: list[str]) -> list[str]:
     """The subject of each DICOM series, by the folders of `root`."""
     patients = len({one.patient for one in series})
     inside = [one.files[0].relative_to(root).parts[:-1] for one in series]
-    # A folder around those of several patients is none of a patient.
+    # One folder around those of several patients is not a patient's.
     while patients > 1 and all(inside) and len({parts[0] for parts in inside}) == 1:
         root = root / inside[0][0]
         inside = [parts[1:] for parts in inside]

@@ -23,7 +23,7 @@ from contourdiff_jax.data.layouts import naming
 from contourdiff_jax.data.layouts.folders import Folder, is_dicom, is_picture
 from contourdiff_jax.data.layouts.naming import Wanted
 from contourdiff_jax.data.layouts.scans import Content
-from contourdiff_jax.data.layouts.stacks import scan, stacked, told_by
+from contourdiff_jax.data.layouts.stacks import recognition, scan, stacked
 from contourdiff_jax.data.store import SPLITS
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
@@ -119,7 +119,7 @@ def contourdiff(folder: Folder, wanted: Wanted) -> Content:
     else:
         files = sorted(line.file for line in _present(content, table, lines))
         content.scans.extend(stacked(files, wanted, content.failed, owner=folder.name))
-        content.notes.append(told_by(files))
+        content.notes.append(recognition(files))
     if others := set(images.pictures) - {line.file for line in lines}:
         content.notes.append(f"{len(others)} pictures of {IMAGES} are not in {META} and left out")
     return content

@@ -31,7 +31,7 @@ def read(header: Header, targets: Mapping[int, np.ndarray]) -> None:
 
 
 def digest(header: Header) -> bytes | None:
-    """Of the pixels as they are encoded, and of their scale; None where they cannot be read."""
+    """Digest of the pixels as they are encoded and of their scale; None where unreadable."""
 
     def of_pixels():
         file = elements.read(header.path, WHOLE, pixels=True)
@@ -47,7 +47,7 @@ def digest(header: Header) -> bytes | None:
 def _fill(header: Header, targets: Mapping[int, np.ndarray]) -> None:
     file = elements.read(header.path, WHOLE, pixels=True)
     dataset, count = file.dataset, len(header.frames)
-    # What may be missing, but was found to be so; the decoders want it said.
+    # The decoders need these elements, which may be missing; frames.py has checked their values.
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = file.syntax
     dataset.PhotometricInterpretation = "MONOCHROME2"

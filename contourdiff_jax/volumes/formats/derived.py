@@ -139,7 +139,7 @@ def _stored(array: np.ndarray, modality: str) -> tuple[np.ndarray, float, float]
     """The array in 16 bits, and the slope and intercept that lead back to its units."""
     if modality == "ct":
         return volume.cast(array, np.dtype("<i2")), 1.0, 0.0
-    # Whole numbers stay what they are; a scale is rounded as it will be told, and then used so.
+    # Whole numbers stay as they are. A scale is rounded as the header holds it, before it is used.
     low, high = min(float(array.min()), 0.0), float(array.max())
     whole = high - low <= FULL and (array == np.rint(array)).all()
     slope, intercept = (1.0 if whole else _decimal((high - low) / FULL)), _decimal(low)
@@ -197,9 +197,9 @@ def _describe_planes(common: Dataset, planes: _Planes) -> None:
 
 
 def _identify(common: Dataset, planes: _Planes, stored: np.ndarray) -> str:
-    """Gives study, series and frame of reference their identifiers; what those of slices rest on.
+    """Sets the identifiers of study, series and frame of reference; returns the seed of slices'.
 
-    They come from all that is written: the same series has the same, and no two others share one.
+    They are made of all that is written: the same series has the same, others have others.
     """
     text = [f"{element.keyword} {element.value}" for element in common]
     digest = hashlib.sha256("\n".join(text).encode())
@@ -235,7 +235,7 @@ def _decimals(numbers) -> list[str]:
 
 
 def _decimal(number: float) -> float:
-    """A number as it will be told."""
+    """A number rounded as the header will hold it."""
     return float(_decimals([number])[0])
 
 

@@ -30,7 +30,7 @@ LPS = np.diag((-1.0, -1, 1, 1))  # from DICOM's coordinates to RAS and back
 # Directions and sizes of slices that belong together: headers round them.
 SAME = 1e-3
 # Slices nearer than this have one position, and origins farther than this from a line lie beside
-# it; in pixels. A volume's voxels are thus never told to lie half a voxel from where they do.
+# it; in pixels. So no voxel ends up half a voxel from where it lies.
 SAME_POSITION = 0.1
 BESIDE = 0.25
 STEEP = 2.0  # mm that a stack goes for one along its normal: 60 degrees
@@ -66,7 +66,7 @@ def group(files: Iterable[Path]) -> tuple[list[Series], list[tuple[Path, str]]]:
     """Sorts DICOM files into series, by their headers alone.
 
     A series of DICOM is parted further, so that each makes a volume: by orientation, matrix and
-    pixel size, and by echo, time or kind of image where several of them show the same places. A
+    pixel size, and by echo, time or kind of image where several of them show the same positions. A
     file of several frames is a series of its own.
 
     Returns:
@@ -120,10 +120,10 @@ def _same(one: Frame, other: Frame) -> bool:
 
 
 def _parted(headers: Sequence[Header]) -> list[Sequence[Header]]:
-    """Headers parted by what tells images of one place from one another, where there are several.
+    """Headers parted by echo, time or kind of image, where several images have one position.
 
-    Echoes, times or kinds of image are parted where they mostly show the same places: neither where
-    each covers a stretch of the body, as acquisitions of a CT do, nor where each is a slice.
+    They are parted by what takes several values at most of the positions: neither where each value
+    covers a stretch of the body, as acquisitions of a CT do, nor where each is one slice's.
     """
     most = max(Counter(map(_origin, headers)).values())
     if most == 1 or headers[0].frames[0].origin is None:

@@ -100,7 +100,7 @@ def read(path: Path, tags: Sequence[int], *, pixels: bool) -> Elements:
     with _Bounded(path) as file:
         file.seek(132 if file.read(132)[128:] == b"DICM" else 0)
         meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
-        # Without one it is little endian, and pydicom sees itself which way its elements are told.
+        # Without one it is little endian; pydicom finds out itself whether elements say their type.
         syntax = UID(meta.get("TransferSyntaxUID") or ImplicitVRLittleEndian)
         if syntax.is_private or not syntax.is_transfer_syntax:
             raise Unusable("a transfer syntax that is not known; convert it first")
@@ -193,7 +193,7 @@ def raw(dataset, keyword: str) -> bytes:
 
 
 def guarded(path: Path, action):
-    """What `action` returns; warnings and logs are silenced, any error is told in one line."""
+    """What `action` returns; warnings and logs are silenced, any error becomes one line."""
     try:
         with _quietly():
             return action()
@@ -209,7 +209,7 @@ def guarded(path: Path, action):
 
 @contextlib.contextmanager
 def _quietly():
-    """Neither warnings nor log lines: they cite headers."""
+    """Silences warnings and log lines, which cite headers."""
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [logger.propagate for logger in loggers]
     try:

@@ -36,7 +36,7 @@ COLOUR = (
     *("RGB", "PALETTE COLOR", "ARGB", "CMYK", "HSV", "YBR_FULL", "YBR_FULL_422"),
     *("YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT"),
 )
-# In what images of one series at one place can differ.
+# What can differ between images of one series at one position.
 PARTS = (
     *("EchoTime", "EchoNumbers", "InversionTime", "TemporalPositionIdentifier", "TriggerTime"),
     *("DiffusionBValue", "ImageType", "AcquisitionNumber"),
@@ -288,7 +288,7 @@ def _padding(dataset) -> tuple[float, float] | None:
     if value is None:
         return None
     ends = [value, number(dataset, "PixelPaddingRangeLimit", value)]
-    if integer(dataset, "PixelRepresentation", 0):  # -2000 is often told as 63536
+    if integer(dataset, "PixelRepresentation", 0):  # -2000 is often written as 63536
         full = 1 << integer(dataset, "BitsAllocated", 16)
         ends = [end - full if end >= full / 2 else end for end in ends]
     return min(ends), max(ends)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """MetaImage (.mha, .mhd) and NRRD (.nrrd, .nhdr): a header of text, then the voxels.
 
-Both are read here and written by SimpleITK, with which the tests compare every kind of file. To
-read them it would not do: damaged headers crash the process, and damaged compressed voxels come
-back as noise without a word.
+Both are read here and written by SimpleITK, with which the tests compare every kind of file. It is
+not used for reading: damaged headers crash the process, and damaged compressed voxels come back as
+noise without a word.
 
 Both formats place voxels in LPS: +x towards the patient's left, +y posterior, +z superior.
 """
@@ -108,7 +108,7 @@ def opened(path: Path) -> Image:
 
 
 def parts(path: Path) -> tuple[Path, ...]:
-    """The file, and where its voxels lie in another, that."""
+    """The file, and that of its voxels where they lie in another."""
     return tuple(dict.fromkeys((path, _header(path).data)))
 
 
@@ -121,7 +121,7 @@ def _header(path: Path) -> _Header:
     with disk.open_file(path) as file:
         text = file.read(HEADER)
     try:
-        with np.errstate(all="ignore"):  # numbers out of all range are told by who uses them
+        with np.errstate(all="ignore"):  # numbers out of range are reported where they are used
             return {"MetaImage": _meta, "NRRD": _nrrd}[name](path, text)
     except (ValueError, KeyError, OverflowError) as error:  # a number, a field, a line is wrong
         raise InputError(f"{path}: damaged, or no {name} file; convert it again") from error
@@ -143,7 +143,7 @@ def _affine(path: Path, header: _Header) -> np.ndarray:
 
 def _inflated(data: bytes, size: int) -> bytes:
     """The data out of their zlib or gzip if these are whole, else none."""
-    stream = zlib.decompressobj(wbits=47)  # 47: it sees itself which of the two
+    stream = zlib.decompressobj(wbits=47)  # 47: zlib finds out which of the two
     try:
         data = stream.decompress(data, size + 1)
     except zlib.error:

@@ -23,7 +23,7 @@ GEOMETRY_FIELDS = (
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 DEFLATE = 1032  # bytes that one byte of gzip can become at most
 
-imageglobals.logger.disabled = True  # of oddities of headers; what matters is told in one line
+imageglobals.logger.disabled = True  # it reports oddities of headers in many lines
 
 
 def opened(path: Path) -> Image:
@@ -62,9 +62,9 @@ def opened(path: Path) -> Image:
 
 
 def _quietly(path: Path, action):
-    """What `action` returns; nibabel's warnings and log are silenced, its errors told in one line.
+    """What `action` returns; nibabel's warnings and log are silenced, its errors become one line.
 
-    Its own texts are left out: they name the file in ways of their own, or only an internal state.
+    Its own texts are left out: they name the file in other ways, or only an internal state.
     """
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):

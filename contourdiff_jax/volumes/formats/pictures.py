@@ -343,7 +343,7 @@ def _quietly(
     action: Callable,
     damaged: str = "the file is truncated or damaged; copy it again",
 ):
-    """What `action` returns, without Pillow's warnings and log; its errors are told in one line."""
+    """What `action` returns, without Pillow's warnings and log; errors become one line."""
     log = logging.getLogger("PIL")
     level = log.level
     log.setLevel(logging.CRITICAL + 1)
@@ -363,7 +363,7 @@ def _quietly(
 
 @contextlib.contextmanager
 def _silent_libtiff():
-    """libtiff tells of damage on the standard error of the process, and cannot be told not to."""
+    """Silences libtiff, which reports damage on the standard error of the process."""
     with open(os.devnull, "wb") as nowhere:
         stderr = os.dup(2)
         try:
@@ -385,14 +385,16 @@ def names(files: Sequence[Path]) -> list[str]:
     Formats that lose something, or cannot hold 16 bits, become PNG. Raises InputError where two
     files get the same name.
     """
-    taken = {}
+    source_of = {}
     for path in files:
         kept = filenames.suffix_of(path) in WRITTEN
         name = path.name if kept else f"{filenames.stem(path)}.png"
-        if name in taken:
-            raise InputError(f"{path}: {name} would be written for {taken[name]} too; rename one")
-        taken[name] = path.name
-    return list(taken)
+        if name in source_of:
+            raise InputError(
+                f"{path}: {name} would be written for {source_of[name]} too; rename one"
+            )
+        source_of[name] = path.name
+    return list(source_of)
 
 
 def holds(low: float, high: float) -> bool:

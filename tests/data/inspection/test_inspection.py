@@ -186,7 +186,7 @@ def test_a_range_gives_pictures_a_unit(tmp_path):
     seen = one(folder, assumed=Assumed(1.0, (-160.0, 240.0)))
     assert (seen.guess.modality, seen.guess.preset) == ("ct", "ct")
     assert seen.percentiles[0] == pytest.approx(-160, abs=2)
-    assert not seen.told(PROBLEM)
+    assert not seen.lines(PROBLEM)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -299,18 +299,18 @@ def test_pictures_that_hold_an_offset_are_given_a_range(tmp_path):
     """One that undoes it exactly."""
     stored = (ct().clip(-1024) + 1024).astype(np.uint16)
     folder = write_pictures(tmp_path / "scan", stored)
-    [problem] = one(folder).told(PROBLEM)
+    [problem] = one(folder).lines(PROBLEM)
     low, high = re.search("--range=(-?[0-9]+),([0-9]+)", problem).groups()
     seen = one(folder, assumed=Assumed(1.0, (float(low), float(high))))
-    assert seen.told(PROBLEM) == []
+    assert seen.lines(PROBLEM) == []
     assert seen.percentiles[0] == pytest.approx(stored.min() - 1024.0, abs=0.01)
 
 
 def test_huge_pictures_need_their_spacing(tmp_path):
     folder = write_pictures(tmp_path / "scan", mr((2600, 40, 1)))
-    [problem] = one(folder).told(PROBLEM)
+    [problem] = one(folder).lines(PROBLEM)
     assert "field of view" in problem and "--pixel_spacing" in problem
-    assert one(folder, assumed=Assumed(0.1)).told(PROBLEM) == []
+    assert one(folder, assumed=Assumed(0.1)).lines(PROBLEM) == []
 
 
 # --------------------------------------------------------------------------------------------------
@@ -645,15 +645,15 @@ def spy(method, seen):
 def test_missing_slices_of_a_series_are_a_problem(tmp_path):
     places = [place for place in range(SHAPE[2]) if place not in (9, 10)]
     seen = one(dicom_with_a_name(tmp_path / "scan", places=places))
-    [problem] = seen.told(PROBLEM)
+    [problem] = seen.lines(PROBLEM)
     assert "2 slices missing" in problem and "see whether the series is complete" in problem
 
 
 def test_a_real_tilted_series(data_root):
     seen = one(data_root / "dicom" / "ge_head_ct", views=1)
     assert (seen.format, seen.guess.modality) == ("DICOM", "ct")
-    assert any("tilt" in note for note in seen.told(NOTE))
-    assert any("gaps" in problem for problem in seen.told(PROBLEM))
+    assert any("tilt" in note for note in seen.lines(NOTE))
+    assert any("gaps" in problem for problem in seen.lines(PROBLEM))
     assert seen.view.shape[0] == sheets.SIDE
 
 

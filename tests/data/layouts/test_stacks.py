@@ -148,7 +148,7 @@ def test_numbered_pictures_are_of_the_folder(tmp_path):
 
 def test_how_subjects_were_told_is_said(tmp_path):
     files = [Path(f"{name}.png") for name in ("16003", "16004", "2004")]
-    assert stacks.told_by(files) == (
+    assert stacks.recognition(files) == (
         "3 pictures of 2 subjects by their names: 16003.png is slice 3 of 16"
     )
-    assert "of 1 subject by" in stacks.told_by([Path("1.png")])
+    assert "of 1 subject by" in stacks.recognition([Path("1.png")])
