@@ -12,7 +12,6 @@ Example:
 """
 
 import json
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -140,8 +139,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     if values.overwrite and not wanted:
         raise InputError("--overwrite: no file is written without --out or --json=FILE")
     for path in wanted:
-        if os.path.exists(path) and not values.overwrite:
-            raise InputError(f"{path}: exists already; pass --overwrite to replace it")
+        disk.check_is_new(path, values.overwrite)
     views = sheets.SHOWN if values.out is not None else 0
     inspection = inspect(arguments, **scan_flags.from_flags(values), views=views)
     print(to_json(inspection) if values.json == "-" else table(inspection))

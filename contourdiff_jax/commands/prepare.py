@@ -59,20 +59,10 @@ def main(values: flags.FlagValues) -> int:
     for name in ("source", "out", "preset"):
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff prepare --help`")
+    named = ("axis", "spacing", "size", "labels", "masks", "split", "validation", "overwrite")
+    options = {name: values[name].value for name in named} | scan_flags.from_flags(values)
     result = prepare(
-        values.source,
-        values.out,
-        values.preset,
-        **scan_flags.from_flags(values),
-        axis=values.axis,
-        spacing=values.spacing,
-        size=values.size,
-        labels=values.labels,
-        masks=values.masks,
-        contours_file=values.contours,
-        split=values.split,
-        validation=values.validation,
-        overwrite=values.overwrite,
+        values.source, values.out, values.preset, contours_file=values.contours, **options
     )
     grid, counts = result.grid, Counter(result.splits.values())
     subjects = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])

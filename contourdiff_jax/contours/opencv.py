@@ -6,12 +6,14 @@ MR as fraction of its volume's window). Contours are computed at the resolution 
 never resized, but for those of native pixels (settings.py).
 """
 
+import dataclasses
+
 import cv2
 import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_multiotsu
 
-from contourdiff_jax.contours.settings import PICTURES, SLICES, ContourSettings
+from contourdiff_jax.contours.settings import CONTOURS, PICTURES, SLICES, ContourSettings
 from contourdiff_jax.volumes.grid import Resampling
 from contourdiff_jax.volumes.intensity import Preset, Window
 
@@ -93,21 +95,19 @@ def basis(
         return resampling.slices(values, preset.air)
     if settings.basis == PICTURES:
         return pictures(values, resampling, settings)
-    window = shown or preset.image
     planes = resampling.planes(values)
     everywhere = np.broadcast_to(True, planes.shape)
-    edges = stack(planes, everywhere, settings.through((window.low, window.high)))
-    return resampling.nearest(edges)
+    return resampling.nearest(stack(planes, everywhere, settings.through(shown or preset.image)))
 
 
 def of_basis(basis: np.ndarray, masks: np.ndarray, settings: ContourSettings) -> np.ndarray:
     """Contours [N, H, W] uint8 of their basis [N, H, W] inside masks [N, H, W]."""
+    if settings.basis == CONTOURS:
+        return basis
     if settings.basis == SLICES:
         return stack(basis, masks, settings)
-    if settings.basis == PICTURES:
-        both = zip(basis, masks, strict=True)
-        return np.stack([_edges([picture], mask, settings) for picture, mask in both])
-    return basis
+    both = zip(basis, masks, strict=True)
+    return np.stack([_edges([picture], mask, settings) for picture, mask in both])
 
 
 def pictures(values: np.ndarray, resampling: Resampling, settings: ContourSettings) -> np.ndarray:
@@ -135,9 +135,9 @@ def of_translations(pictures, body, preset: Preset, settings: ContourSettings) -
     Translations have no voxels but the grid's: settings that want others are followed as far as
     that goes.
     """
-    window = preset.image
-    settings = settings.of_slices((window.low, window.high))
-    return stack(window.inverse(pictures), body, settings)
+    settings = settings.through(preset.image)
+    settings = dataclasses.replace(settings, thin=0.0, native=False, clean=())
+    return stack(preset.image.inverse(pictures), body, settings)
 
 
 def _cleaned(grey: np.ndarray, smallest_object: int, smallest_hole: int) -> np.ndarray:

@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.volumes.intensity import Window
 
 BLURS = (1, 3, 5, 7, 9)  # widths of a Gaussian whose weights 8 bits hold, as OpenCV computes it
 
@@ -134,16 +135,10 @@ class ContourSettings:
             and ((self.curve, self.thin) == (kept.curve, kept.thin))
         )
 
-    def through(self, window: tuple[float, float]) -> "ContourSettings":
-        """The same settings, with this window in place of none at all."""
-        return dataclasses.replace(self, windows=(window,)) if self.suits_any else self
-
-    def of_slices(self, window: tuple[float, float]) -> "ContourSettings":
-        """The nearest settings for slices that have no voxels but the grid's: translations.
-
-        The window is that of the slices, used where the settings name none.
-        """
-        return dataclasses.replace(self.through(window), thin=0.0, native=False, clean=())
+    def through(self, window: Window) -> "ContourSettings":
+        """The same settings, with this window where they have neither window nor curve."""
+        windows = ((window.low, window.high),)
+        return dataclasses.replace(self, windows=windows) if self.suits_any else self
 
     @property
     def curves(self) -> list[tuple[tuple[float, float], ...]]:

@@ -401,5 +401,4 @@ def check_is_free(path: Path, overwrite: bool) -> None:
         return
     if not (path / "dataset.json").is_file():
         raise InputError(f"{path}: exists and is not a store; give another --out")
-    if not overwrite:
-        raise InputError(f"{path}: exists already; pass --overwrite to replace it")
+    disk.check_is_new(path, overwrite)

@@ -39,23 +39,26 @@ def writing(path: str | Path, remedy: str = "") -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def file(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the name `path` at the end; after an error nothing is left.
 
     The folder is made. The path ends in the file's name, so that its suffix says the same.
-
-    Raises:
-      InputError: the file cannot be written.
     """
     partial = hidden(path)
     try:
-        with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            yield partial
-            os.replace(partial, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def file(path: Path) -> Iterator[Path]:
+    """`whole`; raises InputError where the file cannot be written."""
+    with writing(path), whole(path) as partial:
+        yield partial
 
 
 def write(path: Path, data: bytes | str) -> None:
@@ -67,6 +70,12 @@ def write(path: Path, data: bytes | str) -> None:
 def write_json(path: Path, fields: dict) -> None:
     """`write` of JSON for people to read."""
     write(path, json.dumps(fields, indent=2) + "\n")
+
+
+def check_is_new(path: Path, overwrite: bool) -> None:
+    """Raise InputError for a path that exists, unless it may be overwritten."""
+    if os.path.exists(path) and not overwrite:
+        raise InputError(f"{path}: exists already; pass --overwrite to replace it")
 
 
 def check_is_free(path: Path) -> None:

@@ -245,8 +245,7 @@ def _check_is_free(folder: Path, overwrite: bool) -> None:
         return
     if not folder.is_dir() or any(not _is_slice(path) for path in folder.iterdir()):
         raise InputError(f"{folder}: exists and is not such a series; give another name")
-    if not overwrite and any(folder.iterdir()):
-        raise InputError(f"{folder}: exists already; pass --overwrite to replace it")
+    disk.check_is_new(folder, overwrite or not any(folder.iterdir()))
 
 
 def _is_slice(path: Path) -> bool:

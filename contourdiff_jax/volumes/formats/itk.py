@@ -311,8 +311,7 @@ def write(path: Path, array: np.ndarray, native: NativeGrid, dtype, overwrite: b
 
     if filenames.suffix_of(path) not in (".mha", ".nrrd"):
         raise InputError(f"{path}: unsupported file type; name it .mha or .nrrd")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: exists already; pass --overwrite to replace it")
+    disk.check_is_new(path, overwrite)
     affine = native.affine.copy()
     affine[:3] = LPS @ affine[:3]
     sizes = geometry.spacing(affine)

@@ -82,8 +82,7 @@ def write(path: Path, array: np.ndarray, native: NativeGrid, dtype, overwrite: b
     """Writes an array [native.shape]; the file appears whole under its name or not at all."""
     if not path.name.lower().endswith(filenames.NIFTI):
         raise InputError(f"{path}: unsupported file type; name it .nii or .nii.gz")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: exists already; pass --overwrite to replace it")
+    disk.check_is_new(path, overwrite)
     header = _header(native) if native.header is None else native.header.copy()
     header.set_data_dtype(dtype)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image

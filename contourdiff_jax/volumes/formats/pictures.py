@@ -75,25 +75,7 @@ def opened(files: Sequence[Path], assumed: Assumed) -> Image:
 
     Raises BadSlices with all that cannot be used or differ from the others in size or depth.
     """
-    headers, failed = [], []
-    for path in files:
-        try:
-            header = _array(path) if filenames.suffix_of(path) == ".npy" else _picture(path)
-            if header.slices > 1 and len(files) > 1:
-                raise InputError(f"{path}: several slices in one of several files; split it")
-            headers.append((path, header))
-        except InputError as error:
-            failed.append((path, str(error)))
-    if headers:
-        [(common, _)] = Counter(str(header) for _, header in headers).most_common(1)
-        failed += [
-            (path, f"{path}: {header}, where most slices are {common}; remove or convert it")
-            for path, header in headers
-            if str(header) != common
-        ]
-    if failed:
-        raise BadSlices(failed)
-
+    headers = _headers(files)
     path, first = headers[0]
     notes = dict.fromkeys(note for _, header in headers for note in header.notes)  # each once
     if assumed.spacing is None:
@@ -122,6 +104,29 @@ def opened(files: Sequence[Path], assumed: Assumed) -> Image:
         return values(stack).T.reshape(shape)
 
     return Image(native, voxels, first.dtype, first.format, tuple(notes), span)
+
+
+def _headers(files: Sequence[Path]) -> list[tuple[Path, _File]]:
+    """The headers of files that must all be alike; BadSlices names the others."""
+    headers, failed = [], []
+    for path in files:
+        try:
+            header = _array(path) if filenames.suffix_of(path) == ".npy" else _picture(path)
+            if header.slices > 1 and len(files) > 1:
+                raise InputError(f"{path}: several slices in one of several files; split it")
+            headers.append((path, header))
+        except InputError as error:
+            failed.append((path, str(error)))
+    if headers:
+        [(common, _)] = Counter(str(header) for _, header in headers).most_common(1)
+        failed += [
+            (path, f"{path}: {header}, where most slices are {common}; remove or convert it")
+            for path, header in headers
+            if str(header) != common
+        ]
+    if failed:
+        raise BadSlices(failed)
+    return headers
 
 
 def _values(path: Path, header: _File, assumed: Assumed) -> Callable[[np.ndarray], np.ndarray]:
@@ -436,8 +441,7 @@ def write(
             f"and the values lie between {low:g} and {high:g}; write NIfTI"
         )
     for target in targets:
-        if target.exists() and not overwrite:
-            raise InputError(f"{target}: exists already; pass --overwrite to replace it")
+        disk.check_is_new(target, overwrite)
     dtype = np.dtype(np.uint8 if high <= 255 else np.uint16)
     flat = len(targets) > 1 or len(like.native.shape) == 2
     with contextlib.ExitStack() as unnamed:  # until all are whole
