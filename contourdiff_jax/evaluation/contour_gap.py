@@ -7,7 +7,6 @@ subjects are unlike each other.
 
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -220,10 +219,10 @@ def save(out: Path, found: dict, target: Domain, source: Domain | None) -> None:
             title += f"\ngap {found[name]['gap']['gap']:.2f}"
         rows.append((title, *_seen(part, settings)))
     with disk.folder(out) as folder:
-        (folder / "statistics.json").write_text(json.dumps(found, indent=2) + "\n")
+        disk.write_json(folder / "statistics.json", found)
         (folder / "contact_sheet.png").write_bytes(figures.png(figures.contact_sheet(rows)))
         if source is not None:
-            (folder / "contours.json").write_text(json.dumps(suggested.to_dict(), indent=2) + "\n")
+            disk.write_json(folder / "contours.json", suggested.to_dict())
 
 
 def _seen(domain: Domain, settings: ContourSettings) -> tuple[np.ndarray, np.ndarray]:

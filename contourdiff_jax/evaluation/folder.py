@@ -3,10 +3,7 @@
 
 import contextlib
 import dataclasses
-import os
 import shlex
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -353,17 +350,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
 @contextlib.contextmanager
 def _new_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """A folder to write to that becomes `out` when all went well, and vanishes when not."""
-    partial, old = (out.with_name(f".{out.name}.{uuid.uuid4().hex}") for _ in range(2))
-    try:
+    with disk.folder(out, lambda path: _check_free(path, overwrite)) as partial:
         for pictures in ("panels", "views"):
-            (partial / pictures).mkdir(parents=True)
+            (partial / pictures).mkdir()
         yield partial
-        _check_free(out, overwrite)
-        if out.exists():
-            os.rename(out, old)
-        os.rename(partial, out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {disk.reason(error)}") from error
-    finally:
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)

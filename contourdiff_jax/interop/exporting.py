@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run's averaged network as a folder that diffusers loads, with its scheduler."""
 
-import json
 from pathlib import Path
 
 import jax
@@ -59,8 +58,7 @@ def export(run_folder: str | Path, out: str | Path) -> None:
     }
     with disk.folder(out) as partial:
         for name, fields in files.items():
-            (partial / name).parent.mkdir(exist_ok=True)
-            (partial / name).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            disk.write_json(partial / name, fields)
         weight_files.write(partial / "unet", tensors)
         ours.save(partial, run.EXPORTED)
     print(f"{out}: {sum(t.size for t in tensors.values()):,} parameters for diffusers")

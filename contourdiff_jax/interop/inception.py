@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import urllib.request
-import uuid
 from pathlib import Path
 
 from tqdm import tqdm
@@ -40,21 +39,18 @@ def fetch(path: Path) -> Path:
         if hashlib.sha256(torchfile.contents(path)).hexdigest() != SHA256:
             raise InputError(f"{path}: exists, but is not {NAME}; remove it, or choose --out")
         return path
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        digest = _download(partial)
-        if digest != SHA256:
-            raise InputError(f"{URL}: arrived with the SHA-256 {digest}, not {SHA256}; try again")
-        os.replace(partial, path)
+        with disk.whole(path) as partial:
+            digest = _download(partial)
+            if digest != SHA256:
+                text = f"{URL}: arrived with the SHA-256 {digest}, not {SHA256}; try again"
+                raise InputError(text)
     except OSError as error:
         raise InputError(
             f"{URL} cannot be fetched ({disk.reason(error)}); fetch it on another machine, "
             f"check that its SHA-256 is {SHA256}, and put it at {path}, or name it by --weights or "
             f"${VARIABLE}"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

@@ -3,8 +3,6 @@
 
 import functools
 import hashlib
-import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -104,7 +102,7 @@ def card(
         "## Licences",
         _table(licences),
     ]
-    _write(out, "\n\n".join(parts) + "\n")
+    disk.write(out, "\n\n".join(parts) + "\n")
     return out
 
 
@@ -272,18 +270,6 @@ def _cell(text: str) -> str:
 
 def _many(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {disk.reason(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def known_failures(evaluations: list[tuple[str, dict]], target: Preset) -> list[str]:

@@ -4,9 +4,6 @@
 import csv
 import html
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +15,7 @@ from contourdiff_jax.evaluation import records
 from contourdiff_jax.evaluation.metrics import bootstrap
 from contourdiff_jax.reports import comparison, labels, model, tables, volumes
 from contourdiff_jax.reports import html as webpage
-from contourdiff_jax.runtime.disk import reason
+from contourdiff_jax.runtime import disk
 from contourdiff_jax.translation.sidecars import NOTICE
 
 SAMPLES = 3  # sample grids shown of a run, the last ones
@@ -216,7 +213,9 @@ def read_metrics(path: Path) -> dict:
             raise TypeError(f"{records.SUBJECTS}: not names")
         model.cost(metrics.get("cost", {}))
     except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"{path}: damaged metrics ({reason(error)}); evaluate again") from error
+        raise InputError(
+            f"{path}: damaged metrics ({disk.reason(error)}); evaluate again"
+        ) from error
     if not entries:
         raise InputError(f"{path}: no method has a metric; evaluate again")
     return metrics
@@ -234,7 +233,7 @@ def _read_rows(path: Path) -> list[dict]:
                 for row in csv.DictReader(stream)
             ]
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(f"{path}: not the rows of an evaluation: {reason(error)}") from error
+        raise InputError(f"{path}: not the rows of an evaluation: {disk.reason(error)}") from error
 
 
 # ----------------------------------------------------------------------------------------------
@@ -273,7 +272,7 @@ def read_stats(path: Path) -> list[dict]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+        raise InputError(f"{path}: cannot be read: {disk.reason(error)}") from error
     stats = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -304,7 +303,7 @@ def _read_json(path: Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {reason(error)}") from error
+        raise InputError(f"{path}: cannot be read as JSON: {disk.reason(error)}") from error
 
 
 def _check_free(out: Path, folder: Path, overwrite: bool) -> None:
@@ -322,21 +321,11 @@ def _check_free(out: Path, folder: Path, overwrite: bool) -> None:
 
 def _write(out: Path, page: str, folder: Path, drawn: dict[str, bytes]) -> None:
     """The figures, then the page; each appears whole or not at all."""
-    token = uuid.uuid4().hex
-    partial, partial_page = (path.with_name(f".{path.name}.{token}") for path in (folder, out))
-    old = folder.with_name(f".{folder.name}.{token}.old")
-    try:
-        partial.mkdir(parents=True)
+    with (
+        disk.file(out) as partial,
+        disk.folder(folder, lambda _: None) as pictures,
+        disk.writing(out),
+    ):
         for name, png in drawn.items():
-            (partial / name).write_bytes(png)
-        partial_page.write_text(page, encoding="utf-8")
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(partial, folder)
-        os.replace(partial_page, out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {reason(error)}") from error
-    finally:
-        partial_page.unlink(missing_ok=True)
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
+            (pictures / name).write_bytes(png)
+        partial.write_text(page, encoding="utf-8")

@@ -7,14 +7,11 @@ stats.jsonl is the record: one JSON object a line.
 
 import contextlib
 import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 
 
@@ -42,9 +39,8 @@ class Logs:
                 lines = self._stats.read_text().splitlines(keepends=True)
                 kept = [line for line in lines if _fields(line).get("step", step + 1) <= step]
                 if len(kept) < len(lines):
-                    part = self._stats.with_suffix(".part")
-                    part.write_text("".join(kept))
-                    os.replace(part, self._stats)
+                    with disk.whole(self._stats) as partial:
+                        partial.write_text("".join(kept))
                 self.seconds = max(
                     (_fields(line).get("seconds", 0.0) for line in kept), default=0.0
                 )
@@ -63,11 +59,8 @@ class Logs:
     def write_image(self, images: int, picture: np.ndarray) -> Path:
         """Write a grey picture [H, W] uint8 as samples/<images>.png."""
         path = self.run / "samples" / f"{images:09d}.png"
-        with self._writing():
-            path.parent.mkdir(exist_ok=True)
-            part = path.with_suffix(".part")
-            Image.fromarray(picture).save(part, "png")
-            os.replace(part, path)
+        with self._writing(), disk.whole(path) as partial:
+            Image.fromarray(picture).save(partial, "png")
         if self._board:
             self._board.add_image("samples", picture, images, dataformats="HW")
         return path
@@ -88,15 +81,10 @@ class Logs:
         if self._board:
             self._board.close()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise InputError(
-                f"{self.run}: cannot be written: {disk.reason(error)}; checkpoints so far are "
-                f"intact, and the same command resumes"
-            ) from None
+    def _writing(self) -> contextlib.AbstractContextManager:
+        return disk.writing(
+            self.run, "; checkpoints so far are intact, and the same command resumes"
+        )
 
 
 def _fields(line: str) -> dict:

@@ -9,7 +9,6 @@ stats.jsonl    logs.py, as are samples/*.png and tensorboard/
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +30,6 @@ LOCK = ".lock"  # file of a run's folder that who trains it holds
 
 
 SCHEMA = 1
-PART = "config.part"  # its name while it is written
 EXPORTED = "contourdiff.json"  # the name of config.json beside a model exported to diffusers
 
 
@@ -77,10 +75,8 @@ class Run:
 
     def save(self, folder: Path, name: str = "config.json") -> None:
         """Write config.json, whole or not at all."""
-        path = Path(folder) / name
-        part = path.with_name(PART)
-        part.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        os.replace(part, path)
+        with disk.whole(Path(folder) / name) as partial:
+            partial.write_text(disk.json_text(self.to_dict()))
 
 
 def begin(config: ConfigDict, store: Store, labels: tuple[int, ...] = ()) -> Run:
@@ -225,17 +221,19 @@ def _take(workdir: Path, ours: Run, held: contextlib.ExitStack) -> None:
                 f"{workdir}: holds a run on other data, or of another teacher; choose another "
                 f"--workdir"
             )
-    try:
-        left = {LOCK, PART}  # by a process that was killed at once
-        if not begun and workdir.exists() and {p.name for p in workdir.iterdir()} - left:
+    with disk.writing(workdir):
+        if not begun and workdir.exists() and not all(map(_is_left, workdir.iterdir())):
             raise InputError(f"{workdir}: not empty and not a run; choose another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
         if not held.enter_context(disk.claim(workdir / LOCK)):
             raise InputError(f"{workdir}: another process trains this run; wait for it, or stop it")
         if not begun:
             ours.save(workdir)
-    except OSError as error:
-        raise InputError(f"{workdir}: cannot be written: {disk.reason(error)}") from error
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a process that was killed at once left it."""
+    return path.name == LOCK or disk.is_partial(path)
 
 
 def _check_seen(workdir: Path) -> None:

@@ -173,10 +173,8 @@ def translate(
         "config": config.to_dict(),
     }
 
-    try:
+    with disk.writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {disk.reason(error)}") from error
     for note in found.notes:
         print(f"note: {note}")
     result = Result([], [], list(found.failed))

@@ -16,7 +16,6 @@ deviation, say) are NIfTI, each kind in a folder of its own: OUT/maps/<kind>/<na
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -87,14 +86,11 @@ class Target:
 
         The sidecar first: what lies beside one is whole, whenever the command is interrupted.
         """
-        try:
+        with disk.writing(self.sidecar):
             self._remove()
-            self.sidecar.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.sidecar}: cannot be written: {disk.reason(error)}") from error
         bad = {path for path, _ in like.failed}
         left_out = [p.name for p, of in zip(self.files, self.sources, strict=False) if of in bad]
-        _write_json(self.sidecar, fields | ({"left_out": left_out} if left_out else {}))
+        disk.write_json(self.sidecar, fields | ({"left_out": left_out} if left_out else {}))
         try:
             for name, path in self.maps.items():
                 io.write(path, maps[name], like, np.float32)
@@ -248,7 +244,7 @@ class Output:
             self._describe_nnunet(source)
 
     def _describe_bids(self) -> None:
-        _write_json(
+        disk.write_json(
             self.folder / "dataset_description.json",
             {
                 "Name": f"Synthetic {self.kind} images by contourdiff",
@@ -275,7 +271,7 @@ class Output:
             "background": 0,
             **{f"label_{label}": label for label in sorted(found - {0})},
         }
-        _write_json(
+        disk.write_json(
             self.folder / "dataset.json",
             {
                 "channel_names": {"0": "CT" if self.preset.modality == "ct" else self.kind},
@@ -306,13 +302,3 @@ def _label_names(source: Path) -> dict | None:
     if all(isinstance(name, str) for name in labels.values()):
         return {name: int(number) for number, name in labels.items() if number.isdigit()}
     return labels
-
-
-def _write_json(path: Path, fields: dict) -> None:
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written: {disk.reason(error)}") from error

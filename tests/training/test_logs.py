@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import disk
 from contourdiff_jax.training.logs import Logs
 
 
@@ -72,10 +73,10 @@ def test_the_time_before_is_known_when_resuming(tmp_path):
         logs.close()
 
 
-def test_a_full_disk_is_one_line(tmp_path):
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     """/dev/full has no room, ever."""
-    (tmp_path / "samples").mkdir()
-    (tmp_path / "samples" / "000000004.part").symlink_to("/dev/full")
+    (tmp_path / "full").symlink_to("/dev/full")
+    monkeypatch.setattr(disk, "hidden", lambda path: tmp_path / "full")
     logs = Logs(tmp_path)
     logs._file.close()
     logs._file = Path("/dev/full").open("w")  # noqa: SIM115, closed by what is tested

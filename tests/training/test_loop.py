@@ -312,7 +312,7 @@ def test_weights_of_no_run_leave_nothing_behind(store_path, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("left", [training_run.LOCK, training_run.PART])
+@pytest.mark.parametrize("left", [training_run.LOCK, f".{0:032x}.config.json"])
 def test_what_a_process_killed_at_once_left_is_in_nobodys_way(store_path, plan, tmp_path, left):
     (tmp_path / left).write_text("{")
     assert methods.train(settings(images=4), store_path, tmp_path)
