@@ -96,13 +96,12 @@ class Request:
                 )
             return splits.read_splits(self.split, {scan.subject for scan in content})
         told = splits.told_splits(content)
-        learnt = [subject for subject, split in told.items() if split == "train"]
         if self.validation and "val" in told.values():
             raise InputError(
                 f"--validation: the layout of {self.source} says who is for validation; leave it "
                 "out, or give --split"
             )
-        if self.validation and len(learnt) < splits.LEAST:
+        if self.validation and list(told.values()).count("train") < splits.LEAST:
             raise InputError(
                 f"--validation: of fewer than {splits.LEAST} subjects to train on none is taken "
                 "for validation; leave it out, or give --split"

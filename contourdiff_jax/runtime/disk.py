@@ -68,13 +68,8 @@ def write(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, fields: dict) -> None:
-    """`write` of `json_text`."""
-    write(path, json_text(fields))
-
-
-def json_text(fields: dict) -> str:
-    """JSON as people read it."""
-    return json.dumps(fields, indent=2) + "\n"
+    """`write` of JSON for people to read."""
+    write(path, json.dumps(fields, indent=2) + "\n")
 
 
 def check_is_new(path: Path, overwrite: bool) -> None:

@@ -76,7 +76,7 @@ class Run:
     def save(self, folder: Path, name: str = "config.json") -> None:
         """Write config.json, whole or not at all."""
         with disk.whole(Path(folder) / name) as partial:
-            partial.write_text(disk.json_text(self.to_dict()))
+            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
 
 def begin(config: ConfigDict, store: Store, labels: tuple[int, ...] = ()) -> Run:

@@ -51,16 +51,9 @@ def _plain(name: str) -> str:
 def partner(
     volume: Volume, name: str, others: dict[str, Scan], what: str, *, labels: bool = False
 ) -> Volume:
-    """The volume of that name that belongs to `volume`, its slices made even.
+    """The volume of that name among `others`, which --`what` gave, its slices made even.
 
-    Args:
-      volume: the one to belong to.
-      name: of its scan.
-      others: scans by name.
-      what: the flag that gave them, for messages.
-      labels: whether they are label maps or masks.
-
-    Raises InputError where there is none, or where it does not lie on the volume's grid.
+    Raises InputError where there is none, or where it does not lie on the grid of `volume`.
     """
     name = _plain(name)
     if name not in others:

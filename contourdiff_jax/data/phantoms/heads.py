@@ -57,63 +57,6 @@ def folder_of(role: str, kind: str) -> str:
 FOLDERS = frozenset(folder_of(role, kind) for role, kinds in KINDS.items() for kind in kinds)
 
 
-def render_subject(
-    seed: int,
-    subject: str,
-    kinds: Sequence[str],
-    *,
-    size: int = 128,
-    slices: int = 24,
-    spacing: float = FIELD_OF_VIEW / 128,
-    thickness: float = 6.0,
-    level: float = LEVEL,
-    scanner: Scanner = Scanner(),
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Volumes of one subject, which `seed` and its name determine.
-
-    Args:
-        kinds: any of 'ct', 'mr' (T1-weighted), 't2', 'labels'. None depends on the others.
-        size, slices: voxels in plane and along z.
-        spacing, thickness: in mm, in plane and along z.
-        level: height of the middle slice, in mm above the middle of the head.
-
-    Returns:
-        {kind: [X, Y, Z]} int16 (labels uint8), and the affine [4, 4] that they share.
-    """
-    name = zlib.crc32(subject.encode())
-    streams = {
-        purpose: np.random.default_rng((seed, name, number))
-        for number, purpose in enumerate(("head", "ct", "mr", "t2"))
-    }
-    head = anatomy.draw_head(streams["head"])
-    head = dataclasses.replace(
-        head, scale=head.scale * scanner.scale, offset=head.offset + scanner.shift
-    )
-    in_plane = spacing * scanner.field_of_view
-    shape, voxel = np.array((size, size, slices)), np.array((in_plane, in_plane, thickness))
-    fine = voxel / OVERSAMPLING  # spacing of the tissue map
-    middle = np.array((*CENTRE, level))
-    axes = [
-        centre + step * (np.arange(count) - (count - 1) / 2)
-        for centre, step, count in zip(middle, fine, shape * OVERSAMPLING, strict=True)
-    ]
-    parts = anatomy.tissue_map(head, axes)
-
-    def picture(kind):
-        if kind == "labels":
-            return anatomy.majority_labels(parts, OVERSAMPLING)
-        scene = (parts, fine, streams[kind])
-        options = {"tissues": anatomy.TISSUES, "reduction": OVERSAMPLING}
-        if kind == "ct":
-            return rendering.render_ct(*scene, **options)
-        weighting = {"mr": rendering.T1_WEIGHTED, "t2": rendering.T2_WEIGHTED}[kind]
-        return rendering.render_mr(*scene, **options, weighting=weighting)
-
-    affine = np.diag((*voxel, 1.0))
-    affine[:3, 3] = middle - voxel * (shape - 1) / 2
-    return {kind: picture(kind) for kind in kinds}, affine
-
-
 @dataclasses.dataclass(frozen=True)
 class Heads:
     """A set of heads to generate; InputError where there can be none such.
@@ -186,19 +129,51 @@ class Heads:
         parts = zip(("train_mr", "train_ct", "test"), self._counts, ends, strict=True)
         return {role: names[end - count : end] for role, count, end in parts}
 
-    def render(self, subject: str, role: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """What a role has of a subject, see `render_subject`."""
-        return render_subject(
-            self.seed,
-            subject,
-            KINDS[role],
-            size=self.size,
-            slices=self.slices,
-            spacing=FIELD_OF_VIEW / self.size if self.spacing is None else self.spacing,
-            thickness=self.thickness,
-            level=self.level,
-            scanner=scanners(self.bias)[role],
+    def render(
+        self, subject: str, kinds: Sequence[str], scanner: Scanner = Scanner()
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Volumes of one subject, which its name determines.
+
+        Args:
+            kinds: any of 'ct', 'mr' (T1-weighted), 't2', 'labels'. None depends on the others.
+
+        Returns:
+            {kind: [X, Y, Z]} int16 (labels uint8), and the affine [4, 4] that they share.
+        """
+        name = zlib.crc32(subject.encode())
+        streams = {
+            purpose: np.random.default_rng((self.seed, name, number))
+            for number, purpose in enumerate(("head", "ct", "mr", "t2"))
+        }
+        head = anatomy.draw_head(streams["head"])
+        head = dataclasses.replace(
+            head, scale=head.scale * scanner.scale, offset=head.offset + scanner.shift
         )
+        in_plane = FIELD_OF_VIEW / self.size if self.spacing is None else self.spacing
+        in_plane *= scanner.field_of_view
+        shape = np.array((self.size, self.size, self.slices))
+        voxel = np.array((in_plane, in_plane, self.thickness))
+        fine = voxel / OVERSAMPLING  # spacing of the tissue map
+        middle = np.array((*CENTRE, self.level))
+        axes = [
+            centre + step * (np.arange(count) - (count - 1) / 2)
+            for centre, step, count in zip(middle, fine, shape * OVERSAMPLING, strict=True)
+        ]
+        parts = anatomy.tissue_map(head, axes)
+
+        def picture(kind):
+            if kind == "labels":
+                return anatomy.majority_labels(parts, OVERSAMPLING)
+            scene = (parts, fine, streams[kind])
+            options = {"tissues": anatomy.TISSUES, "reduction": OVERSAMPLING}
+            if kind == "ct":
+                return rendering.render_ct(*scene, **options)
+            weighting = {"mr": rendering.T1_WEIGHTED, "t2": rendering.T2_WEIGHTED}[kind]
+            return rendering.render_mr(*scene, **options, weighting=weighting)
+
+        affine = np.diag((*voxel, 1.0))
+        affine[:3, 3] = middle - voxel * (shape - 1) / 2
+        return {kind: picture(kind) for kind in kinds}, affine
 
 
 def phantoms(
@@ -229,7 +204,8 @@ def phantoms(
         for folder in FOLDERS:
             (partial / folder).mkdir()
         for role, subject in tqdm(work, desc="phantoms", unit="head", disable=None):
-            pictures, affine = heads.render(subject, role)
+            scanner = scanners(heads.bias)[role]
+            pictures, affine = heads.render(subject, KINDS[role], scanner)
             for kind, array in pictures.items():
                 path = partial / folder_of(role, kind) / f"{subject}_{kind}.nii.gz"
                 io.save(path, array, affine, array.dtype)

@@ -16,7 +16,7 @@ GEOMETRY = {"size": 64, "slices": 24, "spacing": phantoms.FIELD_OF_VIEW / 64, "t
 
 
 def render(seed, kinds, **options):
-    return phantoms.render_subject(seed, "phantom000", kinds, **(GEOMETRY | options))[0]
+    return phantoms.Heads(seed=seed, **(GEOMETRY | options)).render("phantom000", kinds)[0]
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,7 @@ def test_bias_changes_field_of_view_and_position():
     roles = phantoms.scanners(1.0)
     masks, sides, centres = {}, {}, {}
     for role in ("train_mr", "train_ct"):
-        pictures, affine = phantoms.render_subject(
-            0, "phantom000", ("labels",), scanner=roles[role], **GEOMETRY
-        )
+        pictures, affine = phantoms.Heads(**GEOMETRY).render("phantom000", ("labels",), roles[role])
         masks[role] = np.argwhere(pictures["labels"] > 0)
         sides[role] = affine[0, 0] * GEOMETRY["size"]
         centres[role] = (affine[:3, :3] @ masks[role].mean(axis=0) + affine[:3, 3])[1]
@@ -178,8 +176,8 @@ def test_files_have_the_geometry_asked_for(folder):
 
 def test_the_level_moves_the_slices_and_not_the_head():
     options = {"size": 32, "slices": 6, "thickness": 20}
-    low, _ = phantoms.render_subject(0, "one", ["labels"], level=4, **options)
-    high, affine = phantoms.render_subject(0, "one", ["labels"], level=24, **options)
+    low, _ = phantoms.Heads(level=4, **options).render("one", ["labels"])
+    high, affine = phantoms.Heads(level=24, **options).render("one", ["labels"])
     np.testing.assert_array_equal(high["labels"][..., :-1], low["labels"][..., 1:])
     assert (affine @ (0, 0, 2.5, 1))[2] == pytest.approx(24)
 
