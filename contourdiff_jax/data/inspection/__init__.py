@@ -12,7 +12,7 @@ from contourdiff_jax.data import layouts
 from contourdiff_jax.data.inspection import guesses, remarks, sheets
 from contourdiff_jax.data.inspection.findings import NOTE, Inspected, Inspection
 from contourdiff_jax.data.layouts import naming, scans
-from contourdiff_jax.data.layouts.scans import Scan
+from contourdiff_jax.data.layouts.scans import Content, Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import geometry, io
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
@@ -41,26 +41,14 @@ def inspect(
     """
     if not paths:
         raise InputError("nothing to inspect; name files or folders")
-    options = {"select": select or naming.EVERY, "assumed": assumed}
-    contents, failed, notes = {}, [], []
-    unlisted, parts = list(map(str, paths)), set()
-    while unlisted:
-        path = unlisted.pop(0)
-        try:
-            contents[path] = content = layouts.find(path, layout=layout, **options)
-        except layouts.SeveralLayouts as several:
-            unlisted[:0] = map(str, several.folders)
-            parts.update(map(str, several.folders))
-            continue
-        except InputError as error:
-            failed.append((Path(path), str(error)))
-            continue
-        if path in parts:
-            notes.append((NOTE, f"{path}: laid out as {content.layout}"))
+    options = {"layout": layout, "select": select or naming.EVERY, "assumed": assumed}
+    contents, failed = _listed(paths, **options)
+    notes, waiting = [], {}  # these by their files: paths may overlap
+    for root, content in contents.items():
+        if root not in map(str, paths):
+            notes.append((NOTE, f"{root}: laid out as {content.layout}"))
         failed += content.failed
         notes += [(NOTE, note) for note in content.notes]
-    waiting = {}  # by their files: paths may overlap
-    for root, content in contents.items():
         for scan in content.scans:
             waiting.setdefault(scan.files, (root, scan))
     if waiting:
@@ -79,6 +67,20 @@ def inspect(
         failed=[(path, why.removeprefix(f"{path}: ")) for path, why in dict.fromkeys(failed)],
         remarks=[*dict.fromkeys(notes), *remarks.on_several(done)],
     )
+
+
+def _listed(paths, **options) -> tuple[dict[str, Content], list[tuple[Path, str]]]:
+    """What paths hold, with its folders in place of one of several layouts, and what fails."""
+    contents, failed, unlisted = {}, [], list(map(str, paths))
+    while unlisted:
+        path = unlisted.pop(0)
+        try:
+            contents[path] = layouts.find(path, **options)
+        except layouts.SeveralLayouts as several:
+            unlisted[:0] = map(str, several.folders)
+        except InputError as error:
+            failed.append((Path(path), str(error)))
+    return contents, failed
 
 
 def _inspect(scan: Scan, root: str, viewed: bool, failed: list) -> Inspected:
