@@ -19,10 +19,7 @@ ROOMS = (
     *("commands", "cli", "__main__"),
 )
 # Imports that still run up, which are to go.
-UPWARDS = {
-    ("training.loop", "methods.distilled"),  # the loop builds the method itself
-    ("training.loop", "translation.sampling"),  # and draws the samples of a run
-}
+UPWARDS: set[tuple[str, str]] = set()
 # Packages that only some rooms may know, and modules elsewhere that still do.
 ONLY_IN = {"absl": ("commands", "cli"), "flax": ("models",)}
 ELSEWHERE = {
