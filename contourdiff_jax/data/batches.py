@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from contourdiff_jax.contours import device, disturbance
-from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.contours.settings import CONTOURS, SLICES, ContourSettings
 from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR, Example
 from contourdiff_jax.data import augment
 from contourdiff_jax.data.store import Store
@@ -30,8 +30,7 @@ class Raw(NamedTuple):
 
     slices: jax.Array  # [B, K, H, W] uint16
     masks: jax.Array  # [B, K, H, W] uint8
-    contours: jax.Array | None  # [B, K, H, W] uint8, where they are those of native pixels
-    pictures: jax.Array | None  # [B, K, H, W] uint8, where contours are sought in these
+    kept: jax.Array | None  # [B, K, H, W] uint8, Store.kept: the basis of contours, but for slices
 
 
 def given(values):
@@ -66,7 +65,7 @@ def make(
     of native pixels show them, and so does the image.
     """
     values = preset.decode_on_device(raw.slices)
-    masks = raw.masks if raw.contours is None else jnp.ones_like(raw.masks)
+    masks = jnp.ones_like(raw.masks) if settings.native else raw.masks
     if transforms is not None:
         values, masks = augment.apply(transforms, values, masks, preset.air)
     edges = _contours(raw, values[:, 0], masks[:, 0], settings, transforms, change)
@@ -80,13 +79,13 @@ def make(
 
 def _contours(raw: Raw, values, masks, settings, transforms, change):
     """Contours [B, H, W] of the first of an image's slices; values and masks are augmented."""
-    if raw.contours is not None:
-        kept = raw.contours[:, 0]
-        return kept if transforms is None else augment.apply_to_contours(transforms, kept)
-    if raw.pictures is None:
+    if settings.basis == CONTOURS:
+        edges = raw.kept[:, 0]
+        return edges if transforms is None else augment.apply_to_contours(transforms, edges)
+    if settings.basis == SLICES:
         greys = device.greys(values, settings)
     else:
-        greys = raw.pictures[:, :1].astype(jnp.float32) / 255
+        greys = raw.kept[:, :1].astype(jnp.float32) / 255
         if transforms is not None:
             greys = warp.linear(greys, *transforms.sources(*greys.shape[-2:]), 0.0)
     return device.contours(greys, masks, settings, change)
@@ -111,9 +110,5 @@ def examples(
 
 def read(store: Store, settings: ContourSettings, rows: np.ndarray) -> Raw:
     """The slices of a store with the numbers [B, K]."""
-    return Raw(
-        store.slices[rows],
-        store.masks[rows],
-        store.contours[rows] if settings.native else None,
-        store.pictures[rows] if settings.thin else None,
-    )
+    kept = store.kept(settings)
+    return Raw(store.slices[rows], store.masks[rows], None if kept is None else kept[rows])

@@ -66,7 +66,7 @@ def examples(store, tiny, mesh):
 def raw(values, masks, modality=MR, native=None):
     """Slices [B, H, W] as a store has them."""
     native = None if native is None else native[:, None]
-    return batches.Raw(modality.encode(values)[:, None], masks[:, None], native, None)
+    return batches.Raw(modality.encode(values)[:, None], masks[:, None], native)
 
 
 def make(values, masks, modality=MR, name="united", transforms=None, native=None):
@@ -240,9 +240,9 @@ def test_pictures_of_a_store_move_with_the_image(phantom_data, tmp_path):
     kept = (a[rows][:, None] for a in (store.slices, store.masks, store.pictures))
     slices, masks, pictures = kept
     moved = jax.jit(lambda raw, t: batches.make(raw, store.preset, ct, transforms=t))(
-        batches.Raw(slices, masks, None, pictures), flipped
+        batches.Raw(slices, masks, pictures), flipped
     )
-    mirrored = batches.Raw(*(a[..., ::-1] for a in (slices, masks)), None, pictures[..., ::-1])
+    mirrored = batches.Raw(*(a[..., ::-1] for a in (slices, masks, pictures)))
     assert_same(moved, jax.jit(lambda raw: batches.make(raw, store.preset, ct))(mirrored))
 
 
