@@ -413,7 +413,7 @@ def test_a_run_of_another_network_is_one_line(refused, mr_run, phantom_data, tmp
         "--preset=ct",
         f"--out={tmp_path}/out",
     )
-    assert str(run) in line and "another architecture: first.bias is (8,)" in line
+    assert str(run) in line and "another architecture: network.first.bias is (8,)" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -436,7 +436,10 @@ def test_settings_that_cannot_work_are_one_line(
 ):
     arguments = [f"--config.{override}"]
     if "channels" in override:
-        arguments = ["--config.model.channels=(16,16,16,16,16,16,16)"]
+        arguments = [
+            "--config.model.channels=(16,16,16,16,16,16,16)",
+            "--config.model.head_width=16",
+        ]
         arguments.append(f"--config.model.attention=({'False,' * 7})")
     if "contours" in override:
         arguments.append("--config.contours.windows=((0, 1),)")

@@ -76,6 +76,7 @@ def train(
         raise InputError("--init: a network begins with the weights of its teacher; leave it out")
     workdir, how = Path(workdir), {"teacher": Path(teacher)} if teacher else {}
     opened = processes.together(lambda: run.opened(Path(store), verified))
+    configuration.check_size(config, opened.grid.size)
     ours = run.begin(config, opened)
     method = build(ours, store=opened, **how)
     if method.start:

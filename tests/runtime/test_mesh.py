@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mesh on two (fake) devices: its shapes, what lies where, and what it refuses."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
+import setups
 from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
-from contourdiff_jax import config, models
+from contourdiff_jax import config
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
-from contourdiff_jax.training import state
 
 
 def make(data: int, fsdp: int):
@@ -116,10 +114,7 @@ def test_large_arrays_are_split_along_their_largest_divisible_axis():
 def test_fsdp_halves_what_a_device_keeps():
     """Of parameters, average and optimiser, of a real network: in bytes on the first device."""
     settings = config.default()
-    network = models.build(settings.model)
-    shapes = jax.eval_shape(
-        functools.partial(state.init, settings.train, network.init), jax.random.key(0)
-    )
+    shapes = setups.setup(settings, 32).like
 
     def kept(mesh) -> dict[str, int]:
         def laid(shape, where):
