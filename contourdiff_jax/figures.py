@@ -197,14 +197,19 @@ def subjects(scores: list[dict], titles: dict[str, str]) -> Figure | None:
     return figure
 
 
-def slices(scores: list[dict]) -> Figure | None:
-    """PSNR against SSIM of every slice: by method, and by the seconds that a slice took."""
+def slices(scores: list[dict], titles: dict[str, str]) -> Figure | None:
+    """One metric against another of every slice: by method, and by the seconds that a slice took.
+
+    Args:
+      scores: rows.
+      titles: of the two metrics, across and up.
+    """
     points = defaultdict(dict)
     for score in scores:
-        if score["metric"] in ("psnr_mask", "ssim_mask"):
+        if score["metric"] in titles:
             key = (score["method"], score["subject"], score["slice"])
             points[key] |= {score["metric"]: score["value"], "seconds": score["seconds"]}
-    points = {key: p for key, p in points.items() if {"psnr_mask", "ssim_mask"} <= p.keys()}
+    points = {key: p for key, p in points.items() if titles.keys() <= p.keys()}
     if not points:
         return None
     timed = [p for p in points.values() if math.isfinite(p["seconds"])]
@@ -214,20 +219,21 @@ def slices(scores: list[dict]) -> Figure | None:
     for method in dict.fromkeys(key[0] for key in points):
         of_method = [p for key, p in points.items() if key[0] == method]
         axes[0].scatter(
-            *_columns(of_method, "ssim_mask", "psnr_mask"),
+            *_columns(of_method, *titles),
             **{"s": 12, "alpha": 0.6, "linewidths": 0, "label": method},
             color=_colour(scores, method),
         )
     axes[0].legend(fontsize=9)
     axes[0].set_title("by method", fontsize=10)
-    axes[0].set_ylabel("PSNR in the body [dB]")
+    across, up = titles.values()
+    axes[0].set_ylabel(up)
     if by_time:
-        ssim, psnr, seconds = _columns(timed, "ssim_mask", "psnr_mask", "seconds")
-        shown = axes[1].scatter(ssim, psnr, c=seconds, s=12, linewidths=0, cmap="viridis")
+        *places, seconds = _columns(timed, *titles, "seconds")
+        shown = axes[1].scatter(*places, c=seconds, s=12, linewidths=0, cmap="viridis")
         axes[1].set_title("by the time to translate", fontsize=10)
         figure.colorbar(shown, ax=axes[1], label="seconds per slice")
     for axis in axes:
-        axis.set_xlabel("SSIM in the body")
+        axis.set_xlabel(across)
         _tidy(axis)
     return figure
 

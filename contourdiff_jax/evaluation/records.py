@@ -13,11 +13,14 @@ import platform
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 import contourdiff_jax
+from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics import bootstrap
+from contourdiff_jax.runtime import disk
 
 SCHEMA = 1  # of metrics.json
 SUBJECTS = "subject of each scan"  # in "data", where a subject has several: {scan: subject}
@@ -68,6 +71,11 @@ def several(whose: Mapping[str, str]) -> dict[str, dict[str, str]]:
     return {SUBJECTS: dict(whose)} if len(set(whose.values())) < len(whose) else {}
 
 
+# --------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------
+
+
 def write(folder: Path, metrics: dict, rows: list[tuple]) -> None:
     """Writes metrics.json and rows.csv."""
     text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
@@ -101,3 +109,93 @@ def table(methods: dict) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------
+
+
+class Record(NamedTuple):
+    """An evaluation as it was written.
+
+    Attributes:
+      name: of its folder, or of the file where that is not called metrics.json.
+      metrics: content of metrics.json; "data" and "cost" are there, if empty.
+      rows: of rows.csv, with value and seconds as floats, NaN where empty; none without the file.
+      folder: with its pictures; None for a file of another name, which is a copy and belongs to
+        nothing around it.
+    """
+
+    name: str
+    metrics: dict
+    rows: list[dict]
+    folder: Path | None = None
+
+
+def metrics_file(path: Path) -> Path:
+    """The metrics.json of an evaluation's folder; a file is one itself."""
+    return path / "metrics.json" if path.is_dir() else path
+
+
+def read(path: Path) -> Record:
+    """The evaluation of a metrics.json, or of a copy of it under another name.
+
+    Raises InputError for what is not one, is damaged or has no metric.
+    """
+    metrics, folder = _read_metrics(path), path.resolve().parent
+    if path.name != "metrics.json":
+        return Record(path.stem, metrics, [])
+    return Record(folder.name, metrics, _read_rows(path.with_name("rows.csv")), folder)
+
+
+def read_json(path: Path):
+    """The content of a JSON file; InputError where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {disk.reason(error)}") from error
+
+
+def _read_metrics(path: Path) -> dict:
+    metrics = read_json(path)
+    if not isinstance(metrics, dict) or metrics.get("schema") != SCHEMA:
+        raise InputError(f"{path}: not metrics of schema {SCHEMA}; evaluate again")
+    metrics = {"data": {}, "cost": {}} | metrics
+    try:
+        entries = [e for scores in metrics["methods"].values() for e in scores.values()]
+        for name in ("data", "versions", "cost"):
+            if not isinstance(metrics.get(name, {}), dict):
+                raise TypeError(f"{name} is not an object")
+        cost = metrics["cost"]
+        seconds = [cost[f"seconds a {what}"] for what in ("slice", "volume")] if cost else []
+        for entry in entries + seconds:
+            bootstrap.text(entry)
+            if not isinstance(entry["n"], int):
+                raise TypeError(f"n is {entry['n']!r}")
+        for name in ("parameters", "devices", "host_bytes", "device_bytes"):
+            if not isinstance(cost.get(name, 0), int):
+                raise TypeError(f"{name} is {cost[name]!r}")
+        if not all(isinstance(name, str) for name in metrics["data"].get(SUBJECTS, {}).values()):
+            raise TypeError(f"{SUBJECTS}: not names")
+    except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{path}: damaged metrics ({disk.reason(error)}); evaluate again"
+        ) from error
+    if not entries:
+        raise InputError(f"{path}: no method has a metric; evaluate again")
+    return metrics
+
+
+def _read_rows(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            return [
+                {name: row[name] for name in COLUMNS[:4]}
+                | {"value": float(row["value"]), "seconds": float(row["seconds"] or "nan")}
+                for row in csv.DictReader(stream)
+            ]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise InputError(f"{path}: not the rows of an evaluation: {disk.reason(error)}") from error

@@ -13,8 +13,8 @@ import contourdiff_jax
 from contourdiff_jax.data.store import SPLITS, Store, open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records
-from contourdiff_jax.evaluation.metrics import bootstrap
-from contourdiff_jax.reports import model as appraisal
+from contourdiff_jax.evaluation.metrics import bootstrap, catalogue
+from contourdiff_jax.evaluation.records import Record
 from contourdiff_jax.reports import page, tables
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.training.run import Run, load
@@ -22,9 +22,7 @@ from contourdiff_jax.translation.sidecars import NOTICE
 from contourdiff_jax.volumes import filenames
 from contourdiff_jax.volumes.intensity import Preset
 
-KEPT = 0.8  # of a label's contrast; with less, it is named
-
-
+KEPT = 0.8  # of a label's contrast; a label that keeps less is named
 NOT_STATED = "not stated"
 USE = (
     "Research on image translation: pictures of {target} with the anatomy of another modality's, "
@@ -35,14 +33,7 @@ INCEPTION = (
     "InceptionV3 of 2015-12-05 as pytorch-fid distributes it, Apache-2.0; it scores the images and "
     "is no part of the model"
 )
-COLUMNS = (
-    "translation",
-    "mean",
-    "truth",
-    "real",
-    "lower",
-    "upper",
-)  # methods of the table of scores
+COLUMNS = ("translation", "mean", "truth", "real", "lower", "upper")  # methods that are shown
 
 
 def card(
@@ -71,16 +62,15 @@ def card(
     run_folder, out = Path(run_folder), Path(out)
     if out.suffix.lower() != ".md":
         raise InputError(f"{out}: name the card .md")
-    if out.exists() and not overwrite:
-        raise InputError(f"{out}: exists already; pass --overwrite to replace it")
+    disk.check_is_new(out, overwrite)
     trained = load(run_folder)
-    held = None if store is None else _opened(store, trained)
+    training_store = None if store is None else _open_store(store, trained)
     weights = functools.cache(lambda: _weights(run_folder, trained))
-    scores = [_scores(Path(path), trained, weights) for path in evaluations]
+    scores = [_read_scores(Path(path), trained, weights) for path in evaluations]
     target = trained.preset.name.upper()
-    data = _data(trained, held) | {"licence of the data": data_licence or NOT_STATED}
+    data = _data(trained, training_store) | {"licence of the data": data_licence or NOT_STATED}
     licences = {"code": "Apache-2.0", "weights of this run": licence or NOT_STATED}
-    if any("weights" in metrics["data"] for _, metrics in scores):
+    if any("weights" in record.metrics["data"] for record in scores):
         licences["weights behind KID and FID"] = INCEPTION
     parts = [
         f"# Model card: {_cell(run_folder.resolve().name)}",
@@ -95,7 +85,7 @@ def card(
         "## Training",
         _table(_training(run_folder, trained)),
         "## Scores",
-        *(_scored(name, metrics) for name, metrics in scores),
+        *map(_scores, scores),
         *([] if scores else ["None: no evaluation was given."]),
         "## Known failures",
         "\n".join(f"- {_cell(line)}" for line in known_failures(scores, trained.preset)),
@@ -107,11 +97,12 @@ def card(
 
 
 # ----------------------------------------------------------------------------------------------
-# What is read
+# Reading
 # ----------------------------------------------------------------------------------------------
 
 
-def _opened(path, trained: Run) -> Store:
+def _open_store(path, trained: Run) -> Store:
+    """The store of a run; InputError for another one."""
     store = open_store(path)
     subjects = tuple(filenames.subject_digest(subject) for subject in store.subjects("train"))
     if subjects != trained.subjects or store.grid != trained.grid:
@@ -135,50 +126,48 @@ def _weights(folder: Path, trained: Run) -> str:
     return checkpoint.digest(averages)
 
 
-def _scores(path: Path, trained: Run, weights: Callable[[], str]) -> tuple[str, dict]:
-    """(name, content) of a metrics.json, or of an evaluation folder's, of translations of a run."""
+def _read_scores(path: Path, trained: Run, weights: Callable[[], str]) -> Record:
+    """An evaluation of a run's translations; InputError for one of other translations."""
     path = path / "metrics.json" if path.is_dir() else path
-    metrics = page.read_metrics(path)
-    metrics = {"data": {}, "cost": {}} | metrics
-    target = metrics["data"].get("target preset", trained.preset.name)
+    record = records.read(path)
+    target = record.metrics["data"].get("target preset", trained.preset.name)
     if target != trained.preset.name:
         raise InputError(f"{path}: scores of {target}, but the run draws {trained.preset.name}")
-    scored = metrics["data"].get(records.WEIGHTS)
+    scored = record.metrics["data"].get(records.WEIGHTS)
     if scored and scored != weights():
         raise InputError(
             f"{path}: scores of another model, or of this run before it was trained further; "
             f"translate and evaluate again"
         )
-    name = path.resolve().parent.name if path.name == "metrics.json" else path.stem
-    return name, metrics
+    return record
 
 
 # ----------------------------------------------------------------------------------------------
-# What is said
+# Sections
 # ----------------------------------------------------------------------------------------------
 
 
 def _data(trained: Run, store: Store | None) -> dict[str, str]:
     axis, spacing, size = (getattr(trained.grid, name) for name in ("axis", "spacing", "size"))
-    said = {
+    fields = {
         "modality": trained.preset.name.upper(),
         "grid": f"{axis}, {size} x {size} px of {spacing:g} mm",
         "subjects trained on": f"{len(trained.subjects)}" if trained.subjects else NOT_STATED,
     }
     if store is None:
-        return said
+        return fields
     for split in SPLITS:
         rows = store.rows(split)
         count = len(np.unique(store.index["volume"][rows]))
         if count:
-            said[f"{split} split"] = (
+            fields[f"{split} split"] = (
                 f"{_many(len(store.subjects(split)), 'subject')}, {_many(count, 'volume')}, "
                 f"{_many(len(rows), 'slice')}"
             )
     files = sorted(set(store.index["sha256"].tolist()))
     digest = hashlib.sha256("\n".join(files).encode()).hexdigest()
-    said["fingerprint"] = f"`{digest[:16]}`, of the SHA-256 of {_many(len(files), 'file')}"
-    return said
+    fields["fingerprint"] = f"`{digest[:16]}`, of the SHA-256 of {_many(len(files), 'file')}"
+    return fields
 
 
 def _training(folder: Path, trained: Run) -> dict[str, str]:
@@ -186,7 +175,7 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
     model, diffusion, train, sampler = (
         config[section] for section in ("model", "diffusion", "train", "sampler")
     )
-    said = {
+    fields = {
         "network": f"U-Net, {_parameters(config):,} parameters, channels "
         f"{'-'.join(map(str, model.channels))}, sees {', '.join(model.conditions)}",
         "diffusion": f"{diffusion.steps} steps, {diffusion.schedule} schedule, predicts "
@@ -194,21 +183,21 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
         "sampler": f"{sampler.name}, {_many(sampler.steps, 'step')} by default",
     }
     if trained.teacher:
-        said["teacher"] = (
+        fields["teacher"] = (
             f"weights `{trained.teacher[:16]}`, {_many(config.distillation.substeps, 'step')} of "
             f"theirs learnt as one"
         )
     stats = page.read_stats(folder / "stats.jsonl")
     if not stats:  # of an imported run
-        return said | {"training": "not recorded"}
+        return fields | {"training": "not recorded"}
     last = stats[-1]
-    said["optimiser"] = f"AdamW, learning rate {train.learning_rate:g}, batch {train.batch}"
+    fields["optimiser"] = f"AdamW, learning rate {train.learning_rate:g}, batch {train.batch}"
     seconds = f" in {last['seconds'] / 60:,.1f} minutes" if "seconds" in last else ""
-    said["trained for"] = f"{last['images']:,} images of {train.images:,}{seconds}"
+    fields["trained for"] = f"{last['images']:,} images of {train.images:,}{seconds}"
     losses = [line["heldout_loss"] for line in stats if "heldout_loss" in line]
     if losses:
-        said["held-out loss"] = f"{losses[-1]:.4g}, at best {min(losses):.4g}"
-    return said
+        fields["held-out loss"] = f"{losses[-1]:.4g}, at best {min(losses):.4g}"
+    return fields
 
 
 def _parameters(config) -> int:
@@ -220,13 +209,15 @@ def _parameters(config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
 
 
-def _scored(name: str, metrics: dict) -> str:
+def _scores(record: Record) -> str:
     """The headline of an evaluation, and what a translation cost."""
+    metrics = record.metrics
     methods = {column: metrics["methods"].get(column, {}) for column in COLUMNS}
-    names = page.headlines(dict.fromkeys(n for scores in methods.values() for n in scores))
-    shown = [column for column in COLUMNS if any(n in methods[column] for n in names)]
+    measured = dict.fromkeys(name for scores in methods.values() for name in scores)
+    headline = catalogue.headlines(measured, *catalogue.FIRST)
+    shown = [column for column in COLUMNS if any(name in methods[column] for name in headline)]
     lines = [["", *shown], ["---"] * (len(shown) + 1)]
-    for metric in names:
+    for metric in headline:
         entries = [methods[column].get(metric) for column in shown]
         cells = ["–" if entry is None else bootstrap.text(entry) for entry in entries]
         lines.append([tables.label(metric), *cells])
@@ -234,7 +225,7 @@ def _scored(name: str, metrics: dict) -> str:
     source = metrics["data"].get("source preset") or "a source that is not named"
     return "\n\n".join(
         (
-            f"### {_cell(name)}: from {source.upper()}, {_many(subjects, 'subject')}",
+            f"### {_cell(record.name)}: from {source.upper()}, {_many(subjects, 'subject')}",
             "\n".join(f"| {' | '.join(line)} |" for line in lines),
             f"Mean of the subjects, with 95% intervals over them.{_cost(metrics['cost'])}",
         )
@@ -244,35 +235,15 @@ def _scored(name: str, metrics: dict) -> str:
 def _cost(cost: dict) -> str:
     if not cost:
         return ""
-    a_slice, a_volume = (cost[f"seconds a {what}"]["value"] for what in ("slice", "volume"))
-    said = f" Translated in {a_slice:.3g} s a slice, {a_volume:.3g} s a volume"
+    a_slice, a_volume = (cost[f"seconds a {unit}"]["value"] for unit in ("slice", "volume"))
+    text = f" Translated in {a_slice:.3g} s a slice, {a_volume:.3g} s a volume"
     size = cost.get("device_bytes") or cost.get("host_bytes")
     if size:
-        said += f", with {appraisal.gibibytes(size)} of memory"
-    return f"{said}."
+        text += f", with {tables.gibibytes(size)} of memory"
+    return f"{text}."
 
 
-# ----------------------------------------------------------------------------------------------
-# Markdown
-# ----------------------------------------------------------------------------------------------
-
-
-def _table(said: dict[str, str]) -> str:
-    lines = [f"| {name} | {_cell(text)} |" for name, text in said.items()]
-    return "\n".join(["| | |", "| --- | --- |", *lines])
-
-
-def _cell(text: str) -> str:
-    """Text in one line that ends no cell and begins no HTML."""
-    text = " ".join(text.split())
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'s' * (count != 1)}"
-
-
-def known_failures(evaluations: list[tuple[str, dict]], target: Preset) -> list[str]:
+def known_failures(evaluations: list[Record], target: Preset) -> list[str]:
     """Sentences with their numbers."""
     tested = "every source but those scored above" if evaluations else "every source"
     lines = [
@@ -281,14 +252,16 @@ def known_failures(evaluations: list[tuple[str, dict]], target: Preset) -> list[
         f"Training saw contours of {target.name.upper()} alone; {tested} is untested, as are other "
         f"anatomy, scanners and ages than those of the data.",
     ]
-    for name, metrics in evaluations:
+    memory_measured = False
+    for name, metrics, *_ in evaluations:
         ours, truth = (metrics["methods"].get(method, {}) for method in ("translation", "truth"))
-        for sentences in (_contours, _contrasts, _flicker, _memory):
-            lines += [f"{name}: {sentence}" for sentence in sentences(ours, truth)]
+        for failures in (_contours, _contrasts, _flicker, _memory):
+            lines += [f"{name}: {sentence}" for sentence in failures(ours, truth)]
         failed = len(metrics["data"].get("failed", ()))
         if failed:
             lines.append(f"{name}: {failed} of the volumes could not be scored.")
-    if not any("memory_distance" in m["methods"].get("translation", {}) for _, m in evaluations):
+        memory_measured |= "memory_distance" in ours
+    if not memory_measured:
         lines.append("Whether it repeats training slices was not measured.")
     return lines
 
@@ -312,10 +285,11 @@ def _contrasts(ours: dict, truth: dict) -> Iterator[str]:
     """Labels that lose much of what makes them stand out."""
     lost = []
     for name, entry in truth.items():
-        if name.startswith("contrast_label") and name in ours:
+        label = catalogue.label(name, "contrast_label_{label}")
+        if label is not None and name in ours:
             kept = ours[name]["value"] / (entry["value"] or np.inf)
             if kept < KEPT:
-                lost.append(f"{name.removeprefix('contrast_').replace('_', ' ')} {kept:.0%}")
+                lost.append(f"label {label} {kept:.0%}")
     if lost:
         yield f"contrast is lost; of the truth's, {', '.join(lost)} are left."
 
@@ -336,3 +310,23 @@ def _memory(ours: dict, truth: dict) -> Iterator[str]:
             f"chance of {bootstrap.text(ours['memory_closer_ratio'])}; 0.5 where nothing is "
             f"remembered."
         )
+
+
+# ----------------------------------------------------------------------------------------------
+# Markdown
+# ----------------------------------------------------------------------------------------------
+
+
+def _table(fields: dict[str, str]) -> str:
+    lines = [f"| {name} | {_cell(text)} |" for name, text in fields.items()]
+    return "\n".join(["| | |", "| --- | --- |", *lines])
+
+
+def _cell(text: str) -> str:
+    """Text in one line that ends no cell and begins no HTML."""
+    text = " ".join(text.split())
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -5,22 +5,20 @@ Only what was scored alike, of the same subjects, is compared, and subjects are 
 from one another by more than methods do.
 """
 
-import html
+from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
 from contourdiff_jax.evaluation import records
-from contourdiff_jax.evaluation.metrics import bootstrap
+from contourdiff_jax.evaluation.metrics import bootstrap, catalogue
+from contourdiff_jax.evaluation.records import Record
 from contourdiff_jax.reports import tables
 
 METHOD = "translation"
-# What two evaluations must have said alike of their data, for their numbers to be of one kind.
-ALIKE = ("target preset", "grid of the comparison", "intensities", "body mask", "ssim", "psnr")
-
-
-ALIKE += ("labels",)  # of segmenters
-
-
+# Fields of the data that must be equal for numbers to be of one kind; labels are of segmenters.
+ALIKE = (
+    *("target preset", "grid of the comparison", "intensities", "body mask", "ssim", "psnr"),
+    "labels",
+)
 GRID = "model grid"  # must be one too where images were compared on it
 OWN_VOXELS = "the source's own"  # what evaluate says of the grid where they were not
 # Agreement with the source's contours is of one kind where these are the same contours.
@@ -33,14 +31,6 @@ READING = (
 )
 
 
-class Scores(NamedTuple):
-    """An evaluation: what it is called, its metrics.json and its rows.csv."""
-
-    name: str
-    metrics: dict
-    rows: list[dict]
-
-
 def names(paths: list[Path]) -> list[str]:
     """What to call evaluations by their metrics.json: as few folders as tell these apart."""
     folders = [path.parent.parts for path in paths]
@@ -50,36 +40,36 @@ def names(paths: list[Path]) -> list[str]:
     return ["/".join(parts[-count:]) for parts in folders]
 
 
-def section(compared: list[Scores], metrics: list[str]) -> str:
+def section(compared: list[Record], metrics: list[str]) -> str:
     """The comparison, HTML, by those of `metrics` that all evaluations have of the same subjects.
 
     Where it would mislead it says why there is none.
     """
-    found = {one.name: _by_subject(one) for one in compared}
-    shared = _shared(compared, found, metrics)
-    why = _differ(compared)
+    means = {one.name: _by_subject(one) for one in compared}
+    shared = _shared(compared, means, metrics)
+    why = _obstacle(compared)
     if not why and not shared:
         why = "they have no metric of single subjects in common"
     if why:
-        return f'<h2>Comparison</h2>\n<p class="note">Not compared: {html.escape(why)}.</p>'
+        return f'<h2>Comparison</h2>\n<p class="note">Not compared: {escape(why)}.</p>'
     entries = {
         name: {metric: bootstrap.interval(list(values[metric].values())) for metric in shared}
-        for name, values in found.items()
+        for name, values in means.items()
     }
     first = shared[0]
-    highest = tables.better(first) is max
+    highest = catalogue.of(first).better is max
     order = sorted(entries, key=lambda name: entries[name][first]["value"], reverse=highest)
     return "\n".join(
         (
             "<h2>Comparison</h2>",
             tables.table({name: entries[name] for name in order}, shared),
             f'<p class="note">{READING}{_few(entries[order[0]][first]["n"])}</p>',
-            _differences(order, found, shared),
+            _differences(order, means, shared),
         )
     )
 
 
-def _differ(compared: list[Scores]) -> str:
+def _obstacle(compared: list[Record]) -> str:
     """Why evaluations cannot be compared; "" where they can."""
     subjects = {
         one.name: {row["subject"] for row in one.rows if row["method"] == METHOD}
@@ -96,42 +86,42 @@ def _differ(compared: list[Scores]) -> str:
     ]
     if lacking:
         return f"the subjects differ ({'; '.join(lacking)}); evaluate the same ones for each"
-    for what in ALIKE if _on_own_voxels(compared) else (*ALIKE, GRID):
-        if not _alike(compared, what):
-            listed = "; ".join(f"{one.name}: {_data(one).get(what)}" for one in compared)
-            return f"they differ in the {what} ({listed})"
+    for field in ALIKE if _on_own_voxels(compared) else (*ALIKE, GRID):
+        if not _alike(compared, field):
+            listed = "; ".join(f"{one.name}: {_data(one).get(field)}" for one in compared)
+            return f"they differ in the {field} ({listed})"
     return ""
 
 
-def _shared(compared: list[Scores], found: dict, metrics: list[str]) -> list[str]:
+def _shared(compared: list[Record], means: dict, metrics: list[str]) -> list[str]:
     """Metrics that all have, of the same subjects, and that mean the same in all."""
     shared = [
         metric
         for metric in metrics
-        if all(metric in values for values in found.values())
-        and len({tuple(values[metric]) for values in found.values()}) == 1
+        if all(metric in values for values in means.values())
+        and len({tuple(values[metric]) for values in means.values()}) == 1
     ]
-    if not all(_alike(compared, what) for what in OF_CONTOURS):
+    if not all(_alike(compared, field) for field in OF_CONTOURS):
         shared = [metric for metric in shared if metric not in CONTOURS]
     return shared
 
 
-def _alike(compared: list[Scores], what: str) -> bool:
-    """Whether all say the same of their data."""
-    first, *others = (_data(one).get(what) for one in compared)
+def _alike(compared: list[Record], field: str) -> bool:
+    """Whether a field of their data is the same in all."""
+    first, *others = (_data(one).get(field) for one in compared)
     return all(other == first for other in others)
 
 
-def _on_own_voxels(compared: list[Scores]) -> bool:
+def _on_own_voxels(compared: list[Record]) -> bool:
     """Whether images were compared on the source's voxels, whatever the model's grid."""
     return all(_data(one).get("grid of the comparison") == OWN_VOXELS for one in compared)
 
 
-def _data(one: Scores) -> dict:
+def _data(one: Record) -> dict:
     return one.metrics.get("data", {})
 
 
-def _by_subject(one: Scores) -> dict[str, dict[str, float]]:
+def _by_subject(one: Record) -> dict[str, dict[str, float]]:
     """{metric: {subject: mean}} of the translations, subjects sorted."""
     fields = records.COLUMNS[:5]
     rows = [tuple(map(row.get, fields)) for row in one.rows if row["method"] == METHOD]
@@ -146,23 +136,22 @@ def _few(subjects: int) -> str:
     return f" With {subjects} subjects no p, even of one test, can be below {least:.2g}."
 
 
-def _differences(order: list[str], found: dict, metrics: list[str]) -> str:
+def _differences(order: list[str], means: dict, metrics: list[str]) -> str:
     """The table of differences from the first."""
     best, *others = order
     tested = [
         [
-            bootstrap.difference(*(list(found[name][metric].values()) for name in (other, best)))
+            bootstrap.difference(*(list(means[name][metric].values()) for name in (other, best)))
             for metric in metrics
         ]
         for other in others
     ]
     adjusted = iter(bootstrap.holm([entry["p"] for line in tested for entry in line]))
-    lines = []
+    rows = []
     for other, line in zip(others, tested, strict=True):
-        cells = (f"<td>{tables.number(e)} <small>{_p(next(adjusted))}</small></td>" for e in line)
-        lines.append(f"<tr><th>{html.escape(other)}</th>{''.join(cells)}</tr>")
-    head = "".join(f"<th>{html.escape(tables.label(metric))}</th>" for metric in metrics)
-    return tables.wide(f"less {best}", head, lines)
+        cells = [f"{tables.number(e)} <small>{_p(next(adjusted))}</small>" for e in line]
+        rows.append(tables.row(other, cells))
+    return tables.wide(f"less {best}", map(tables.label, metrics), rows)
 
 
 def _p(value: float) -> str:

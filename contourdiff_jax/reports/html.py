@@ -5,8 +5,8 @@ Arguments are plain text and are escaped, where they are not said to be HTML.
 """
 
 import base64
-import html
 import json
+from html import escape
 from pathlib import Path
 
 import contourdiff_jax
@@ -52,14 +52,14 @@ def page(title: str, notice: str, sections: list[str]) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
+<title>{escape(title)}</title>
 <style>{STYLE}</style>
 </head>
 <body>
-<h1>{html.escape(title)}</h1>
-<p class="notice"><b>{html.escape(notice)}</b></p>
+<h1>{escape(title)}</h1>
+<p class="notice"><b>{escape(notice)}</b></p>
 {body}
-<footer><p>contourdiff_jax {html.escape(contourdiff_jax.__version__)}</p></footer>
+<footer><p>contourdiff_jax {escape(contourdiff_jax.__version__)}</p></footer>
 </body>
 </html>
 """
@@ -67,7 +67,7 @@ def page(title: str, notice: str, sections: list[str]) -> str:
 
 def picture(png: bytes, caption: str) -> str:
     """A PNG file inside the page, with its caption."""
-    data, text = base64.b64encode(png).decode("ascii"), html.escape(caption)
+    data, text = base64.b64encode(png).decode("ascii"), escape(caption)
     return (
         f'<figure><img alt="{text}" src="data:image/png;base64,{data}">'
         f"<figcaption>{text}</figcaption></figure>"
@@ -84,7 +84,7 @@ def read_png(path: Path) -> bytes:
 
 def details(summary: str, content: str) -> str:
     """HTML that is folded away behind a line of text."""
-    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
 def definitions(fields: dict) -> str:
@@ -95,11 +95,11 @@ def definitions(fields: dict) -> str:
             continue
         if isinstance(value, dict):
             shown = "<br>".join(
-                f"{html.escape(str(k))}: {html.escape(json.dumps(v))}" for k, v in value.items()
+                f"{escape(str(k))}: {escape(json.dumps(v))}" for k, v in value.items()
             )
         elif isinstance(value, list):
-            shown = html.escape(", ".join(map(str, value)))
+            shown = escape(", ".join(map(str, value)))
         else:
-            shown = html.escape(str(value))
-        rows.append(f"<tr><th>{html.escape(str(name))}</th><td>{shown}</td></tr>")
+            shown = escape(str(value))
+        rows.append(f"<tr><th>{escape(str(name))}</th><td>{shown}</td></tr>")
     return f'<div class="wide"><table><tbody>{"".join(rows)}</tbody></table></div>'

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One self-contained HTML page about training runs and evaluations."""
 
-import csv
-import html
 import json
-from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -12,46 +10,14 @@ import numpy as np
 from contourdiff_jax import figures
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records
-from contourdiff_jax.evaluation.metrics import bootstrap
-from contourdiff_jax.reports import comparison, labels, model, tables, volumes
-from contourdiff_jax.reports import html as webpage
+from contourdiff_jax.evaluation.metrics import catalogue
+from contourdiff_jax.evaluation.records import Record
+from contourdiff_jax.reports import comparison, html, sections, tables
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.translation.sidecars import NOTICE
 
+AXES = ("ssim_mask", "psnr_mask")  # of the figure of slices
 SAMPLES = 3  # sample grids shown of a run, the last ones
-PANELS = 4  # panels shown of an evaluation, the first ones
-
-READING = (
-    "A row is one way to make the target's image of each subject. A number is the mean over the "
-    "subjects, below it its 95% bootstrap interval, and how many subjects where some are missing. "
-    "Bold: the best mean of its column; whether it is better than another is for the intervals to "
-    "say."
-)
-ROWS = {
-    "translation": "what the model draws from the source's contours alone",
-    "source": "the source itself, its greys as they are shown",
-    "histogram": "the source, with the histogram of real target volumes",
-    "mean": "the mean of real target volumes, which knows nothing of the subject but its extent",
-    "truth": "the true target volume: its contours, and its own coherence; it does not compete",
-    "real": "real target volumes of other subjects: their coherence, and how far apart halves of "
-    "them lie (KID, FID); they do not compete",
-}
-CONTOURS = (
-    "Read contour F1 against the rows mean and truth, not against 0 and 1: dense contours agree by "
-    "chance, so that even the mean image scores far above 0, and the true image shows edges that "
-    "the source lacks. A score above that of the truth says that the given contours were copied, "
-    "not that the image is better."
-)
-NEEDED = {"mean": "--real", "truth": "--truth"}  # by evaluate, for these rows
-
-# Metrics of the headline, in order, and beginnings of the names of more; others are folded away.
-HEADLINE = ("ssim_mask", "psnr_mask", "mae_mask", "mae_hu_mask", "contour_f1", "kid", "fid")
-
-
-HEADLINE += ("dice", "assd", "hd95")
-
-
-HEADLINE_TOO = ("synthrad", "fid_at", "kernel", "frechet")
 
 
 def report(out, inputs, *, overwrite: bool = False) -> Path:
@@ -71,32 +37,52 @@ def report(out, inputs, *, overwrite: bool = False) -> Path:
         raise InputError("nothing to report: name run folders, evaluation folders or metrics.json")
     folder = out.with_name(f"{out.stem}_figures")
     _check_free(out, folder, overwrite)
-    described = sorted((_recognise(Path(path)) for path in inputs), key=lambda e: e[0] is _run)
-    drawn = {}
-    sections = _compared([path for describe, path in described if describe is _evaluation])
-    sections += [
-        describe(path, f"{number:02d}", drawn)
-        for number, (describe, path) in enumerate(described, start=1)
-    ]
-    _write(out, webpage.page("contourdiff report", NOTICE, sections), folder, drawn)
+    evaluations, runs = _recognise(map(Path, inputs))
+    written = [records.read(path) for path in evaluations]
+    drawn = {}  # PNG files by their names
+    parts = [_comparison(evaluations, written)]
+    for number, record in enumerate(written, start=1):
+        parts.append(_evaluation(record, f"{number:02d}", drawn))
+    for number, run in enumerate(runs, start=len(written) + 1):
+        parts.append(_run(run, f"{number:02d}", drawn))
+    page = html.page("contourdiff report", NOTICE, [part for part in parts if part])
+    with disk.file(out) as partial:
+        partial.write_text(page, encoding="utf-8")
+        with disk.folder(folder, lambda _: _check_free(out, folder, overwrite)) as pictures:
+            for name, png in drawn.items():
+                (pictures / name).write_bytes(png)
     return out
 
 
-def _recognise(path: Path) -> tuple[Callable, Path]:
-    """What describes an input, and the path that it takes.
+def _recognise(inputs) -> tuple[list[Path], list[Path]]:
+    """The files of evaluations and the folders of runs among paths, each in their order."""
+    evaluations, runs = [], []
+    for path in inputs:
+        if path.is_file() and path.suffix == ".json":
+            evaluations.append(path)
+        elif (path / "metrics.json").is_file():
+            evaluations.append(path / "metrics.json")
+        elif (path / "config.json").is_file():
+            runs.append(path)
+        elif not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        else:
+            raise InputError(
+                f"{path}: neither a run (config.json) nor an evaluation (metrics.json)"
+            )
+    return evaluations, runs
 
-    The function has the arguments (path, prefix, drawn) and returns the input's section, HTML. The
-    figures that it draws go to `drawn`, by file names that begin with `prefix`.
-    """
-    if path.is_file() and path.suffix == ".json":
-        return _evaluation, path
-    if (path / "metrics.json").is_file():
-        return _evaluation, path / "metrics.json"
-    if (path / "config.json").is_file():
-        return _run, path
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    raise InputError(f"{path}: neither a run (config.json) nor an evaluation (metrics.json)")
+
+def _check_free(out: Path, folder: Path, overwrite: bool) -> None:
+    """InputError where the page or its figures may not be written."""
+    for path in (out, folder):
+        disk.check_is_new(path, overwrite)
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; give another --out")
+    if folder.exists() and not (
+        folder.is_dir() and all(p.suffix == ".png" for p in folder.iterdir())
+    ):
+        raise InputError(f"{folder}: holds more than a report's figures; give another --out")
 
 
 # ----------------------------------------------------------------------------------------------
@@ -104,136 +90,38 @@ def _recognise(path: Path) -> tuple[Callable, Path]:
 # ----------------------------------------------------------------------------------------------
 
 
-def _evaluation(path: Path, prefix: str, drawn: dict[str, bytes]) -> str:
-    """The section of an evaluation, with what lies beside its metrics.json."""
-    metrics, folder = read_metrics(path), path.resolve().parent
-    whole = path.name == "metrics.json"  # another name is a copy, and belongs to nothing around it
-    methods = metrics["methods"]
-    names = dict.fromkeys(name for scores in methods.values() for name in scores)
-    elsewhere = (model, labels, volumes)
-    names = [name for name in names if not any(part.concerns(name) for part in elsewhere)]
-    headline = headlines(names)
-    parts = [f"<h2>Evaluation: {html.escape(folder.name if whole else path.stem)}</h2>"]
-    if names:
-        parts.append(tables.table(methods, headline or names))
-    parts.append(_reading(methods, names))
-    if headline and len(names) > len(headline):
-        parts.append(webpage.details("All metrics", tables.table(methods, names)))
-    if whole:
-        parts.append(_panels(folder))
-        scores = _read_rows(folder / "rows.csv")
-        strips = figures.subjects(scores, {name: tables.label(name) for name in HEADLINE})
-        points = figures.slices(scores)
-        for name, figure, caption in (
-            ("subjects", strips, "Every subject by itself; a line joins one subject's scores."),
-            ("slices", points, "Every slice by itself."),
-        ):
-            if figure is not None:
-                drawn[f"{prefix}_{name}.png"] = png = figures.png(figure)
-                parts.append(webpage.picture(png, caption))
-    parts += labels.sections(methods)
-    parts += volumes.sections(methods, folder if whole else None)
-    parts += model.sections(metrics, folder if whole else None)
-    compared = webpage.definitions(metrics.get("data", {}))
-    if "command" in metrics:
-        compared += f"<pre>{html.escape(str(metrics['command']))}</pre>"
-    parts.append(webpage.details("What was compared, and how", compared))
-    if "versions" in metrics:
-        parts.append(webpage.details("Versions", webpage.definitions(metrics["versions"])))
-    return "\n".join(parts)
-
-
-def _compared(paths: list[Path]) -> list[str]:
-    """The section that compares several evaluations; none of fewer."""
-    # Copies of a metrics.json under another name have no rows to be compared by.
-    paths = list(dict.fromkeys(p.resolve() for p in paths if p.name == "metrics.json"))
-    if len(paths) < 2:
-        return []
-    scores = [
-        comparison.Scores(name, read_metrics(path), _read_rows(path.with_name("rows.csv")))
-        for name, path in zip(comparison.names(paths), paths, strict=True)
-    ]
-    every = dict.fromkeys(row["metric"] for one in scores for row in one.rows)
-    return [comparison.section(scores, headlines(every))]
-
-
-def headlines(names) -> list[str]:
-    """Those of the metrics that stand in the first table, in order."""
-    return [name for name in HEADLINE if name in names] + [
-        name for name in names if name.startswith(HEADLINE_TOO)
-    ]
-
-
-def _reading(methods: dict, metrics: list[str]) -> str:
-    """How the table is to be read: what its numbers and its rows are."""
-    reading, known = READING, ROWS
-    if "dice" in metrics:
-        reading, known = labels.READING, labels.ROWS
-    parts = [f'<p class="note">{reading}</p>']
-    rows = [f"<dt>{name}</dt><dd>{text}</dd>" for name, text in known.items() if name in methods]
-    if rows:
-        parts.append(f"<dl>{''.join(rows)}</dl>")
-    if "contour_f1" in metrics:
-        missing = [f"{flag} for {row}" for row, flag in NEEDED.items() if row not in methods]
-        hint = f" To have these rows here, evaluate with {' and '.join(missing)}."
-        parts.append(f'<p class="note">{CONTOURS}{hint if missing else ""}</p>')
-    return "\n".join(parts)
-
-
-def _panels(folder: Path) -> str:
-    """The first subject's panel; those of the next ones are folded away."""
-    paths = sorted((folder / "panels").glob("*.png"))
-    if not paths:
+def _comparison(paths: list[Path], written: list[Record]) -> str:
+    """The section that compares several evaluations; "" of fewer."""
+    # A copy under another name has no rows to be compared by, and none is compared with itself.
+    different = {
+        path.resolve(): record
+        for path, record in zip(paths, written, strict=True)
+        if record.folder is not None
+    }
+    if len(different) < 2:
         return ""
-    first, *others = (webpage.picture(webpage.read_png(path), path.stem) for path in paths[:PANELS])
-    parts = ["<h3>Panels</h3>", first]
-    if others:
-        parts.append(webpage.details("More subjects", "".join(others)))
-    if len(paths) > PANELS:
-        more = f"{len(paths) - PANELS} more in {folder.name}/panels."
-        parts.append(f'<p class="note">{html.escape(more)}</p>')
-    return "\n".join(parts)
+    names = comparison.names(list(different))
+    compared = [
+        record._replace(name=name) for name, record in zip(names, different.values(), strict=True)
+    ]
+    every = dict.fromkeys(row["metric"] for record in compared for row in record.rows)
+    return comparison.section(compared, catalogue.headlines(every, *catalogue.FIRST))
 
 
-def read_metrics(path: Path) -> dict:
-    metrics = _read_json(path)
-    if not isinstance(metrics, dict) or metrics.get("schema") != records.SCHEMA:
-        raise InputError(f"{path}: not metrics of schema {records.SCHEMA}; evaluate again")
-    try:
-        entries = [e for scores in metrics["methods"].values() for e in scores.values()]
-        for entry in entries:
-            bootstrap.text(entry)
-            if not isinstance(entry["n"], int):
-                raise TypeError(f"n is {entry['n']!r}")
-        for name in ("data", "versions", "cost"):
-            if not isinstance(metrics.get(name, {}), dict):
-                raise TypeError(f"{name} is not an object")
-        whose = metrics.get("data", {}).get(records.SUBJECTS, {})
-        if not all(isinstance(subject, str) for subject in whose.values()):
-            raise TypeError(f"{records.SUBJECTS}: not names")
-        model.cost(metrics.get("cost", {}))
-    except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{path}: damaged metrics ({disk.reason(error)}); evaluate again"
-        ) from error
-    if not entries:
-        raise InputError(f"{path}: no method has a metric; evaluate again")
-    return metrics
-
-
-def _read_rows(path: Path) -> list[dict]:
-    """Rows of rows.csv with value and seconds as floats, NaN where empty; none without the file."""
-    if not path.is_file():
-        return []
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            return [
-                {name: row[name] for name in ("subject", "slice", "method", "metric")}
-                | {"value": float(row["value"]), "seconds": float(row["seconds"] or "nan")}
-                for row in csv.DictReader(stream)
-            ]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise InputError(f"{path}: not the rows of an evaluation: {disk.reason(error)}") from error
+def _evaluation(record: Record, prefix: str, drawn: dict[str, bytes]) -> str:
+    """The sections of an evaluation; the figures go to `drawn`, by names with that prefix."""
+    measured = dict.fromkeys(row["metric"] for row in record.rows)
+    headline = catalogue.headlines(measured, catalogue.SCORES)
+    drawings = {
+        "subjects": figures.subjects(record.rows, {name: tables.label(name) for name in headline}),
+        "slices": figures.slices(record.rows, {name: catalogue.title(name) for name in AXES}),
+    }
+    pngs = {name: figures.png(figure) for name, figure in drawings.items() if figure is not None}
+    drawn |= {f"{prefix}_{name}.png": png for name, png in pngs.items()}
+    evaluation = sections.Evaluation(record.metrics, record.folder, pngs)
+    parts = [section(evaluation) for section in sections.SECTIONS]
+    title = f"<h2>Evaluation: {escape(record.name)}</h2>"
+    return "\n".join([title, *(part for part in parts if part)])
 
 
 # ----------------------------------------------------------------------------------------------
@@ -243,25 +131,24 @@ def _read_rows(path: Path) -> list[dict]:
 
 def _run(folder: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     """The section of a training run."""
-    config = _read_json(folder / "config.json")
+    config = records.read_json(folder / "config.json")
     stats = read_stats(folder / "stats.jsonl")
-    parts = [f"<h2>Training run: {html.escape(folder.resolve().name)}</h2>"]
+    parts = [f"<h2>Training run: {escape(folder.resolve().name)}</h2>"]
     if stats:
-        parts.append(f"<p>{html.escape(_progress(stats))}</p>")
+        parts.append(f"<p>{escape(_progress(stats))}</p>")
         figure = figures.curves(stats)
         if figure is not None:
             drawn[f"{prefix}_training.png"] = png = figures.png(figure)
-            parts.append(webpage.picture(png, "Training, against the images seen."))
+            parts.append(html.picture(png, "Training, against the images seen."))
     samples = sorted((folder / "samples").glob("*.png"))[-SAMPLES:]
     if samples:
         pictures = [
-            webpage.picture(webpage.read_png(path), f"{path.stem.lstrip('0')} images")
-            for path in samples
+            html.picture(html.read_png(path), f"{path.stem.lstrip('0')} images") for path in samples
         ]
         parts.append(f'<h3>Samples</h3><div class="row">{"".join(pictures)}</div>')
         parts.append('<p class="note">From left: a slice, its contours, a sample from them.</p>')
     text = json.dumps(config, indent=2, ensure_ascii=False)
-    parts.append(webpage.details("Configuration", f"<pre>{html.escape(text)}</pre>"))
+    parts.append(html.details("Configuration", f"<pre>{escape(text)}</pre>"))
     return "\n".join(parts)
 
 
@@ -292,40 +179,3 @@ def _progress(stats: list[dict]) -> str:
     speeds = [line["images_per_second"] for line in stats if "images_per_second" in line]
     speed = f", {np.median(speeds):,.3g} a second" if speeds else ""
     return f"{stats[-1]['images']:,} images seen{speed}."
-
-
-# ----------------------------------------------------------------------------------------------
-# Files
-# ----------------------------------------------------------------------------------------------
-
-
-def _read_json(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {disk.reason(error)}") from error
-
-
-def _check_free(out: Path, folder: Path, overwrite: bool) -> None:
-    """InputError where the page or its figures may not be written."""
-    for path in (out, folder):
-        if path.exists() and not overwrite:
-            raise InputError(f"{path}: exists already; pass --overwrite to replace it")
-    if out.is_dir():
-        raise InputError(f"{out}: is a folder; give another --out")
-    if folder.exists() and not (
-        folder.is_dir() and all(p.suffix == ".png" for p in folder.iterdir())
-    ):
-        raise InputError(f"{folder}: holds more than a report's figures; give another --out")
-
-
-def _write(out: Path, page: str, folder: Path, drawn: dict[str, bytes]) -> None:
-    """The figures, then the page; each appears whole or not at all."""
-    with (
-        disk.file(out) as partial,
-        disk.folder(folder, lambda _: None) as pictures,
-        disk.writing(out),
-    ):
-        for name, png in drawn.items():
-            (pictures / name).write_bytes(png)
-        partial.write_text(page, encoding="utf-8")

@@ -10,8 +10,8 @@ import pytest
 
 from contourdiff_jax.evaluation import records
 from contourdiff_jax.evaluation.metrics import bootstrap
+from contourdiff_jax.evaluation.records import Record
 from contourdiff_jax.reports import comparison
-from contourdiff_jax.reports.comparison import Scores
 
 DATA = {
     "target preset": "mr",
@@ -32,7 +32,7 @@ def scores(name, ssim, mae, subjects=SUBJECTS, **data):
             for shift in (-0.05, 0.05):
                 row = {"subject": subject, "metric": metric, "value": value + shift}
                 rows += [row | {"method": "translation"}, row | {"method": "mean", "value": 0.0}]
-    return Scores(name, {"data": DATA | data}, rows)
+    return Record(name, {"data": DATA | data}, rows)
 
 
 @pytest.fixture

@@ -5,13 +5,19 @@ import jax
 import numpy as np
 import pytest
 
-from contourdiff_jax.reports import model
+from contourdiff_jax.reports import sections
+from contourdiff_jax.reports.sections import Evaluation
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.translation.sidecars import Sidecar
 
 
 def sidecar(seconds, slices, **fields):
     return Sidecar(None, None, seconds, slices, fields, frozenset())
+
+
+def shown_of(cost):
+    """The section of a report."""
+    return sections.cost(Evaluation({"methods": {}, "cost": cost}))
 
 
 def test_the_host_s_peak_grows_with_what_is_held():
@@ -47,7 +53,7 @@ def test_the_summary_is_of_the_volumes():
     assert found["seconds a slice"] == {"value": 0.2, "low": 0.1, "high": 0.5, "n": 3}
     assert found["seconds a volume"]["value"] == pytest.approx(9)
     assert found["host_bytes"] == 3 * 2**30 and "device_bytes" not in found
-    shown = model.cost(found)
+    shown = shown_of(found)
     assert "1,234,567" in shown and "3.00 GiB" in shown and "2 x cpu" in shown
 
 
@@ -57,5 +63,5 @@ def test_what_differs_or_was_not_recorded_is_left_out():
         [old, sidecar(0.5, 40, parameters=3), sidecar(0.5, 40, parameters=4)]
     )
     assert found.keys() == {"seconds a slice", "seconds a volume"}
-    assert "device not recorded" in model.cost(found)
-    assert sidecars.cost_summary([None, None]) == {} and model.cost({}) == ""
+    assert "device not recorded" in shown_of(found)
+    assert sidecars.cost_summary([None, None]) == {} and shown_of({}) == ""
