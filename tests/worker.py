@@ -83,7 +83,7 @@ def score(folder: Path, out: str):
         patch.setattr(features.inception, "apply", look)
         patch.setattr(inception, "load", lambda path: ({}, "net", inception.SHA256))
         arguments = {"real": folder / "real", "preset": "mr", "distances": Options("inception")}
-        return evaluate.evaluate(folder / "translated", folder / out, **arguments)
+        return evaluate.evaluate(evaluate.Request(folder / "translated", folder / out, **arguments))
 
 
 def together(store: Path, out: Path) -> None:

@@ -21,8 +21,6 @@ A volume that cannot be scored is reported and skipped.
 Example:
   contourdiff evaluate --translated=translated --out=scores \\
     --truth=data/test_mr --source=data/test_ct --real=data/train_mr
-
-Shapes: [X, Y, Z] volumes, [N, H, W] slices, all of values: numbers in the units of a preset.
 """
 
 import dataclasses
@@ -33,14 +31,10 @@ from absl import flags
 from contourdiff_jax.commands import cluster_flags
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records, scores
-from contourdiff_jax.evaluation.folder import evaluate
-from contourdiff_jax.evaluation.unpaired import MODES, NETWORKS, Options
+from contourdiff_jax.evaluation.folder import Request, evaluate
+from contourdiff_jax.evaluation.unpaired import MODE, MODES, NETWORKS, Options
 from contourdiff_jax.runtime import processes
 from contourdiff_jax.volumes import intensity
-
-# ----------------------------------------------------------------------------------------------
-# Command line
-# ----------------------------------------------------------------------------------------------
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -55,29 +49,28 @@ def define_flags(values: flags.FlagValues) -> None:
         ("uncertainty", "Folder of standard deviations of the translations, in their units."),
         ("memorisation", "Store that the run was trained on, to look for copies of its slices."),
         ("out", "Folder to write."),
+        ("features", "For distances: inception, segmenter, or a .npz of other features."),
+        ("weights", "Of InceptionV3, see `contourdiff weights`; or of a segmenter."),
     ):
         flags.DEFINE_string(name, None, text, flag_values=values)
     presets = sorted(intensity.PRESETS)
-    flags.DEFINE_enum(
-        "preset", None, presets, "Target intensities, without sidecars.", flag_values=values
-    )
-    flags.DEFINE_enum(
-        "source_preset", None, presets, "Source intensities, without sidecars.", flag_values=values
-    )
-    flags.DEFINE_enum(
-        "grid", "source", list(scores.GRIDS), "Where images are compared.", flag_values=values
-    )
-    flags.DEFINE_enum(
-        "conventions",
-        None,
-        list(scores.CHALLENGES),
-        "Score volumes as others do, too.",
-        flag_values=values,
-    )
-    define_unpaired_flags(values)
-    cluster_flags.define_flags(values)
+    for name, default, known, text in (
+        ("preset", None, presets, "Target intensities, without sidecars."),
+        ("source_preset", None, presets, "Source intensities, without sidecars."),
+        ("grid", "source", scores.GRIDS, "Where images are compared."),
+        ("conventions", None, scores.CHALLENGES, "Score volumes as others do, too."),
+        ("mode", None, MODES, f"Whose KID and FID; {MODE} by default."),
+    ):
+        flags.DEFINE_enum(name, default, list(known), text, flag_values=values)
+    for name, text in (
+        ("foreground", "For KID and FID, make all air but the body."),
+        ("three_views", "For KID and FID, slice volumes along all three axes."),
+        ("statistics", "Keep mean and covariance of the features, as pytorch-fid reads them."),
+        ("overwrite", "Replace an evaluation."),
+    ):
+        flags.DEFINE_bool(name, False, text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.", flag_values=values)
-    flags.DEFINE_bool("overwrite", False, "Replace an evaluation.", flag_values=values)
+    cluster_flags.define_flags(values)
 
 
 def main(values: flags.FlagValues) -> int:
@@ -85,68 +78,35 @@ def main(values: flags.FlagValues) -> int:
     for name in ("translated", "out"):
         if values[name].value is None:
             raise InputError(f"--{name} is required, see `contourdiff evaluate --help`")
+    names = [field.name for field in dataclasses.fields(Request) if field.name != "distances"]
+    request = Request(
+        **{name: values[name].value for name in names}, distances=distances_from_flags(values)
+    )
+    if values.coordinator is not None and not request.network:
+        shared = " or ".join(NETWORKS)
+        raise InputError(f"--coordinator: processes share --features={shared}, and nothing else")
     with processes.joined(values):
-        result = evaluate(
-            values.translated,
-            values.out,
-            truth=values.truth,
-            real=values.real,
-            source=values.source,
-            masks=values.masks,
-            labels=values.labels,
-            uncertainty=values.uncertainty,
-            preset=values.preset,
-            source_preset=values.source_preset,
-            grid=values.grid,
-            conventions=values.conventions,
-            distances=unpaired_from_flags(values),
-            memorisation=values.memorisation,
-            seed=values.seed,
-            overwrite=values.overwrite,
-        )
-    if result is None:
+        outcome = evaluate(request)
+    if outcome is None:
         return 0
-    print(records.table(result.metrics["methods"]))
-    print(f"{values.out}: {len(result.metrics['data']['subjects'])} subjects scored")
-    for what in ("truth", "source"):
-        alone = result.metrics["data"].get(f"of --{what} without a translation")
+    data = outcome.metrics["data"]
+    print(records.table(outcome.metrics["methods"]))
+    print(f"{values.out}: {records.count(data)} scored")
+    for name in ("truth", "source"):
+        alone = data.get(f"of --{name} without a translation")
         if alone:
-            print(f"note: no translation of {', '.join(alone)} of --{what}", file=sys.stderr)
-    for _, reason in result.failed:
+            print(f"note: no translation of {', '.join(alone)} of --{name}", file=sys.stderr)
+    for _, reason in outcome.failed:
         print(f"left out: {reason}", file=sys.stderr)
-    return 1 if result.failed else 0
+    return 1 if outcome.failed else 0
 
 
-# ----------------------------------------------------------------------------------------------
-# Command line
-# ----------------------------------------------------------------------------------------------
-
-
-def define_unpaired_flags(values: flags.FlagValues) -> None:
-    """The flags of `contourdiff evaluate` that choose unpaired scores."""
-    for name, default, text in (
-        ("features", None, "For distances: inception, segmenter, or a .npz of other features."),
-        ("weights", None, "Of InceptionV3, see `contourdiff weights`; or of a segmenter."),
-    ):
-        flags.DEFINE_string(name, default, text, flag_values=values)
-    flags.DEFINE_enum("mode", "clean-fid", MODES, "Whose KID and FID.", flag_values=values)
-    for name, text in (
-        ("foreground", "For KID and FID, make all air but the body."),
-        ("three_views", "For KID and FID, slice volumes along all three axes."),
-        ("statistics", "Keep mean and covariance of the features, as pytorch-fid reads them."),
-    ):
-        flags.DEFINE_bool(name, False, text, flag_values=values)
-
-
-def unpaired_from_flags(values: flags.FlagValues) -> Options | None:
+def distances_from_flags(values: flags.FlagValues) -> Options | None:
     """The options as given on the command line; None without --features."""
     names = [field.name for field in dataclasses.fields(Options)]
-    if values.features is None:
-        given = [name for name in names if values[name].value != values[name].default]
-        if given:
-            raise InputError(f"--{given[0]} goes with --features")
-        return None
-    if values.features not in NETWORKS and not values.features.endswith(".npz"):
-        known = ", ".join(NETWORKS)
-        raise InputError(f"--features={values.features}: known are {known}, or an .npz file")
-    return Options(**{name: values[name].value for name in names})
+    if values.features is not None:
+        return Options(**{name: values[name].value for name in names})
+    for name in names:
+        if values[name].value:
+            raise InputError(f"--{name} goes with --features")
+    return None

@@ -62,7 +62,7 @@ def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
     # Imported here: `contourdiff quickstart --help` needs none of it.
     from contourdiff_jax.data.phantoms.heads import phantoms
     from contourdiff_jax.data.prepare import prepare
-    from contourdiff_jax.evaluation.folder import evaluate
+    from contourdiff_jax.evaluation.folder import Request, evaluate
     from contourdiff_jax.methods import images_per_second, train
     from contourdiff_jax.reports.page import report
     from contourdiff_jax.training import run
@@ -100,13 +100,15 @@ def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
     translate(trained, data / "test_ct", workdir / "translated", preset="ct", seed=seed)
     _say("scoring against the MR of those heads")
     evaluate(
-        workdir / "translated",
-        workdir / "scores",
-        truth=data / "test_mr",
-        source=data / "test_ct",
-        real=data / "train_mr",
-        labels=data / "test_labels",
-        overwrite=True,
+        Request(
+            workdir / "translated",
+            workdir / "scores",
+            truth=data / "test_mr",
+            source=data / "test_ct",
+            real=data / "train_mr",
+            labels=data / "test_labels",
+            overwrite=True,
+        )
     )
     page = workdir / "report.html"
     report(page, [trained, workdir / "scores"], overwrite=True)

@@ -29,14 +29,14 @@ SAME_GAP = 0.1  # by which distances between slices may differ where their coher
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-    """What the real volumes of the target domain tell.
+    """What real volumes of the target domain look like.
 
     Attributes:
       histogram: values inside the body, the same number from each volume.
       mean: [LEVELS, H, W] mean image on the model's grid, from the bottom of the body to its top.
       coherence: (subject, mm between its slices, `consistency.along_axis`) of each volume.
-      count: volumes seen.
-      left_out: their subjects are scored, and so not learned from.
+      count: volumes, those left out not counted.
+      left_out: subjects of volumes that were left out, because they are scored themselves.
       failed: (path, reason) of volumes that could not be read.
     """
 
@@ -52,9 +52,10 @@ def learn(real, scored: set[str], settings: Settings) -> Baselines:
     """Baselines of the real volumes of a folder, but for those of the subjects `scored`."""
     histograms, total, coherence, left_out = [], 0, [], []
     target = settings.target
-    found = layouts.find(real, modality=target.modality, assumed=Assumed(settings.assumed.spacing))
-    failed = list(found.failed)
-    for scan in tqdm(found.scans, desc="baselines", unit="volume", disable=None):
+    assumed = Assumed(settings.assumed.spacing)
+    content = layouts.find(real, modality=target.modality, assumed=assumed)
+    failed = list(content.failed)
+    for scan in tqdm(content.scans, desc="baselines", unit="volume", disable=None):
         if scan.subject in scored:
             left_out.append(scan.subject)
             continue
@@ -70,8 +71,7 @@ def learn(real, scored: set[str], settings: Settings) -> Baselines:
         slices, body = resampling.slices(values, target.air), resampling.masks(mask)
         total = total + _between(slices, np.linspace(*masks.extent(body), LEVELS))
         gap = float(geometry.spacing(volume.affine)[resampling.axes[0]])
-        followed = scores.along_axis(slices, body, gap, settings)
-        coherence.append((scan.subject, gap, followed))
+        coherence.append((scan.subject, gap, scores.along_axis(slices, body, gap, settings)))
     if not histograms:
         raise InputError(f"{real}: no volume of a subject that is not scored, so no baselines")
     count = len(histograms)
@@ -79,27 +79,28 @@ def learn(real, scored: set[str], settings: Settings) -> Baselines:
     return Baselines(histogram, mean, coherence, count, left_out, failed)
 
 
-def methods(case: Case, learned: Baselines | None) -> dict[str, np.ndarray]:
-    """Target values [X, Y, Z] of every baseline that the case and what was learned allow."""
-    made, target = {}, case.settings.target
+def methods(case: Case, baselines: Baselines | None) -> dict[str, np.ndarray]:
+    """Target values [X, Y, Z] of every baseline that a case and real volumes, if any, allow."""
+    images, target = {}, case.settings.target
     if case.source is not None:
-        made["source"] = target.image.inverse(case.settings.source.image.unit(case.source))
-    if case.source is not None and learned is not None:
+        images["source"] = target.image.inverse(case.settings.source.image.unit(case.source))
+    if case.source is not None and baselines is not None:
         # Inside the body: how much air surrounds it says something of the scan, not of tissues.
-        made["histogram"] = np.full_like(case.source, target.air)
-        made["histogram"][case.mask] = match_histograms(case.source[case.mask], learned.histogram)
-    if learned is not None:
-        made["mean"] = _stretched(case, learned.mean)
-    return made
+        matched = match_histograms(case.source[case.mask], baselines.histogram)
+        images["histogram"] = np.full_like(case.source, target.air)
+        images["histogram"][case.mask] = matched
+    if baselines is not None:
+        images["mean"] = _stretched(case, baselines.mean)
+    return images
 
 
-def alike(case: Case, learned: Baselines | None) -> list[tuple[str, float, dict]]:
-    """Of the real volumes' coherence, that of those whose slices lie as far apart as the case's.
+def alike(case: Case, baselines: Baselines | None) -> list[tuple[str, float, dict]]:
+    """The coherence of those real volumes whose slices lie as far apart as the case's.
 
     Neighbours at another distance differ by another amount.
     """
-    known = learned.coherence if learned is not None else []
-    return [real for real in known if abs(real[1] - case.gap) <= SAME_GAP * case.gap]
+    real = baselines.coherence if baselines is not None else []
+    return [entry for entry in real if abs(entry[1] - case.gap) <= SAME_GAP * case.gap]
 
 
 def _stretched(case: Case, mean: np.ndarray) -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases: what is compared of a subject, read, paired and brought into one set of units.
+"""Cases: all that is compared with a translated volume, on one grid and in one set of units.
 
 Shapes: [X, Y, Z] volumes in closest-canonical RAS, [N, H, W] slices on the model's grid. "Values"
 are numbers in the units of a preset: HU, or the fraction of an MR volume's percentile window.
@@ -25,17 +25,39 @@ from contourdiff_jax.volumes.volume import Volume
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """One subject: values [X, Y, Z] on the translation's own grid, None where not given."""
+class Translations:
+    """The translated volumes of a folder, and what belongs to them.
 
-    subject: str
+    Attributes:
+      scans: by name.
+      sidecars: by the same names, None where there is none.
+      settings: that all of them have in common.
+      partners: {'truth', 'source', 'masks', 'labels', 'uncertainty': {name: scan}}, of those given.
+    """
+
+    scans: dict[str, Scan]
+    sidecars: dict[str, Sidecar | None]
+    settings: Settings
+    partners: dict[str, dict[str, Scan]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def subjects(self) -> set[str]:
+        """Whose they are."""
+        return {scan.subject for scan in self.scans.values()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One translated volume: values [X, Y, Z] on its own grid, None where not given."""
+
+    name: str
     settings: Settings
     translation: np.ndarray
     truth: np.ndarray | None
     source: np.ndarray | None
     labels: np.ndarray | None  # whole numbers, what the voxels show
     deviation: np.ndarray | None  # of the translation, as a fraction of the target's image window
-    mask: np.ndarray  # bool, the body
+    mask: np.ndarray  # bool [X, Y, Z], the body
     body: np.ndarray  # bool [N, H, W], the mask on the model's grid
     condition: np.ndarray | None  # contours [N, H, W] of the source: all that the model was given
     resampling: Resampling  # to the model's grid and back
@@ -53,31 +75,31 @@ class Case:
 
     def contours(self, values: np.ndarray) -> np.ndarray:
         """Target values [X, Y, Z] -> their contours [N, H, W] on the model's grid."""
-        target = self.settings.target
-        taken = self.settings.contours["target"]
-        return opencv.on_grid(values, self.body, self.resampling, target, taken)
+        target, contours = self.settings.target, self.settings.contours["target"]
+        return opencv.on_grid(values, self.body, self.resampling, target, contours)
 
 
 def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings) -> Case:
-    """A subject's volumes, all on one grid.
+    """The case of a translated volume.
 
     Args:
-      scan: the translated volume.
+      scan: the volume.
       sidecar: what lies beside it.
-      partners: {'truth', 'source', 'masks', 'labels', 'uncertainty': {name: scan}}, of those that
-        are given at least the truth or the source.
+      partners: see `Translations`; with at least the truth or the source.
       settings: of all translated volumes.
+
+    Raises InputError for a volume that is missing, on another grid, or not what it should be.
     """
     volume = scan.read().even()
-    found = {
-        what: pairs.partner(volume, scan.name, others, what, labels=what in ("masks", "labels"))
-        for what, others in partners.items()
+    volumes = {
+        flag: pairs.partner(volume, scan.name, others, flag, labels=flag in ("masks", "labels"))
+        for flag, others in partners.items()
     }
-    truth, source, labels = (found.get(what) for what in ("truth", "source", "labels"))
-    if "masks" in found:
-        mask = found["masks"].array > 0
+    truth, source, labels = (volumes.get(flag) for flag in ("truth", "source", "labels"))
+    if "masks" in volumes:
+        mask = volumes["masks"].array > 0
         if not mask.any():
-            raise InputError(f"{found['masks'].path}: an empty mask")
+            raise InputError(f"{volumes['masks'].path}: an empty mask")
     elif source is not None:
         mask = body_mask(source.array, source.affine, settings.source.modality)
     else:
@@ -103,17 +125,17 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
             settings.source.shown(source, window),
         )
     window = (sidecar and sidecar.window) or settings.target.window_of(volume)
-    for shown in (volume, truth):
-        if shown is not None:
-            check_units(shown, settings.target)
+    for image in (volume, truth):
+        if image is not None:
+            check_units(image, settings.target)
     return Case(
-        subject=scan.name,
+        name=scan.name,
         settings=settings,
         translation=values_of(volume, settings.target, window),
         truth=None if truth is None else values_of(truth, settings.target),
         source=source_values,
         labels=None if labels is None else labels.array,
-        deviation=_deviation(found.get("uncertainty"), settings.target, window),
+        deviation=_deviation(volumes.get("uncertainty"), settings.target, window),
         mask=mask,
         body=body,
         condition=condition,
@@ -161,9 +183,9 @@ def _deviation(volume: Volume | None, preset: Preset, window: Window) -> np.ndar
 def read_sidecars(scans: dict[str, Scan]) -> tuple[dict[str, Sidecar | None], list]:
     """Sidecars by the names of their scans, None where there is none, and failures: (path, reason).
 
-    Raises InputError for a subject that the model was trained on.
+    Raises InputError for a subject that the model was trained on, and where all are damaged.
     """
-    found, failed = {}, []
+    readable, failed = {}, []
     for name, scan in scans.items():
         try:
             sidecar = sidecars.read(scan)
@@ -175,10 +197,10 @@ def read_sidecars(scans: dict[str, Scan]) -> tuple[dict[str, Sidecar | None], li
             raise InputError(
                 f"{scan.path}: the subject {scan.subject!r} was used for training; leave it out"
             )
-        found[name] = sidecar
-    if not found:
+        readable[name] = sidecar
+    if not readable:
         raise InputError(failed[0][1])
-    return found, failed
+    return readable, failed
 
 
 # ----------------------------------------------------------------------------------------------
@@ -195,7 +217,7 @@ def common_settings(
 ) -> Settings:
     """The settings that all sidecars agree on; where there are none, what the presets imply."""
     first = next(iter(sidecars))
-    lacking = [subject for subject, sidecar in sidecars.items() if sidecar is None]
+    lacking = [name for name, sidecar in sidecars.items() if sidecar is None]
     if lacking:
         path = scans[lacking[0]].path
         if len(lacking) < len(sidecars):
@@ -207,18 +229,18 @@ def common_settings(
             )
         return _implied_settings(scans[first], preset, source_preset)
     settings = sidecars[first].settings
-    for subject, sidecar in sidecars.items():
+    for name, sidecar in sidecars.items():
         if sidecar.settings != settings:
             raise InputError(
-                f"{scans[subject].path}: made with another preset, grid or other contours than "
+                f"{scans[name].path}: made with another preset, grid or other contours than "
                 f"{scans[first].path.name}; score one translation at a time"
             )
-    for flag, given, known in (
+    for flag, name, recorded in (
         ("preset", preset, settings.target),
         ("source_preset", source_preset, settings.source),
     ):
-        if given not in (None, known.name):
-            raise InputError(f"--{flag}={given}, but the sidecars say {known.name}")
+        if name not in (None, recorded.name):
+            raise InputError(f"--{flag}={name}, but the sidecars say {recorded.name}")
     return settings
 
 

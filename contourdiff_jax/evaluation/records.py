@@ -2,11 +2,12 @@
 """Records of scores: metrics.json with means and intervals over subjects, rows.csv with all values.
 
 metrics.json  {"schema", "notice", "command", "versions", "data",
-               "methods": {method: {metric: {"value", "low", "high", "n"}}}}
-rows.csv      subject (its scan, where it has several), slice, method, metric, value, seconds
+               "methods": {method: {metric: {"value", "low", "high", "n"}}}, "cost"}
+rows.csv      subject (its scan, where any has several), slice, method, metric, value, seconds
 """
 
 import csv
+import dataclasses
 import importlib.metadata
 import json
 import platform
@@ -28,33 +29,54 @@ WEIGHTS = "weights of the model"  # that translated: their digest, in its "data"
 COLUMNS = ("subject", "slice", "method", "metric", "value", "seconds")  # of rows.csv
 
 
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The content of metrics.json, and (path, reason) of what could not be used."""
+
+    metrics: dict
+    failed: list[tuple[Path, str]]
+
+
+# --------------------------------------------------------------------------------------------------
+# Subjects
+# --------------------------------------------------------------------------------------------------
+
+
 def by_subject(
-    rows: Iterable[tuple], whose: Mapping[str, str] | None = None
+    rows: Iterable[tuple], subject_of: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, dict[str, float]]]:
     """{method: {metric: {subject: mean}}}, subjects sorted: over scans the means of their slices.
 
     Args:
       rows: (scan, slice, method, metric, value, ..).
-      whose: scan -> subject, where a subject may have several scans.
+      subject_of: {scan: subject}, where a subject may have several scans.
     """
     slices = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for scan, _, method, metric, value, *_ in rows:
         slices[method][metric][scan].append(value)
-
-    def means(scans: dict[str, list[float]]) -> dict[str, float]:
-        found = defaultdict(list)
-        for scan, values in sorted(scans.items()):
-            found[(whose or {}).get(scan, scan)].append(np.mean(values))
-        return {subject: float(np.mean(values)) for subject, values in sorted(found.items())}
-
     return {
-        method: {metric: means(scans) for metric, scans in metrics.items()}
+        method: {metric: subject_means(scans, subject_of) for metric, scans in metrics.items()}
         for method, metrics in slices.items()
     }
 
 
+def subject_means(
+    values: Mapping[str, list[float]], subject_of: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """{subject: mean}, subjects sorted: over its scans the means of their values.
+
+    Args:
+      values: {scan: values}.
+      subject_of: {scan: subject}; a scan that is not in it is a subject of its own.
+    """
+    means = defaultdict(list)
+    for scan, of_scan in sorted(values.items()):
+        means[(subject_of or {}).get(scan, scan)].append(np.mean(of_scan))
+    return {subject: float(np.mean(of_scans)) for subject, of_scans in sorted(means.items())}
+
+
 def summarise(
-    rows: Iterable[tuple], seed: int, whose: Mapping[str, str] | None = None
+    rows: Iterable[tuple], seed: int, subject_of: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, dict]]:
     """{method: {metric: interval}} over the subjects of `by_subject`."""
     return {
@@ -62,13 +84,31 @@ def summarise(
             metric: bootstrap.interval(list(means.values()), seed)
             for metric, means in metrics.items()
         }
-        for method, metrics in by_subject(rows, whose).items()
+        for method, metrics in by_subject(rows, subject_of).items()
     }
 
 
-def several(whose: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """What "data" says of whose the scans are: nothing where each is a subject's only one."""
-    return {SUBJECTS: dict(whose)} if len(set(whose.values())) < len(whose) else {}
+def subjects(scans: Iterable[str], subject_of: Mapping[str, str]) -> dict:
+    """What "data" says of the scans that were scored.
+
+    Args:
+      scans: names.
+      subject_of: {scan: subject}, of these and of others that could not be scored.
+
+    Returns:
+      {"subjects"}; where any has several scans also "scans", and whose each is under SUBJECTS.
+    """
+    scans = list(scans)
+    if len(set(subject_of.values())) == len(subject_of):
+        return {"subjects": scans}
+    unique = list(dict.fromkeys(subject_of[scan] for scan in scans))
+    return {"subjects": unique, "scans": scans, SUBJECTS: dict(subject_of)}
+
+
+def count(data: dict) -> str:
+    """How many subjects were scored, and how many scans where that differs."""
+    scans = f" in {len(data['scans'])} scans" if "scans" in data else ""
+    return f"{len(data['subjects'])} subjects{scans}"
 
 
 # --------------------------------------------------------------------------------------------------

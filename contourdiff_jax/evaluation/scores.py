@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores: all that is measured of one case, by slice, method and metric.
+"""Scores: everything that is measured of one case, by slice, method and metric.
 
 Shapes: [X, Y, Z] volumes, [N, H, W] slices, [H, W] one of them, all of values.
 """
@@ -43,15 +43,15 @@ def challenge_description(settings: Settings) -> str:
     """What was scored, in words that a report can print."""
     target, least = settings.target, synthrad.LEAST_SIDE
     low, high = target.storage.low, target.storage.high
-    said = (
+    text = (
         f"as SynthRAD2025 scores volumes, on their own voxels inside the body mask: made {low:g} "
         f"outside; PSNR, SSIM and MS-SSIM clipped to {low:g} to {high:g}, data range "
         f"{high - low:g}; SSIM of 7 x 7 x 7 voxels, as in 2023; MS-SSIM of five scales, none where "
         f"a slice has a side below {least} px"
     )
     if target.modality == "ct":
-        return said + "; MAE in HU. The challenge's masks are to be given by --masks"
-    return said + (
+        return text + "; MAE in HU. The challenge's masks are to be given by --masks"
+    return text + (
         "; 0 and 1 are the ends of the volume's percentile window. The challenge has CT as target "
         "alone, so that these numbers compare with each other and not with its own"
     )
@@ -64,32 +64,39 @@ def rows(
     real: list[dict],
     conventional: bool = False,
 ) -> list[tuple]:
-    """Rows (subject, slice, method, metric, value, seconds) of the translation and of `others`.
+    """Rows (scan, slice, method, metric, value, seconds) of the translation and of other methods.
 
-    The slice is "" where a number is one of the whole volume. `real` is `along_axis` of
-    real volumes to compare with; `conventional` adds the scores of challenges. What is not
-    defined has no row.
+    Args:
+      case: the translation with what it is compared with.
+      others: target values [X, Y, Z] by method.
+      grid: on which images are compared, one of GRIDS.
+      real: `along_axis` of real volumes to compare coherence with.
+      conventional: whether to add the scores of challenges.
+
+    Returns:
+      The rows. The slice is WHOLE where a number is one of the whole volume, and what is not
+      defined has no row.
     """
     methods = {"translation": case.translation} | others
     # What an image that is right would have: the truth's own contours and coherence.
     right = {} if case.truth is None else {"truth": case.truth}
-    found = []
+    measured = []
     if case.truth is not None:
-        found += _images(case, methods, grid)
+        measured += _images(case, methods, grid)
     if case.source is not None:
-        found += _contours(case, methods | right)
-    found += _coherence(case, methods | right, real)
+        measured += _contours(case, methods | right)
+    measured += _coherence(case, methods | right, real)
     if case.truth is not None:
-        found += _reformatted(case, methods)
-        found += _regions(case, methods)
+        measured += _reformatted(case, methods)
+        measured += _regions(case, methods)
         if conventional:
-            found += ((m, WHOLE, values) for m, values in challenge(case, methods))
+            measured += ((m, WHOLE, values) for m, values in challenge(case, methods))
     if case.deviation is not None:
-        found.append(("translation", WHOLE, uncertainty.scores(*ranked(case))))
+        measured.append(("translation", WHOLE, uncertainty.scores(*ranked(case))))
     seconds = {"translation": case.seconds}
     return [
-        (case.subject, number, method, metric, value, seconds.get(method))
-        for method, number, scores in found
+        (case.name, number, method, metric, value, seconds.get(method))
+        for method, number, scores in measured
         for metric, value in scores.items()
         if value is not None
     ]
@@ -165,12 +172,12 @@ def _coherence(case: Case, methods: dict[str, np.ndarray], real: list[dict]) -> 
     """
     image, gaps = case.settings.target.image, np.full(len(case.body) - 1, case.gap)
     slices = {method: case.slices(values) for method, values in methods.items()}
-    found = {
+    by_method = {
         method: along_axis(cut, case.body, case.gap, case.settings)
         for method, cut in slices.items()
     }
-    right = found.get("truth", {})
-    for method, values in found.items():
+    right = by_method.get("truth", {})
+    for method, values in by_method.items():
         scores = dict(values)
         for metric, value in values.items():
             if value is not None and right.get(metric) is not None and method != "truth":

@@ -11,7 +11,7 @@ Shapes: [X, Y, Z] volumes; [n, H, W] uint8 images; [N, D] features.
 import dataclasses
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,14 @@ from tqdm import tqdm
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.evaluation.cases import check_units
+from contourdiff_jax.evaluation.cases import Translations, check_units
 from contourdiff_jax.evaluation.metrics import distribution, samples
 from contourdiff_jax.evaluation.metrics.samples import Sample
 from contourdiff_jax.evaluation.scores import LEAST_BODY
 from contourdiff_jax.runtime import processes
 from contourdiff_jax.runtime.disk import check_is_file, open_file, reason
-from contourdiff_jax.translation.sidecars import Settings, Sidecar
-from contourdiff_jax.volumes.grid import AXES
+from contourdiff_jax.translation.sidecars import Settings
+from contourdiff_jax.volumes.grid import AXES, Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
 from contourdiff_jax.volumes.masks import body_mask
 from contourdiff_jax.volumes.volume import Assumed, Volume
@@ -36,9 +36,14 @@ LEAST = 50  # images on a side; of fewer, no distance says anything
 # Two samples of one distribution of 512 features have an FID of 13 with 200 images, 32 with 50.
 LEAST_FRECHET = 200
 MODES = ("pytorch-fid", "torch-fidelity", "clean-fid")
-NETWORKS = ("inception", "segmenter")
-REAL = "real"
-FILE = {"translation": "translated", REAL: REAL}  # what a file of features calls them
+MODE = "clean-fid"  # by default
+# Options that a network takes; features of a file take none of them.
+NETWORKS = {
+    "inception": ("mode", "weights", "foreground", "three_views"),
+    "segmenter": ("weights",),
+}
+REAL = "real"  # the method of real volumes
+FILE = {"translation": "translated", REAL: REAL}  # the arrays of a file of features
 
 Samples = dict[str, dict[str, Sample]]  # by view and method
 
@@ -51,19 +56,34 @@ class Options:
       features: 'inception'; 'segmenter', the encoder of one that `segment` trained; or an .npz file
         of other features: arrays `translated` [N, D] and `real` [M, D] with the names of their
         subjects, `translated_subjects` and `real_subjects`.
-      mode: how images are shown to InceptionV3, see metrics/features.py.
-      weights: of the network: see weights.py, or a file of OUT/weights of `segment`.
+      mode: how images are shown to InceptionV3, see features.py; MODE by default.
+      weights: of the network: see interop/inception.py, or a file of OUT/weights of `segment`.
       foreground: whether what lies outside the body becomes air.
       three_views: whether to slice along all three axes, and not just the model's.
       statistics: whether to keep means and covariances, as pytorch-fid reads them.
     """
 
     features: str
-    mode: str = "clean-fid"
+    mode: str | None = None
     weights: str | None = None
     foreground: bool = False
     three_views: bool = False
     statistics: bool = False
+
+    def check(self) -> None:
+        """InputError for unknown features, and for an option that these do not take."""
+        if self.features not in NETWORKS and not self.features.endswith(".npz"):
+            known = ", ".join(NETWORKS)
+            raise InputError(f"--features={self.features}: known are {known}, or an .npz file")
+        for name in NETWORKS["inception"]:
+            if getattr(self, name) and name not in NETWORKS.get(self.features, ()):
+                raise InputError(f"--{name} is not for --features={self.features}")
+
+    def flags(self) -> dict[str, object]:
+        """The flags of the command line that say the same."""
+        mode = (self.mode or MODE) if self.features == "inception" else None
+        options = vars(self) | {"mode": mode}
+        return {name: value for name, value in options.items() if value}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,39 +112,26 @@ class Unpaired:
 
 
 def measure(
-    options: Options,
-    translated: dict[str, Scan],
-    sidecars: dict[str, Sidecar | None],
-    source: dict[str, Scan] | None,
-    real,
-    settings: Settings,
-    grid: str = "source",
-    seed: int = 0,
+    options: Options, translations: Translations, real, grid: str = "source", seed: int = 0
 ) -> Unpaired:
     """Distances of translations, and of their sources, from real volumes.
 
     Args:
       options: what to measure by. With features of a file nothing else is read.
-      translated, sidecars: by name, of what is scored.
-      source: by name, where they are given.
+      translations: sources are among the partners, where they are given.
       real: folder of volumes; subjects that were translated are left out.
-      settings: of the translation.
       grid: 'source' slices volumes on their own voxels, 'model' on the model's grid.
       seed: of all that is drawn.
 
     Raises InputError for too few images, and for weights or features that cannot be used.
     """
     if options.features not in NETWORKS:
-        return _of_file(Path(options.features), seed)
-    return _of_scans(options, translated, sidecars, source, real, settings, grid, seed)
+        return _compare(*_of_file(Path(options.features)), seed)
+    return _of_scans(options, translations, real, grid, seed)
 
 
-# ----------------------------------------------------------------------------------------------
-# Features
-# ----------------------------------------------------------------------------------------------
-
-
-def _of_file(path: Path, seed: int) -> Unpaired:
+def _of_file(path: Path) -> tuple[Samples, tuple[str, str], dict]:
+    """Features of a file, what the two distances are called, and data for the record."""
     check_is_file(path)
     try:
         with open_file(path) as stream, np.load(stream, allow_pickle=False) as file:
@@ -144,7 +151,107 @@ def _of_file(path: Path, seed: int) -> Unpaired:
         if sample.subjects.shape != shape[:1] or not np.isfinite(sample.features).all():
             raise InputError(f"{path}: {FILE[method]} needs finite features, a subject to each")
     data = {"features": f"those in {path.name}, {read[REAL].features.shape[1]} to an image"}
-    return _compared({"file": read}, (f"kernel_{path.stem}", f"frechet_{path.stem}"), data, seed)
+    return {"file": read}, (f"kernel_{path.stem}", f"frechet_{path.stem}"), data
+
+
+# ----------------------------------------------------------------------------------------------
+# Images
+# ----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slicing:
+    """How volumes become images of 8 bits.
+
+    Attributes:
+      grid: on which they are cut.
+      own_voxels: on the volumes' own voxels instead, along the grid's axis.
+      foreground: whether what lies outside the body becomes air, and slices without one go.
+      views: axes along which volumes are sliced.
+    """
+
+    grid: Grid
+    own_voxels: bool
+    foreground: bool
+    views: tuple[str, ...]
+
+    def images(
+        self, volume: Volume, preset: Preset, window: Window
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """(view, images [n, H, W] uint8) of a volume."""
+        values = preset.values(volume.array, window)
+        body = None
+        if self.foreground:
+            body = body_mask(volume.array, volume.affine, preset.modality)
+            values = np.where(body, values, np.float32(preset.air))
+        for view in self.views:
+            resampling = dataclasses.replace(self.grid, axis=view).fit(
+                volume.array.shape, volume.affine
+            )
+            if self.own_voxels:
+                planes = resampling.planes(values)
+            else:
+                planes = resampling.slices(values, preset.air)
+            # Pictures of 8 bits are shown as they are, all else through the preset's window.
+            images = np.uint8(np.rint(255 * preset.shown(volume, window).fraction(planes)))
+            if body is not None:
+                inside = resampling.planes(body) if self.own_voxels else resampling.masks(body)
+                images = images[inside.mean((1, 2)) >= LEAST_BODY]
+            yield view, images
+
+    def description(self, target: Preset) -> dict:
+        """How images were made, for the record."""
+        outside = (
+            f"made air outside the body, which the same rule finds in each volume; not cropped; "
+            f"slices with at least {LEAST_BODY:.0%} of it"
+            if self.foreground
+            else "whole slices, all of them"
+        )
+        where = "on the volumes' own voxels" if self.own_voxels else "on the model's grid"
+        views = f"; {', '.join(AXES)}, and the mean of the three" if len(self.views) > 1 else ""
+        return {
+            "images of the distances": f"{outside}; {where}{views}; 8 bits from preset values "
+            f"{target.image.low:g} to {target.image.high:g} on both sides, 8-bit pictures as they "
+            "are",
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stacks:
+    """The images [n, H, W] of volumes, one after the other, read as they are needed.
+
+    Attributes:
+      group: (scan, preset, window or None for its own) of each volume.
+      title: of the progress bar.
+      slicing: of the volumes.
+      owners: view and subject of each image that was read so far.
+      failed: (path, reason) of volumes that could not be read so far.
+    """
+
+    group: list[tuple[Scan, Preset, Window | None]]
+    title: str
+    slicing: _Slicing
+    owners: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    failed: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for scan, preset, window in tqdm(self.group, desc=self.title, unit="volume", disable=None):
+            try:
+                volume = scan.read().even()
+                window = window or preset.window_of(volume)
+                if volume.span is None:
+                    check_units(volume, preset)
+            except InputError as error:
+                self.failed.append((scan.path, str(error)))
+                continue
+            for view, images in self.slicing.images(volume, preset, window):
+                self.owners.extend([(view, scan.subject)] * len(images))
+                yield images
+
+
+# ----------------------------------------------------------------------------------------------
+# Features
+# ----------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,17 +262,15 @@ class _Encoder:
       extract: images [n, H, W] uint8 each -> features [N, D].
       names: what the two distances are called.
       data: for the record.
+      slicing: of volumes.
       least: images on a side.
-      options, settings, grid: as it needs them.
     """
 
-    extract: Callable[[Iterator[np.ndarray]], np.ndarray]
+    extract: Callable[[Iterable[np.ndarray]], np.ndarray]
     names: tuple[str, str]
     data: dict
-    least: int
-    options: Options
-    settings: Settings
-    grid: str
+    slicing: _Slicing
+    least: int = LEAST
 
 
 def _inception(options: Options, settings: Settings, grid: str, mesh) -> _Encoder:
@@ -173,11 +278,12 @@ def _inception(options: Options, settings: Settings, grid: str, mesh) -> _Encode
     from contourdiff_jax.evaluation import features
     from contourdiff_jax.interop import inception
 
-    mode = features.mode(options.mode)
+    name = options.mode or MODE
+    mode = features.mode(name)
     params, file, digest = inception.load(options.weights)
     text = (
-        f"InceptionV3 of 2015-12-05, 2048 to an image, as {options.mode} shows it images, grey as "
-        "three equal channels"
+        f"InceptionV3 of 2015-12-05, 2048 to an image, as {name} shows it images, grey as three "
+        "equal channels"
     )
     names = ("kid", "fid")
     if digest != inception.SHA256:
@@ -188,7 +294,9 @@ def _inception(options: Options, settings: Settings, grid: str, mesh) -> _Encode
         return features.extract(stacks, mode, params, mesh)
 
     data = {"features": text, "weights": f"{file}, SHA-256 {digest}"}
-    return _Encoder(extract, names, data, mode.kid_least or LEAST, options, settings, grid)
+    views = tuple(AXES) if options.three_views else (settings.grid.axis,)
+    slicing = _Slicing(settings.grid, grid == "source", options.foreground, views)
+    return _Encoder(extract, names, data, slicing, mode.kid_least or LEAST)
 
 
 def _segmenter(options: Options, settings: Settings, mesh) -> _Encoder:
@@ -198,8 +306,6 @@ def _segmenter(options: Options, settings: Settings, mesh) -> _Encoder:
 
     if options.weights is None:
         raise InputError("--features=segmenter needs --weights, a file that `segment` wrote")
-    if options.three_views:
-        raise InputError("--three_views: a segmenter has seen slices along one axis only")
     network, digest = trained.load(options.weights)
     if network.preset.name != settings.target.name:
         raise InputError(
@@ -218,141 +324,74 @@ def _segmenter(options: Options, settings: Settings, mesh) -> _Encoder:
         lambda stacks: network.features(stacks, mesh),
         ("kernel_segmenter", "frechet_segmenter"),
         data,
-        LEAST,
-        dataclasses.replace(options, foreground=True),
-        dataclasses.replace(settings, grid=network.grid),
-        "model",
+        _Slicing(network.grid, own_voxels=False, foreground=True, views=(axis,)),
     )
 
 
-def _of_scans(
-    options, translated, sidecars, source, real, settings: Settings, grid: str, seed: int
-) -> Unpaired:
+def _of_scans(options: Options, translations: Translations, real, grid: str, seed: int) -> Unpaired:
     from contourdiff_jax.runtime import mesh as meshes
 
-    mesh = meshes.local()
+    settings, mesh = translations.settings, meshes.local()
     if options.features == "segmenter":
         encoder = _segmenter(options, settings, mesh)
     else:
         encoder = _inception(options, settings, grid, mesh)
-    options, settings, grid = encoder.options, encoder.settings, encoder.grid
-    target = settings.target
-    scored = {scan.subject for scan in translated.values()}
+    target, subjects = settings.target, translations.subjects
     assumed = Assumed(settings.assumed.spacing)
-    held = layouts.find(real, modality=target.modality, assumed=assumed)
-    others = held.scans
-    left_out = sorted({scan.subject for scan in others} & scored)
+    content = layouts.find(real, modality=target.modality, assumed=assumed)
     groups = {
         "translation": [
-            (scan, target, sidecars[name] and sidecars[name].window)
-            for name, scan in translated.items()
+            (scan, target, sidecar and sidecar.window)
+            for scan, sidecar in zip(
+                translations.scans.values(), translations.sidecars.values(), strict=True
+            )
         ],
         "source": [
             (scan, settings.source, None)
-            for name, scan in (source or {}).items()
-            if name in translated
+            for name, scan in translations.partners.get("source", {}).items()
+            if name in translations.scans
         ],
-        REAL: [(scan, target, None) for scan in others if scan.subject not in scored],
+        REAL: [(scan, target, None) for scan in content.scans if scan.subject not in subjects],
     }
     if not groups[REAL]:
         raise InputError(f"{real}: no volume of a subject that was not translated")
-    failed, sets = list(held.failed), defaultdict(dict)
+    failed, by_view = list(content.failed), defaultdict(dict)
     for method, group in groups.items():
         if not group:  # of sources
             continue
-        whose, bad = [], []
-        stacks = _stacks(processes.share(group), method, options, settings, grid, whose, bad)
-        found, whose, bad = _of_all(encoder.extract(stacks), whose, bad)
-        failed += bad
-        if not whose:
+        stacks = _Stacks(processes.share(group), method, encoder.slicing)
+        features, owners, unread = _gathered(encoder.extract(stacks), stacks)
+        failed += unread
+        if not owners:
             why = failed[-1][1] if failed else "none shows a body"
             raise InputError(f"--features: no image of the method {method!r}: {why}")
-        for view in dict.fromkeys(view for view, _ in whose):
-            rows = [row for row, (shown, _) in enumerate(whose) if shown == view]
-            sets[view][method] = Sample(found[rows], np.array([whose[row][1] for row in rows]))
-    data = _described(options, grid, target) | encoder.data
+        for view in dict.fromkeys(view for view, _ in owners):
+            rows = [row for row, (other, _) in enumerate(owners) if other == view]
+            by_view[view][method] = Sample(
+                features[rows], np.array([owners[row][1] for row in rows])
+            )
+    data = encoder.slicing.description(target) | encoder.data
+    left_out = sorted({scan.subject for scan in content.scans} & subjects)
     if left_out:
         data["real volumes left out of the distances"] = left_out
-    return _compared(dict(sets), encoder.names, data, seed, encoder.least, failed)
+    return _compare(dict(by_view), encoder.names, data, seed, encoder.least, failed)
 
 
-def _of_all(found: np.ndarray, whose: list, failed: list) -> tuple[np.ndarray, list, list]:
-    """The same of all processes, which have taken a part of the volumes each."""
-    ours = {"found": found, "whose": np.array(whose, str).reshape(-1, 2)}
-    ours |= {"failed": np.array([(str(path), why) for path, why in failed], str).reshape(-1, 2)}
-    every = processes.gathered(ours)
-    pairs = [tuple(pair) for each in every for pair in each["whose"].tolist()]
-    bad = [(Path(path), why) for each in every for path, why in each["failed"].tolist()]
-    return np.concatenate([each["found"] for each in every]), pairs, bad
-
-
-def _stacks(
-    group: list[tuple[Scan, Preset, Window | None]],
-    method: str,
-    options: Options,
-    settings: Settings,
-    grid: str,
-    whose: list[tuple[str, str]],
-    failed: list[tuple[Path, str]],
-) -> Iterator[np.ndarray]:
-    """Images [n, H, W] of a group's volumes, one volume after the other.
-
-    As they are read, `whose` gets the view and the subject of each image, and `failed` what cannot
-    be.
-    """
-    views = tuple(AXES) if options.three_views else (settings.grid.axis,)
-    for scan, preset, window in tqdm(group, desc=method, unit="volume", disable=None):
-        try:
-            volume = scan.read().even()
-            window = window or preset.window_of(volume)
-            if volume.span is None:
-                check_units(volume, preset)
-        except InputError as error:
-            failed.append((scan.path, str(error)))
-            continue
-        body = None
-        if options.foreground:
-            body = body_mask(volume.array, volume.affine, preset.modality)
-        for view in views:
-            across = dataclasses.replace(settings.grid, axis=view)
-            resampling = across.fit(volume.array.shape, volume.affine)
-            images = _images(volume, preset, window, body, resampling, grid)
-            whose += [(view, scan.subject)] * len(images)
-            yield images
-
-
-def _images(volume: Volume, preset: Preset, window: Window, body, resampling, grid: str):
-    """Images [n, H, W] of 8 bits; of a body, where one is given, those that show some of it."""
-    values = preset.values(volume.array, window)
-    if body is not None:
-        values = np.where(body, values, np.float32(preset.air))
-    if grid == "source":
-        planes = resampling.planes(values)
-    else:
-        planes = resampling.slices(values, preset.air)
-    # Pictures of 8 bits are shown as they are, all else through the preset's window.
-    images = np.uint8(np.rint(255 * preset.shown(volume, window).fraction(planes)))
-    if body is None:
-        return images
-    shown = resampling.planes(body) if grid == "source" else resampling.masks(body)
-    return images[shown.mean((1, 2)) >= LEAST_BODY]
-
-
-def _described(options: Options, grid: str, target: Preset) -> dict:
-    low, high = target.image.low, target.image.high
-    outside = (
-        f"made air outside the body, which the same rule finds in each volume; not cropped; slices "
-        f"with at least {LEAST_BODY:.0%} of it"
-        if options.foreground
-        else "whole slices, all of them"
+def _gathered(features: np.ndarray, stacks: _Stacks) -> tuple[np.ndarray, list, list]:
+    """Features, owners and failures of all processes, which have taken a part of the group each."""
+    failed = [(str(path), why) for path, why in stacks.failed]
+    every = processes.gathered(
+        {
+            "features": features,
+            "owners": np.array(stacks.owners, str).reshape(-1, 2),
+            "failed": np.array(failed, str).reshape(-1, 2),
+        }
     )
-    return {
-        "images of the distances": f"{outside}; "
-        + ("on the volumes' own voxels" if grid == "source" else "on the model's grid")
-        + (f"; {', '.join(AXES)}, and the mean of the three" if options.three_views else "")
-        + f"; 8 bits from preset values {low:g} to {high:g} on both sides, 8-bit pictures as they "
-        "are",
-    }
+    return (
+        np.concatenate([part["features"] for part in every]),
+        [tuple(owner) for part in every for owner in part["owners"].tolist()],
+        [(Path(path), why) for part in every for path, why in part["failed"].tolist()],
+    )
 
 
 # ----------------------------------------------------------------------------------------------
@@ -360,7 +399,7 @@ def _described(options: Options, grid: str, target: Preset) -> dict:
 # ----------------------------------------------------------------------------------------------
 
 
-def _compared(
+def _compare(
     sets: Samples, names: tuple[str, str], data: dict, seed: int, least: int = LEAST, failed=()
 ) -> Unpaired:
     """Every method against REAL, and REAL against itself, with equally many images each."""
@@ -388,21 +427,21 @@ def _compared(
         if method == REAL:
             continue
         pairs = {view: (compared[method], compared[REAL]) for view, compared in sets.items()}
-        found = {v: samples.distances(*pair, kinds, count, seed) for v, pair in pairs.items()}
+        measured = {v: samples.distances(*pair, kinds, count, seed) for v, pair in pairs.items()}
         for kind, name in zip(kinds, names, strict=False):
-            of_views = {view: distances[kind] for view, distances in found.items()}
+            of_views = {view: distances[kind] for view, distances in measured.items()}
             methods[method] |= _entries(name, of_views)
         if floored:
             drawn = {v: samples.repeated(*p, "frechet", half, seed) for v, p in pairs.items()}
             methods[method] |= _entries(at_half, drawn)
     if all(parted.values()) and half > 1:
         kinds = ["kernel"] + ["frechet"] * (half >= LEAST_FRECHET)
-        found = {view: samples.floor(ways, kinds, half, seed) for view, ways in parted.items()}
+        floors = {view: samples.floor(ways, kinds, half, seed) for view, ways in parted.items()}
         for kind, name in zip(kinds, (kernel, at_half), strict=False):
-            of_views = {view: distances[kind] for view, distances in found.items()}
+            of_views = {view: distances[kind] for view, distances in floors.items()}
             methods[REAL] |= _entries(name, of_views)
     data |= {"number of images": f"{count} on each side, drawn at random where there were more"}
-    data |= _explained(kernel, frechet, count, half if REAL in methods else None)
+    data |= _description(kernel, frechet, count, half if REAL in methods else None)
     return Unpaired(dict(methods), data, sets, list(failed))
 
 
@@ -414,7 +453,7 @@ def _entries(name: str, views: dict[str, samples.Distance]) -> dict:
     return entries
 
 
-def _explained(kernel: str, frechet: str, count: int, half: int | None) -> dict:
+def _description(kernel: str, frechet: str, count: int, half: int | None) -> dict:
     resamples = samples.RESAMPLES
     data = {
         kernel: f"unbiased, kernel (x.y/D + 1)^3, {distribution.SUBSETS} subsets of "

@@ -90,7 +90,7 @@ def main() -> None:
 
 def one(folder: Path, fold: int, name: str, seed: int, sources) -> None:
     """Train and score one model, unless that is done."""
-    from contourdiff_jax.evaluation.folder import evaluate
+    from contourdiff_jax.evaluation.folder import Request, evaluate
     from contourdiff_jax.training.loop import train
     from contourdiff_jax.translation.folder import translate
 
@@ -109,7 +109,7 @@ def one(folder: Path, fold: int, name: str, seed: int, sources) -> None:
         options = {"preset": preset, "contours_file": file, "steps": STEPS, "seed": seed}
         translate(model / "run", heads / test, translated, **options)
         truths = {"truth": heads / "test_mr", "source": heads / test}
-        evaluate(translated, scores, **truths, grid="model")
+        evaluate(Request(translated, scores, **truths, grid="model"))
 
 
 def data(folder: Path, fold: int) -> None:

@@ -115,7 +115,7 @@ def methods(out: Path) -> None:
 
 def scored(out: Path, name: str, only=None, together=None, measured="truth", **options) -> dict:
     """{method: {metric: interval}} of the heads translated in one way, and of the truth."""
-    from contourdiff_jax.evaluation.folder import evaluate
+    from contourdiff_jax.evaluation.folder import Request, evaluate
     from contourdiff_jax.translation.folder import translate
 
     folder, truth = out / "volumes" / name.replace(" ", "_"), out / "volumes/heads"
@@ -127,9 +127,8 @@ def scored(out: Path, name: str, only=None, together=None, measured="truth", **o
         more = {"labels": truth / "test_labels"}
         if options["together"] and "samples" in options["together"]:
             more["uncertainty"] = folder / "images/maps/std"
-        evaluate(
-            folder / "images", folder / "scores", truth=truth / "test_mr", grid="model", **more
-        )
+        mr = truth / "test_mr"
+        evaluate(Request(folder / "images", folder / "scores", truth=mr, grid="model", **more))
     methods = json.loads((folder / "scores/metrics.json").read_text())["methods"]
     return {
         name: {

@@ -99,7 +99,7 @@ def trained(out: Path, name: str, fields: dict) -> Path:
 
 def scored(out: Path, run: Path, steps: int) -> dict:
     """Scores of the test heads' translations with so many steps, and what a volume takes."""
-    from contourdiff_jax.evaluation.folder import evaluate
+    from contourdiff_jax.evaluation.folder import Request, evaluate
     from contourdiff_jax.translation.folder import translate
 
     place = run.with_name(f"{run.name}.{steps}")
@@ -108,7 +108,7 @@ def scored(out: Path, run: Path, steps: int) -> dict:
     if not scores.exists():
         translate(run, heads / "test_ct", translated, preset="ct", steps=steps)
         truths = {"truth": heads / "test_mr", "source": heads / "test_ct"}
-        evaluate(translated, scores, **truths, grid="model")
+        evaluate(Request(translated, scores, **truths, grid="model"))
     methods = json.loads((scores / "metrics.json").read_text())["methods"]
     entry = {name: methods["translation"][name] for name in METRICS}
     mine, real = (gradient(methods[name]) for name in ("translation", "truth"))

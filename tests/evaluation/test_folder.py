@@ -18,8 +18,8 @@ from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import folder as module
 from contourdiff_jax.evaluation import records
-from contourdiff_jax.evaluation.folder import evaluate
-from contourdiff_jax.evaluation.metrics import consistency, synthrad
+from contourdiff_jax.evaluation.folder import Request, evaluate
+from contourdiff_jax.evaluation.metrics import catalogue, consistency, synthrad
 from contourdiff_jax.evaluation.metrics.paired import PSNR_CAP
 from contourdiff_jax.volumes import filenames, io
 from contourdiff_jax.volumes.grid import Grid
@@ -103,7 +103,7 @@ def truth_of(data, subject):
 
 def run(data, out="out", **options):
     folders = {"truth": data / "truth", "source": data / "source", "masks": data / "masks"}
-    return evaluate(data / "translated", data / out, **(folders | options))
+    return evaluate(Request(data / "translated", data / out, **(folders | options)))
 
 
 def rows_of(folder):
@@ -243,7 +243,8 @@ def test_fill_outside_the_scanner_does_not_rule_the_error(data):
     path = data / "translated" / "s1_mr.nii.gz"
     save(path, np.maximum(ct, -1000))
     sidecar(path, Window(0, 1), preset={"source": "mr", "target": "ct"})
-    got = evaluate(data / "translated", data / "out", truth=data / "true").metrics["methods"]
+    request = Request(data / "translated", data / "out", truth=data / "true")
+    got = evaluate(request).metrics["methods"]
     assert got["translation"]["mae_hu"]["value"] == pytest.approx(24 / (32 * 28), abs=1e-4)
 
 
@@ -461,6 +462,18 @@ def test_labels_have_errors_and_contrasts_of_their_own(data):
     assert "mae_label_5" in methods["source"] and "mae_label_0" not in ours
 
 
+def test_everything_that_is_measured_is_in_the_catalogue(data):
+    save(data / "real" / "r1_mr.nii.gz", head(7, (32, 32, 6))[1])
+    for path in (data / "translated").glob("*.nii.gz"):
+        deviation = np.random.default_rng(0).random(io.read(path).array.shape)
+        save(data / "std" / path.name, deviation.astype(np.float32))
+    options = {"real": data / "real", "labels": labelled(data), "uncertainty": data / "std"}
+    methods = run(data, **options, conventions="synthrad").metrics["methods"]
+    measured = {metric for scores in methods.values() for metric in scores}
+    assert len(measured) > 40
+    assert not [metric for metric in measured if catalogue.of(metric) is catalogue.UNKNOWN]
+
+
 def test_empty_labels_are_no_labels(data):
     for subject, shape in SHAPES.items():
         save(data / "labels" / f"{subject}_labels.nii.gz", np.zeros(shape, np.float32))
@@ -547,13 +560,48 @@ def test_a_subject_with_several_scans_counts_once():
         (scan, 0, "translation", "mae", value, None)
         for scan, value in (("a_1", 1.0), ("a_2", 2.0), ("a_2", 4.0), ("b", 5.0))
     ]
-    whose = {"a_1": "a", "a_2": "a", "b": "b"}
-    of_subjects = records.summarise(rows, 0, whose)["translation"]["mae"]
+    subject_of = {"a_1": "a", "a_2": "a", "b": "b"}
+    of_subjects = records.summarise(rows, 0, subject_of)["translation"]["mae"]
     assert of_subjects["value"] == 3.5 and of_subjects["n"] == 2
     of_scans = records.summarise(rows, 0)["translation"]["mae"]
     assert of_scans["value"] == 3.0 and of_scans["n"] == 3
-    assert records.several(whose) == {records.SUBJECTS: whose}
-    assert records.several({"a_1": "a", "b": "b"}) == {}
+    data = records.subjects(["b", "a_2"], subject_of)
+    expected = {"subjects": ["b", "a"], "scans": ["b", "a_2"], records.SUBJECTS: subject_of}
+    assert data == expected and records.count(data) == "2 subjects in 2 scans"
+    single = records.subjects(["a_1", "b"], {"a_1": "a", "b": "b"})
+    assert single == {"subjects": ["a_1", "b"]} and records.count(single) == "2 subjects"
+
+
+@pytest.fixture
+def sessions(tmp_path, monkeypatch):
+    """Two sessions of one subject and one of another, with other noise in each translation."""
+    monkeypatch.setattr(module, "PANELS", 0)
+    names = [("sub-01", "ses-1"), ("sub-01", "ses-2"), ("sub-02", "ses-1")]
+    for seed, (subject, session) in enumerate(names):
+        _, mr = head(seed, (32, 28, 6))
+        noise = np.random.default_rng(seed).normal(0, 30 * (seed + 1), mr.shape)
+        for folder, array in (("truth", mr), ("translated", mr + noise)):
+            place = tmp_path / folder / subject / session / "anat"
+            save(place / f"{subject}_{session}_T1w.nii.gz", array.astype(np.float32))
+    return tmp_path
+
+
+def test_scans_are_not_subjects(sessions, capsys):
+    status, out, _ = command(capsys, sessions, f"--truth={sessions / 'truth'}", "--preset=mr")
+    assert status == 0 and "2 subjects in 3 scans scored" in out
+    metrics = json.loads((sessions / "out" / "metrics.json").read_text())
+    data, scans = metrics["data"], ["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1"]
+    assert (data["subjects"], data["scans"]) == (["sub-01", "sub-02"], scans)
+    assert data[records.SUBJECTS] == {scan: scan[:6] for scan in scans}
+    # Two scans of one subject are one number, and rows say which scan they are of.
+    values = {}
+    for row in rows_of(sessions / "out"):
+        if row["method"] == "translation" and row["metric"] == "mae":
+            values.setdefault(row["subject"], []).append(float(row["value"]))
+    first, second, third = (np.mean(values[scan]) for scan in scans)
+    entry = metrics["methods"]["translation"]["mae"]
+    assert entry["n"] == 2
+    assert entry["value"] == pytest.approx(((first + second) / 2 + third) / 2, rel=1e-5)
 
 
 def test_one_subject_has_no_interval_and_the_file_is_valid_json(data):
@@ -637,17 +685,18 @@ def test_unsigned_pictures_are_no_hounsfield_units(tmp_path, dtype):
     made = [pictures(tmp_path, name, dtype) for name in ("translated", "truth")]
     options = {"truth": made[1], "preset": "ct"}
     with pytest.raises(InputError, match="no value is below 0, so these are no HU; take off"):
-        evaluate(made[0], tmp_path / "out", **options)
+        evaluate(Request(made[0], tmp_path / "out", **options))
     with pytest.raises(InputError, match="no sidecar beside it, so --preset"):
-        evaluate(made[0], tmp_path / "out", truth=made[1])
+        evaluate(Request(made[0], tmp_path / "out", truth=made[1]))
     signed = [pictures(tmp_path, f"{name}_hu", np.int16, low=-999) for name in ("a", "b")]
-    assert not evaluate(signed[0], tmp_path / "out", truth=signed[1], preset="ct").failed
+    request = Request(signed[0], tmp_path / "out", truth=signed[1], preset="ct")
+    assert not evaluate(request).failed
 
 
 def test_one_picture_is_scored_without_an_interval(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PANELS", 0)
     made = [pictures(tmp_path, name, np.uint16, (24,)) for name in ("translated", "truth")]
-    metrics = evaluate(made[0], tmp_path / "out", truth=made[1], preset="mr").metrics
+    metrics = evaluate(Request(made[0], tmp_path / "out", truth=made[1], preset="mr")).metrics
     entry = metrics["methods"]["translation"]["ssim"]
     assert entry == {"value": pytest.approx(1), "low": None, "high": None, "n": 1}
 
@@ -656,7 +705,8 @@ def test_a_damaged_picture_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PANELS", 0)
     made = [pictures(tmp_path, name, np.uint8) for name in ("translated", "truth")]
     (made[0] / "b-000.png").write_bytes(b"no picture")
-    (_, why), *others = evaluate(made[0], tmp_path / "out", truth=made[1], preset="mr").failed
+    request = Request(made[0], tmp_path / "out", truth=made[1], preset="mr")
+    (_, why), *others = evaluate(request).failed
     assert "b-000.png" in why and "\n" not in why and not others
 
 
@@ -741,12 +791,20 @@ def test_bad_requests(data):
             run(data, truth=None, **{name: data / "masks"})
     with pytest.raises(InputError, match="--conventions is about errors, which need --truth"):
         run(data, truth=None, conventions="synthrad")
+    nothing = {"truth": None, "source": None, "memorisation": data}
+    for option, changes in (
+        ({"masks": data / "masks"}, nothing),
+        ({"real": data / "truth"}, nothing | {"masks": None}),
+        ({"grid": "model"}, {"truth": None}),
+    ):
+        with pytest.raises(InputError, match=f"--{next(iter(option))}"):
+            run(data, **(changes | option))
     with pytest.raises(InputError, match="--grid=native"):
         run(data, grid="native")
     with pytest.raises(InputError, match="--conventions=mine: known are synthrad"):
         run(data, conventions="mine")
     with pytest.raises(InputError, match="no known layout"):
-        evaluate(data, data / "out", truth=data / "truth")
+        evaluate(Request(data, data / "out", truth=data / "truth"))
     with pytest.raises(InputError, match="--preset=ct, but the sidecars say mr"):
         run(data, preset="ct")
     shutil.copy(data / "truth" / "s1_mr.nii.gz", data / "truth" / "s1_t1.nii.gz")

@@ -15,6 +15,7 @@ from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import cases, memorisation
+from contourdiff_jax.evaluation.cases import Translations
 from contourdiff_jax.reports.page import report
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.volumes import filenames, io
@@ -62,8 +63,8 @@ def measure(folder, store_path, truth=None):
     scans = pairs.by_name(folder / "translated")
     found, _ = cases.read_sidecars(scans)
     settings = cases.common_settings(scans, found, None, None, False)
-    truths = None if truth is None else pairs.by_name(truth)
-    return memorisation.measure(store_path, scans, found, truths, settings)
+    partners = {} if truth is None else {"truth": pairs.by_name(truth)}
+    return memorisation.measure(store_path, Translations(scans, found, settings, partners))
 
 
 def test_copies_of_training_slices_are_found(folder, store_path, phantom_data):
@@ -99,6 +100,20 @@ def test_without_truth_the_store_s_own_held_out_slices_are_compared(folder, stor
     held_out = set(open_store(store_path).subjects("val"))
     assert {row[1] for row in result.rows if row[0] == "real"} == held_out
     assert "of the subjects that the store holds out" in result.data["memorisation"]
+
+
+def test_two_scans_of_a_subject_are_one(folder, store_path, phantom_data):
+    scans = pairs.by_name(folder / "translated")
+    found, _ = cases.read_sidecars(scans)
+    settings = cases.common_settings(scans, found, None, None, False)
+    subjects = [name for name in scans for _ in range(2)]
+    twice = {f"{name}_{n % 2}": scans[name] for n, name in enumerate(subjects)}
+    known = {name: found[name[:-2]] for name in twice}
+    once = memorisation.measure(store_path, Translations(scans, found, settings))
+    both = memorisation.measure(store_path, Translations(twice, known, settings))
+    for metric, entry in once.methods["translation"].items():
+        assert both.methods["translation"][metric] == pytest.approx(entry)
+    assert len(both.rows) > len(once.rows)
 
 
 def test_slices_are_averaged_to_few_pixels(folder, store_path, monkeypatch):

@@ -12,7 +12,8 @@ from unpaired_pictures import look, pictures
 from contourdiff_jax import cli
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import features, unpaired
-from contourdiff_jax.evaluation import folder as evaluate
+from contourdiff_jax.evaluation import folder as module
+from contourdiff_jax.evaluation.folder import Request, evaluate
 from contourdiff_jax.evaluation.metrics import distribution, samples
 from contourdiff_jax.evaluation.unpaired import Options
 from contourdiff_jax.interop import inception
@@ -25,7 +26,7 @@ def network(monkeypatch):
     monkeypatch.setattr(features.inception, "apply", look)
     monkeypatch.setattr(inception, "load", lambda path: ({}, "net", inception.SHA256))
     monkeypatch.setattr(samples, "RESAMPLES", {"kernel": 50, "frechet": 3})
-    monkeypatch.setattr(evaluate, "PANELS", 0)
+    monkeypatch.setattr(module, "PANELS", 0)
     features._jitted.cache_clear()
     shown, extract = [], features.extract
 
@@ -48,14 +49,8 @@ def data(tmp_path):
 
 def run(data, out="out", *, real="real", options=None, **arguments):
     options = options or Options("inception")
-    return evaluate.evaluate(
-        data / "translated",
-        data / out,
-        real=data / real,
-        preset="mr",
-        distances=options,
-        **arguments,
-    ).metrics
+    folders = {"translated": data / "translated", "real": data / real, "out": data / out}
+    return evaluate(Request(**folders, preset="mr", distances=options, **arguments)).metrics
 
 
 def read(folder):
@@ -272,9 +267,8 @@ def write(path, rng, **changes):
 
 def test_features_of_a_file_go_by_its_name(heads, rng):
     options = write(heads / "radimagenet.npz", rng)
-    metrics = evaluate.evaluate(
-        heads / "translated", heads / "out", preset="mr", distances=options
-    ).metrics
+    request = Request(heads / "translated", heads / "out", preset="mr", distances=options)
+    metrics = evaluate(request).metrics
     assert list(metrics["methods"]["translation"]) == ["kernel_radimagenet"]
     assert metrics["methods"]["translation"]["kernel_radimagenet"]["n"] == 3
     assert metrics["methods"]["real"]["kernel_radimagenet"]["n"] == 2
@@ -295,14 +289,14 @@ def test_features_of_a_file_go_by_its_name(heads, rng):
 def test_files_that_are_no_features(heads, rng, changes, message):
     options = write(heads / "f.npz", rng, **changes)
     with pytest.raises(InputError, match=message):
-        unpaired.measure(options, {}, {}, None, None, None)
+        unpaired.measure(options, None, None)
 
 
 def test_a_damaged_file(heads):
     (heads / "f.npz").write_bytes(b"PK\x03\x04 and no more")
     for name in ("f.npz", "none.npz"):
         with pytest.raises(InputError, match=name):
-            unpaired.measure(Options(str(heads / name)), {}, {}, None, None, None)
+            unpaired.measure(Options(str(heads / name)), None, None)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -324,6 +318,16 @@ def test_on_the_command_line(data, capsys):
     ("flags", "message"),
     [
         (["--mode=pytorch-fid"], "--mode goes with --features"),
+        (["--mode=clean-fid"], "--mode goes with --features"),
+        (["--features=f.npz", "--mode=clean-fid"], "--mode is not for --features=f.npz"),
+        (["--features=f.npz", "--weights=w"], "--weights is not for --features=f.npz"),
+        (["--features=f.npz", "--foreground"], "--foreground is not for --features=f.npz"),
+        (["--features=f.npz", "--three_views"], "--three_views is not for --features=f.npz"),
+        (["--features=segmenter", "--real=real", "--foreground"], "--foreground is not for"),
+        (["--features=segmenter", "--real=real", "--mode=clean-fid"], "--mode is not for"),
+        (["--features=f.npz", "--real=real"], "--real is for baselines"),
+        (["--features=segmenter", "--real=real", "--grid=model"], "--grid=model is where"),
+        (["--features=f.npz", "--coordinator=auto"], "--coordinator: processes share"),
         (["--features=dino"], "--features=dino: known are inception, segmenter, or an .npz"),
         (["--features=inception", "--mode=fid"], "--mode"),
         (["--features=inception"], "--real; give them"),

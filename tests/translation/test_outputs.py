@@ -20,7 +20,7 @@ from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import cases
-from contourdiff_jax.evaluation.folder import evaluate
+from contourdiff_jax.evaluation.folder import Request, evaluate
 from contourdiff_jax.methods import train
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.translation.folder import translate
@@ -88,7 +88,7 @@ def test_bids_becomes_a_bids_derivative(mr_run, phantom_data, plain, tmp_path):
     # Found again as what it is, and scored against a truth that lies elsewhere.
     found = layouts.find(out)
     assert found.layout == "bids" and [scan.subject for scan in found.scans] == ["sub-01", "sub-02"]
-    scored = evaluate(out, tmp_path / "scores", source=source)
+    scored = evaluate(Request(out, tmp_path / "scores", source=source))
     assert len(scored.metrics["data"]["subjects"]) == 2
     # Its geometry is that of the source; its noise follows the subject's name, which is another.
     for ours, theirs in zip(found.scans, plain.values(), strict=True):
@@ -179,7 +179,7 @@ def test_a_dicom_series_lies_where_the_volume_lies(mr_run, phantom_data, plain, 
     again = translate(mr_run, phantom_data / "test_ct", out, preset="ct", form="dicom")
     assert len(again.kept) == 2 and not again.done
     # The folder can be scored as it is.
-    scored = evaluate(out, tmp_path / "scores", source=phantom_data / "test_ct")
+    scored = evaluate(Request(out, tmp_path / "scores", source=phantom_data / "test_ct"))
     assert scored.metrics["data"]["subjects"] == list(plain)
 
 
@@ -191,7 +191,7 @@ def test_dicom_in_gives_nifti_at_true_positions(mr_run, tmp_path, phantom_data):
     result = translate(mr_run, scan, tmp_path / "out", preset="ct")
     assert [path.name for path in result.done] == ["p1_ct.nii.gz"]
     np.testing.assert_allclose(io.read(result.done[0]).affine, ct.affine, atol=1e-3)
-    scored = evaluate(tmp_path / "out", tmp_path / "scores", source=scan)
+    scored = evaluate(Request(tmp_path / "out", tmp_path / "scores", source=scan))
     assert scored.metrics["data"]["subjects"] == ["p1"]
 
 
@@ -230,7 +230,7 @@ def test_pictures_become_pictures_of_their_names(mr_run, pictures, plain, tmp_pa
     again = translate(mr_run, pictures, out, preset="ct", assumed=assumed)
     assert len(again.kept) == 2 and not again.done
     # Scored as what they were taken for: a CT in HU, of that size.
-    scored = evaluate(out, tmp_path / "scores", source=pictures)
+    scored = evaluate(Request(out, tmp_path / "scores", source=pictures))
     assert scored.metrics["methods"]["translation"]["contour_f1"]["n"] == 2
     one = cases.read(
         pairs.by_name(out, assumed=Assumed(7.1875))["phantom005"],
@@ -299,7 +299,7 @@ def test_no_header_text_is_found_anywhere(two_convolutions, mr_run, tmp_path, ca
     for form in ("same", "nifti", "dicom", "bids"):
         out = tmp_path / "made" / form
         assert translate(mr_run, scans, out, preset="ct", form=form, kind="T1w").done
-    evaluate(tmp_path / "made" / "nifti", tmp_path / "made" / "scores", source=scans)
+    evaluate(Request(tmp_path / "made" / "nifti", tmp_path / "made" / "scores", source=scans))
     printed = capfd.readouterr()
     texts = [printed.out.encode(), printed.err.encode()]
     for path in (tmp_path / "made").rglob("*"):

@@ -35,6 +35,14 @@ def interval(values, seed=0):
     return {"value": float(values.mean()), "low": low, "high": high, "n": values.size}
 
 
+def description(seed: int) -> str:
+    """What `interval` gives, in words that a report can print."""
+    return (
+        f"{LEVEL:.0%} percentile bootstrap of the mean over subjects, {RESAMPLES} resamples, seed "
+        f"{seed}"
+    )
+
+
 def text(entry):
     """An interval as people read it: "0.532 [0.501, 0.560]", "19.87 [18.90, 20.61]".
 

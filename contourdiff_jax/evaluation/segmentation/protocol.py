@@ -163,11 +163,11 @@ def segment(
             )
 
         # Summarise and write.
-        data = {"subjects": list(dict.fromkeys(score.subject for score in found))}
+        whose = {name: scan.subject for name, scan in tests.items()}
+        data = records.subjects(dict.fromkeys(score.subject for score in found), whose)
         data |= {"source preset": told.source, "target preset": told.preset.name}
         data |= _described(sources, stores, networks, batch, seed)
-        whose = {name: scan.subject for name, scan in tests.items()}
-        data |= scores.by_seed(found) | scores.undefined(found) | records.several(whose)
+        data |= scores.by_seed(found) | scores.undefined(found)
         data |= {"failed": [reason for _, reason in failed]} if failed else {}
         rows = scores.over_seeds(found)
         metrics = {

@@ -18,7 +18,7 @@ from contourdiff_jax import cli
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records, unpaired
-from contourdiff_jax.evaluation.folder import evaluate
+from contourdiff_jax.evaluation.folder import Request, evaluate
 from contourdiff_jax.evaluation.metrics import overlap
 from contourdiff_jax.evaluation.segmentation import protocol as module
 from contourdiff_jax.evaluation.segmentation import trained
@@ -262,7 +262,7 @@ def test_its_encoder_measures_distances_under_its_own_name(done, monkeypatch):
     def measured(folder, out, **changes):
         options = Options("segmenter", weights=str(done / "out/weights/upper_0.safetensors"))
         real = {"real": done / "upper", "distances": options, "preset": "mr"} | changes
-        return evaluate(done / folder, done / out, **real).metrics
+        return evaluate(Request(done / folder, done / out, **real)).metrics
 
     near = measured("train", "near")
     assert list(near["methods"]["translation"])[:2] == ["kernel_segmenter", "frechet_segmenter"]
@@ -279,7 +279,7 @@ def test_an_encoder_of_another_modality_or_none_is_refused(done, tmp_path):
     def refused(options, message, **changes):
         fields = {"real": done / "upper", "preset": "ct", "distances": options} | changes
         with pytest.raises(InputError, match=message):
-            evaluate(done / "train", tmp_path / "out", **fields)
+            evaluate(Request(done / "train", tmp_path / "out", **fields))
 
     weights = str(done / "out/weights/upper_0.safetensors")
     refused(Options("segmenter"), "needs --weights")
