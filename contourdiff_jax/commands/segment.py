@@ -26,13 +26,9 @@ from absl import flags
 
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records
-from contourdiff_jax.evaluation.segmentation.protocol import segment
+from contourdiff_jax.evaluation.segmentation.protocol import Request, segment
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import AXES
-
-# ----------------------------------------------------------------------------------------------
-# Command line
-# ----------------------------------------------------------------------------------------------
 
 REQUIRED = {
     "train_images": "Folder of translated volumes, to train on.",
@@ -76,14 +72,13 @@ def main(values: flags.FlagValues) -> int:
     for name in REQUIRED:
         if values[name].value is None:
             raise InputError(f"--{name} is required, see `contourdiff segment --help`")
-    arguments = {name: values[name].value for name in values}
-    arguments |= {"classes": _numbers(values.classes)}
-    result = segment(**arguments)
-    print(records.table(result.metrics["methods"]))
-    print(f"{values.out}: {len(result.metrics['data']['subjects'])} subjects tested")
-    for _, reason in result.failed:
+    options = {name: values[name].value for name in values}
+    outcome = segment(Request(**options | {"classes": _numbers(values.classes)}))
+    print(records.table(outcome.metrics["methods"]))
+    print(f"{values.out}: {records.count(outcome.metrics['data'])} tested")
+    for _, reason in outcome.failed:
         print(f"left out: {reason}", file=sys.stderr)
-    return 1 if result.failed else 0
+    return 1 if outcome.failed else 0
 
 
 def _numbers(classes: list[str] | None) -> list[int] | None:

@@ -47,6 +47,7 @@ class Request:
       spacing: of the grid's pixels [mm]; default: the volumes' median in plane, to two digits.
       size: of the grid [px]; default: the smallest multiple of 32 that covers every field of view.
       labels: folder of label maps on the volumes' grids, paired by name; default: the layout's.
+      labels_flag: what messages call the flag of `labels`.
       masks: folder of body masks, likewise; default: the layout's, else they are computed.
       contours_file: JSON of ContourSettings, or the name of a contour preset, that need the
         volumes' own voxels, which only prepare sees: the store keeps the contours, or the pictures
@@ -67,6 +68,7 @@ class Request:
     spacing: float | None = None
     size: int | None = None
     labels: str | Path | None = None
+    labels_flag: str = "labels"
     masks: str | Path | None = None
     contours_file: str | Path | None = None
     split: str | Path | None = None
@@ -157,7 +159,7 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
     )
     told = request.splits(content.scans)
     grid = _grid(content.scans, request.axis, request.spacing, request.size)
-    cut = _Cut(chosen, grid, contours, labels, masks)
+    cut = _Cut(chosen, grid, contours, labels, request.labels_flag, masks)
 
     done, failed, cropped, notes = [], list(content.failed), [], []
     keeps = {
@@ -221,12 +223,14 @@ class _Cut:
       grid: of the slices.
       contours: whose basis is kept, if any.
       labels, masks: scans by name, where they do not lie with the volumes.
+      labels_flag: what messages call the flag of the labels.
     """
 
     preset: Preset
     grid: Grid
     contours: ContourSettings | None
     labels: dict[str, Scan] | None
+    labels_flag: str
     masks: dict[str, Scan] | None
 
     def __call__(self, scan: Scan) -> _Piece:
@@ -236,7 +240,7 @@ class _Cut:
         mask = pairs.companion(volume, scan, self.masks, "masks")
         if mask is None:
             mask = body_mask(volume.array, volume.affine, self.preset.modality)
-        labels = pairs.companion(volume, scan, self.labels, "labels")
+        labels = pairs.companion(volume, scan, self.labels, "labels", self.labels_flag)
         values, basis = self.preset.values(volume.array, window), None
         if self.contours is not None:
             shown = self.preset.shown(volume, window)

@@ -270,7 +270,7 @@ class _Encoder:
     names: tuple[str, str]
     data: dict
     slicing: _Slicing
-    least: int = LEAST
+    least: int
 
 
 def _inception(options: Options, settings: Settings, grid: str, mesh) -> _Encoder:
@@ -325,6 +325,7 @@ def _segmenter(options: Options, settings: Settings, mesh) -> _Encoder:
         ("kernel_segmenter", "frechet_segmenter"),
         data,
         _Slicing(network.grid, own_voxels=False, foreground=True, views=(axis,)),
+        LEAST,
     )
 
 

@@ -64,15 +64,15 @@ def partner(
 
 
 def companion(
-    volume: Volume, scan: Scan, others: dict[str, Scan] | None, what: str
+    volume: Volume, scan: Scan, others: dict[str, Scan] | None, what: str, flag: str | None = None
 ) -> np.ndarray | None:
-    """The label map or mask [X, Y, Z] of a scan; `what` is 'labels' or 'masks'.
+    """The label map or mask [X, Y, Z] of a scan; `what` is 'labels' or 'masks', as is the flag.
 
     It is among the `others` of a folder of its own, or without one where the layout says, if
     anywhere.
     """
     if others is not None:
-        return partner(volume, scan.name, others, what, labels=True).array
+        return partner(volume, scan.name, others, flag or what, labels=True).array
     path = scan.labels if what == "labels" else scan.mask
     if path is None:
         return None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segmentation, by which translations are judged: training, networks, label volumes, scores."""
+"""Segmenters, by which translations are judged: their protocol, files, tests and scores."""

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records
 from contourdiff_jax.evaluation.metrics import bootstrap
+from contourdiff_jax.evaluation.records import Outcome
 from contourdiff_jax.evaluation.segmentation import scores, testing, trained
 from contourdiff_jax.evaluation.segmentation.trained import Trained
 from contourdiff_jax.methods import segmentation
@@ -40,55 +42,16 @@ from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset
 
 GRID = "grid"  # the method of a segmenter that is always right on its grid
-PANELS = 8  # subjects that are drawn
+PANELS = 8  # volumes that are drawn
 MOST = 255  # classes, the background not counted
+LEAST = {"seeds": 1, "seed": 0, "images": 1}  # values of a request
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """What segmenters are trained on: two folders, and how the intensities are read."""
+class Request:
+    """What segmenters are trained on and tested on, and how.
 
-    method: str  # 'translation', 'lower' or 'upper'
-    images: str | Path
-    labels: str | Path
-    preset: Preset
-    flag: str  # by which the labels were given
-
-
-@dataclasses.dataclass(frozen=True)
-class Segmentation:
-    """The content of metrics.json, and the files that could not be used with the reason."""
-
-    metrics: dict
-    failed: list[tuple[Path, str]]
-
-
-def segment(
-    train_images,
-    train_labels,
-    test_images,
-    test_labels,
-    out,
-    *,
-    preset: str | None = None,
-    test_preset: str | None = None,
-    lower_images=None,
-    lower_labels=None,
-    lower_preset: str | None = None,
-    upper_images=None,
-    upper_labels=None,
-    classes: list[int] | None = None,
-    axis: str = "axial",
-    spacing: float | None = None,
-    size: int | None = None,
-    images: int | None = None,
-    batch: int = 8,
-    seeds: int = 3,
-    seed: int = 0,
-) -> Segmentation:
-    """Trains segmenters and tests them; writes metrics.json, rows.csv, seeds.csv and more.
-
-    Args:
+    Attributes:
       train_images: folder of translated volumes.
       train_labels: folder of the label maps of what they were translated from.
       test_images, test_labels: real volumes of the target, and their label maps.
@@ -102,88 +65,139 @@ def segment(
       axis, spacing, size: of the segmenters' grid, as in `prepare`.
       images: that each network is trained on, repeats counted; default: EPOCHS times its slices.
       batch: images of a step.
-      seeds: networks trained on each source.
+      seeds: networks trained on each set.
       seed: of the first of them, and of the bootstrap.
+    """
+
+    train_images: str | Path
+    train_labels: str | Path
+    test_images: str | Path
+    test_labels: str | Path
+    out: str | Path
+    preset: str | None = None
+    test_preset: str | None = None
+    lower_images: str | Path | None = None
+    lower_labels: str | Path | None = None
+    lower_preset: str | None = None
+    upper_images: str | Path | None = None
+    upper_labels: str | Path | None = None
+    classes: list[int] | None = None
+    axis: str = "axial"
+    spacing: float | None = None
+    size: int | None = None
+    images: int | None = None
+    batch: int = 8
+    seeds: int = 3
+    seed: int = 0
+
+    def check(self) -> None:
+        """InputError for numbers that cannot be, and for flags that need others."""
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"--{name}={value} must be at least {least}")
+        if self.lower_images is not None and self.lower_preset is None:
+            raise InputError("--lower_images needs --lower_preset, which says what they show")
+        if self.upper_images is not None and self.upper_labels is None:
+            raise InputError("--upper_images needs --upper_labels, their label maps")
+        for name in ("lower_labels", "lower_preset", "upper_labels"):
+            images = f"{name[:5]}_images"
+            if getattr(self, name) is not None and getattr(self, images) is None:
+                raise InputError(f"--{name} goes with --{images}")
+
+    def command(self) -> str:
+        """The command line that asks the same."""
+        words = ["contourdiff", "segment"]
+        for name, value in vars(self).items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else value
+            if text is not None:
+                words.append(f"--{name}={text}")
+        return shlex.join(words)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSet:
+    """What segmenters are trained on: two folders, and how the intensities are read."""
+
+    method: str  # 'translation', 'lower' or 'upper'
+    images: str | Path
+    labels: str | Path
+    preset: Preset
+    flag: str  # by which the labels were given, without dashes
+
+
+def segment(request: Request) -> Outcome:
+    """Trains segmenters and tests them; writes metrics.json, rows.csv, seeds.csv and more.
 
     Raises InputError where nothing can be learnt or tested, and for a test subject that is among
     those that are trained on.
     """
-    given = {name: value for name, value in locals().items() if value is not None}
-    out = Path(out)
+    request.check()
+    out, batch, seed = Path(request.out), request.batch, request.seed
     runs = out.with_name(f"{out.name}.runs")  # what is trained so far, until `out` is written
     disk.check_is_free(out)
-    for name, value, least in (("seeds", seeds, 1), ("seed", seed, 0), ("images", images, 1)):
-        if value is not None and value < least:
-            raise InputError(f"--{name}={value} must be at least {least}")
     mesh = meshes.make(config.default().mesh, batch=batch, least=meshes.LEARNT)
     meshes.check_batch(mesh, batch, "--batch")
 
     # Read: what there is to learn from and to test on, on one grid, and which labels.
-    told = _told(train_images, preset)
-    real = intensity.preset(test_preset) if test_preset else told.preset
-    sources = [Source("translation", train_images, train_labels, told.preset, "--train_labels")]
-    if lower_images is not None:
-        if lower_preset is None:
-            raise InputError("--lower_images needs --lower_preset, which says what they show")
-        flag = "--train_labels" if lower_labels is None else "--lower_labels"
-        kind = intensity.preset(lower_preset)
-        sources.append(Source("lower", lower_images, lower_labels or train_labels, kind, flag))
-    if upper_images is not None:
-        if upper_labels is None:
-            raise InputError("--upper_images needs --upper_labels, their label maps")
-        sources.append(Source("upper", upper_images, upper_labels, real, "--upper_labels"))
-    tests = pairs.by_name(test_images, real.modality)
-    truths = pairs.by_name(test_labels)
+    origin = _origin(request.train_images, request.preset)
+    real = intensity.preset(request.test_preset) if request.test_preset else origin.preset
+    sets = _training_sets(request, origin.preset, real)
+    tests = pairs.by_name(request.test_images, real.modality)
+    truths = pairs.by_name(request.test_labels)
     if tests.keys().isdisjoint(truths):
         names = f"{min(tests)}, .. and {min(truths)}, .."
-        raise InputError(f"{test_images}: no name pairs with one of {test_labels}: {names}")
-    _check_apart(sources, tests, told.learnt)
+        raise InputError(
+            f"{request.test_images}: no name pairs with one of {request.test_labels}: {names}"
+        )
+    _check_apart(sets, tests, origin.training_subjects)
 
     with disk.folder(out) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
-        wanted = {"axis": axis, "spacing": spacing, "size": size}
-        stores, grid, failed = _prepared(sources, Path(scratch), wanted)
+        grid = {name: getattr(request, name) for name in ("axis", "spacing", "size")}
+        stores, grid, failed = _prepare(sets, Path(scratch), grid)
         segmenter.check_size(grid.size)
-        present = {"--test_labels": _labels_among(truths[name] for name in tests.keys() & truths)}
-        for source in sources:
-            there = _labels_of(stores[source.method])
-            present[source.flag] = present.get(source.flag, there) & there
-        labels = [0, *_common(present, classes)]
+        present = {"test_labels": _labels_of_maps(truths[name] for name in tests.keys() & truths)}
+        for training in sets:
+            labels = _labels_of_store(stores[training.method])
+            present[training.flag] = present.get(training.flag, labels) & labels
+        labels = [0, *_common(present, request.classes)]
 
         # Train and test.
-        numbers = range(seed, seed + seeds)
-        networks = _trained(sources, stores, labels, images, batch, numbers, runs)
+        numbers = range(seed, seed + request.seeds)
+        networks = _trained(sets, stores, labels, request.images, batch, numbers, runs)
         (folder / "weights").mkdir()
         for network in networks:
-            network.save(folder / "weights" / f"{_called(network)}.safetensors")
-        found, bad = _tested(tests, truths, real, networks, folder, mesh)
-        failed += bad
-        if not found:
+            network.save(folder / "weights" / f"{network.name}.safetensors")
+        results, untested = _test(tests, truths, real, networks, folder, mesh)
+        failed += untested
+        if not results:
             raise InputError(
-                f"{test_images}: none of {len(tests)} volumes could be tested: {bad[0][1]}"
+                f"{request.test_images}: none of {len(tests)} volumes could be tested: "
+                f"{untested[0][1]}"
             )
 
         # Summarise and write.
-        whose = {name: scan.subject for name, scan in tests.items()}
-        data = records.subjects(dict.fromkeys(score.subject for score in found), whose)
-        data |= {"source preset": told.source, "target preset": told.preset.name}
-        data |= _described(sources, stores, networks, batch, seed)
-        data |= scores.by_seed(found) | scores.undefined(found)
+        subject_of = {name: scan.subject for name, scan in tests.items()}
+        data = records.subjects(dict.fromkeys(score.scan for score in results), subject_of)
+        data |= {"source preset": origin.source, "target preset": origin.preset.name}
+        data |= _description(sets, stores, networks, batch, seed)
+        data |= scores.by_seed(results, subject_of) | scores.undefined(results)
         data |= {"failed": [reason for _, reason in failed]} if failed else {}
-        rows = scores.over_seeds(found)
+        rows = scores.over_seeds(results)
         metrics = {
             "schema": records.SCHEMA,
             "notice": NOTICE,
-            "command": _command(given),
+            "command": request.command(),
             "versions": records.versions(),
             "data": data,
-            "methods": records.summarise(rows, seed, whose),
+            "methods": records.summarise(rows, seed, subject_of),
         }
         records.write(folder, metrics, rows)
-        scores.write(folder / "seeds.csv", found)
+        scores.write(folder / "seeds.csv", results)
         # Their weights are in weights/ by now.
         shutil.copytree(runs, folder / "runs", ignore=lambda *_: ("checkpoints", run.LOCK))
     shutil.rmtree(runs)
-    return Segmentation(metrics, failed)
+    return Outcome(metrics, failed)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -191,109 +205,122 @@ def segment(
 # ----------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class _Told:
-    """What is said of the translations.
+class _Origin(NamedTuple):
+    """Where translations come from.
 
     Attributes:
       preset: of their intensities.
       source: name of the preset of what was translated, as far as sidecars say.
-      learnt: digests of the subjects that their model was trained on, likewise.
+      training_subjects: digests of the subjects that their model was trained on, likewise.
     """
 
     preset: Preset
     source: str | None
-    learnt: frozenset[str]
+    training_subjects: frozenset[str]
 
 
-def _told(images, name: str | None) -> _Told:
-    """What is said of a folder of translations: by sidecars, and the preset of that name."""
+def _origin(images, name: str | None) -> _Origin:
+    """The origin of a folder of translations, by their sidecars and by the preset of that name."""
     scans = pairs.by_name(images, name and intensity.preset(name).modality)
     beside = [sidecar for sidecar in map(sidecars.read, scans.values()) if sidecar is not None]
-    known = {sidecar.settings.target.name for sidecar in beside}
-    if name is None and len(known) != 1:
+    targets = {sidecar.settings.target.name for sidecar in beside}
+    if name is None and len(targets) != 1:
         raise InputError(f"{images}: --preset must say what the intensities are; sidecars do not")
-    if name is not None and known - {name}:
-        raise InputError(f"--preset={name}, but the sidecars say {min(known - {name})}")
-    origins = {sidecar.settings.source.name for sidecar in beside}
-    return _Told(
-        intensity.preset(name or known.pop()),
-        origins.pop() if len(origins) == 1 else None,
+    if name is not None and targets - {name}:
+        raise InputError(f"--preset={name}, but the sidecars say {min(targets - {name})}")
+    sources = {sidecar.settings.source.name for sidecar in beside}
+    return _Origin(
+        intensity.preset(name or targets.pop()),
+        sources.pop() if len(sources) == 1 else None,
         frozenset().union(*(sidecar.training_subjects for sidecar in beside)),
     )
 
 
-def _check_apart(sources: list[Source], tests: dict[str, Scan], learnt: frozenset[str]) -> None:
+def _training_sets(request: Request, preset: Preset, real: Preset) -> list[TrainingSet]:
+    """The translations, then those of the bounds that are asked for."""
+    images, labels = request.train_images, request.train_labels
+    sets = [TrainingSet("translation", images, labels, preset, "train_labels")]
+    if request.lower_images is not None:
+        flag = "train_labels" if request.lower_labels is None else "lower_labels"
+        source = intensity.preset(request.lower_preset)
+        labels = request.lower_labels or labels
+        sets.append(TrainingSet("lower", request.lower_images, labels, source, flag))
+    if request.upper_images is not None:
+        labels = request.upper_labels
+        sets.append(TrainingSet("upper", request.upper_images, labels, real, "upper_labels"))
+    return sets
+
+
+def _check_apart(
+    sets: list[TrainingSet], tests: dict[str, Scan], training_subjects: frozenset[str]
+) -> None:
     """InputError for a test subject that is among those that anything was trained on."""
-    for source in sources:
-        scans = pairs.by_name(source.images, source.preset.modality).values()
-        trained_on = {scan.subject: scan.path for scan in scans}
+    for training in sets:
+        scans = pairs.by_name(training.images, training.preset.modality).values()
+        paths = {scan.subject: scan.path for scan in scans}
         for scan in tests.values():
-            if scan.subject in trained_on:
+            if scan.subject in paths:
                 raise InputError(
                     f"{scan.path}: the subject {scan.subject!r} is trained on too, as "
-                    f"{trained_on[scan.subject]}; leave it out of one"
+                    f"{paths[scan.subject]}; leave it out of one"
                 )
     for scan in tests.values():
-        if filenames.subject_digest(scan.subject) in learnt:
+        if filenames.subject_digest(scan.subject) in training_subjects:
             raise InputError(
                 f"{scan.path}: the model of the translations was trained on the subject "
                 f"{scan.subject!r}; leave it out"
             )
 
 
-def _prepared(
-    sources: list[Source], folder: Path, wanted: dict
+def _prepare(
+    sets: list[TrainingSet], folder: Path, grid: dict
 ) -> tuple[dict[str, Store], Grid, list[tuple[Path, str]]]:
-    """A store of each source by its method, the grid of them all, and what was left out.
+    """A store of each set by its method, the grid of them all, and what was left out.
 
-    The grid is the one wanted; what that leaves open, the first source decides.
+    The first set decides what the grid that is asked for leaves open.
     """
-    stores, grid, failed = {}, None, []
-    for source in sources:
-        path = folder / source.method
-        wanted = wanted if grid is None else dataclasses.asdict(grid)
-        try:
-            result = prepare(
-                source.images,
-                path,
-                source.preset.name,
-                labels=source.labels,
-                validation=0.0,
-                **wanted,
-            )
-        except InputError as error:
-            raise InputError(str(error).replace("--labels", source.flag)) from None
-        failed += [(path, text.replace("--labels", source.flag)) for path, text in result.failed]
-        stores[source.method], grid = open_store(path), result.grid
-    return stores, grid, failed
+    stores, failed = {}, []
+    for training in sets:
+        path = folder / training.method
+        result = prepare(
+            training.images,
+            path,
+            training.preset.name,
+            labels=training.labels,
+            labels_flag=training.flag,
+            validation=0.0,
+            **grid,
+        )
+        failed += result.failed
+        stores[training.method], grid = open_store(path), dataclasses.asdict(result.grid)
+    return stores, result.grid, failed
 
 
-def _labels_of(store: Store) -> set[int]:
+def _labels_of_store(store: Store) -> set[int]:
     """Labels that a segmenter can learn of a store."""
     return set(np.unique(store.labels[store.rows("train")]).tolist()) - {0}
 
 
-def _labels_among(scans: Iterable[Scan]) -> set[int]:
+def _labels_of_maps(scans: Iterable[Scan]) -> set[int]:
     """Labels of label maps; those that cannot be read are reported when their turn comes."""
-    found = set()
+    labels = set()
     for scan in scans:
         with contextlib.suppress(InputError):
-            found |= set(np.unique(scan.read(labels=True).array).astype(int).tolist())
-    return found - {0}
+            labels |= set(np.unique(scan.read(labels=True).array).astype(int).tolist())
+    return labels - {0}
 
 
-def _common(present: dict[str, set[int]], wanted: list[int] | None) -> list[int]:
+def _common(present: dict[str, set[int]], classes: list[int] | None) -> list[int]:
     """The labels to learn, which all sets have; InputError for one that a set has not.
 
     Args:
       present: labels of each set, by the flag that it was given by.
-      wanted: None for all.
+      classes: None for all.
     """
-    labels = sorted(set(wanted) if wanted is not None else set().union(*present.values()))
+    labels = sorted(set(classes) if classes is not None else set().union(*present.values()))
     common = sorted(set.intersection(*present.values()))
     for label in labels:
-        lacking = [flag for flag, there in present.items() if label not in there]
+        lacking = [f"--{flag}" for flag, held in present.items() if label not in held]
         if lacking:
             numbers = ",".join(map(str, common))
             hint = f"--classes={numbers} are in all sets" if common else "the sets share no label"
@@ -309,7 +336,7 @@ def _common(present: dict[str, set[int]], wanted: list[int] | None) -> list[int]
 
 
 def _trained(
-    sources: list[Source],
+    sources: list[TrainingSet],
     stores: dict[str, Store],
     labels: list[int],
     images: int | None,
@@ -348,7 +375,7 @@ def _weights(ours: run.Run, store: Store, folder: Path, compiled: dict[int, Comp
     return jax.device_get(averages[segmentation.NETWORK])
 
 
-def _tested(
+def _test(
     tests: dict[str, Scan],
     truths: dict[str, Scan],
     preset: Preset,
@@ -362,10 +389,10 @@ def _tested(
     """
     labels, grid = list(networks[0].labels), networks[0].grid
     dtype = np.uint8 if labels[-1] <= np.iinfo(np.uint8).max else np.uint16
-    found, failed, drawn = [], [], 0
+    results, failed, drawn = [], [], 0
     (folder / "panels").mkdir()
     for network in networks:
-        (folder / "predictions" / _called(network)).mkdir(parents=True)
+        (folder / "predictions" / network.name).mkdir(parents=True)
     for name, scan in tqdm(tests.items(), desc="test", unit="volume", disable=None):
         try:
             case = testing.read(scan, truths, preset, grid, labels)
@@ -375,32 +402,26 @@ def _tested(
         pictures = {}
         for network in networks:
             probabilities = network.probabilities(case.images, mesh)
-            labelled = trained.label_map(probabilities, labels, case.resampling)
-            path = folder / "predictions" / _called(network) / f"{scan.stem}.nii.gz"
-            io.write(path, labelled, case.volume, dtype)
-            reached = case.scores(labelled)
-            found.append(scores.Score(name, network.method, network.seed, reached))
+            label_map = trained.label_map(probabilities, labels, case.resampling)
+            path = folder / "predictions" / network.name / f"{scan.stem}.nii.gz"
+            io.write(path, label_map, case.volume, dtype)
+            results.append(scores.Score(name, network.method, network.seed, case.scores(label_map)))
             pictures.setdefault(network.method, probabilities.argmax(-1))
-        found.append(scores.Score(name, GRID, None, case.scores(case.ceiling())))
+        results.append(scores.Score(name, GRID, None, case.scores(case.ceiling())))
         if drawn < PANELS:
             picture = figures.png(case.panel(pictures, f"{name} · {NOTICE}"))
             (folder / "panels" / f"{name}.png").write_bytes(picture)
             drawn += 1
-    return found, failed
-
-
-def _called(network: Trained) -> str:
-    """The name of what belongs to a network."""
-    return f"{network.method}_{network.seed}"
+    return results, failed
 
 
 # ----------------------------------------------------------------------------------------------
-# What is said of it
+# The record
 # ----------------------------------------------------------------------------------------------
 
 
-def _described(
-    sources: list[Source],
+def _description(
+    sets: list[TrainingSet],
     stores: dict[str, Store],
     networks: list[Trained],
     batch: int,
@@ -411,10 +432,10 @@ def _described(
     return {
         "labels": list(first.labels[1:]),
         "trained on": {
-            source.method: f"{len(stores[source.method].subjects('train'))} subjects, "
-            f"{len(stores[source.method].rows('train'))} slices, preset {source.preset.name}, "
-            f"{next(n.images for n in networks if n.method == source.method)} images"
-            for source in sources
+            training.method: f"{len(stores[training.method].subjects('train'))} subjects, "
+            f"{len(stores[training.method].rows('train'))} slices, preset {training.preset.name}, "
+            f"{next(n.images for n in networks if n.method == training.method)} images"
+            for training in sets
         },
         "segmenter": "MONAI's UNet, channels "
         f"{', '.join(map(str, segmenter.CHANNELS))}, two convolutions in a residual unit, instance "
@@ -428,15 +449,5 @@ def _described(
         "mean over labels": "dice, assd and hd95; none where a label has none",
         "seeds": f"{len({network.seed for network in networks})}; a subject's number is the mean "
         "over them, where all have one",
-        "interval": f"{bootstrap.LEVEL:.0%} percentile bootstrap of the mean over subjects, "
-        f"{bootstrap.RESAMPLES} resamples, seed {seed}",
+        "interval": bootstrap.description(seed),
     }
-
-
-def _command(given: dict) -> str:
-    """The command line of the arguments that were given."""
-    words = ["contourdiff", "segment"]
-    for name, value in given.items():
-        text = ",".join(map(str, value)) if isinstance(value, list) else value
-        words.append(f"--{name}={text}")
-    return shlex.join(words)

@@ -22,12 +22,12 @@ from contourdiff_jax.volumes.intensity import Preset
 from contourdiff_jax.volumes.masks import extent
 from contourdiff_jax.volumes.volume import Volume
 
-METRICS = ("dice", "assd", "hd95")
+AVERAGED = ("dice", "assd", "hd95")  # over labels
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """A test volume and what is known of it."""
+class TestVolume:
+    """A test volume with its true labels."""
 
     name: str
     volume: Volume  # with even slices
@@ -42,26 +42,26 @@ class Case:
         certain = np.eye(len(self.labels), dtype=np.float32)[classes]
         return label_map(certain, self.labels, self.resampling)
 
-    def scores(self, found: np.ndarray) -> dict[str, float | None]:
+    def scores(self, predicted: np.ndarray) -> dict[str, float | None]:
         """`dice_4`, `assd_4`, `hd95_4`, .. of a label map [X, Y, Z], and their means over labels.
 
-        None where a number is not defined, a mean of labels of which one has none included. Labels
+        None where a number is not defined: a mean too, where one of the labels has none. Labels
         that are in neither map are left out.
         """
         spacing = geometry.spacing(self.volume.affine)
-        dices = overlap.dice(found, self.truth, self.labels[1:])
+        dices = overlap.dice(predicted, self.truth, self.labels[1:])
         scores = {f"dice_{label}": value for label, value in dices.items() if value is not None}
         seen = [label for label, value in dices.items() if value is not None]
         for label in seen:
-            distances = overlap.distances(found == label, self.truth == label, spacing)
+            distances = overlap.distances(predicted == label, self.truth == label, spacing)
             scores |= {f"{metric}_{label}": value for metric, value in distances.items()}
-        for metric in METRICS if seen else ():
+        for metric in AVERAGED if seen else ():
             values = [scores[f"{metric}_{label}"] for label in seen]
             scores[metric] = None if None in values else float(np.mean(values))
         return scores
 
-    def panel(self, found: dict[str, np.ndarray], title: str) -> Figure:
-        """Slices with the labels that are true, and that were found: {name: classes [N, H, W]}."""
+    def panel(self, predicted: dict[str, np.ndarray], title: str) -> Figure:
+        """Slices with the true labels, and with predicted ones: {name: classes [N, H, W]}."""
         truth = numbered(self.resampling.labels(self.truth), self.labels)
         first, last = extent(truth > 0)
         rows = np.linspace(first, last, figures.PANEL_ROWS + 2)[1:-1]
@@ -69,7 +69,7 @@ class Case:
         grey = (self.images[rows] + 1) / 2
         columns = {"image": grey} | {
             name: figures.labelled(grey, classes[rows])
-            for name, classes in ({"true labels": truth} | found).items()
+            for name, classes in ({"true labels": truth} | predicted).items()
         }
         figure = figures.panel(title, columns, None, self.resampling.positions[rows])
         figures.legend(figure, self.labels[1:])
@@ -78,7 +78,7 @@ class Case:
 
 def read(
     scan: Scan, truths: dict[str, Scan], preset: Preset, grid: Grid, labels: list[int]
-) -> Case:
+) -> TestVolume:
     """A test volume with its label map, which is among `truths` by its name.
 
     Labels that are not among `labels` become background.
@@ -89,4 +89,4 @@ def read(
         raise InputError(f"{truth.path}: labels of uneven slices; resample volume and labels first")
     kept = np.where(np.isin(truth.array, labels), truth.array, labels[0]).astype(np.uint16)
     images, resampling = images_of(volume, preset, grid)
-    return Case(scan.name, volume, labels, kept, images, resampling)
+    return TestVolume(scan.name, volume, labels, kept, images, resampling)

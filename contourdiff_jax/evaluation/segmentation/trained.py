@@ -59,6 +59,11 @@ class Trained:
     seed: int
     images: int
 
+    @property
+    def name(self) -> str:
+        """Of its files and folders."""
+        return f"{self.method}_{self.seed}"
+
     def save(self, path: Path) -> None:
         """Writes the file."""
         fields = dataclasses.asdict(self) | {"schema": SCHEMA, "preset": self.preset.name}
@@ -79,20 +84,21 @@ class Trained:
         none = np.zeros((0, segmenter.FEATURES), np.float32)
         return np.concatenate([none, *self._run("features", images, mesh)])
 
-    def _run(self, what: str, stacks: Iterable[np.ndarray], mesh: Mesh) -> Iterator[np.ndarray]:
+    def _run(self, output: str, stacks: Iterable[np.ndarray], mesh: Mesh) -> Iterator[np.ndarray]:
         batch = -(-BATCH // mesh.size) * mesh.size
-        return in_batches(stacks, _compiled(what, len(self.labels), mesh), self.params, mesh, batch)
+        network = _compiled(output, len(self.labels), mesh)
+        return in_batches(stacks, network, self.params, mesh, batch)
 
 
 @functools.cache
-def _compiled(what: str, classes: int, mesh: Mesh) -> Callable:
+def _compiled(output: str, classes: int, mesh: Mesh) -> Callable:
     network = segmenter.build(classes)
     functions = {
         "probabilities": lambda params, images: jax.nn.softmax(network.apply(params, images)),
         "features": network.encode,
     }
     return jax.jit(
-        functions[what],
+        functions[output],
         in_shardings=(meshes.replicated(mesh), meshes.batch(mesh)),
         out_shardings=meshes.batch(mesh),
     )
@@ -114,12 +120,12 @@ def label_map(probabilities: np.ndarray, labels, resampling: Resampling) -> np.n
     pixel have stairs for borders. Outside the grid is background, the first of the labels.
     """
     most = resampling.volume(probabilities[..., 0], fill=1.0)
-    found = np.full(most.shape, labels[0], np.uint16)
+    array = np.full(most.shape, labels[0], np.uint16)
     for number, label in enumerate(labels[1:], start=1):
         probability = resampling.volume(probabilities[..., number], fill=0.0)
-        found[probability > most] = label
+        array[probability > most] = label
         most = np.maximum(most, probability)
-    return found
+    return array
 
 
 def load(path) -> tuple[Trained, str]:

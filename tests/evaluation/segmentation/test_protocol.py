@@ -44,7 +44,18 @@ def small():
         trained._compiled.cache_clear()
 
 
-def subject(folder, labels, name, *, organ=900.0, around=350.0, kind="mr", affine=None, seed=0):
+def subject(
+    folder,
+    labels,
+    name,
+    *,
+    organ=900.0,
+    around=350.0,
+    kind="mr",
+    suffix="labels",
+    affine=None,
+    seed=0,
+):
     """Saves an image and its label map."""
     rng = np.random.default_rng((seed, *name.encode()))
     shape = (26, 30, 6)
@@ -57,7 +68,7 @@ def subject(folder, labels, name, *, organ=900.0, around=350.0, kind="mr", affin
     affine = np.diag([4.2, 3.9, 7.0, 1.0]) if affine is None else affine
     for path, array, dtype in (
         (folder / f"{name}_{kind}.nii.gz", np.maximum(image, 0), np.float32),
-        (labels / f"{name}_labels.nii.gz", truth, np.uint8),
+        (labels / f"{name}_{suffix}.nii.gz", truth, np.uint8),
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         io.save(path, array, affine, dtype, overwrite=True)
@@ -85,6 +96,10 @@ def arguments(root, **changes):
     return fields | {"images": 320, "batch": 4, "seeds": 1} | changes
 
 
+def request(root, **changes):
+    return module.Request(**arguments(root, **changes))
+
+
 @pytest.fixture
 def data(tmp_path):
     return made(tmp_path)
@@ -107,7 +122,7 @@ def done(tmp_path_factory):
     root = made(tmp_path_factory.mktemp("segment"))
     bounds = {"lower_images": root / "lower", "lower_preset": "mr"}
     bounds |= {"upper_images": root / "upper", "upper_labels": root / "upper_labels"}
-    result = segment(**arguments(root, seeds=2, **bounds))
+    result = segment(request(root, seeds=2, **bounds))
     assert not result.failed
     return root
 
@@ -229,7 +244,7 @@ def test_several_are_compared_by_subject(done, tmp_path):
 
 def test_the_same_seed_gives_the_same_weights(data):
     def weights(out, **changes):
-        segment(**arguments(data, out=data / out, **changes))
+        segment(request(data, out=data / out, **changes))
         folder = data / out / "weights"
         return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -240,8 +255,33 @@ def test_the_same_seed_gives_the_same_weights(data):
     assert both["translation_0.safetensors"] != both["translation_1.safetensors"]
 
 
+def test_two_scans_of_a_subject_are_one(data, untrained, capsys):
+    """The Dice of each network, the interval and what is printed are over subjects."""
+    for folder in ("test", "test_labels"):
+        shutil.rmtree(data / folder)
+    for name, seed in (("sub-01_ses-1", 0), ("sub-01_ses-2", 1), ("sub-02_ses-1", 2)):
+        place = "/".join(name.split("_"))
+        folders = (data / of / place / "anat" for of in ("test", "test_labels"))
+        subject(*folders, name, kind="T1w", suffix="T1w", seed=seed)
+    flags = [f"--{name}={value}" for name, value in arguments(data).items()]
+    assert cli.main(["contourdiff", "segment", *flags]) == 0
+    assert "2 subjects in 3 scans tested" in capsys.readouterr().out
+    metrics = read_metrics(data)
+    dice = {
+        row["subject"]: float(row["value"])
+        for row in rows(data / "out" / "seeds.csv")
+        if row["metric"] == "dice"
+    }
+    assert metrics["data"]["scans"] == list(dice) and len(dice) == 3
+    mean = (np.mean(list(dice.values())[:2]) + dice["sub-02_ses-1"]) / 2
+    of_networks = metrics["data"]["dice of each network"]
+    assert of_networks == {"translation, seed 0": pytest.approx(mean, abs=1e-4)}
+    entry = metrics["methods"]["translation"]["dice"]
+    assert entry["n"] == 2 and entry["value"] == pytest.approx(mean, rel=1e-5)
+
+
 def test_chosen_classes_are_learnt_and_the_rest_is_background(data, untrained):
-    result = segment(**arguments(data, classes=[ORGAN]))
+    result = segment(request(data, classes=[ORGAN]))
     methods = result.metrics["methods"]
     assert set(methods["grid"]) == {
         f"{metric}{of}" for metric in ("dice", "assd", "hd95") for of in ("", f"_{ORGAN}")
@@ -295,7 +335,7 @@ def test_an_encoder_of_another_modality_or_none_is_refused(done, tmp_path):
 
 def refused(message, fields):
     with pytest.raises(InputError, match=message):
-        segment(**fields)
+        segment(module.Request(**fields))
     assert not fields["out"].exists()
 
 
@@ -329,7 +369,7 @@ def sidecar(path, target, learnt):
 def test_sidecars_tell_the_preset_and_whom_the_model_has_seen(data, untrained):
     for name in ("a1", "a2", "a3"):
         sidecar(data / "train" / f"{name}_mr.json", "mr", ["c1"])
-    result = segment(**arguments(data, preset=None))
+    result = segment(request(data, preset=None))
     told = result.metrics["data"]
     assert (told["source preset"], told["target preset"]) == ("ct", "mr")
     assert "preset mr" in told["trained on"]["translation"]
@@ -369,14 +409,14 @@ def test_a_label_that_a_set_lacks_is_an_error_that_says_what_to_do(data, untrain
         io.save(path, array, volume.affine, np.uint8, overwrite=True)
     refused(r"label 7: in no volume of --test_labels; --classes=3 are in all", arguments(data))
     refused(r"label 9: in no volume of --train_labels", arguments(data, classes=[9]))
-    assert segment(**arguments(data, classes=[BODY])).metrics["data"]["labels"] == [BODY]
+    assert segment(request(data, classes=[BODY])).metrics["data"]["labels"] == [BODY]
 
 
 def test_a_label_that_is_not_found_has_no_distance_and_is_counted(data, untrained, monkeypatch):
     monkeypatch.setattr(
         trained, "label_map", lambda p, labels, r: np.full((26, 30, 6), BODY, np.uint16)
     )
-    metrics = segment(**arguments(data)).metrics
+    metrics = segment(request(data)).metrics
     assert metrics["methods"]["translation"][f"dice_{ORGAN}"]["value"] == 0
     assert {f"assd_{ORGAN}", "assd", "hd95"}.isdisjoint(metrics["methods"]["translation"])
     assert metrics["data"]["label maps without a distance"] == {"translation, label 7": "2 of 2"}
@@ -388,6 +428,9 @@ def test_a_label_that_is_not_found_has_no_distance_and_is_counted(data, untraine
         ({"preset": None}, "--preset must say what the intensities are; sidecars do not"),
         ({"lower_images": "lower"}, "--lower_images needs --lower_preset"),
         ({"upper_images": "upper"}, "--upper_images needs --upper_labels"),
+        ({"lower_labels": "train_labels"}, "--lower_labels goes with --lower_images"),
+        ({"lower_preset": "mr"}, "--lower_preset goes with --lower_images"),
+        ({"upper_labels": "upper_labels"}, "--upper_labels goes with --upper_images"),
         ({"train_labels": "upper_labels"}, r"'a1' in --train_labels"),
         (
             {"test_labels": "upper_labels"},
@@ -403,7 +446,11 @@ def test_a_label_that_is_not_found_has_no_distance_and_is_counted(data, untraine
     ],
 )
 def test_bad_requests(data, changes, message):
-    folders = {name: data / value for name, value in changes.items() if isinstance(value, str)}
+    folders = {
+        name: data / value
+        for name, value in changes.items()
+        if isinstance(value, str) and not name.endswith("preset")
+    }
     refused(message, arguments(data, **(changes | folders)))
 
 
@@ -411,7 +458,7 @@ def test_nothing_is_overwritten_and_flags_are_checked(data, capsys):
     (data / "out").mkdir()
     (data / "out" / "mine.txt").touch()
     with pytest.raises(InputError, match="exists already"):
-        segment(**arguments(data))
+        segment(request(data))
     flags = [f"--{name}={value}" for name, value in arguments(data).items()]
     for extra, message in ((["--classes=bone"], "--classes=bone: give whole"), ([], "exists")):
         assert cli.main(["contourdiff", "segment", *flags, *extra]) == 2
