@@ -303,30 +303,30 @@ def _losses(axis, stats: list[dict]) -> None:
         ("loss", "training", {"linewidth": 1}),
         ("heldout_loss", "held out", {"marker": "o", "markersize": 4}),
     ):
-        found = [line for line in stats if name in line]
-        if found:
-            axis.plot(*_columns(found, "images", name), label=label, **style)
+        lines = [line for line in stats if name in line]
+        if lines:
+            axis.plot(*_columns(lines, "images", name), label=label, **style)
     axis.set(yscale="log", xlabel=IMAGES, title="loss")
     axis.legend(fontsize=9)
 
 
 def _timesteps(axis, stats: list[dict]) -> None:
     """Held-out loss in equal bins of t, of up to six times of training: later is darker."""
-    found = [line for line in stats if "heldout_loss_t" in line]
-    shown = np.unique(np.linspace(0, len(found) - 1, 6).round().astype(int))
+    lines = [line for line in stats if "heldout_loss_t" in line]
+    shown = np.unique(np.linspace(0, len(lines) - 1, 6).round().astype(int))
     for order, index in enumerate(shown):
-        losses = found[index]["heldout_loss_t"]
+        losses = lines[index]["heldout_loss_t"]
         middle = (np.arange(len(losses)) + 0.5) / len(losses)
         colour = colormaps["viridis_r"]((order + 1) / len(shown))
-        label = f"{found[index]['images']:,} images"
+        label = f"{lines[index]['images']:,} images"
         axis.plot(middle, losses, marker="o", markersize=3, color=colour, label=label)
     axis.set(yscale="log", xlabel="t / T", title="held-out loss by timestep")
     axis.legend(fontsize=8)
 
 
 def _learning_rate(axis, stats: list[dict]) -> None:
-    found = [line for line in stats if "learning_rate" in line]
-    axis.plot(*_columns(found, "images", "learning_rate"), linewidth=1)
+    lines = [line for line in stats if "learning_rate" in line]
+    axis.plot(*_columns(lines, "images", "learning_rate"), linewidth=1)
     axis.set(xlabel=IMAGES, title="learning rate")
     axis.set_ylim(bottom=0)
 

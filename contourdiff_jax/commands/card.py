@@ -2,9 +2,9 @@
 """Write a run's model card: one page of Markdown on what it is, what for, and where it fails.
 
 It says what data a model was trained on, how, under which licences it stands, what it is for, what
-it costs, how it scores and where it is known to fail, as far as the run, the store (--store) and
-the evaluations named after the flags tell. No name of a subject or a file is on it. What nobody
-stated says so.
+it costs, how it scores and where it is known to fail. All of that comes from the run, its store
+(--store) and evaluations, whose folders are named after the flags. What none of them says is marked
+"not stated". Names of subjects and files are not on the card.
 
 Example:
   contourdiff card --run=runs/mr --store=stores/mr --out=card.md scores
@@ -14,10 +14,6 @@ from absl import flags
 
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.reports.card import card
-
-# ----------------------------------------------------------------------------------------------
-# Command line
-# ----------------------------------------------------------------------------------------------
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -39,15 +35,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     for name in ("run", "out"):
         if values[name].value is None:
             raise InputError(f"--{name} is required, see `contourdiff card --help`")
-    written = card(
-        values.run,
-        values.out,
-        arguments,
-        store=values.store,
-        licence=values.licence,
-        data_licence=values.data_licence,
-        use=values.use,
-        overwrite=values.overwrite,
-    )
-    print(written)
+    names = ("store", "licence", "data_licence", "use", "overwrite")
+    options = {name: values[name].value for name in names}
+    print(card(values.run, values.out, arguments, **options))
     return 0

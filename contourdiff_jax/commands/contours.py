@@ -3,9 +3,9 @@
 
 --store holds the target domain, --source the one to be translated; neither labels nor pairs are
 needed. The gap is 1 where the source's contours are as unlike the target's as those of the target's
-own subjects are unlike each other. Settings for the source with a smaller gap are searched for, and
-go to OUT/contours.json, which `translate --contours` takes; the numbers go to OUT/statistics.json
-and slices with their contours to OUT/contact_sheet.png.
+own subjects are unlike each other. The command looks for settings of the source with a smaller gap
+and writes them to OUT/contours.json, which `translate --contours` takes. Numbers are written to
+OUT/statistics.json, and slices with their contours to OUT/contact_sheet.png.
 
 Example:
     contourdiff contours --store=stores/mr --source=stores/ct --out=crossing
@@ -21,32 +21,33 @@ from contourdiff_jax.evaluation.contour_gap import compare, describe, domain, sa
 from contourdiff_jax.evaluation.metrics import gap
 from contourdiff_jax.runtime import disk
 
+# Statistics by their names: title and number of decimals.
 ROWS = {
-    "density": "contour, share of the body",
-    **{f"density_{k}": f"  in shell {k} from outside" for k in range(1, len(gap.SHELLS) + 2)},
-    "along": "running along the outline, share",
-    "second": "second contour behind the first [mm]",
-    "third": "third contour behind the first [mm]",
-    "hole": "distance to the nearest contour [mm]",
-    "piece": "connected piece [mm]",
+    "density": ("contour, share of the body", 3),
+    **{f"density_{k}": (f"  in shell {k} from outside", 3) for k in range(1, len(gap.SHELLS) + 2)},
+    "along": ("running along the outline, share", 3),
+    "second": ("second contour behind the first [mm]", 1),
+    "third": ("third contour behind the first [mm]", 1),
+    "hole": ("distance to the nearest contour [mm]", 1),
+    "piece": ("connected piece [mm]", 1),
 }
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    text, names = flags.DEFINE_string, ", ".join(contour_settings.PRESETS)
-    text("store", None, "store of the target domain", flag_values=values)
-    text("source", None, "store of the source domain", flag_values=values)
-    text("contours", None, f"contours of the target: a JSON file, or {names}", flag_values=values)
-    text(
-        "source_contours",
-        None,
-        f"contours of the source: a JSON file, or {names}",
-        flag_values=values,
-    )
-    text("out", None, "folder for what is found", flag_values=values)
+    """The flags of `contourdiff contours`."""
+    presets = ", ".join(contour_settings.PRESETS)
+    for name, text in (
+        ("store", "store of the target domain"),
+        ("source", "store of the source domain"),
+        ("contours", f"contours of the target: a JSON file, or {presets}"),
+        ("source_contours", f"contours of the source: a JSON file, or {presets}"),
+        ("out", "folder to write"),
+    ):
+        flags.DEFINE_string(name, None, text, flag_values=values)
 
 
 def main(values: flags.FlagValues) -> int:
+    """Runs the command."""
     if values.store is None:
         raise InputError("--store is required; see `contourdiff contours --help`")
     if values.source is None and values.source_contours is not None:
@@ -55,35 +56,30 @@ def main(values: flags.FlagValues) -> int:
         disk.check_is_free(Path(values.out))
     target = domain(values.store, values.contours, split="train")
     source = None if values.source is None else domain(values.source, values.source_contours)
-    found = describe(target) if source is None else compare(source, target)
+    statistics = describe(target) if source is None else compare(source, target)
     if values.out is not None:
-        save(Path(values.out), found, target, source)
-    print(table(found))
+        save(Path(values.out), statistics, target, source)
+    print(table(statistics))
     return 0
 
 
-# --------------------------------------------------------------------------------------------------
-# Telling
-# --------------------------------------------------------------------------------------------------
-
-
-def table(found: dict) -> str:
-    """The numbers as people read them."""
-    columns = [name for name in ("target", "source", "suggested") if name in found]
+def table(statistics: dict) -> str:
+    """The content of statistics.json as people read it."""
+    columns = [name for name in ("target", "source", "suggested") if name in statistics]
+    entries = [statistics[name] for name in columns]
     lines = [("", columns)]
-    for key in ("subjects", "slices"):
-        lines.append((key, [str(found[name][key]) for name in columns]))
-    for key, title in ROWS.items():
-        digits = 1 if title.endswith("[mm]") else 3
-        lines.append((title, [f"{found[c]['statistics'][key]:.{digits}f}" for c in columns]))
-    if "source" in found:
-        for key, title in (("gap", "GAP"), *((part, f"  {part}") for part in gap.PARTS)):
-            gaps = [f"{found[c]['gap'][key]:.2f}" if "gap" in found[c] else "" for c in columns]
+    for name in ("subjects", "slices"):
+        lines.append((name, [str(entry[name]) for entry in entries]))
+    for name, (title, decimals) in ROWS.items():
+        lines.append((title, [f"{entry['statistics'][name]:.{decimals}f}" for entry in entries]))
+    if "source" in statistics:
+        for name, title in (("gap", "GAP"), *((part, f"  {part}") for part in gap.PARTS)):
+            gaps = [f"{entry['gap'][name]:.2f}" if "gap" in entry else "" for entry in entries]
             lines.append((title, gaps))
     text = ["".join((f"{title:<38}", *(f"{cell:>11}" for cell in cells))) for title, cells in lines]
-    if "source" in found:
-        bias = found["structural_bias"]
-        suggested = found["suggested"]["contours"]
+    if "source" in statistics:
+        bias = statistics["structural_bias"]
+        suggested = statistics["suggested"]["contours"]
         windows = [f"{low:g} to {high:g}" for low, high in suggested["windows"]]
         others = [name for name in ("curve", "native") if suggested[name]]
         text += [

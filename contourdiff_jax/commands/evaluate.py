@@ -3,18 +3,18 @@
 
 Volumes of --translated, --truth, --source, --masks, --labels and --uncertainty belong together when
 their names agree up to the modality (head01_ct, head01_mr). With --truth, images are compared in
-the target's intensity window scaled to [0, 1], slice by slice, over the image and inside the body;
-with --source, the contours of the translation are compared with those of the source. With --real,
-volumes of the target domain to learn from, two baselines are scored as well: the source with its
-histogram matched, and the mean image.
+the target's intensity window scaled to [0, 1], slice by slice, over the image and inside the body.
+With --source, the contours of the translation are compared with those of the source. With --real,
+volumes of the target domain, two baselines are scored as well: the source with its histogram
+matched to theirs, and their mean image.
 
 How well slices fit together is measured along their axis, beside the truth and the real volumes,
-and with --truth in planes reformatted across the slices. With --labels, errors are given for each
-label too; with --uncertainty, standard deviations of the translations in their own units, it is
-measured how well these rank the errors. With --features, KID and FID say how far the images lie
-from those of --real. --conventions=synthrad adds MAE, PSNR, SSIM and MS-SSIM of whole volumes as
-the SynthRAD challenges take them; --memorisation, with the store that the run was trained on, says
-how near the translations come to its slices. docs/scores.md defines the numbers.
+and with --truth in planes reformatted across the slices. --labels adds errors inside each label.
+--uncertainty, standard deviations of the translations in their own units, adds how well these rank
+the errors. --features adds KID and FID, which say how far the images lie from those of --real.
+--conventions=synthrad adds MAE, PSNR, SSIM and MS-SSIM of whole volumes as the SynthRAD challenges
+take them. --memorisation, the store that the run was trained on, adds how near the translations
+come to its slices. docs/scores.md defines the numbers.
 
 A volume that cannot be scored is reported and skipped.
 

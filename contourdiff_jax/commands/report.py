@@ -4,8 +4,8 @@
 Arguments are run folders (config.json, stats.jsonl, samples/), evaluation folders (metrics.json,
 rows.csv, pictures) or metrics.json files. Evaluations come first, then runs, each in the order
 given; above several evaluations of the same subjects stands their comparison, paired by subject.
-What one of them lacks is left out of the page. The figures are inside the page, and as PNG in a
-folder beside it.
+Sections for which nothing was measured are left out. The figures are inside the page, and as PNG
+files in a folder beside it.
 
 Example:
   contourdiff report --out=report.html scores runs/mr
@@ -15,10 +15,6 @@ from absl import flags
 
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.reports.page import report
-
-# ----------------------------------------------------------------------------------------------
-# Command line
-# ----------------------------------------------------------------------------------------------
 
 
 def define_flags(values: flags.FlagValues) -> None:

@@ -5,13 +5,13 @@ Small U-Nets are trained on the volumes of --train_images with the labels of wha
 translated from, and tested on real volumes of the target with labels of their own: Dice, and the
 distances ASSD and HD95 of surfaces in mm, of each label, on the test volume's own voxels. Two
 bounds say what that is worth: --lower_images, the sources as they are, and --upper_images, real
-volumes of the target with labels. All of it is done with several --seeds.
+volumes of the target with labels. Everything is repeated with several --seeds.
 
 Volumes and labels belong together by their names. A subject is trained on or tested, never both.
-Labels are those that all sets have; --classes chooses some, and the rest becomes background. Beside
-sidecars of `translate`, --preset need not be given. The label maps that were found, the trained
-networks (for `evaluate --features=segmenter`) and pictures are written too; docs/scores.md defines
-the numbers. What cannot be used is reported and left out.
+All labels that all sets have are learnt; --classes chooses some of them, and the others become
+background. --preset is not needed where translations have sidecars of `translate`. Predicted label
+maps, the networks (for `evaluate --features=segmenter`) and pictures are written too. What cannot
+be used is reported and left out. docs/scores.md defines the numbers.
 
 Example:
   contourdiff segment --train_images=translated --train_labels=data/train_ct_labels \\

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Baselines: what can be had without a model, from the source and from real target volumes.
+"""Baselines: images that need no model, made of the source and of real target volumes.
 
     source      the source's greys as they are shown, read as the target's
     histogram   the source with the histogram of the real volumes
@@ -49,7 +49,15 @@ class Baselines:
 
 
 def learn(real, scored: set[str], settings: Settings) -> Baselines:
-    """Baselines of the real volumes of a folder, but for those of the subjects `scored`."""
+    """Baselines from the real volumes of a folder.
+
+    Args:
+      real: the folder.
+      scored: subjects whose volumes are left out, because they are scored themselves.
+      settings: of the translations.
+
+    Raises InputError where no volume is left.
+    """
     histograms, total, coherence, left_out = [], 0, [], []
     target = settings.target
     assumed = Assumed(settings.assumed.spacing)
@@ -80,7 +88,7 @@ def learn(real, scored: set[str], settings: Settings) -> Baselines:
 
 
 def methods(case: Case, baselines: Baselines | None) -> dict[str, np.ndarray]:
-    """Target values [X, Y, Z] of every baseline that a case and real volumes, if any, allow."""
+    """{method: target values [X, Y, Z]} of the baselines that a case and real volumes allow."""
     images, target = {}, case.settings.target
     if case.source is not None:
         images["source"] = target.image.inverse(case.settings.source.image.unit(case.source))
@@ -114,9 +122,9 @@ def _stretched(case: Case, mean: np.ndarray) -> np.ndarray:
     return case.resampling.volume(slices, air)
 
 
-def _between(slices: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Slices [K, H, W] at fractional numbers `where` [K] of slices [N, H, W], linearly."""
-    below = np.floor(where).astype(int)
+def _between(slices: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Slices [K, H, W], interpolated linearly at fractional numbers [K] of slices [N, H, W]."""
+    below = np.floor(numbers).astype(int)
     above = np.minimum(below + 1, len(slices) - 1)
-    weight = (where - below)[:, None, None].astype(np.float32)
+    weight = (numbers - below)[:, None, None].astype(np.float32)
     return (1 - weight) * slices[below] + weight * slices[above]

@@ -32,7 +32,8 @@ class Translations:
       scans: by name.
       sidecars: by the same names, None where there is none.
       settings: that all of them have in common.
-      partners: {'truth', 'source', 'masks', 'labels', 'uncertainty': {name: scan}}, of those given.
+      partners: {'truth', 'source', 'masks', 'labels', 'uncertainty': {name: scan}}; only folders
+        that are given.
     """
 
     scans: dict[str, Scan]
@@ -42,7 +43,7 @@ class Translations:
 
     @property
     def subjects(self) -> set[str]:
-        """Whose they are."""
+        """The subjects of the scans."""
         return {scan.subject for scan in self.scans.values()}
 
 
@@ -146,7 +147,7 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
 
 
 def values_of(volume: Volume, preset: Preset, window: Window | None = None) -> np.ndarray:
-    """Values of a volume through a window, its own one by default."""
+    """Values of a volume through a window, by default its own."""
     return preset.values(volume.array, window or preset.window_of(volume))
 
 

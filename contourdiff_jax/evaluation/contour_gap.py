@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How contours of a source differ from those a model is trained on, before it is trained.
+"""How contours of a source differ from those that a model is trained on, before it is trained.
 
 The gap is 1 where the source's contours are as unlike the target's as those of the target's own
 subjects are unlike each other.
+
+Shapes: n slices looked at, H rows, W columns.
 """
 
 import dataclasses
@@ -54,31 +56,38 @@ class Domain:
         """[n, H, W] of 0 and 1, with the domain's settings or others."""
         return self.store.contours_of(self.rows, settings or self.settings)
 
-    def counts(self, drawn: np.ndarray, frames: list) -> list[dict[str, np.ndarray]]:
+    def counts(self, contours: np.ndarray, frames: list) -> list[dict[str, np.ndarray]]:
         """Counts of every subject's contours [n, H, W], see `gap.measure`."""
         owners = self.store.index["subject"][self.rows]
         return [
             gap.measure(
-                drawn[owners == name],
+                contours[owners == name],
                 [frame for frame, owner in zip(frames, owners, strict=True) if owner == name],
             )
             for name in np.unique(owners)
         ]
 
 
-def domain(path: str | Path, given: str | None = None, split: str | None = None) -> Domain:
-    """A store with the settings given, its own or its modality's; of `split`, if it has that.
+def domain(path: str | Path, contours: str | None = None, split: str | None = None) -> Domain:
+    """The slices of a store that are looked at.
 
-    Raises InputError where no body or no contour is to be seen, or `given` cannot be had.
+    Args:
+      path: of the store.
+      contours: a JSON file of settings or the name of a preset; default: those that the store was
+        prepared with, else its modality's.
+      split: whose slices; all where the store has none of it.
+
+    Raises InputError where no body or no contour is to be seen, and for contours that need voxels
+    which the store does not hold.
     """
     store = open_store(path)
     settings = store.contour_settings
-    if given is not None:
-        settings = contour_settings.named(given, store.preset.modality)
+    if contours is not None:
+        settings = contour_settings.named(contours, store.preset.modality)
     elif settings is None:
         settings = contour_settings.preset("default", store.preset.modality)
     if not settings.served_by(store.contour_settings):
-        name = given or "default"
+        name = contours or "default"
         raise InputError(
             f"{path}: prepared without the contours of {name}, which need the volumes' own "
             f"voxels; prepare again with --contours={name}"
@@ -90,13 +99,13 @@ def domain(path: str | Path, given: str | None = None, split: str | None = None)
     if not rows.size:
         raise InputError(f"{path}: no slice shows a body; look at it with `contourdiff inspect`")
     chosen = np.linspace(0, rows.size - 1, min(SLICES, rows.size)).round().astype(int)
-    found = Domain(store, rows[chosen], settings)
-    if not (found.contours() * found.masks).any():
+    looked_at = Domain(store, rows[chosen], settings)
+    if not (looked_at.contours() * looked_at.masks).any():
         raise InputError(
             f"{path}: its contours are empty; lower the thresholds low={settings.low:g} and "
             f"high={settings.high:g}, or see whether its values lie in the windows"
         )
-    return found
+    return looked_at
 
 
 # --------------------------------------------------------------------------------------------------
@@ -105,31 +114,31 @@ def domain(path: str | Path, given: str | None = None, split: str | None = None)
 
 
 def describe(target: Domain) -> dict:
-    """What statistics.json holds of one domain."""
+    """The content of statistics.json for one domain."""
     unit = gap.unit(target.masks)
     counts = target.counts(target.contours(), gap.frames(target.masks, unit))
     return _head(target, unit) | {"target": _entry(target, target.settings, unit, counts)}
 
 
 def compare(source: Domain, target: Domain) -> dict:
-    """What statistics.json holds of two domains: the gap, and settings that make it smaller.
+    """The content of statistics.json for two domains: the gap, and settings that make it smaller.
 
-    Raises InputError for stores on different grids and a target of one subject only.
+    Raises InputError for stores on different grids, and for a target of one subject or of copies.
     """
     if source.store.grid != target.store.grid:
-        mine, other = (_grid(each.store) for each in (source, target))
+        grids = [_grid(domain.store) for domain in (source, target)]
         raise InputError(
-            f"{source.store.path}: on a grid of {mine}, but {target.store.path} is on one of "
-            f"{other}; prepare it again on that"
+            f"{source.store.path}: on a grid of {grids[0]}, but {target.store.path} is on one of "
+            f"{grids[1]}; prepare it again on that"
         )
     unit = gap.unit(target.masks)
-    theirs = target.counts(target.contours(), gap.frames(target.masks, unit))
-    if len(theirs) < 2:
+    target_counts = target.counts(target.contours(), gap.frames(target.masks, unit))
+    if len(target_counts) < 2:
         raise InputError(
             f"{target.store.path}: holds one subject only; the gap is measured in differences "
             "between subjects of the target, of which it takes two"
         )
-    yardstick, target_total = gap.yardstick(theirs), gap.total(theirs)
+    yardstick, target_total = gap.yardstick(target_counts), gap.total(target_counts)
     if min(yardstick.values()) == 0:
         raise InputError(
             f"{target.store.path}: its subjects are the same to the bit, so that they cannot be "
@@ -137,39 +146,35 @@ def compare(source: Domain, target: Domain) -> dict:
         )
     frames = gap.frames(source.masks, unit)
 
-    def tried(settings):
+    def entry_of(settings):
         counts = source.counts(source.contours(settings), frames)
         return _entry(source, settings, unit, counts) | {
             "gap": gap.gap(gap.total(counts), target_total, yardstick)
         }
 
-    now = tried(source.settings)
-    search = [
-        tried(settings) for settings in tqdm(candidates(source), unit=" settings", disable=None)
-    ]
-    best = min([now, *search], key=lambda entry: entry["gap"]["gap"])
+    current = entry_of(source.settings)
+    settings_tried = tqdm(candidates(source), unit=" settings", disable=None)
+    search = [entry_of(settings) for settings in settings_tried]
+    best = min([current, *search], key=lambda entry: entry["gap"]["gap"])
     return _head(target, unit) | {
-        "target": _entry(target, target.settings, unit, theirs),
-        "source": now,
+        "target": _entry(target, target.settings, unit, target_counts),
+        "source": current,
         "suggested": best,
         "structural_bias": {
             "value": gap.structural_bias(source.masks, target.masks),
             "formula": gap.STRUCTURAL_BIAS,
         },
-        "search": [{"contours": e["contours"], "gap": e["gap"]["gap"]} for e in search],
+        "search": [{"contours": entry["contours"], "gap": entry["gap"]["gap"]} for entry in search],
     }
 
 
 def candidates(source: Domain) -> list[ContourSettings]:
-    """Settings to be tried: windows and curves of the presets and the domain's, all thresholds."""
+    """Settings to try: the windows and curves of the domain and the presets, at all thresholds."""
     modality = source.store.preset.modality
-    known = [
-        source.settings,
-        *(contour_settings.preset(n, modality) for n in contour_settings.PRESETS),
-    ]
+    presets = (contour_settings.preset(name, modality) for name in contour_settings.PRESETS)
     families = {
         dataclasses.replace(settings, low=0, high=0, blur=blur)
-        for settings in known
+        for settings in (source.settings, *presets)
         for blur in BLUR
         if not settings.native and settings.served_by(source.store.contour_settings)
     }
@@ -204,28 +209,28 @@ def _grid(store: Store) -> str:
     return f"{grid.size} px of {grid.spacing:g} mm, {grid.axis}"
 
 
-def save(out: Path, found: dict, target: Domain, source: Domain | None) -> None:
-    """Writes statistics.json and contact_sheet.png, and of two domains contours.json."""
+def save(out: Path, statistics: dict, target: Domain, source: Domain | None) -> None:
+    """Writes statistics.json and contact_sheet.png, and for two domains contours.json."""
     from contourdiff_jax import figures
 
     parts = [("target", target, target.settings)]
     if source is not None:
-        suggested = ContourSettings.from_dict(found["suggested"]["contours"])
+        suggested = ContourSettings.from_dict(statistics["suggested"]["contours"])
         parts += [("source", source, source.settings), ("suggested", source, suggested)]
     rows = []
-    for name, part, settings in parts:
-        title = f"{name}, {part.store.preset.modality.upper()}"
-        if "gap" in found[name]:
-            title += f"\ngap {found[name]['gap']['gap']:.2f}"
-        rows.append((title, *_seen(part, settings)))
+    for name, domain, settings in parts:
+        title = f"{name}, {domain.store.preset.modality.upper()}"
+        if "gap" in statistics[name]:
+            title += f"\ngap {statistics[name]['gap']['gap']:.2f}"
+        rows.append((title, *_sheet(domain, settings)))
     with disk.folder(out) as folder:
-        disk.write_json(folder / "statistics.json", found)
+        disk.write_json(folder / "statistics.json", statistics)
         (folder / "contact_sheet.png").write_bytes(figures.png(figures.contact_sheet(rows)))
         if source is not None:
             disk.write_json(folder / "contours.json", suggested.to_dict())
 
 
-def _seen(domain: Domain, settings: ContourSettings) -> tuple[np.ndarray, np.ndarray]:
+def _sheet(domain: Domain, settings: ContourSettings) -> tuple[np.ndarray, np.ndarray]:
     """Pictures [n, H, W] in [0, 1] and contours of the first subject, evenly spaced."""
     owners = domain.store.index["subject"][domain.rows]
     first = np.flatnonzero(owners == owners[0])

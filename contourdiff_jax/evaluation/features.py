@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features of images as the packages that compute FID take them: resizing, scale, network.
 
-    pytorch-fid     bilinear, pixels' centres aligned, every output between two inputs
-    torch-fidelity  bilinear as in TensorFlow 1: pixels' first corners aligned, the same
+    pytorch-fid     bilinear between two inputs, centres of pixels aligned
+    torch-fidelity  bilinear between two inputs as in TensorFlow 1, first corners of pixels aligned
     clean-fid       bicubic as in PIL, as wide as an output pixel where the image shrinks, clipped
 
-Each is linear along rows and along columns, so a matrix for each side says it. The modes follow
+Each is linear along rows and along columns, and so is a matrix for each side. They follow
 pytorch-fid 0.3 (torch's interpolate), torch-fidelity 0.4 (interpolate_compat_tensorflow.py) and
 clean-fid 0.1.35 (PIL in mode F). Grey images are shown to the network as three equal channels.
 
@@ -35,7 +35,7 @@ SIDE = inception.SIDE
 
 def aligned_centres(size: int) -> np.ndarray:
     """[SIDE, size] of torch.nn.functional.interpolate(mode="bilinear", align_corners=False)."""
-    # Its places are float32, from a float32 scale by a fused multiply-add.
+    # Its positions are float32, from a float32 scale by a fused multiply-add.
     scale = np.float64(np.float32(size / SIDE))
     return _bilinear(np.float32((np.arange(SIDE) + 0.5) * scale - 0.5), size)
 
@@ -45,14 +45,14 @@ def aligned_corners(size: int) -> np.ndarray:
     return _bilinear(np.arange(SIDE, dtype=np.float32) * np.float32(size / SIDE), size)
 
 
-def _bilinear(place: np.ndarray, size: int) -> np.ndarray:
-    """Weights of the two of `size` samples that each place lies between."""
-    place = np.maximum(np.float64(place), 0)
-    below = np.floor(place).astype(int)
+def _bilinear(positions: np.ndarray, size: int) -> np.ndarray:
+    """Weights [SIDE, size] of the two of `size` samples that each position [SIDE] lies between."""
+    positions = np.maximum(np.float64(positions), 0)
+    below = np.floor(positions).astype(int)
     above = np.minimum(below + 1, size - 1)
     weights, rows = np.zeros((SIDE, size)), np.arange(SIDE)
-    np.add.at(weights, (rows, below), 1 - (place - below))
-    np.add.at(weights, (rows, above), place - below)
+    np.add.at(weights, (rows, below), 1 - (positions - below))
+    np.add.at(weights, (rows, above), positions - below)
     return np.float32(weights)
 
 
@@ -80,8 +80,8 @@ class Mode:
       weights: [SIDE, n] of a side of n pixels.
       clipped: whether what overshoots 0 to 255 is cut off.
       centre: grey value that becomes 0; as far below it, 0 becomes -1.
-      kid_least: images of a subset for KID, fewer of which are an error there; None: there are
-        as many as both sides have, at most 1000.
+      kid_least: images of a subset for KID, of which fewer are an error; None where a subset has
+        as many as the smaller side, at most 1000.
     """
 
     weights: Callable[[int], np.ndarray]
@@ -131,7 +131,7 @@ def extract(
 def in_batches(
     stacks: Iterable[np.ndarray], network: Callable, params: dict, mesh: Mesh, batch: int
 ) -> Iterator[np.ndarray]:
-    """What a network makes of images [n, H, W, C], all of one size, in their order, in pieces.
+    """Outputs of a network for images [n, H, W, C] of one size, in their order, batch by batch.
 
     Args:
       stacks: read as they are needed.

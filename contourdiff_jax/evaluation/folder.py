@@ -88,9 +88,9 @@ class Request:
         return self.distances is not None and self.distances.features in unpaired.NETWORKS
 
     def check(self) -> None:
-        """InputError for a request that has no answer, and for a part of it that changes nothing.
+        """InputError for a request that cannot be answered, or a part of it that changes nothing.
 
-        The messages name flags, which are called as the attributes.
+        Messages name the attributes as the command's flags.
         """
         if not self.compares and self.distances is None and self.memorisation is None:
             raise InputError(
@@ -127,7 +127,7 @@ class Request:
             self.distances.check()
 
     def command(self) -> str:
-        """The command line that asks the same."""
+        """The command line of the same request."""
         names = ("real", "preset", "source_preset", "grid", "conventions", "memorisation")
         options = {name: getattr(self, name) for name in names}
         if self.distances is not None:
@@ -223,11 +223,11 @@ def _check_free(out: Path, overwrite: bool) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Read:
-    """What was seen of the folders.
+    """What reading the folders told about them.
 
     Attributes:
-      subjects: of all translated scans, by their names.
-      alone: names of truths and sources that have no translation, by the folder.
+      subjects: {scan: subject} of all translated volumes.
+      alone: {'truth', 'source': names} of those that have no translation.
       failed: (path, reason).
     """
 
@@ -237,7 +237,7 @@ class _Read:
 
 
 def _read(request: Request) -> tuple[Translations, _Read]:
-    """What there is to score, and in which terms."""
+    """The translations that can be scored, with their partners and settings."""
     failed = []
     scans = pairs.by_name(request.translated, failed=failed)
     readable, damaged = cases.read_sidecars(scans)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memorisation: how near translations come to the slices that the model was trained on.
 
-Every slice is compared with all training slices of a store and their mirror images, which training
-shows too. Real slices that the model has not seen are compared in the same way, for a slice is near
-some other head's by itself: the truth where it is given, for it shows the same anatomy, else what
-the store holds out.
+Every slice is compared with all training slices of a store and with their mirror images, which
+training shows too. Slices of two heads resemble each other anyway, and so real slices that the
+model has not seen are compared in the same way: those of the truth, which show the same anatomy,
+or without one those of the subjects that the store holds out.
 
 Shapes: N slices of P x P pixels, in the model's range.
 """
@@ -67,11 +67,11 @@ class Side(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Memorisation:
-    """Metrics of every method, how they came about in words, and what could not be read.
+    """How near every method comes.
 
     Attributes:
       methods: {method: {metric: {"value", "low", "high", "n"}}}.
-      data: for the record.
+      data: how it was measured, for the record.
       rows: of nearest.csv.
       figure: the slices that come nearest, beside what they are near to.
       failed: (path, reason).
@@ -95,7 +95,7 @@ def measure(path, translations: Translations, seed: int = 0) -> Memorisation:
     """Distances of translations from the training slices of the store at `path`.
 
     Args:
-      translations: truths are among the partners, where they are given.
+      translations: compared with their truths, where these are among the partners.
       seed: of the bootstrap.
 
     Raises InputError for a store that the translations' model was not trained on.
@@ -141,7 +141,7 @@ def measure(path, translations: Translations, seed: int = 0) -> Memorisation:
 
 
 def _open_store(path, translations: Translations) -> Store:
-    """The store, after a look at whether it is the one that the model was trained on."""
+    """The store; InputError for one that the model was not trained on."""
     store = open_store(path)
     subjects = store.subjects("train")
     if not subjects:

@@ -45,7 +45,7 @@ class Outcome:
 def by_subject(
     rows: Iterable[tuple], subject_of: Mapping[str, str] | None = None
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """{method: {metric: {subject: mean}}}, subjects sorted: over scans the means of their slices.
+    """{method: {metric: {subject: mean}}}, subjects sorted; scans are means of their slices.
 
     Args:
       rows: (scan, slice, method, metric, value, ..).
@@ -63,7 +63,7 @@ def by_subject(
 def subject_means(
     values: Mapping[str, list[float]], subject_of: Mapping[str, str] | None = None
 ) -> dict[str, float]:
-    """{subject: mean}, subjects sorted: over its scans the means of their values.
+    """{subject: mean over its scans}, subjects sorted; scans are means of their values.
 
     Args:
       values: {scan: values}.
@@ -96,7 +96,8 @@ def subjects(scans: Iterable[str], subject_of: Mapping[str, str]) -> dict:
       subject_of: {scan: subject}, of these and of others that could not be scored.
 
     Returns:
-      {"subjects"}; where any has several scans also "scans", and whose each is under SUBJECTS.
+      {"subjects": names}; where any of them has several scans, "scans" with their names and
+      SUBJECTS with the subject of each are there too.
     """
     scans = list(scans)
     if len(set(subject_of.values())) == len(subject_of):
@@ -128,7 +129,7 @@ def write(folder: Path, metrics: dict, rows: list[tuple]) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of this package, Python and what numbers may depend on."""
+    """Versions of this package, of Python and of the packages that numbers may depend on."""
     packages = ("numpy", "scipy", "scikit-image", "nibabel", "opencv-python-headless", "jax")
     return {
         "contourdiff-jax": contourdiff_jax.__version__,
@@ -138,7 +139,7 @@ def versions() -> dict[str, str]:
 
 
 def table(methods: dict) -> str:
-    """Metrics down, methods across, each with its interval."""
+    """A table to print: metrics down, methods across, each with its interval."""
     names = list(methods)
     rows = [["", *names]]
     for metric in dict.fromkeys(metric for metrics in methods.values() for metric in metrics):
@@ -171,11 +172,6 @@ class Record(NamedTuple):
     metrics: dict
     rows: list[dict]
     folder: Path | None = None
-
-
-def metrics_file(path: Path) -> Path:
-    """The metrics.json of an evaluation's folder; a file is one itself."""
-    return path / "metrics.json" if path.is_dir() else path
 
 
 def read(path: Path) -> Record:

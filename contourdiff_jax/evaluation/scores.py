@@ -35,12 +35,12 @@ def challenge(case: Case, methods: dict[str, np.ndarray]) -> Iterator[tuple[str,
 
 
 def _as_filed(array: np.ndarray) -> np.ndarray:
-    """In the order of voxels that the challenge's files have, LPS."""
+    """The array with its voxels in the order of the challenge's files, LPS."""
     return array[::-1, ::-1]
 
 
 def challenge_description(settings: Settings) -> str:
-    """What was scored, in words that a report can print."""
+    """How the challenge's scores are taken, in words that a report can print."""
     target, least = settings.target, synthrad.LEAST_SIDE
     low, high = target.storage.low, target.storage.high
     text = (
@@ -137,7 +137,7 @@ def _compare(image, truth, mask, target: Preset) -> dict[str, float]:
 def _contours(case: Case, methods: dict[str, np.ndarray]) -> Iterator[tuple]:
     """(method, slice, {metric: value}) of the agreement with the source's contours.
 
-    They are compared on the model's grid, where the condition was made.
+    Both are taken on the model's grid, as the model's condition is.
     """
     shown = np.flatnonzero(case.body.mean((1, 2)) >= LEAST_BODY).tolist()
     for method, values in methods.items():
@@ -160,7 +160,7 @@ def along_axis(slices: np.ndarray, body: np.ndarray, gap: float, settings: Setti
 
 
 def reformatted_axes(settings: Settings) -> list[str]:
-    """Axes that are not that of the slices: planes across them cut through all slices."""
+    """The axes but that of the slices: planes across them cut through all slices."""
     return [axis for axis in AXES if axis != settings.grid.axis]
 
 
@@ -229,9 +229,9 @@ def _regions(case: Case, methods: dict[str, np.ndarray]) -> Iterator[tuple]:
 
 
 def _around(case: Case, inside: np.ndarray) -> np.ndarray:
-    """What lies within AROUND mm of a label: of the other labels there, the most frequent one.
+    """The voxels within AROUND mm of a label that have the most frequent of the other labels there.
 
-    A mixture would hide a contrast: that of a lesion with the brain behind that with the ventricle.
+    A mixture would hide contrasts: that of a lesion with the brain behind that with a ventricle.
     """
     near = masks.dilate(inside, AROUND, case.spacing) & ~inside & (case.labels > 0)
     numbers, counts = np.unique(case.labels[near], return_counts=True)

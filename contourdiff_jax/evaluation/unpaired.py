@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unpaired scores: how far the images of a translation lie from real images of other subjects.
 
-KID first, because its expectation does not depend on how many images there are; FID falls with
-them. They are called so with the released InceptionV3 alone; with other weights, with a segmenter
-or with features of a file, they are kernel_NAME and frechet_NAME.
+KID stands first: its expectation does not depend on the number of images, whereas FID falls with
+it. The two have these names with the released InceptionV3 alone; with other weights, a segmenter
+or the features of a file they are kernel_NAME and frechet_NAME.
 
 Shapes: [X, Y, Z] volumes; [n, H, W] uint8 images; [N, D] features.
 """
@@ -50,7 +50,7 @@ Samples = dict[str, dict[str, Sample]]  # by view and method
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to measure by.
+    """What distances are measured by.
 
     Attributes:
       features: 'inception'; 'segmenter', the encoder of one that `segment` trained; or an .npz file
@@ -88,11 +88,11 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Unpaired:
-    """Metrics of every method, with how they came about in words, and what could not be read.
+    """Distances of every method.
 
     Attributes:
       methods: {method: {metric: {"value", "low", "high", "n"}}}; 'real' is the floor.
-      data: for the record.
+      data: how they were measured, for the record.
       samples: what they were computed from.
       failed: (path, reason).
     """
@@ -117,8 +117,8 @@ def measure(
     """Distances of translations, and of their sources, from real volumes.
 
     Args:
-      options: what to measure by. With features of a file nothing else is read.
-      translations: sources are among the partners, where they are given.
+      options: with features of a file nothing else is read.
+      translations: their sources are measured too, where they are among the partners.
       real: folder of volumes; subjects that were translated are left out.
       grid: 'source' slices volumes on their own voxels, 'model' on the model's grid.
       seed: of all that is drawn.
@@ -165,7 +165,7 @@ class _Slicing:
 
     Attributes:
       grid: on which they are cut.
-      own_voxels: on the volumes' own voxels instead, along the grid's axis.
+      own_voxels: whether they are cut on their own voxels instead, across the views' axes.
       foreground: whether what lies outside the body becomes air, and slices without one go.
       views: axes along which volumes are sliced.
     """
@@ -256,14 +256,14 @@ class _Stacks:
 
 @dataclasses.dataclass(frozen=True)
 class _Encoder:
-    """A network that makes features of images, and how it is to see them.
+    """A network that makes features of images, and what it is shown.
 
     Attributes:
       extract: images [n, H, W] uint8 each -> features [N, D].
-      names: what the two distances are called.
+      names: of the two distances.
       data: for the record.
       slicing: of volumes.
-      least: images on a side.
+      least: images that a side must have.
     """
 
     extract: Callable[[Iterable[np.ndarray]], np.ndarray]

@@ -244,7 +244,7 @@ def _cost(cost: dict) -> str:
 
 
 def known_failures(evaluations: list[Record], target: Preset) -> list[str]:
-    """Sentences with their numbers."""
+    """Where the model is known to fail, a sentence each."""
     tested = "every source but those scored above" if evaluations else "every source"
     lines = [
         "What the source's contours do not show cannot be in the image, and what the image shows "
@@ -303,7 +303,7 @@ def _flicker(ours: dict, truth: dict) -> Iterator[str]:
 
 
 def _memory(ours: dict, truth: dict) -> Iterator[str]:
-    """How much nearer it comes to training slices than what was not seen."""
+    """How much nearer its slices come to training slices than unseen real ones do."""
     if "memory_closer_ratio" in ours:
         yield (
             f"its slices resemble one training subject more than unseen real slices do with a "
@@ -323,7 +323,7 @@ def _table(fields: dict[str, str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text in one line that ends no cell and begins no HTML."""
+    """Text in one line, escaped so that it ends no cell and begins no HTML."""
     text = " ".join(text.split())
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several evaluations beside one another: the best first, and how far the others are from it.
 
-Only what was scored alike, of the same subjects, is compared, and subjects are paired: they differ
-from one another by more than methods do.
+Only evaluations of the same subjects that were scored alike are compared. Subjects are paired,
+because they differ from one another by more than methods do.
 """
 
 from html import escape
@@ -94,7 +94,7 @@ def _obstacle(compared: list[Record]) -> str:
 
 
 def _shared(compared: list[Record], means: dict, metrics: list[str]) -> list[str]:
-    """Metrics that all have, of the same subjects, and that mean the same in all."""
+    """Metrics that all evaluations have, of the same subjects and with the same meaning."""
     shared = [
         metric
         for metric in metrics
@@ -129,7 +129,7 @@ def _by_subject(one: Record) -> dict[str, dict[str, float]]:
 
 
 def _few(subjects: int) -> str:
-    """What so few subjects cannot show."""
+    """A sentence on what so few subjects cannot show; "" where there are enough."""
     least = bootstrap.least_p(subjects)
     if least < 0.05:
         return ""

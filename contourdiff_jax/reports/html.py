@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A web page that needs nothing but itself: its style and its pictures are inside, no script is.
+"""A web page that is complete in itself: style and pictures are inside, and there are no scripts.
 
-Arguments are plain text and are escaped, where they are not said to be HTML.
+Arguments are plain text, which is escaped, unless they are said to be HTML.
 """
 
 import base64

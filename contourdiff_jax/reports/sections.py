@@ -19,7 +19,7 @@ VIEWS = 3  # subjects of which reformatted views are shown, the first ones
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What there is to show.
+    """What a report shows of an evaluation.
 
     Attributes:
       metrics: content of metrics.json.
@@ -42,7 +42,7 @@ class Evaluation:
         return list(dict.fromkeys(name for scores in self.methods.values() for name in scores))
 
     def pictures(self, pattern: str) -> list[Path]:
-        """Files in the folder, sorted."""
+        """Files of the folder that match, sorted."""
         return [] if self.folder is None else sorted(self.folder.glob(pattern))
 
 
@@ -90,7 +90,7 @@ NEEDED = {"mean": "--real", "truth": "--truth"}  # by evaluate, for these rows
 
 
 def scores(evaluation: Evaluation) -> str:
-    """The headline of all methods, how to read it, and folded away all other scores."""
+    """The headline of all methods, how to read it, and other scores folded away."""
     methods = evaluation.methods
     metrics = catalogue.of_section(evaluation.measured, *catalogue.FIRST)
     headline = catalogue.headlines(metrics, *catalogue.FIRST)
@@ -130,7 +130,7 @@ FIGURES = {
 
 
 def figures(evaluation: Evaluation) -> str:
-    """What was drawn of the rows."""
+    """The figures that were drawn of the rows."""
     return "\n".join(
         html.picture(evaluation.figures[name], caption)
         for name, caption in FIGURES.items()
@@ -313,7 +313,7 @@ def provenance(evaluation: Evaluation) -> str:
 
 
 def versions(evaluation: Evaluation) -> str:
-    """Of the packages that the numbers may depend on."""
+    """Versions of the packages that the numbers may depend on."""
     if "versions" not in evaluation.metrics:
         return ""
     return html.details("Versions", html.definitions(evaluation.metrics["versions"]))

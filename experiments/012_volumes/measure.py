@@ -167,7 +167,6 @@ def drawer(out: Path, steps: int, together: dict, batch: int):
     from ml_collections import ConfigDict
 
     from contourdiff_jax import models
-    from contourdiff_jax.data import batches
     from contourdiff_jax.diffusion import schedules
     from contourdiff_jax.runtime import mesh
     from contourdiff_jax.training import checkpoint, run

@@ -112,7 +112,6 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
     import jax
 
     from contourdiff_jax import models
-    from contourdiff_jax.data import batches
     from contourdiff_jax.diffusion import noise, schedules
     from contourdiff_jax.models import convolution
     from contourdiff_jax.runtime import mesh as meshes

@@ -22,7 +22,6 @@ import jax
 import numpy as np
 
 from contourdiff_jax import config, models
-from contourdiff_jax.data import batches
 from contourdiff_jax.data.phantoms.heads import phantoms
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store, verify

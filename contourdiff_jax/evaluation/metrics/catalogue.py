@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """METRICS: what each metric is called, its unit, which way is better, and where reports show it.
 
-Metrics whose names differ in one part are a family, and that part is in braces:
+Metrics whose names differ in a part are a family, listed once with that part in braces:
 
     {label}  number of a label          {axis}  'axial', 'coronal' or 'sagittal'
     {count}  number of images           {name}  of a network's weights, or of a file of features
 
-A metric that is computed but not listed is shown among the scores, by its name, with no direction.
+A metric that is not listed is shown among the scores, by its name and without a direction.
 """
 
 import re
@@ -23,11 +23,11 @@ FIRST = (SCORES, CHALLENGES)  # share one table
 
 
 class Metric(NamedTuple):
-    """What is to be known of a metric, or of a family.
+    """An entry of the catalogue: a metric, or a family.
 
     Attributes:
-      better: min or max; None where the right value is that of a right volume.
-      title: what tables call it; "" for its own name.
+      better: min or max; None where neither is, but the value that a right volume has.
+      title: in words; "" where its name will do.
       unit: of its values; "" for fractions of the intensity window, shares and ratios.
       section: of the report.
       headline: whether it stands in the section's first table, in the order of METRICS; others are
@@ -147,22 +147,22 @@ def _recognised(metric: str) -> tuple[str, dict[str, str]]:
 
 
 def of(metric: str) -> Metric:
-    """What is to be known of a metric of that name."""
+    """The entry of a metric."""
     return METRICS.get(_recognised(metric)[0], UNKNOWN)
 
 
 def title(metric: str) -> str:
     """What a metric is called, with its unit: "PSNR in the body [dB]", "ASSD [mm], label 7"."""
     family, parts = _recognised(metric)
-    known = METRICS.get(family, UNKNOWN)
-    if not known.title:
+    entry = METRICS.get(family, UNKNOWN)
+    if not entry.title:
         return metric.replace("_", " ")
     member = [f"label {part}" if kind == "label" else part for kind, part in parts.items()]
-    return ", ".join([known.heading, *member])
+    return ", ".join([entry.heading, *member])
 
 
 def of_section(metrics: Iterable[str], *sections: str) -> list[str]:
-    """Those of the metrics that the sections show, in their order."""
+    """Those of the metrics that belong to the sections, in the order given."""
     return [metric for metric in metrics if of(metric).section in sections]
 
 

@@ -7,8 +7,8 @@ need no truth are to be read beside those of real volumes with the same gaps bet
 SIMOS (arXiv 2509.22049) measures the consistency of slices too; these are not its numbers.
 
 Legend: N slices, H rows, W columns; x_k slice k, m_k its body, g_k the gap [mm] between slices k
-and k + 1. All images are in one unit. What slices do not define (of one slice, no difference; of
-two, no flicker; of none that shows the body, nothing) is None.
+and k + 1. All images are in one unit. A number that the slices do not define is None: one slice has
+no difference, two have no flicker, and slices without a body have nothing.
 """
 
 import numpy as np

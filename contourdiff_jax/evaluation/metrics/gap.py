@@ -10,10 +10,10 @@ two domains, so that all there is to compare is how contours lie in the body:
           count: the border of a body mask lies a pixel further in or out in another modality.
   shells  how much contour runs along the body's outline, in shells of depth below it.
 
-Each is a distance of distributions, divided by what a subject of the target is from the others: at
-1, the source is as unlike the target as the target's subjects are unlike each other. The gap is
-their geometric mean. How well it ranks settings is measured in experiments/009_gap; what it cannot
-see are contours that look right and follow the wrong border.
+Each is a distance of distributions, divided by the distance of a subject of the target from the
+others: at 1, the source is as unlike the target as the target's subjects are unlike each other. The
+gap is the geometric mean of both. How well it ranks settings is measured in experiments/009_gap;
+what it cannot see are contours that look right and follow the wrong border.
 
 Shapes: N slices, H rows, W columns; S shells, L lengths. Lengths are counted in units of about 1/35
 of the body's radius, whole pixels: 2.4 mm in a head.
@@ -25,8 +25,6 @@ from scipy import ndimage
 from scipy.spatial.distance import jensenshannon
 
 STRUCTURAL_BIAS = "2 sum |s - t| / sum (s + t); s, t: mean body masks of source and target"
-
-
 RADIUS = 35  # units to the body's radius
 SHELLS = (3, 6, 10, 18)  # units below the outline, where one shell ends and the next begins
 OUTSIDE = 2  # pixels around the body mask in which a contour is one of the body
@@ -65,9 +63,9 @@ def unit(masks) -> int:
 
 
 def frames(masks, unit: int) -> list[dict | None]:
-    """What `measure` has to know of each of the masks [N, H, W], None where there is no body.
+    """What `measure` needs of each of the masks [N, H, W], None where there is no body.
 
-    It does not depend on the contours, and so serves for all settings to be compared.
+    It does not depend on the contours, and so serves for all settings that are compared.
     """
     return [_frame(np.asarray(mask, bool), unit) for mask in masks]
 
@@ -131,8 +129,8 @@ def measure(contours, frames: list[dict | None]) -> dict[str, np.ndarray]:
         counts["along"] += np.bincount(shell[edge], along[edge], minlength=shells)
         for behind, histogram in zip(_behind(edge, frame), counts["layers"], strict=True):
             histogram += np.bincount(behind, minlength=FARTHEST + 1)
-        _, _, found, _ = cv2.connectedComponentsWithStats(edge.view(np.uint8), connectivity=8)
-        pixels = found[1:, cv2.CC_STAT_AREA]
+        _, _, pieces, _ = cv2.connectedComponentsWithStats(edge.view(np.uint8), connectivity=8)
+        pixels = pieces[1:, cv2.CC_STAT_AREA]
         length = np.digitize(pixels / frame["unit"], LENGTHS)
         counts["pieces"] += np.bincount(length, pixels, minlength=len(LENGTHS) + 1)
         counts["empty"] += _nearest(edge)[body].sum() / frame["unit"]
@@ -195,7 +193,7 @@ def total(subjects: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def statistics(counts: dict[str, np.ndarray], width: float) -> dict[str, float]:
-    """What there is to read of the counts, where a unit is `width` wide (mm, say).
+    """The counts as numbers to read, where a unit is `width` wide, in mm for example.
 
     Returns:
       density: share of the body that is contour; density_1, ..: the same in every shell, from
@@ -207,7 +205,7 @@ def statistics(counts: dict[str, np.ndarray], width: float) -> dict[str, float]:
     body, contour = counts["body"].sum(), max(counts["contour"].sum(), 1)
     shells = counts["contour"] / np.maximum(counts["body"], 1)
     second, third = (_median(histogram) for histogram in counts["layers"])
-    found = {
+    values = {
         "density": counts["contour"].sum() / body,
         **{f"density_{k}": density for k, density in enumerate(shells, 1)},
         "along": counts["along"].sum() / contour,
@@ -216,7 +214,7 @@ def statistics(counts: dict[str, np.ndarray], width: float) -> dict[str, float]:
         "hole": counts["empty"][0] / body * width,
         "piece": LENGTHS[max(_median(counts["pieces"]) - 1, 0)] * width,
     }
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in values.items()}
 
 
 def _median(histogram: np.ndarray) -> int:
@@ -243,17 +241,17 @@ def differences(some: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> d
 
 def yardstick(target: list[dict[str, np.ndarray]]) -> dict[str, float]:
     """How unlike a subject of the target, of two or more, is to the others on average, by part."""
-    found = [
+    unlike = [
         differences(subject, total(target[:i] + target[i + 1 :]))
         for i, subject in enumerate(target)
     ]
-    return {part: float(np.mean([each[part] for each in found])) for part in PARTS}
+    return {part: float(np.mean([subject[part] for subject in unlike])) for part in PARTS}
 
 
 def gap(
     source: dict[str, np.ndarray], target: dict[str, np.ndarray], yardstick: dict[str, float]
 ) -> dict[str, float]:
     """The gap of a source's counts to the target's, and its parts, in units of the yardstick."""
-    found = differences(source, target)
-    parts = {part: found[part] / yardstick[part] for part in PARTS}
+    unlike = differences(source, target)
+    parts = {part: unlike[part] / yardstick[part] for part in PARTS}
     return {"gap": float(np.sqrt(parts["layers"] * parts["shells"])), **parts}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nearest neighbours of images in groups of others, and whose neighbours are nearer.
+"""Nearest neighbours of images in groups of others, and which of two sets has nearer ones.
 
-A distance is the root mean square of the difference. Groups are subjects: neighbouring slices of
-one resemble each other, so a nearest image says little by itself, and one that is far nearer than
-the nearest of any other subject says that this very image was seen.
+A distance is the root mean square of the difference. Groups are subjects. Slices of one subject
+resemble each other, so that a small distance says little by itself; but a slice that is far nearer
+to one subject than to any other says that this very image was seen.
 
 Legend: N and M images, D pixels, S and T subjects, R resamples.
 """
@@ -39,7 +39,7 @@ class Neighbours(NamedTuple):
 
 
 def neighbours(images: np.ndarray, groups: Iterable[np.ndarray]) -> Neighbours:
-    """The nearest neighbours of images [N, D] in groups [M, D], of which one is held at a time."""
+    """The nearest neighbours of images [N, D] in groups [M, D], which are read one at a time."""
     best = np.full(len(images), np.inf)
     elsewhere, group, number = best.copy(), np.zeros(len(images), int), np.zeros(len(images), int)
     for count, others in enumerate(groups):
@@ -94,7 +94,7 @@ def nearer(values, subjects, others, other_subjects, seed: int = 0) -> dict:
 
 
 def _wins(values, subjects, names, others, other_subjects, other_names) -> np.ndarray:
-    """[S, T] pairs of values of two subjects of which the first is the lower, ties half."""
+    """[S, T] numbers of pairs in which the first subject's value is the lower; ties count half."""
     wins = np.empty((len(names), len(other_names)))
     for column, other in enumerate(other_names):
         order = np.sort(others[other_subjects == other])
@@ -107,5 +107,5 @@ def _wins(values, subjects, names, others, other_subjects, other_names) -> np.nd
 
 
 def _counts(random: np.random.Generator, subjects: int) -> np.ndarray:
-    """[R, S] times that each subject is drawn."""
+    """How often each subject is drawn, [R, S]."""
     return random.multinomial(subjects, np.full(subjects, 1 / subjects), bootstrap.RESAMPLES)

@@ -6,11 +6,12 @@
            (Heimann et al. 2009, IEEE TMI 28(8):1251-1265)
     hd95   the larger of the two 95th percentiles of these distances, one for each direction
 
-A surface is the voxels of a label that have a face on what is not; distances are between centres.
-These are MONAI's definitions and numbers (compute_average_surface_distance(symmetric=True),
-compute_hausdorff_distance(percentile=95)), made of the SciPy functions that it is made of.
-MedPy takes one percentile of both directions together, and DeepMind's surface-distance places
-surfaces on the corners of voxels and weighs them by area: their numbers are slightly different.
+A surface consists of the voxels of a label that share a face with a voxel of another; distances
+are between centres. These are MONAI's definitions and numbers
+(compute_average_surface_distance(symmetric=True), compute_hausdorff_distance(percentile=95)),
+computed by the SciPy functions that MONAI uses. MedPy takes one percentile of both directions
+together, and DeepMind's surface-distance places surfaces on the corners of voxels and weighs them
+by area: their numbers are slightly different.
 
 Legend: [X, Y, Z] label maps; n and m voxels of surfaces.
 """
@@ -30,17 +31,17 @@ def dice(labels, truth, classes) -> dict[int, float | None]:
       classes: label numbers.
     """
     labels, truth = np.asarray(labels), np.asarray(truth)
-    found = {}
+    values = {}
     for number in classes:
         ours, theirs = labels == number, truth == number
         both = np.count_nonzero(ours & theirs)
         sizes = np.count_nonzero(ours) + np.count_nonzero(theirs)
-        found[number] = 2 * both / sizes if sizes else None
-    return found
+        values[number] = 2 * both / sizes if sizes else None
+    return values
 
 
 def surface(mask) -> np.ndarray:
-    """Where a mask has a face on what is not the mask, or on the outside of the array; bool."""
+    """The voxels of a mask that have a face on its outside, or on the array's; bool."""
     return mask & ~ndimage.binary_erosion(mask)
 
 
@@ -59,7 +60,7 @@ def surface_distances(mask, truth, spacing) -> tuple[np.ndarray, np.ndarray]:
 def distances(mask, truth, spacing) -> dict[str, float | None]:
     """`assd` and `hd95` of two masks, in the units of `spacing`; None where one of them is empty.
 
-    There is no distance from nothing, and no number for it would be anything but made up.
+    There is no distance from nothing, and any number for it would be made up.
     """
     if not (mask.any() and truth.any()):
         return {"assd": None, "hd95": None}

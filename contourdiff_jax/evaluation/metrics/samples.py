@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distances between samples of images of several subjects, with what makes them worth reading.
+"""Distances between samples of images, with intervals over subjects, and their floor.
 
-A distance of few images is large by itself, FID more so than KID, so both sides have equally many
-images; its interval is over subjects; and what real subjects reach against other real subjects, the
-floor, is measured in the same way.
+A distance of few images is large by itself, FID more so than KID, and so both sides have equally
+many images. The floor is the distance of real subjects from other real subjects, measured in the
+same way.
 
 Legend: N images, D features, S subjects, R resamples.
 """
@@ -42,16 +42,16 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """A distance of a sample of n subjects, and what it might have been [R]."""
+    """A distance of a sample of n subjects, and its values [R] in resamples."""
 
     value: float
     others: np.ndarray
     n: int
 
     def entry(self) -> dict:
-        """{"value", "low", "high", "n"}: 95% by the standard deviation of what it might have been.
+        """{"value", "low", "high", "n"}: 95% by the standard deviation over the resamples.
 
-        Not by percentiles: a resample holds fewer different images, and has larger distances.
+        Not by their percentiles: a resample holds fewer different images, and so lies farther off.
         """
         low = high = None
         if len(self.others) > 1:
@@ -61,7 +61,7 @@ class Distance:
 
 
 def mean(distances: list[Distance]) -> Distance:
-    """Of the same subjects, seen in several ways: of their values, and of their resamples."""
+    """The mean distance of the same subjects seen along several axes, resample by resample."""
     values = [distance.value for distance in distances]
     others = np.mean([distance.others for distance in distances], axis=0)
     return Distance(float(np.mean(values)), others, distances[0].n)
@@ -75,12 +75,12 @@ def distances(sample: Sample, real: Sample, kinds, count: int, seed: int = 0) ->
     random = np.random.default_rng(seed)
     sides = [side.some(count, random) for side in (sample, real)]
     features = [side.features for side in sides]
-    found = {}
+    by_kind = {}
     for kind in kinds:
         measure = getattr(distribution, kind)
         others = _resampled(kind, [side.some(MOST, random) for side in sides], seed)
-        found[kind] = Distance(measure(*features), others, len(np.unique(sample.subjects)))
-    return found
+        by_kind[kind] = Distance(measure(*features), others, len(np.unique(sample.subjects)))
+    return by_kind
 
 
 def repeated(sample: Sample, real: Sample, kind: str, count: int, seed: int = 0) -> Distance:
@@ -116,12 +116,12 @@ def floor(parted: list[tuple[Sample, Sample]], kinds, count: int, seed: int = 0)
     """{kind: Distance} of halves of real subjects, `count` images of each."""
     random = np.random.default_rng(seed)
     n = len(np.unique(np.concatenate([side.subjects for side in parted[0]])))
-    found = {}
+    by_kind = {}
     for kind in kinds:
         measure = getattr(distribution, kind)
         values = [measure(*(side.some(count, random).features for side in pair)) for pair in parted]
-        found[kind] = Distance(float(np.mean(values)), np.array(values), n)
-    return found
+        by_kind[kind] = Distance(float(np.mean(values)), np.array(values), n)
+    return by_kind
 
 
 # ----------------------------------------------------------------------------------------------
@@ -130,9 +130,9 @@ def floor(parted: list[tuple[Sample, Sample]], kinds, count: int, seed: int = 0)
 
 
 def _resampled(kind: str, sides: list[Sample], seed: int) -> np.ndarray:
-    """Distances [R] of both sides with their subjects drawn with replacement.
+    """Distances [R] of resamples: subjects of both sides drawn with replacement.
 
-    Equal seeds draw the same subjects, in whatever view.
+    Equal seeds draw the same subjects in all views.
     """
     random = np.random.default_rng(seed)
     if min(len(np.unique(side.subjects)) for side in sides) < 2:
@@ -150,6 +150,6 @@ def _resampled(kind: str, sides: list[Sample], seed: int) -> np.ndarray:
 
 def _counts(subjects: np.ndarray, resamples: int, random: np.random.Generator) -> np.ndarray:
     """How often [R, N] each image is there when subjects are drawn with replacement."""
-    names, whose = np.unique(subjects, return_inverse=True)
+    names, owners = np.unique(subjects, return_inverse=True)
     drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)
-    return drawn[:, whose]
+    return drawn[:, owners]

@@ -3,8 +3,8 @@
 
 Definitions are those of the code that ranks SynthRAD2025 (github.com/SynthRAD2025/evaluation,
 image_metrics.py at 17cac47), and of SynthRAD2023 for SSIM (SynthRAD2023/metrics at 3200007, whose
-range ended at 3000 HU; here it is that of 2025). With x, y the values clipped to the range, made
-its lowest value outside the mask and counted from there, and L the range's width:
+range ended at 3000 HU; here it is that of 2025). L is the width of the range; x and y are values
+clipped to the range, less its lowest value, and 0 outside the mask:
 
     MAE      mean |image - truth| in the mask, of values that are not clipped
     PSNR     10 log10(L^2 / mean (x - y)^2), in the mask
@@ -49,16 +49,16 @@ def scores(image, truth, mask, low: float, high: float, axis: int) -> dict[str, 
     """
     image, truth = (np.asarray(values, np.float64) for values in (image, truth))
     x, y = (np.where(mask, np.clip(values, low, high) - low, 0) for values in (image, truth))
-    found = {
+    values = {
         "synthrad_mae": float(np.abs(image - truth)[mask].mean()),
         "synthrad_psnr": paired.psnr(np.square(x - y)[mask].mean(), high - low),
     }
     if min(mask.shape) >= WINDOW and _inner(mask).any():
-        found["synthrad_ssim"] = float(_map(x, y, high - low)[_inner(mask)].mean())
+        values["synthrad_ssim"] = float(_map(x, y, high - low)[_inner(mask)].mean())
     if min(np.delete(mask.shape, axis)) >= LEAST_SIDE:
         value = _ms_ssim(*(_continued(array) for array in (x, y, mask)), high - low)
-        found |= {} if value is None else {"synthrad_ms_ssim": value}
-    return found
+        values |= {} if value is None else {"synthrad_ms_ssim": value}
+    return values
 
 
 def _ms_ssim(x, y, mask, data_range: float) -> float | None:
@@ -91,7 +91,7 @@ def _continued(array) -> np.ndarray:
 
 
 def _halved(array) -> np.ndarray:
-    """Every other voxel, averaged with those before it along each axis; 0 before the first."""
+    """Every other voxel, averaged along each axis with the one before it; 0 before the first."""
     for axis in range(array.ndim):
         array = np.moveaxis(array, axis, 0)
         before = np.zeros_like(array[::2])

@@ -106,7 +106,7 @@ class Request:
                 raise InputError(f"--{name} goes with --{images}")
 
     def command(self) -> str:
-        """The command line that asks the same."""
+        """The command line of the same request."""
         words = ["contourdiff", "segment"]
         for name, value in vars(self).items():
             text = ",".join(map(str, value)) if isinstance(value, list) else value

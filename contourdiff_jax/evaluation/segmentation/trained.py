@@ -61,7 +61,7 @@ class Trained:
 
     @property
     def name(self) -> str:
-        """Of its files and folders."""
+        """The name of its files and folders."""
         return f"{self.method}_{self.seed}"
 
     def save(self, path: Path) -> None:
@@ -156,7 +156,7 @@ def load(path) -> tuple[Trained, str]:
 
 
 def _nested(tensors: dict[str, np.ndarray], network: segmenter.Segmenter) -> dict:
-    """Tensors by their paths as the params of a network; ValueError where they are not its."""
+    """The params of a network from tensors by their paths; ValueError where they do not fit it."""
     expected, tree = jax.tree_util.tree_flatten_with_path(
         jax.eval_shape(network.init, jax.random.key(0))
     )
