@@ -42,6 +42,17 @@ def png(figure: Figure) -> bytes:
     return stream.getvalue()
 
 
+def cells(down: int, across: int, size: tuple[float, float], pad: float = 0.02, **ratios):
+    """A figure of `size` inches and its axes [down, across], for pictures side by side."""
+    figure = Figure(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(w_pad=pad, h_pad=pad)
+    axes = figure.subplots(down, across, squeeze=False, **ratios)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    return figure, axes
+
+
 def panel(
     title: str,
     columns: dict[str, np.ndarray],
@@ -59,9 +70,7 @@ def panel(
     """
     across = len(columns) + (error is not None)
     size = (CELL * across + 0.9, CELL * len(positions) + 0.6)
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
-    axes = figure.subplots(len(positions), across, squeeze=False)
+    figure, axes = cells(len(positions), across, size)
     for column, (name, slices) in enumerate(columns.items()):
         axes[0, column].set_title(name, fontsize=10)
         for row, picture in enumerate(slices):
@@ -71,7 +80,6 @@ def panel(
         for row, picture in enumerate(error):
             shown = axes[row, -1].imshow(picture, cmap="inferno", vmin=0, vmax=ERROR_TOP)
         _error_bar(figure, shown, axes[:, -1])
-    _bare(axes)
     for row, position in enumerate(positions):
         axes[row, 0].set_ylabel(f"{position:.1f} mm", fontsize=8)
     figure.suptitle(title, fontsize=10)
@@ -84,16 +92,14 @@ def contact_sheet(rows: list[tuple[str, np.ndarray, np.ndarray]]) -> Figure:
     Pictures are [n, H, W] in [0, 1], contours [n, H, W] of 0 and 1.
     """
     across = len(rows[0][1])
-    figure = Figure(figsize=(CELL * across + 0.4, CELL * len(rows) + 0.1), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01)
-    axes = figure.subplots(len(rows), across, squeeze=False)
+    size = (CELL * across + 0.4, CELL * len(rows) + 0.1)
+    figure, axes = cells(len(rows), across, size, pad=0.01)
     for line, (title, pictures, contours) in zip(axes, rows, strict=True):
         line[0].set_ylabel(title, fontsize=9)
         for axis, picture, contour in zip(line, pictures, contours, strict=True):
             seen = np.repeat(0.6 * picture[..., None], 3, axis=-1)  # darker, for lines to stand out
             seen[contour > 0] = CONTOUR
             axis.imshow(seen, interpolation="nearest")
-    _bare(axes)
     return figure
 
 
@@ -127,9 +133,8 @@ def views(title: str, rows: list[tuple]) -> Figure:
     shapes = [next(iter(pictures.values())).shape for _, pictures, _, _ in rows]
     heights = [h * aspect / w for (h, w), (*_, aspect) in zip(shapes, rows, strict=True)]
     across = len(rows[0][1]) + (rows[0][2] is not None)
-    figure = Figure(figsize=(VIEW * across + 0.9, VIEW * sum(heights) + 0.8), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
-    axes = figure.subplots(len(rows), across, squeeze=False, height_ratios=heights)
+    size = (VIEW * across + 0.9, VIEW * sum(heights) + 0.8)
+    figure, axes = cells(len(rows), across, size, height_ratios=heights)
     for column, name in enumerate(rows[0][1]):
         axes[0, column].set_title(name, fontsize=10)
     for line, (name, pictures, error, aspect) in zip(axes, rows, strict=True):
@@ -142,7 +147,6 @@ def views(title: str, rows: list[tuple]) -> Figure:
     if error is not None:
         axes[0, -1].set_title("absolute error", fontsize=10)
         _error_bar(figure, shown, axes[:, -1])
-    _bare(axes)
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -151,12 +155,6 @@ def _error_bar(figure: Figure, shown, axes) -> None:
     bar = figure.colorbar(shown, ax=axes, shrink=0.6, extend="max")
     bar.set_label("fraction of the intensity window", fontsize=8)
     bar.ax.tick_params(labelsize=8)
-
-
-def _bare(axes) -> None:
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def main(values: flags.FlagValues) -> int:
     request = Request(
         **{name: values[name].value for name in names}, distances=distances_from_flags(values)
     )
-    if values.coordinator is not None and not request.network:
+    if values.coordinator is not None and not request.features:
         shared = " or ".join(NETWORKS)
         raise InputError(f"--coordinator: processes share --features={shared}, and nothing else")
     with processes.joined(values):

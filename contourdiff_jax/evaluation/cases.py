@@ -6,6 +6,7 @@ are numbers in the units of a preset: HU, or the fraction of an MR volume's perc
 """
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
@@ -29,17 +30,21 @@ class Translations:
     """The translated volumes of a folder, and what belongs to them.
 
     Attributes:
-      scans: by name.
+      scans: those that can be scored, by name.
       sidecars: by the same names, None where there is none.
       settings: that all of them have in common.
       partners: {'truth', 'source', 'masks', 'labels', 'uncertainty': {name: scan}}; only folders
         that are given.
+      subject_of: {name: subject}, of scans that cannot be scored too.
+      failed: (path, reason) of these.
     """
 
     scans: dict[str, Scan]
     sidecars: dict[str, Sidecar | None]
     settings: Settings
     partners: dict[str, dict[str, Scan]] = dataclasses.field(default_factory=dict)
+    subject_of: dict[str, str] = dataclasses.field(default_factory=dict)
+    failed: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
 
     @property
     def subjects(self) -> set[str]:

@@ -6,7 +6,6 @@ volume by volume, summarise over subjects, write.
 """
 
 import dataclasses
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import baselines, cases, records, scores, unpaired
 from contourdiff_jax.evaluation.baselines import Baselines
-from contourdiff_jax.evaluation.cases import Case, Translations
+from contourdiff_jax.evaluation.cases import Case, Settings, Translations
 from contourdiff_jax.evaluation.metrics import bootstrap, paired, uncertainty
 from contourdiff_jax.evaluation.records import Outcome
 from contourdiff_jax.runtime import disk, processes
@@ -30,49 +29,32 @@ from contourdiff_jax.volumes.volume import Assumed
 
 PANELS = 8  # volumes that are drawn
 PARTNERS = ("truth", "source", "masks", "labels", "uncertainty")  # pair up with translations
+Folder = str | Path
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is to be scored, and how.
+    """What is to be scored, and how; each field but `distances` is a flag of the command."""
 
-    Attributes:
-      translated: folder made by `contourdiff translate`, or by another tool.
-      out: folder to write.
-      truth: folder with the true target volumes on the translations' own grids.
-      real: folder with target volumes of other subjects, for the baselines and distances.
-      source: folder with the volumes that were translated.
-      masks: folder with body masks; else they are computed from the source, or from the truth.
-      labels: folder with label maps, for errors inside each label.
-      uncertainty: folder with standard deviations of the translations, in their native units.
-      preset, source_preset: the target's and the source's, for translations without sidecars.
-      grid: 'source' compares at the volumes' own resolution, 'model' on the model's grid.
-      conventions: 'synthrad' scores whole volumes as that challenge does, too.
-      distances: what to measure the distance from the real volumes by, None for not at all.
-      memorisation: the store that the run was trained on, to look for copies of its slices.
-      seed: of the bootstrap.
-      overwrite: replace an evaluation of that name.
-    """
-
-    translated: str | Path
-    out: str | Path
-    truth: str | Path | None = None
-    real: str | Path | None = None
-    source: str | Path | None = None
-    masks: str | Path | None = None
-    labels: str | Path | None = None
-    uncertainty: str | Path | None = None
-    preset: str | None = None
-    source_preset: str | None = None
-    grid: str = "source"
-    conventions: str | None = None
-    distances: unpaired.Options | None = None
-    memorisation: str | Path | None = None
-    seed: int = 0
-    overwrite: bool = False
+    translated: Folder  # made by `contourdiff translate`, or by another tool
+    out: Folder
+    truth: Folder | None = None  # true target volumes on the translations' own grids
+    real: Folder | None = None  # target volumes of other subjects, for baselines and distances
+    source: Folder | None = None  # the volumes that were translated
+    masks: Folder | None = None  # of bodies; by default computed from the source, or the truth
+    labels: Folder | None = None  # label maps, for errors inside each label
+    uncertainty: Folder | None = None  # standard deviations of translations, in their native units
+    preset: str | None = None  # of translations without sidecars
+    source_preset: str | None = None  # of their sources
+    grid: str = "source"  # compares on the volumes' own voxels, 'model' on the model's grid
+    conventions: str | None = None  # 'synthrad' scores whole volumes as that challenge does, too
+    distances: unpaired.Options | None = None  # from the real volumes, and by which features
+    memorisation: Folder | None = None  # store that the run was trained on, to look for copies
+    seed: int = 0  # of the bootstrap
+    overwrite: bool = False  # an evaluation of that name
 
     @property
-    def partners(self) -> dict[str, str | Path]:
+    def partners(self) -> dict[str, Folder]:
         """The folders of PARTNERS that are given."""
         folders = {name: getattr(self, name) for name in PARTNERS}
         return {name: folder for name, folder in folders.items() if folder is not None}
@@ -83,86 +65,90 @@ class Request:
         return self.truth is not None or self.source is not None
 
     @property
-    def network(self) -> bool:
-        """Whether distances are measured by a network's features of the volumes."""
-        return self.distances is not None and self.distances.features in unpaired.NETWORKS
+    def features(self) -> str | None:
+        """The network whose features distances are measured by; None of a file, or of none."""
+        features = self.distances and self.distances.features
+        return features if features in unpaired.NETWORKS else None
 
     def check(self) -> None:
-        """InputError for a request that cannot be answered, or a part of it that changes nothing.
-
-        Messages name the attributes as the command's flags.
-        """
-        if not self.compares and self.distances is None and self.memorisation is None:
-            raise InputError(
-                "nothing to compare with: give --truth, --source or both, --features or "
-                "--memorisation"
-            )
-        if self.network and self.real is None:
-            features = self.distances.features
-            raise InputError(
-                f"--features={features} compares with the volumes of --real; give them"
-            )
-        if self.truth is None:
-            for name in ("labels", "uncertainty", "conventions"):
-                if getattr(self, name) is not None:
-                    raise InputError(f"--{name} is about errors, which need --truth")
+        """InputError for a request without an answer, and for a part of it that changes nothing."""
         for name, known in (("grid", scores.GRIDS), ("conventions", (None, *scores.CHALLENGES))):
             if getattr(self, name) not in known:
                 value, names = getattr(self, name), ", ".join(filter(None, known))
                 raise InputError(f"--{name}={value}: known are {names}")
-        if self.masks is not None and not self.compares:
-            raise InputError("--masks: nothing is compared inside them without --truth or --source")
-        if self.real is not None and not self.compares and not self.network:
-            raise InputError(
+        apart = self.distances is None and self.memorisation is None
+        on_grid = self.truth is not None or self.features == "inception"
+        for wrong, message in (
+            (
+                apart and not self.compares,
+                "nothing to compare with: give --truth, --source or both, --features or "
+                "--memorisation",
+            ),
+            (
+                self.features and self.real is None,
+                f"--features={self.features} compares with the volumes of --real; give them",
+            ),
+            *(
+                (
+                    self.truth is None and getattr(self, name) is not None,
+                    f"--{name} is about errors, which need --truth",
+                )
+                for name in ("labels", "uncertainty", "conventions")
+            ),
+            (
+                self.masks is not None and not self.compares,
+                "--masks: nothing is compared inside them without --truth or --source",
+            ),
+            (
+                self.real is not None and not self.compares and not self.features,
                 "--real is for baselines, which need --truth or --source, and for --features of a "
-                "network"
-            )
-        on_grid = self.network and self.distances.features != "segmenter"
-        if self.grid != "source" and self.truth is None and not on_grid:
-            raise InputError(
+                "network",
+            ),
+            (
+                self.grid != "source" and not on_grid,
                 f"--grid={self.grid} is where images are compared, with --truth or by "
-                "--features=inception"
-            )
+                "--features=inception",
+            ),
+        ):
+            if wrong:
+                raise InputError(message)
         if self.distances is not None:
             self.distances.check()
 
     def command(self) -> str:
         """The command line of the same request."""
         names = ("real", "preset", "source_preset", "grid", "conventions", "memorisation")
-        options = {name: getattr(self, name) for name in names}
-        if self.distances is not None:
-            options |= self.distances.flags()
-        options = {"translated": self.translated, **self.partners, **options}
-        options |= {"seed": self.seed, "out": self.out}
-        words = [f"--{name}={value}" for name, value in options.items() if value is not None]
-        return shlex.join(["contourdiff", "evaluate", *words])
+        options = {"translated": self.translated} | self.partners
+        options |= {name: getattr(self, name) for name in names}
+        options |= {} if self.distances is None else self.distances.flags()
+        return records.command("evaluate", options | {"seed": self.seed, "out": self.out})
 
 
 def evaluate(request: Request) -> Outcome | None:
     """Scores a folder of translated volumes: metrics.json, rows.csv and pictures in `request.out`.
 
-    Of several processes each takes the features of a part of the volumes for --features; all else
-    the main one does, and the others return None.
+    Of several processes each takes the features of a part of the volumes; all else the main one
+    does, and the others return None.
 
     Raises InputError when nothing can be scored, or when a subject to be scored was trained on.
     """
     request.check()
-    out = Path(request.out)
+    out, seed = Path(request.out), request.seed
     _check_free(out, request.overwrite)
-    translations, read = _read(request)
+    translations = _read(request)
     learned = distances = memory = None
     if request.real is not None and request.compares and processes.is_main():
         learned = baselines.learn(request.real, translations.subjects, translations.settings)
     if request.distances is not None:
         distances = unpaired.measure(
-            request.distances, translations, request.real, request.grid, request.seed
+            request.distances, translations, request.real, request.grid, seed
         )
     if not processes.is_main():  # only features take so long that several do better
         return None
     if request.memorisation is not None:
         from contourdiff_jax.evaluation import memorisation  # with JAX, it takes a second
 
-        memory = memorisation.measure(request.memorisation, translations, request.seed)
+        memory = memorisation.measure(request.memorisation, translations, seed)
 
     with disk.folder(out, lambda path: _check_free(path, request.overwrite)) as folder:
         for pictures in ("panels", "views"):
@@ -170,31 +156,23 @@ def evaluate(request: Request) -> Outcome | None:
         compared = _Compared()
         if request.compares:
             compared = _compare(request, translations, learned, folder)
-        parts = (read, learned, distances, memory, compared)
-        failed = [failure for part in parts if part is not None for failure in part.failed]
+        parts = [p for p in (translations, learned, distances, memory, compared) if p is not None]
+        failed = list(dict.fromkeys(failure for part in parts for failure in part.failed))
+        subject_of = translations.subject_of
         if request.compares and not compared.names:
             raise InputError(
-                f"{request.translated}: none of {len(read.subjects)} volumes could be scored: "
+                f"{request.translated}: none of {len(subject_of)} volumes could be scored: "
                 f"{failed[0][1]}"
             )
-        failed = list(dict.fromkeys(failed))
-        data = _data(request, translations, read, learned, compared)
-        methods = records.summarise(compared.rows, request.seed, read.subjects)
+        data = _data(request, translations, learned, compared)
+        methods = records.summarise(compared.rows, seed, subject_of)
         for part in (distances, memory):
             if part is not None:
                 data |= part.data
                 names = methods | part.methods
                 methods = {m: methods.get(m, {}) | part.methods.get(m, {}) for m in names}
-        data |= {"failed": [reason for _, reason in failed]} if failed else {}
-        metrics = {
-            "schema": records.SCHEMA,
-            "notice": NOTICE,
-            "command": request.command(),
-            "versions": records.versions(),
-            "data": data,
-            "methods": methods,
-            "cost": sidecars.cost_summary(translations.sidecars.values()),
-        }
+        metrics = records.content(request.command(), data, methods, failed)
+        metrics["cost"] = sidecars.cost_summary(translations.sidecars.values())
         records.write(folder, metrics, compared.rows)
         if compared.curves:
             figure = figures.sparsification(uncertainty.REMOVED, np.array(compared.curves))
@@ -208,35 +186,13 @@ def evaluate(request: Request) -> Outcome | None:
 
 def _check_free(out: Path, overwrite: bool) -> None:
     """InputError where nothing may be written: only an evaluation is ever replaced."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not (out / "metrics.json").is_file():
-        raise InputError(f"{out}: exists and is not an evaluation; give another --out")
-    if not overwrite:
-        raise InputError(f"{out}: exists already; pass --overwrite to replace it")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not (out / "metrics.json").is_file():
+            raise InputError(f"{out}: exists and is not an evaluation; give another --out")
+        disk.check_is_new(out, overwrite)
 
 
-# ----------------------------------------------------------------------------------------------
-# Reading
-# ----------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class _Read:
-    """What reading the folders told about them.
-
-    Attributes:
-      subjects: {scan: subject} of all translated volumes.
-      alone: {'truth', 'source': names} of those that have no translation.
-      failed: (path, reason).
-    """
-
-    subjects: dict[str, str]
-    alone: dict[str, list[str]]
-    failed: list[tuple[Path, str]]
-
-
-def _read(request: Request) -> tuple[Translations, _Read]:
+def _read(request: Request) -> Translations:
     """The translations that can be scored, with their partners and settings."""
     failed = []
     scans = pairs.by_name(request.translated, failed=failed)
@@ -250,23 +206,17 @@ def _read(request: Request) -> tuple[Translations, _Read]:
         "truth": (settings.target.modality, assumed),
         "source": (settings.source and settings.source.modality, settings.assumed),
     }
-    partners = {
-        name: pairs.by_name(folder, *how.get(name, (None, assumed)))
-        for name, folder in request.partners.items()
-    }
-    translations = Translations(
+    return Translations(
         {name: dataclasses.replace(scans[name], assumed=assumed) for name in readable},
         readable,
         settings,
-        partners,
+        {
+            name: pairs.by_name(folder, *how.get(name, (None, assumed)))
+            for name, folder in request.partners.items()
+        },
+        {name: scan.subject for name, scan in scans.items()},
+        failed + damaged,
     )
-    alone = {
-        name: sorted(partners[name].keys() - scans.keys())
-        for name in ("truth", "source")
-        if name in partners
-    }
-    subjects = {name: scan.subject for name, scan in scans.items()}
-    return translations, _Read(subjects, alone, failed + damaged)
 
 
 # ----------------------------------------------------------------------------------------------
@@ -398,25 +348,19 @@ def _views(case: Case) -> Figure:
 
 
 def _data(
-    request: Request,
-    translations: Translations,
-    read: _Read,
-    learned: Baselines | None,
-    compared: _Compared,
+    request: Request, translations: Translations, learned: Baselines | None, compared: _Compared
 ) -> dict:
     """What was scored and how, in words that a report can print."""
-    settings = translations.settings
+    settings, subject_of = translations.settings, translations.subject_of
     slices = {row[:2] for row in compared.rows if row[1] != scores.WHOLE}
-    data = records.subjects(compared.names or list(translations.scans), read.subjects)
+    data = records.subjects(compared.names or list(translations.scans), subject_of)
     data |= {"slices": len(slices)}
     weights = {sidecar.weights for sidecar in translations.sidecars.values() if sidecar} - {""}
     data |= {records.WEIGHTS: ", ".join(sorted(weights))} if weights else {}
-    data |= _description(request, translations)
-    data |= {
-        f"of --{folder} without a translation": names
-        for folder, names in read.alone.items()
-        if names
-    }
+    data |= _description(request, settings)
+    for name in ("truth", "source"):
+        alone = sorted(translations.partners.get(name, {}).keys() - subject_of.keys())
+        data |= {f"of --{name} without a translation": alone} if alone else {}
     if learned is not None:
         data |= {"real volumes of the baselines": learned.count}
         data |= {"real volumes left out": learned.left_out} if learned.left_out else {}
@@ -426,9 +370,8 @@ def _data(
     return data
 
 
-def _description(request: Request, translations: Translations) -> dict:
+def _description(request: Request, settings: Settings) -> dict:
     """How volumes were compared."""
-    settings = translations.settings
     axis, spacing, size = dataclasses.astuple(settings.grid)
     image = settings.target.image
     data = {

@@ -307,12 +307,7 @@ def _figure(store: Store, sides: dict[str, Side], training: list) -> Figure:
     chosen = {method: _lowest(side) for method, side in sides.items()}
     across = max(map(len, chosen.values()))
     size = (figures.CELL * across + 0.4, 2 * len(sides) * (figures.CELL + 0.2))
-    figure = Figure(figsize=size, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
-    axes = figure.subplots(2 * len(sides), across, squeeze=False)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+    figure, axes = figures.cells(2 * len(sides), across, size)
     for pair, (method, (slices, neighbours)) in zip(
         axes.reshape(-1, 2, across), sides.items(), strict=True
     ):

@@ -11,6 +11,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ import contourdiff_jax
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics import bootstrap
 from contourdiff_jax.runtime import disk
+from contourdiff_jax.translation.sidecars import NOTICE
 
 SCHEMA = 1  # of metrics.json
 SUBJECTS = "subject of each scan"  # in "data", where a subject has several: {scan: subject}
@@ -115,6 +117,29 @@ def count(data: dict) -> str:
 # --------------------------------------------------------------------------------------------------
 # Writing
 # --------------------------------------------------------------------------------------------------
+
+
+def command(name: str, options: Mapping[str, object]) -> str:
+    """The line that runs a command with the options that are not None; lists are joined."""
+    words = ["contourdiff", name]
+    for option, value in options.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else value
+        if text is not None:
+            words.append(f"--{option}={text}")
+    return shlex.join(words)
+
+
+def content(line: str, data: dict, methods: dict, failed: list[tuple[Path, str]]) -> dict:
+    """The content of metrics.json; `line` is the command."""
+    data = data | ({"failed": [reason for _, reason in failed]} if failed else {})
+    return {
+        "schema": SCHEMA,
+        "notice": NOTICE,
+        "command": line,
+        "versions": versions(),
+        "data": data,
+        "methods": methods,
+    }
 
 
 def write(folder: Path, metrics: dict, rows: list[tuple]) -> None:

@@ -135,7 +135,7 @@ FAMILIES = {
 ORDER = {name: number for number, name in enumerate(METRICS)}
 
 
-def _recognised(metric: str) -> tuple[str, dict[str, str]]:
+def _key(metric: str) -> tuple[str, dict[str, str]]:
     """The key of METRICS that a metric belongs to, and the parts of its name; "" of none."""
     if metric in METRICS:
         return metric, {}
@@ -148,12 +148,12 @@ def _recognised(metric: str) -> tuple[str, dict[str, str]]:
 
 def of(metric: str) -> Metric:
     """The entry of a metric."""
-    return METRICS.get(_recognised(metric)[0], UNKNOWN)
+    return METRICS.get(_key(metric)[0], UNKNOWN)
 
 
 def title(metric: str) -> str:
     """What a metric is called, with its unit: "PSNR in the body [dB]", "ASSD [mm], label 7"."""
-    family, parts = _recognised(metric)
+    family, parts = _key(metric)
     entry = METRICS.get(family, UNKNOWN)
     if not entry.title:
         return metric.replace("_", " ")
@@ -169,7 +169,7 @@ def of_section(metrics: Iterable[str], *sections: str) -> list[str]:
 def headlines(metrics: Iterable[str], *sections: str) -> list[str]:
     """Those of the metrics that stand in the sections' first table, in the order of METRICS."""
     shown = [metric for metric in of_section(metrics, *sections) if of(metric).headline]
-    return sorted(shown, key=lambda metric: ORDER[_recognised(metric)[0]])
+    return sorted(shown, key=lambda metric: ORDER[_key(metric)[0]])
 
 
 def label(metric: str, family: str) -> int | None:

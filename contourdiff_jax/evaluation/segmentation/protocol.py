@@ -7,7 +7,6 @@ real volumes of the target with labels. docs/scores.md defines the numbers.
 
 import contextlib
 import dataclasses
-import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -47,48 +46,33 @@ MOST = 255  # classes, the background not counted
 LEAST = {"seeds": 1, "seed": 0, "images": 1}  # values of a request
 
 
+Folder = str | Path
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What segmenters are trained on and tested on, and how.
+    """What segmenters are trained and tested on, and how; each field is a flag of the command."""
 
-    Attributes:
-      train_images: folder of translated volumes.
-      train_labels: folder of the label maps of what they were translated from.
-      test_images, test_labels: real volumes of the target, and their label maps.
-      out: folder to write.
-      preset: of the translations' intensities; default: what their sidecars say.
-      test_preset: of the real volumes, those of `upper_images` too; default: the same.
-      lower_images, lower_labels, lower_preset: to train on for the lower bound; the labels are
-        those of the translations by default.
-      upper_images, upper_labels: to train on for the upper bound.
-      classes: labels to learn; default: all that there are.
-      axis, spacing, size: of the segmenters' grid, as in `prepare`.
-      images: that each network is trained on, repeats counted; default: EPOCHS times its slices.
-      batch: images of a step.
-      seeds: networks trained on each set.
-      seed: of the first of them, and of the bootstrap.
-    """
-
-    train_images: str | Path
-    train_labels: str | Path
-    test_images: str | Path
-    test_labels: str | Path
-    out: str | Path
-    preset: str | None = None
-    test_preset: str | None = None
-    lower_images: str | Path | None = None
-    lower_labels: str | Path | None = None
+    train_images: Folder  # translated volumes
+    train_labels: Folder  # label maps of what they were translated from
+    test_images: Folder  # real volumes of the target
+    test_labels: Folder  # their label maps
+    out: Folder
+    preset: str | None = None  # of the translations; by default what their sidecars say
+    test_preset: str | None = None  # of the real volumes; by default the same
+    lower_images: Folder | None = None  # to train on for the lower bound
+    lower_labels: Folder | None = None  # by default those of the translations
     lower_preset: str | None = None
-    upper_images: str | Path | None = None
-    upper_labels: str | Path | None = None
-    classes: list[int] | None = None
-    axis: str = "axial"
+    upper_images: Folder | None = None  # to train on for the upper bound, real as those tested on
+    upper_labels: Folder | None = None
+    classes: list[int] | None = None  # labels to learn; by default all that there are
+    axis: str = "axial"  # of the segmenters' grid, as are spacing and size; see `prepare`
     spacing: float | None = None
     size: int | None = None
-    images: int | None = None
-    batch: int = 8
-    seeds: int = 3
-    seed: int = 0
+    images: int | None = None  # that each network sees; by default EPOCHS times its slices
+    batch: int = 8  # images of a step
+    seeds: int = 3  # networks trained on each set
+    seed: int = 0  # of the first of them, and of the bootstrap
 
     def check(self) -> None:
         """InputError for numbers that cannot be, and for flags that need others."""
@@ -105,23 +89,14 @@ class Request:
             if getattr(self, name) is not None and getattr(self, images) is None:
                 raise InputError(f"--{name} goes with --{images}")
 
-    def command(self) -> str:
-        """The command line of the same request."""
-        words = ["contourdiff", "segment"]
-        for name, value in vars(self).items():
-            text = ",".join(map(str, value)) if isinstance(value, list) else value
-            if text is not None:
-                words.append(f"--{name}={text}")
-        return shlex.join(words)
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSet:
     """What segmenters are trained on: two folders, and how the intensities are read."""
 
     method: str  # 'translation', 'lower' or 'upper'
-    images: str | Path
-    labels: str | Path
+    images: Folder
+    labels: Folder
     preset: Preset
     flag: str  # by which the labels were given, without dashes
 
@@ -182,16 +157,10 @@ def segment(request: Request) -> Outcome:
         data |= {"source preset": origin.source, "target preset": origin.preset.name}
         data |= _description(sets, stores, networks, batch, seed)
         data |= scores.by_seed(results, subject_of) | scores.undefined(results)
-        data |= {"failed": [reason for _, reason in failed]} if failed else {}
         rows = scores.over_seeds(results)
-        metrics = {
-            "schema": records.SCHEMA,
-            "notice": NOTICE,
-            "command": request.command(),
-            "versions": records.versions(),
-            "data": data,
-            "methods": records.summarise(rows, seed, subject_of),
-        }
+        methods = records.summarise(rows, seed, subject_of)
+        command = records.command("segment", vars(request))
+        metrics = records.content(command, data, methods, failed)
         records.write(folder, metrics, rows)
         scores.write(folder / "seeds.csv", results)
         # Their weights are in weights/ by now.
@@ -206,17 +175,11 @@ def segment(request: Request) -> Outcome:
 
 
 class _Origin(NamedTuple):
-    """Where translations come from.
+    """Where translations come from."""
 
-    Attributes:
-      preset: of their intensities.
-      source: name of the preset of what was translated, as far as sidecars say.
-      training_subjects: digests of the subjects that their model was trained on, likewise.
-    """
-
-    preset: Preset
-    source: str | None
-    training_subjects: frozenset[str]
+    preset: Preset  # of their intensities
+    source: str | None  # name of the preset of what was translated, as far as sidecars say
+    training_subjects: frozenset[str]  # digests of those of their model, likewise
 
 
 def _origin(images, name: str | None) -> _Origin:
