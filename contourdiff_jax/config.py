@@ -8,10 +8,11 @@ config.json.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from contourdiff_jax.errors import InputError
 
@@ -31,19 +32,19 @@ def default() -> ConfigDict:
             # agree with it.
             "grid": {"axis": "", "spacing": 0.0, "size": 0},
             # Contours of the training domain (contours/settings.py): default, united or published,
-            # or the original's of a store prepared with them: original, original_cleaned.
-            # Where windows, a curve or native are given, they and what follows count instead.
+            # or the original's of a store prepared with them: original, original_cleaned. What is
+            # set below replaces what the preset says of the modality; None leaves it.
             "contours": {
                 "preset": "default",
-                "windows": (),
-                "curve": (),
-                "low": 20.0,
-                "high": 50.0,
-                "blur": 3,
-                "apart": 0,
-                "thin": 0.0,
-                "native": False,
-                "clean": (),
+                "windows": placeholder(tuple),
+                "curve": placeholder(tuple),
+                "low": placeholder(float),
+                "high": placeholder(float),
+                "blur": placeholder(int),
+                "apart": placeholder(int),
+                "thin": placeholder(float),
+                "native": placeholder(bool),
+                "clean": placeholder(tuple),
             },
             "augment": {
                 "flip": 0.5,  # probability of exchanging left and right
@@ -180,7 +181,6 @@ def from_dict(fields: dict) -> ConfigDict:
     """A configuration from plain dicts; raises InputError for fields that are not ours."""
     if not isinstance(fields, dict):
         raise InputError(f"config: {fields!r}, where a dictionary of sections belongs")
-    fields = _of_before(fields) if "method" not in fields else fields
     config = default()
     for name, section in config.items():
         if isinstance(section, ConfigDict) and not isinstance(fields.get(name, {}), dict):
@@ -192,11 +192,32 @@ def from_dict(fields: dict) -> ConfigDict:
     return config
 
 
-def _of_before(fields: dict) -> dict:
-    """Fields as versions wrote them that had no methods: what teaches then said what learns."""
-    section = fields.get("distillation")
-    taught = isinstance(section, dict) and section.get("substeps")
-    return {**fields, "method": "distilled"} if taught else fields
+# Fields of the `contours` section with the defaults that they had in runs without a method.
+CONTOURS_OF_BEFORE = {
+    **{"windows": (), "curve": (), "low": 20.0, "high": 50.0, "blur": 3},
+    **{"apart": 0, "thin": 0.0, "native": False, "clean": ()},
+}
+
+
+def of_before(fields: dict) -> dict:
+    """Fields of a run as they are called today; those of earlier versions have no method.
+
+    A number of substeps then said that a network is distilled. Contours were those of the preset
+    alone, whatever the other fields of the section were, unless windows, a curve or native were
+    given; then all of these fields counted, and the preset did not.
+    """
+    if not isinstance(fields, dict) or "method" in fields:
+        return fields
+    distillation, contours = (fields.get(name) for name in ("distillation", "contours"))
+    if isinstance(distillation, dict) and distillation.get("substeps"):
+        fields = fields | {"method": "distilled"}
+    if isinstance(contours, dict):
+        if any(contours.get(name) for name in ("windows", "curve", "native")):
+            contours = CONTOURS_OF_BEFORE | contours
+        else:
+            contours = {n: value for n, value in contours.items() if n not in CONTOURS_OF_BEFORE}
+        fields = fields | {"contours": contours}
+    return fields
 
 
 # Fields, by the beginnings of their names, that say how a run is computed and not what it learns.
@@ -205,20 +226,27 @@ COMPUTING = ("mesh.", "model.rematerialise", "model.fused_attention")
 
 def differences(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
     """Dotted names of the fields in which two runs differ; how they are computed does not count."""
-    a, b = (_flat(json.loads(json.dumps(c.to_dict()))) for c in (ours, theirs))
-    return sorted(
-        name
-        for name in a.keys() | b.keys()
-        if a.get(name) != b.get(name) and not name.startswith(COMPUTING)
-    )
+    return [name for name in _unequal(ours, theirs) if not name.startswith(COMPUTING)]
 
 
-def _flat(fields: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in fields.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat
+def changes(config: ConfigDict) -> dict[str, object]:
+    """The fields that are not at their defaults, by dotted name, with their values."""
+    values = flat(config)
+    return {name: values[name] for name in _unequal(config, default())}
+
+
+def _unequal(ours: ConfigDict, theirs: ConfigDict) -> list[str]:
+    a, b = flat(ours), flat(theirs)
+    return sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+
+
+def flat(config: ConfigDict) -> dict[str, object]:
+    """All fields by dotted name, with values as JSON has them."""
+    values = {}
+    for section, fields in json.loads(json.dumps(config.to_dict())).items():
+        nested = isinstance(fields, dict)
+        values |= {f"{section}.{n}": v for n, v in fields.items()} if nested else {section: fields}
+    return values
 
 
 # --------------------------------------------------------------------------------------------------
@@ -390,8 +418,7 @@ def check_model(config: ConfigDict) -> None:
                 f"config.model.channels: {features} is not a multiple of "
                 f"config.model.groups={model.groups}"
             )
-    attentive = [c for c, *a in zip(channels, *attention, strict=True) if any(a)]
-    attentive += channels[-1:] if model.middle_attention else []
+    attentive = _attentive(model)
     for features in attentive:
         if model.head_width and features % model.head_width:
             raise InputError(
@@ -400,6 +427,13 @@ def check_model(config: ConfigDict) -> None:
             )
     if model.fused_attention:
         _check_fused(model, attentive)
+
+
+def _attentive(model: ConfigDict) -> list[int]:
+    """Features of the resolutions that have self-attention, those of the middle last."""
+    attention = zip(model.attention, model.decoder_attention or model.attention, strict=True)
+    features = [c for c, a in zip(model.channels, attention, strict=True) if any(a)]
+    return features + list(model.channels[-1:] if model.middle_attention else ())
 
 
 def _check_fused(model: ConfigDict, attentive: list[int]) -> None:
@@ -506,3 +540,111 @@ def _check_few_steps(config: ConfigDict) -> None:
             f"config.distillation.substeps: {substeps} for each of {sampler.steps} steps are more "
             f"than the {config.diffusion.steps} of config.diffusion.steps"
         )
+
+
+# --------------------------------------------------------------------------------------------------
+# What would have no effect
+# --------------------------------------------------------------------------------------------------
+
+
+class Need(NamedTuple):
+    """What a field needs to have an effect: a test of the configuration, and the words for it."""
+
+    holds: Callable[[ConfigDict], bool]
+    words: str  # after 'unless'; {} stands for what comes before the name of a sampler's field
+
+
+def _learns_all(config: ConfigDict) -> bool:
+    """Whether the network learns all timesteps, and not those alone that its sampler visits."""
+    return config.diffusion.timesteps == "all" and config.method != "distilled"
+
+
+MOVES = ("scale", "zoom", "rotation", "shift")
+MOVED = Need(lambda c: c.augment.probability > 0, "config.augment.probability is above 0")
+SLOPED = Need(
+    lambda c: c.diffusion.schedule != "cosine",
+    "config.diffusion.schedule is linear or scaled_linear",
+)
+ATTENTIVE = Need(
+    lambda c: bool(_attentive(c.model)), "config.model.attention or middle_attention asks for some"
+)
+CHAINED = Need(lambda c: c.sampler.scgd, "{}scgd is true")
+SHOWN = Need(
+    lambda c: c.sampler.scgd and c.sampler.anchor != 1, "{}scgd is true and {}anchor not 1"
+)
+
+NEEDS = {
+    "contours.preset": Need(
+        lambda c: None in c.contours.to_dict().values(), "a field of config.contours is not set"
+    ),
+    "augment.probability": Need(
+        lambda c: any(c.augment[name] for name in MOVES),
+        f"one of config.augment's {', '.join(MOVES)} is above 0",
+    ),
+    **{f"augment.{name}": MOVED for name in MOVES},
+    "model.middle_norm": Need(
+        lambda c: c.model.middle_attention, "config.model.middle_attention is true"
+    ),
+    "model.resample_convolution": Need(
+        lambda c: len(c.model.channels) > 1, "config.model.channels has several resolutions"
+    ),
+    "model.downsample_padding": Need(
+        lambda c: c.model.resample_convolution and len(c.model.channels) > 1,
+        "config.model.resample_convolution is true and config.model.channels has several "
+        "resolutions",
+    ),
+    "model.head_width": ATTENTIVE,
+    "model.fused_attention": ATTENTIVE,
+    "diffusion.beta_first": SLOPED,
+    "diffusion.beta_last": SLOPED,
+    "diffusion.time_exponent": Need(
+        lambda c: c.sampler.steps > 1 or _learns_all(c),
+        "several timesteps are learnt; let config.sampler.steps be above 1",
+    ),
+    "diffusion.timesteps": Need(
+        lambda c: c.method != "distilled",
+        "config.method is another than distilled, which learns its sampler's timesteps alone",
+    ),
+    "diffusion.gamma": Need(
+        lambda c: c.diffusion.weighting == "min_snr", "config.diffusion.weighting is min_snr"
+    ),
+    "train.ema_halflife": Need(
+        lambda c: c.train.ema_rampup > 0, "config.train.ema_rampup is above 0"
+    ),
+    "train.neighbour": Need(
+        lambda c: "neighbour" in c.model.conditions, "config.model.conditions has neighbour"
+    ),
+    "sampler.clipped_eps": Need(
+        lambda c: c.sampler.name == "ddim" and c.sampler.clip, "{}name is ddim and {}clip is true"
+    ),
+    "sampler.fixed_stride": Need(lambda c: c.sampler.name == "ddim", "{}name is ddim"),
+    "sampler.neighbour_guidance": SHOWN,
+    "sampler.candidates": CHAINED,
+    "sampler.candidate": Need(
+        lambda c: c.sampler.scgd and c.sampler.candidates > 1,
+        "{}scgd is true and {}candidates is above 1",
+    ),
+    "sampler.anchor": CHAINED,
+    "sampler.middle": SHOWN,
+    "sampler.keep": Need(lambda c: c.sampler.samples > 1, "{}samples is above 1"),
+}
+
+
+def check_idle(
+    config: ConfigDict, given: Iterable[str] | None = None, prefix: str = "config.sampler."
+) -> None:
+    """Raise InputError for a field that was set and has no effect under the others.
+
+    For what is about to be made: runs and models of others are taken as they are.
+
+    Args:
+      given: dotted names of the fields that were set; without it, of those not at their defaults.
+      prefix: of names of the sampler's fields, as whoever set them knows them.
+    """
+    given = set(changes(config) if given is None else given)
+    for name, need in NEEDS.items():
+        if name in given and not need.holds(config):
+            section, _, field = name.partition(".")
+            called = f"{prefix}{field}" if section == "sampler" else f"config.{name}"
+            words = need.words.replace("{}", prefix)
+            raise InputError(f"{called}: has no effect unless {words}")

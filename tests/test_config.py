@@ -59,7 +59,7 @@ def test_a_misspelt_field_in_a_configuration_file_is_refused():
 
 def test_every_default_is_of_a_type_that_json_keeps():
     for name, value in leaves(config.default().to_dict()):
-        assert isinstance(value, int | float | str | tuple), name
+        assert isinstance(value, int | float | str | tuple | None), name
 
 
 def test_differences_name_the_fields():

@@ -74,10 +74,15 @@ def train(
         raise InputError("--teacher and --config.distillation.substeps: each needs the other")
     if teacher and init:
         raise InputError("--init: a network begins with the weights of its teacher; leave it out")
+    if config.method == "segmentation":
+        raise InputError("config.method: segmenters are trained by `contourdiff segment`")
     workdir, how = Path(workdir), {"teacher": Path(teacher)} if teacher else {}
+    begun = bool(processes.told(lambda: "yes" if run.exists(workdir) else ""))
+    if not begun:
+        configuration.check_idle(config)
     opened = processes.together(lambda: run.opened(Path(store), verified))
     configuration.check_size(config, opened.grid.size)
-    ours = run.begin(config, opened)
+    ours = run.begin(config, opened, begun=begun)
     method = build(ours, store=opened, **how)
     if method.start:
         ours = dataclasses.replace(ours, teacher=checkpoint.digest(method.start))

@@ -25,11 +25,9 @@ from contourdiff_jax.volumes import filenames, intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
 
-LONG = 5.0  # seconds from which the time that reading a store takes is told
-LOCK = ".lock"  # file of a run's folder that who trains it holds
-
-
-SCHEMA = 1
+LONG = 5.0  # seconds; where reading a store takes longer, the time is printed
+LOCK = ".lock"  # a file in the run's folder, locked by the process that trains it
+SCHEMA = 1  # of config.json
 EXPORTED = "contourdiff.json"  # the name of config.json beside a model exported to diffusers
 
 
@@ -79,15 +77,18 @@ class Run:
             partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
 
-def begin(config: ConfigDict, store: Store, labels: tuple[int, ...] = ()) -> Run:
-    """The run that training `config` on `store` is.
+def begin(
+    config: ConfigDict, store: Store, labels: tuple[int, ...] = (), *, begun: bool = False
+) -> Run:
+    """The run of a configuration on a store.
 
     Args:
       labels: of a segmenter's classes, in order, the background's 0 first.
+      begun: whether the run is there already, and is taken as it is.
 
     Raises:
-      InputError: the store has no training subjects, or is not on the grid that the
-        configuration names.
+      InputError: the store has no training subjects, is not on the grid that the configuration
+        names or lacks what its contours need; contours that cannot be had.
     """
     subjects = store.subjects("train")
     if not subjects:
@@ -104,28 +105,33 @@ def begin(config: ConfigDict, store: Store, labels: tuple[int, ...] = ()) -> Run
         store.preset,
         store.median_window(),
         store.grid,
-        _contours(config, store),
+        _contours(config, store, begun),
         tuple(filenames.subject_digest(s) for s in subjects),
         labels=labels,
     )
 
 
-def _contours(config: ConfigDict, store: Store) -> ContourSettings:
-    """How contours are taken; InputError where the store has not what they are taken of."""
+def _contours(config: ConfigDict, store: Store, begun: bool) -> ContourSettings:
+    """The settings of the preset, with what config.contours sets in place of its own."""
     if config.method == "segmentation":  # it sees none
         return store.contour_settings or contour_settings.preset("default", store.preset.modality)
     fields = config.contours.to_dict()
     name = fields.pop("preset")
-    custom = fields["windows"] or fields["curve"] or fields["native"]
-    settings = (
-        ContourSettings.from_dict(fields)
-        if custom
-        else contour_settings.preset(name, store.preset.modality)
-    )
-    if settings.of_voxels and settings != store.contour_settings:
+    preset = contour_settings.preset(name, store.preset.modality)
+    replaced = {field: value for field, value in fields.items() if value is not None}
+    try:
+        settings = ContourSettings.from_dict(preset.to_dict() | replaced)
+    except InputError as error:
+        raise InputError(f"config.{error}") from None
+    if config.contours.apart and len(settings.curves) < 2 and not begun:
+        raise InputError(
+            "config.contours.apart: has no effect unless there are several windows, or one and a "
+            "curve"
+        )
+    if not settings.served_by(store.contour_settings):
         raise InputError(
             f"{store.path}: prepared without the contours of config.contours, which need the "
-            f"volumes' own pixels; prepare again with --contours={'FILE' if custom else name}"
+            f"volumes' own pixels; prepare again with --contours={'FILE' if replaced else name}"
         )
     if settings.native and any(config.disturbance.values()):
         raise InputError(
@@ -141,12 +147,16 @@ def load(folder: Path) -> Run:
     Raises:
       InputError: missing, unreadable, of another schema version or with unknown fields.
     """
-    path = Path(folder) / "config.json"
-    if not path.exists():
+    if not exists(folder):
         raise InputError(
             f"{folder}: not a run, it has no config.json; name a folder made by train or import"
         )
-    return read(path)
+    return read(Path(folder) / "config.json")
+
+
+def exists(folder: Path) -> bool:
+    """Whether a folder is that of a run, one that has only just begun too."""
+    return (Path(folder) / "config.json").exists()
 
 
 def read(path: Path) -> Run:
@@ -162,7 +172,7 @@ def read(path: Path) -> Run:
     try:
         data = fields["data"]
         return Run(
-            configuration.from_dict(fields["config"]),
+            configuration.from_dict(configuration.of_before(fields["config"])),
             intensity.preset(data["preset"]),
             Window(*map(float, data["window"])),
             Grid(**data["grid"]),
@@ -207,20 +217,10 @@ def claimed(workdir: Path, ours: Run) -> Iterator[None]:
 
 
 def _take(workdir: Path, ours: Run, held: contextlib.ExitStack) -> None:
-    begun = (workdir / "config.json").exists()
+    """Make or check the run's folder, and lock it until `held` is closed."""
+    begun = exists(workdir)
     if begun:
-        theirs = load(workdir)
-        different = configuration.differences(ours.config, theirs.config)
-        if different:
-            raise InputError(
-                f"{workdir}: holds a run with another {', '.join(different)}; choose another "
-                f"--workdir, or the same configuration to resume"
-            )
-        if ours.to_dict()["data"] != theirs.to_dict()["data"]:
-            raise InputError(
-                f"{workdir}: holds a run on other data, or of another teacher; choose another "
-                f"--workdir"
-            )
+        _check_same(workdir, ours)
     with disk.writing(workdir):
         if not begun and workdir.exists() and not all(map(_is_left, workdir.iterdir())):
             raise InputError(f"{workdir}: not empty and not a run; choose another --workdir")
@@ -231,13 +231,30 @@ def _take(workdir: Path, ours: Run, held: contextlib.ExitStack) -> None:
             ours.save(workdir)
 
 
+def _check_same(workdir: Path, ours: Run) -> None:
+    """Raise InputError where the folder holds a run other than ours."""
+    theirs = load(workdir)
+    different = configuration.differences(ours.config, theirs.config)
+    if ours.contours == theirs.contours:  # the same may be said in other words
+        different = [name for name in different if not name.startswith("contours.")]
+    if different:
+        raise InputError(
+            f"{workdir}: holds a run with another {', '.join(different)}; choose another "
+            f"--workdir, or the same configuration to resume"
+        )
+    if ours.to_dict()["data"] != theirs.to_dict()["data"]:
+        raise InputError(
+            f"{workdir}: holds a run on other data, or of another teacher; choose another --workdir"
+        )
+
+
 def _is_left(path: Path) -> bool:
     """Whether a process that was killed at once left it."""
     return path.name == LOCK or disk.is_partial(path)
 
 
 def _check_seen(workdir: Path) -> None:
-    if not (workdir / "config.json").exists():
+    if not exists(workdir):
         raise InputError(
             f"{workdir}: not seen by process {processes.number()}; all of them need the same "
             f"folder, on a file system that they share"

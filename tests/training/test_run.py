@@ -2,6 +2,7 @@
 """A run's config.json: what it keeps of the data, and how it fails."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -63,14 +64,114 @@ def test_subjects_are_recognised_but_not_named(saved, store):
     assert filenames.subject_digest(store.subjects("val")[0]) not in text
 
 
-def test_contours_are_those_of_the_preset_unless_given(store, tiny):
-    assert run.begin(tiny, store).contours == preset("default", "mr")
-    tiny.contours.update(windows=((0, 0.5),), low=10, high=20, blur=5, apart=1)
-    given = ContourSettings(windows=((0, 0.5),), low=10, high=20, blur=5, apart=1)
-    assert run.begin(tiny, store).contours == given
-    tiny.contours.blur = 4
-    with pytest.raises(InputError, match="blur"):
+def test_contours_are_those_of_the_preset_but_for_what_is_set(store, tiny):
+    default = preset("default", "mr")
+    assert run.begin(tiny, store).contours == default
+    tiny.contours.low = 40.0
+    assert run.begin(tiny, store).contours == dataclasses.replace(default, low=40)
+    tiny.contours.preset = "published"
+    assert run.begin(tiny, store).contours == dataclasses.replace(preset("published", "mr"), low=40)
+    tiny.contours.update(windows=((0, 0.5), (0.5, 1)), low=10, high=20, blur=5, apart=1)
+    windows = ((0, 0.5), (0.5, 1))
+    expected = ContourSettings(windows=windows, low=10, high=20, blur=5, apart=1)
+    assert run.begin(tiny, store).contours == expected
+    tiny.contours.update(windows=(), curve=((0, 0), (1, 1)), apart=0)
+    expected = ContourSettings(curve=((0, 0), (1, 1)), low=10, high=20, blur=5)
+    assert run.begin(tiny, store).contours == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"blur": 4}, r"config\.contours\.blur: 4"),
+        ({"low": 60.0}, r"config\.contours: the thresholds low=60.0 and high=50"),
+        ({"thin": 3.0}, r"config\.contours\.thin: it is of a curve alone"),
+        ({"clean": (80, 30)}, r"config\.contours\.clean: it is of native pixels"),
+        ({"windows": ()}, r"config\.contours\.windows: one .* is needed"),
+        ({"windows": (("a", "b"),)}, r"config\.contours: a value of the wrong type"),
+        ({"apart": 1}, r"config\.contours\.apart: has no effect unless"),
+    ],
+)
+def test_contours_that_cannot_be_had_are_refused(store, tiny, fields, named):
+    tiny.contours.update(**fields)
+    with pytest.raises(InputError, match=named):
         run.begin(tiny, store)
+
+
+def test_one_picture_of_voxels_serves_for_all_thresholds(tiny, phantom_data, tmp_path):
+    """But not for lines of another width: these are taken out of what the store keeps."""
+    prepare(phantom_data / "train_ct", tmp_path / "ct", "ct", spacing=7.2, size=32)
+    store = open_store(tmp_path / "ct")
+    tiny.contours.update(low=40.0, high=90.0, blur=5)
+    expected = dataclasses.replace(preset("default", "ct"), low=40, high=90, blur=5)
+    assert run.begin(tiny, store).contours == expected
+    tiny.contours.thin = 2.0
+    with pytest.raises(InputError, match="prepare again with --contours=FILE"):
+        run.begin(tiny, store)
+    tiny.contours.thin = 0.0
+    assert not run.begin(tiny, store).contours.of_voxels
+
+
+def test_contours_set_in_other_words_are_no_other_run(store, tiny, tmp_path):
+    ours = run.begin(tiny, store)
+    with run.claimed(tmp_path / "run", ours):
+        pass
+    tiny.contours.low = float(ours.contours.low)
+    with run.claimed(tmp_path / "run", run.begin(tiny, store)):
+        pass
+    tiny.contours.low = 10.0
+    other = run.begin(tiny, store)
+    with (
+        pytest.raises(InputError, match=r"another contours\.low"),
+        run.claimed(tmp_path / "run", other),
+    ):
+        pass
+
+
+# The section as versions without methods wrote it: all of it, whether it counted or not.
+BEFORE = {
+    **{"preset": "default", "windows": [], "curve": [], "low": 20.0, "high": 50.0, "blur": 3},
+    **{"apart": 0, "thin": 0.0, "native": False, "clean": []},
+}
+
+
+def of_before(folder, contours):
+    """What is loaded of a config.json of such a version."""
+
+    def older(fields):
+        del fields["config"]["method"]
+        fields["config"]["contours"] = contours
+
+    rewrite(folder, older)
+    return run.load(folder)
+
+
+@pytest.mark.parametrize(
+    "ignored", [{}, {"low": 45.0}, {"high": 200.0, "blur": 5, "apart": 3, "thin": 2.0}]
+)
+def test_contours_of_a_preset_were_those_of_the_preset_alone(saved, store, tiny, ignored):
+    """Then the other fields of the section did nothing, so a run is resumed without them."""
+    ours, folder = saved
+    read = of_before(folder, BEFORE | ignored)
+    assert config.differences(read.config, tiny) == []
+    assert run.begin(read.config, store).contours == ours.contours == read.contours
+    with run.claimed(folder, run.begin(tiny, store)):
+        pass
+
+
+@pytest.mark.parametrize("earlier", [(), ("thin", "native", "clean")])
+def test_contours_without_a_preset_were_all_of_the_section(saved, store, tiny, earlier):
+    """A run is resumed with the command that it was made with, and its defaults do not count."""
+    _, folder = saved
+    windows = [[0.0, 0.5], [0.25, 1.0]]
+    section = BEFORE | {"preset": "published", "windows": windows, "low": 30.0}
+    expected = ContourSettings(windows=windows, low=30, high=50)
+    rewrite(folder, lambda fields: fields["data"].update(contours=expected.to_dict()))
+    read = of_before(folder, {name: section[name] for name in section if name not in earlier})
+    assert run.begin(read.config, store).contours == expected
+    tiny.contours.update(windows=((0.0, 0.5), (0.25, 1.0)), low=30.0)
+    with run.claimed(folder, run.begin(tiny, store)):
+        pass
 
 
 @pytest.mark.parametrize("custom", [False, True])
