@@ -1,12 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """The configuration: what it takes, what it refuses, and when two are the same."""
 
+import dataclasses
+import functools
 import json
+import runpy
+import tempfile
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+import nibabel as nib
+import numpy as np
 import pytest
 
-from contourdiff_jax import config
+from contourdiff_jax import config, methods, models
+from contourdiff_jax.commands import quickstart
+from contourdiff_jax.data import batches
+from contourdiff_jax.data.store import Store, open_store
+from contourdiff_jax.diffusion import schedules
+from contourdiff_jax.diffusion.noise import Knots
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.methods import distilled
+from contourdiff_jax.models import blocks
+from contourdiff_jax.training import checkpoint, loop, run
+from contourdiff_jax.training import state as states
+from contourdiff_jax.translation.folder import translate
+from contourdiff_jax.volumes.grid import Grid
+
+BUILD = models.build  # of the network; others than its own fields are seen with two convolutions
 
 
 def leaves(fields, prefix=()):
@@ -103,6 +129,13 @@ def test_a_section_replaced_by_a_number_is_named():
 NEIGHBOURS = ("contour", "neighbour")
 IN_BFLOAT16 = {"model.fused_attention": True, "model.dtype": "bfloat16"}
 DISTILLED = {"method": "distilled", "distillation.substeps": 4}
+
+
+def configured(fields):
+    """The defaults with these fields, by dotted name."""
+    settings = config.default()
+    settings.update_from_flattened_dict(fields)
+    return settings
 
 
 @pytest.mark.parametrize(
@@ -203,14 +236,9 @@ DISTILLED = {"method": "distilled", "distillation.substeps": 4}
     ],
 )
 def test_what_cannot_work_is_named(fields, named):
-    settings = config.default()
-    config.check(settings)
-    for name, value in fields.items():
-        section, _, field = name.rpartition(".")
-        target = settings[section] if section else settings
-        target[field] = value
+    config.check(config.default())
     with pytest.raises(InputError, match=named):
-        config.check(settings)
+        config.check(configured(fields))
 
 
 def test_a_size_that_cannot_be_halved_is_named_with_one_that_can():
@@ -236,3 +264,397 @@ def test_the_names_that_a_field_may_have_are_those_that_there_are():
         words = config.RULES[field].words.removeprefix("is not one of ")
         assert sorted(words.split(", ")) == sorted(names)
     assert tuple(CONDITIONS) == config.CONDITIONS
+
+
+# ----------------------------------------------------------------------------------------------
+# What would have no effect
+# ----------------------------------------------------------------------------------------------
+
+CHAINED = {"model.conditions": NEIGHBOURS, "sampler.scgd": True}
+# Of each field that needs others: the fields with which it would do nothing.
+IDLE = {
+    "contours.preset": {
+        **{"contours.windows": ((0, 1),), "contours.curve": (), "contours.low": 20.0},
+        **{"contours.high": 50.0, "contours.blur": 3, "contours.apart": 0, "contours.thin": 0.0},
+        **{"contours.native": False, "contours.clean": (), "contours.preset": "published"},
+    },
+    "augment.probability": {
+        **{"augment.scale": 0.0, "augment.zoom": 0.0, "augment.rotation": 0.0},
+        **{"augment.shift": 0.0, "augment.probability": 0.5},
+    },
+    **{f"augment.{name}": {"augment.probability": 0.0} for name in config.MOVES},
+    "model.middle_norm": {"model.middle_attention": False},
+    "model.resample_convolution": {"model.channels": (32,), "model.attention": (True,)},
+    "model.downsample_padding": {},
+    "model.head_width": {"model.middle_attention": False, "model.attention": (False,) * 4},
+    "model.fused_attention": {
+        **{"model.middle_attention": False, "model.attention": (False,) * 4},
+        "model.dtype": "bfloat16",
+    },
+    "diffusion.beta_first": {},
+    "diffusion.beta_last": {},
+    "diffusion.time_exponent": {"diffusion.timesteps": "sampler", "sampler.steps": 1},
+    "diffusion.timesteps": DISTILLED,
+    "diffusion.gamma": {},
+    "train.ema_halflife": {"train.ema_rampup": 0.0},
+    "train.neighbour": {},
+    "sampler.clipped_eps": {"sampler.clip": False},
+    "sampler.fixed_stride": {"sampler.name": "dpmpp_2m"},
+    "sampler.neighbour_guidance": {},
+    "sampler.candidates": {},
+    "sampler.candidate": CHAINED | {"sampler.candidates": 1},
+    "sampler.anchor": {},
+    "sampler.middle": CHAINED | {"sampler.anchor": 1},
+    "sampler.keep": {},
+}
+
+
+def test_all_fields_that_need_others_are_tried():
+    assert set(IDLE) == set(config.NEEDS)
+
+
+@pytest.mark.parametrize("field", IDLE)
+def test_a_field_that_would_do_nothing_is_refused(field):
+    """Where it is said, and where it is a flag; what has no effect as it is by default is not."""
+    others = {name: value for name, value in IDLE[field].items() if name != field}
+    settings = configured(others)
+    config.check_idle(settings)
+    settings = configured({field: EFFECTS[field].value} | IDLE[field])
+    config.check(settings)
+    with pytest.raises(InputError, match=rf"^config\.{field}: has no effect unless"):
+        config.check_idle(settings)
+    config.check_idle(settings, given=())
+    with pytest.raises(InputError, match=rf"^(--|config\.).*{field.split('.')[1]}: has no effect"):
+        config.check_idle(settings, given=[field], prefix="--")
+
+
+def test_a_flag_is_told_of_flags():
+    with pytest.raises(InputError) as error:
+        config.check_idle(config.default(), ["sampler.keep"], "--")
+    assert str(error.value) == "--keep: has no effect unless --samples is above 1"
+
+
+def test_configurations_of_ours_have_no_idle_field():
+    for path in (Path(__file__).parents[1] / "configs").glob("*.py"):
+        settings = runpy.run_path(str(path))["get_config"]()
+        config.check(settings)
+        config.check_idle(settings)
+    config.check(quickstart.config())
+    config.check_idle(quickstart.config())
+
+
+# ----------------------------------------------------------------------------------------------
+# Every field has an effect
+# ----------------------------------------------------------------------------------------------
+
+
+class World(NamedTuple):
+    """What the effects of fields are seen on, a folder to work in, and what has been seen."""
+
+    store: Store
+    source: Path
+    folder: Path
+    seen: dict
+
+    def effect(self, where: Callable, settings):
+        """What is seen with these settings."""
+        key = where, json.dumps(settings.to_dict())
+        if key not in self.seen:
+            self.seen[key] = where(settings, self)
+        return self.seen[key]
+
+
+@pytest.fixture(scope="module")
+def world(store_path, phantom_data, two_convolutions, tmp_path_factory):
+    """What fields are tried on, with a network that compiles at once."""
+    folder = tmp_path_factory.mktemp("fields")
+    return World(open_store(store_path), phantom_data / "test_ct", folder, {})
+
+
+def traced(function, *arguments) -> str:
+    """What a function computes, constants included."""
+    return jax.jit(function).lower(*arguments).as_text()
+
+
+def network(settings, world):
+    """The U-Net: its parameters, and what it computes."""
+    with pytest.MonkeyPatch.context() as patch:  # elsewhere than on an NVIDIA GPU it is the same
+        patch.setattr(blocks, "attend_fused", lambda *arrays: 2 * blocks.attend(*arrays))
+        model = BUILD(settings.model)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    image, condition = (jax.ShapeDtypeStruct((2, 16, 16, c), jnp.float32) for c in (1, 2))
+    seen = dict.fromkeys(settings.model.conditions, condition)
+
+    def apply(params, z_t, t, seen, key):
+        return model.apply(params, z_t, t, seen, key=key)
+
+    t, key = jnp.zeros(2, jnp.int32), jax.random.key(0)
+    return str(params), str(jax.make_jaxpr(apply)(params, image, t, seen, key))
+
+
+def method_of(settings, world):
+    return methods.build(run.begin(settings, world.store), store=world.store)
+
+
+def contours(settings, world):
+    """How contours are taken."""
+    return run.begin(settings, world.store).contours
+
+
+def step(settings, world):
+    """A step of training: the loss, the optimiser and the average."""
+    method = method_of(settings, world)
+    state = jax.eval_shape(functools.partial(states.init, method.players), jax.random.key(0))
+    return traced(states.step(settings.train, method.players), state, method.feed.example)
+
+
+def lesson(settings, world):
+    """What a teacher says."""
+    schedule = schedules.build(settings.diffusion)
+    teach = distilled.teaching(lambda params, z_t, t, seen: z_t, schedule, settings)
+    return traced(teach, {}, jnp.zeros((2, 8, 8, 1)), jnp.full(2, 999), {})
+
+
+def drawing(settings, world):
+    """The sampler, and how many slices it draws at once."""
+    method = method_of(settings, world)
+    translator = method.translator({"network": None}, ())
+    params = jax.eval_shape(method.players["network"].init, jax.random.key(0))
+    batch = 2 * settings.sampler.batch
+    like = jax.ShapeDtypeStruct((batch, 32, 32, 2), jnp.float32)
+    knots = Knots(np.zeros((batch, 2, 2), np.uint32), np.zeros((batch, 2), np.float32))
+    seen = dict.fromkeys(settings.model.conditions, like)
+    return translator.batch, method.draw.lower(params, seen, knots, None).as_text()
+
+
+def choice(settings, world):
+    """What a step learns from, and where it lies."""
+    feed = method_of(settings, world).feed
+    chosen = jax.tree.map(np.ndarray.tolist, tuple(feed.choose(2)))
+    return chosen, feed.is_resident
+
+
+def examples(settings, world):
+    """How examples are made of slices."""
+    feed = method_of(settings, world).feed
+    chosen, made = feed.choose(0), feed.maker()
+    raw = batches.read(world.store, feed.contours, chosen.rows)
+    return traced(lambda raw: made(raw, chosen), raw)
+
+
+def refused(settings, world):
+    """What cannot be, of these settings or on this store."""
+    config.check(settings)
+    method_of(settings, world)
+
+
+def devices(settings, world):
+    """The mesh."""
+    return method_of(settings, world).mesh.shape
+
+
+def events(settings, world):
+    """What the loop does, and after which steps."""
+    happened = []
+
+    class Stub:
+        fixed, example = (), {}
+
+        def training(self, start, stop):
+            return iter([self.example] * (stop - start))
+
+        def held_out(self, *_):
+            happened.append(("held out", int(stub.step)))
+            return {}
+
+        def samples(self, *_):
+            happened.append(("samples", int(stub.step)))
+
+    def advance(state, example, fixed):
+        stub.step = state.step + 1
+        return state._replace(step=stub.step), {"loss": 0.0}
+
+    stub = Stub()
+    stub.feed, stub.step = stub, 0
+    begun = states.TrainState(0, None, {}, {}, {})
+    compiled = loop.Compiled(lambda key: begun, begun, advance, 0)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        for name in ("check", "finish"):
+            patch.setattr(loop.checkpoint, name, lambda checkpoints: None)
+        kept = SimpleNamespace(close=lambda: None)
+        patch.setattr(
+            loop.checkpoint, "manager", lambda run, keep: happened.append(("keep", keep)) or kept
+        )
+        patch.setattr(
+            loop.checkpoint,
+            "save",
+            lambda _, state: happened.append(("checkpoint", int(state.step))),
+        )
+        loop.train(stub, compiled, settings.train, Path(folder), seed=0, name="stub")
+        lines = (Path(folder) / "stats.jsonl").read_text().splitlines()
+    return happened + [("log", json.loads(line)["step"]) for line in lines]
+
+
+def translation(settings, world):
+    """The volumes that a run of this configuration translates, and their maps."""
+    folder = world.folder / str(uuid.uuid4())
+    ours = dataclasses.replace(run.begin(settings, world.store), grid=Grid("axial", 7.2, 24))
+    folder.mkdir()
+    ours.save(folder)
+    method = methods.build(ours)
+    params = method.players["network"].init(jax.random.key(1))
+    checkpoint.save_averages(folder, {"network": params})
+    translate(folder, world.source, folder / "out", preset="ct")
+    return {
+        str(path.relative_to(folder)): np.asarray(nib.load(path).dataobj).tobytes()
+        for path in sorted((folder / "out").rglob("*.nii.gz"))
+    }
+
+
+class Effect(NamedTuple):
+    """Where a field's effect is seen, a value to set it to, and what it needs beside it."""
+
+    where: Callable
+    value: object
+    others: Mapping = MappingProxyType({})
+
+
+SEVERAL = {"model.conditions": NEIGHBOURS}
+CURVED = {"contours.windows": (), "contours.curve": ((0, 0), (1, 1))}
+SAMPLES = {"sampler.samples": 2}
+
+EFFECTS = {
+    "seed": Effect(choice, 1),
+    "method": Effect(refused, "regresion"),
+    **{
+        f"grid.{name}": Effect(refused, value)
+        for name, value in (("axis", "coronal"), ("spacing", 3.0), ("size", 64))
+    },
+    "contours.preset": Effect(contours, "published"),
+    "contours.windows": Effect(contours, ((0, 0.5),)),
+    "contours.curve": Effect(contours, ((0, 0), (1, 1))),
+    "contours.low": Effect(contours, 30.0),
+    "contours.high": Effect(contours, 60.0),
+    "contours.blur": Effect(contours, 5),
+    "contours.apart": Effect(contours, 1, {"contours.windows": ((0, 0.5), (0.5, 1))}),
+    "contours.thin": Effect(refused, 2.0, CURVED),  # by a store that lacks the pictures
+    "contours.native": Effect(refused, True),  # likewise
+    "contours.clean": Effect(refused, (80, 30)),
+    **{
+        f"augment.{name}": Effect(examples, value)
+        for name, value in (
+            *(("flip", 0.1), ("probability", 0.5), ("scale", 0.2), ("zoom", 0.2)),
+            *(("rotation", 5.0), ("shift", 0.1)),
+        )
+    },
+    **{
+        f"disturbance.{name}": Effect(examples, 0.5)
+        for name in ("thresholds", "contrast", "noise", "displacement", "missing")
+    },
+    "disturbance.doubled": Effect(examples, 0.5, {"disturbance.displacement": 1.0}),
+    "model.conditions": Effect(network, NEIGHBOURS),
+    "model.null": Effect(network, "empty"),
+    "model.channels": Effect(network, (4, 8)),
+    "model.layers": Effect(network, 2),
+    "model.attention": Effect(network, (True, False)),
+    "model.decoder_attention": Effect(network, (True, False)),
+    "model.middle_attention": Effect(network, False),
+    "model.middle_norm": Effect(network, False),
+    "model.middle_divisor": Effect(network, 2.0),
+    "model.resample_convolution": Effect(network, True),
+    "model.downsample_padding": Effect(network, 0, {"model.resample_convolution": True}),
+    "model.head_width": Effect(network, 2),
+    "model.groups": Effect(network, 1),
+    "model.epsilon": Effect(network, 1e-6),
+    "model.time_scale_shift": Effect(network, True),
+    "model.time_cosine_first": Effect(network, False),
+    "model.time_shift": Effect(network, 1),
+    "model.centre_input": Effect(network, True),
+    "model.dropout": Effect(network, 0.1),
+    "model.dtype": Effect(network, "bfloat16"),
+    "model.rematerialise": Effect(network, True),
+    "model.fused_attention": Effect(
+        network, True, {"model.dtype": "bfloat16", "model.channels": (8, 8), "model.head_width": 8}
+    ),
+    "diffusion.steps": Effect(step, 500),
+    "diffusion.schedule": Effect(step, "linear"),
+    "diffusion.beta_first": Effect(step, 1e-3, {"diffusion.schedule": "linear"}),
+    "diffusion.beta_last": Effect(step, 0.01, {"diffusion.schedule": "scaled_linear"}),
+    "diffusion.zero_terminal_snr": Effect(step, True),
+    "diffusion.prediction": Effect(step, "eps"),
+    "diffusion.weighting": Effect(step, "none"),
+    "diffusion.time_exponent": Effect(step, 0.5),
+    "diffusion.timesteps": Effect(step, "sampler"),
+    "diffusion.gamma": Effect(step, 3.0, {"diffusion.weighting": "min_snr"}),
+    "distillation.substeps": Effect(lesson, 3, DISTILLED),
+    "train.images": Effect(step, 64),
+    "train.batch": Effect(step, 8),
+    "train.accumulate": Effect(step, 2),
+    "train.learning_rate": Effect(step, 1e-2),
+    "train.warmup": Effect(step, 16),
+    "train.weight_decay": Effect(step, 1e-2),
+    "train.clip": Effect(step, 0.5),
+    "train.ema_halflife": Effect(step, 8),
+    "train.ema_rampup": Effect(step, 0.5),
+    "train.condition_dropout": Effect(step, 0.1),
+    "train.neighbour": Effect(choice, 1.0, SEVERAL),
+    "train.resident": Effect(choice, 0.0),
+    "train.log": Effect(events, 16),
+    "train.evaluate": Effect(events, 8),
+    "train.sample": Effect(events, 8),
+    "train.checkpoint": Effect(events, 8),
+    "train.keep": Effect(events, 3),
+    "sampler.name": Effect(drawing, "ddpm"),
+    "sampler.steps": Effect(drawing, 3),
+    "sampler.spacing": Effect(drawing, "leading"),
+    "sampler.offset": Effect(drawing, 1, {"sampler.spacing": "leading"}),
+    "sampler.eta": Effect(drawing, 1.0),
+    "sampler.clip": Effect(drawing, False),
+    "sampler.clipped_eps": Effect(drawing, False),
+    # Where the number of steps divides T, the next timestep and T // n down are the same.
+    "sampler.fixed_stride": Effect(drawing, True, {"sampler.steps": 3}),
+    "sampler.guidance": Effect(drawing, 2.0, {"train.condition_dropout": 0.1}),
+    "sampler.batch": Effect(drawing, 2),
+    "sampler.coherence": Effect(translation, 20.0),
+    "sampler.coupling": Effect(translation, 0.5),
+    "sampler.scgd": Effect(translation, True, SEVERAL),
+    "sampler.neighbour_guidance": Effect(translation, 1.0, CHAINED),
+    "sampler.candidates": Effect(translation, 2, CHAINED),
+    "sampler.candidate": Effect(translation, "best_contours", CHAINED),
+    "sampler.anchor": Effect(translation, 2, CHAINED),
+    "sampler.middle": Effect(translation, True, CHAINED),
+    "sampler.samples": Effect(translation, 2),
+    "sampler.keep": Effect(translation, "mean", SAMPLES),
+    "sampler.tiles": Effect(translation, 0.25),
+    "mesh.data": Effect(devices, 1),
+    "mesh.fsdp": Effect(devices, 2),
+}
+# Small enough to be built for every field.
+TINY = {
+    **{"model.channels": (4, 4), "model.attention": (False, True), "model.head_width": 4},
+    **{"model.groups": 2, "train.images": 32, "train.batch": 4, "train.warmup": 8},
+    **{"train.log": 4, "train.evaluate": 16, "train.sample": 16, "train.checkpoint": 16},
+    **{"sampler.steps": 2, "sampler.batch": 4},
+}
+
+
+def test_no_field_is_left_out():
+    assert set(EFFECTS) == set(config.flat(config.default()))
+
+
+@pytest.mark.parametrize("field", EFFECTS)
+def test_every_field_has_an_effect(field, world):
+    """Or is refused; where it is neither, it should not be there, or another should say so."""
+    where, value, others = EFFECTS[field]
+    before = configured(TINY | dict(others))
+    after = configured(TINY | dict(others) | {field: value})
+    config.check(before)
+    config.check_idle(before)
+    if where is refused:
+        refused(before, world)
+        with pytest.raises(InputError, match=rf"config\.{field.split('.')[0]}"):
+            refused(after, world)
+        return
+    config.check(after)
+    config.check_idle(after)
+    assert world.effect(where, after) != world.effect(where, before)
