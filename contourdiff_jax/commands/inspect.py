@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Show what scans are and what is wrong with them, before anything is prepared.
+"""Show what scans are and what is wrong with them, before anything is prepared; or what a run is.
 
 Every scan of every PATH (a file, or a folder of any known layout) is read and gets a line: shape,
 orientation and spacing along the file's own axes, stored type, range and percentiles, what it seems
 to be (ct, mr, labels, or a picture: 8 bits without a unit) and why. Below stands what cannot be
 used, what is wrong and what to do about it, and what is good to know. No text of a header is shown
 or kept. Exit status: 0 all can be used, 1 some cannot, 2 none can.
+
+Of a run, which `train` or `import` made, it shows the method, what it was trained on, the fields
+that are not at their defaults, the checkpoints and the parameters of its networks.
 
 Example:
   contourdiff inspect scans/ --out=inspected
@@ -133,6 +136,9 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Runs the command on the paths named after the flags."""
+    runs = [path for path in map(Path, arguments) if _is_run(path)]
+    if runs:
+        return _show(runs, values, arguments)
     wanted = [] if values.json in (None, "-") else [Path(values.json)]
     if values.out is not None:
         wanted += [Path(values.out) / "inspect.json", Path(values.out) / "sheet.png"]
@@ -149,6 +155,32 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         elif inspection.scans:
             disk.write(path, _png(inspection))
     return inspection.status
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.json").is_file() and (path / "checkpoints").is_dir()
+
+
+def _show(runs: list[Path], values: flags.FlagValues, arguments: list[str]) -> int:
+    """Prints what runs are."""
+    from contourdiff_jax import methods, models  # JAX takes a second: not for scans
+    from contourdiff_jax.training import run
+    from contourdiff_jax.training.summary import summary
+
+    if len(runs) < len(arguments):
+        raise InputError(f"{runs[0]}: a run; inspect it on its own, without scans")
+    for name in values:
+        if values[name].present:
+            raise InputError(f"--{name}: is of scans, and {runs[0]} is a run; leave it out")
+    for path in runs:
+        ours = run.load(path)
+        print(path)
+        for heading, lines in summary(path, ours).items():
+            for number, line in enumerate(lines):
+                print(f"  {heading if number == 0 else '':<8}  {line}")
+        for player, params in methods.networks(ours).items():
+            print(f"\n{player}\n{models.overview(params)}")
+    return 0
 
 
 def _png(inspection: Inspection) -> bytes:

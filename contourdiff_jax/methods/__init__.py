@@ -8,14 +8,16 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from contourdiff_jax import config as configuration
-from contourdiff_jax.contracts import Method
+from contourdiff_jax.contracts import Method, Params
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import diffusion, distilled, segmentation
+from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import processes
 from contourdiff_jax.training import checkpoint, loop, run
 from contourdiff_jax.training.run import Run
@@ -120,6 +122,13 @@ def continued(
             start=start,
             name=name,
         )
+
+
+def networks(ours: Run) -> dict[str, Params]:
+    """The parameters of each of a run's players, as ShapeDtypeStructs."""
+    players = build(ours, mesh=meshes.local()).players
+    key = jax.random.key(0)
+    return {name: jax.eval_shape(player.init, key) for name, player in players.items()}
 
 
 def images_per_second(config: ConfigDict, store: str | Path, *, steps: int = 4) -> float:

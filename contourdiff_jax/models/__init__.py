@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from clu import parameter_overview
 from flax import nnx
 
 from contourdiff_jax.models import conditioning
@@ -81,6 +82,11 @@ def functional(create: Callable[[], nnx.Module]) -> tuple[Callable, Callable]:
         return nnx.merge(graph, state)
 
     return init, bind
+
+
+def overview(params: Params) -> str:
+    """A table of parameters, which may be ShapeDtypeStructs: names, shapes and sizes."""
+    return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def _scatter(key, params: Params) -> Params:

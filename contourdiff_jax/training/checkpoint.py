@@ -150,9 +150,15 @@ def averages(run: Path, inits: Mapping[str, Callable], mesh: Mesh) -> tuple[int,
     return step, items["ema"]
 
 
+def steps(run: Path) -> list[int]:
+    """The steps after which a run has checkpoints, rising; no folder is made for them."""
+    names = (path.name for path in (Path(run) / "checkpoints").glob("*"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
 def exists(run: Path) -> bool:
-    """Whether a run has a checkpoint; looks without making a folder for them."""
-    return any(path.name.isdigit() for path in (Path(run) / "checkpoints").glob("*"))
+    """Whether a run has a checkpoint."""
+    return bool(steps(run))
 
 
 def _restore(checkpoints, run, items: dict) -> tuple[int, dict]:
