@@ -3,7 +3,7 @@
 
 Shapes: B batch, *S space (H W or D H W), C channels (last).
 The topology is that of DDPM's U-Net (Ho et al. 2020, appendix B) as diffusers' `UNet2DModel`
-arranges it, the one ContourDiff uses; diffusers.py has their names for ours.
+arranges it, the one ContourDiff uses; interop/unet2d.py has their names for ours.
 """
 
 import functools
@@ -18,93 +18,28 @@ class UNet(nnx.Module):
     """Encoder, bottleneck and decoder with a skip connection after every block of the encoder.
 
     Args:
+      config: a `model` section, see config.py.
+      dims: number of spatial dimensions.
       inputs: channels of the noisy image and of all conditions together.
       outputs: channels of the prediction.
-      config: a `model` section, see config.py.
+      dtype: that layers compute in.
     """
 
     def __init__(self, config, *, dims: int, inputs: int, outputs: int, dtype, rngs: nnx.Rngs):
         self.dtype = dtype
         self.centre_input = config.centre_input
         self.rematerialise = config.rematerialise
-        channels = tuple(config.channels)
-        width = 4 * channels[0]
-        conv = functools.partial(blocks.convolution, dims=dims, dtype=dtype, rngs=rngs)
-        norm = {"groups": config.groups, "epsilon": config.epsilon}
-        residual = functools.partial(
-            blocks.ResidualBlock,
-            time_width=width,
-            time_scale_shift=config.time_scale_shift,
-            dims=dims,
-            dropout=config.dropout,
-            dtype=dtype,
-            rngs=rngs,
-            **norm,
-        )
-        attend = functools.partial(
-            blocks.AttentionBlock,
-            head_width=config.head_width,
-            fused=config.fused_attention,
-            dtype=dtype,
-            rngs=rngs,
-            **norm,
-        )
-        resample = {
-            "convolve": config.resample_convolution,
-            "dims": dims,
-            "dtype": dtype,
-            "rngs": rngs,
-        }
+        make = _Builder(config, dims, dtype, rngs)
+        features = make.channels[0]  # at the network's two ends
 
-        self.time = blocks.TimeEmbedding(
-            channels[0],
-            width,
-            cosine_first=config.time_cosine_first,
-            shift=config.time_shift,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.conv_in = conv(inputs, channels[0])
-        skips = [channels[0]]  # features of each skip connection, a stack
-
-        down, features = [], channels[0]
-        for level, (wide, attentive) in enumerate(zip(channels, config.attention, strict=True)):
-            for _ in range(config.layers):
-                down.append(Stage(residual(features, wide), attend(wide) if attentive else None))
-                features = wide
-                skips.append(features)
-            if level < len(channels) - 1:
-                down.append(
-                    blocks.Downsample(features, padding=config.downsample_padding, **resample)
-                )
-                skips.append(features)
+        self.time = make.time()
+        self.conv_in = make.convolution(features_in=inputs, features_out=features)
+        down, skips = make.encoder()
         self.down = nnx.List(down)
-
-        first, last = (
-            residual(features, features, divisor=config.middle_divisor) for _ in range(2)
-        )
-        attention = None
-        if config.middle_attention:
-            attention = attend(features, norm=config.middle_norm, divisor=config.middle_divisor)
-        self.middle = nnx.List([Stage(first, attention), Stage(last, None)])
-
-        up = []
-        for level, (wide, attentive) in reversed(
-            list(enumerate(zip(channels, decoder_attention(config), strict=True)))
-        ):
-            for _ in range(config.layers + 1):
-                up.append(
-                    Stage(
-                        residual(features + skips.pop(), wide), attend(wide) if attentive else None
-                    )
-                )
-                features = wide
-            if level > 0:
-                up.append(blocks.Upsample(features, **resample))
-        self.up = nnx.List(up)
-
-        self.norm_out = blocks.GroupNorm(features, **norm)
-        self.conv_out = conv(features, outputs, zero=True)
+        self.middle = nnx.List(make.middle())
+        self.up = nnx.List(make.decoder(skips))
+        self.norm_out = make.norm(features)
+        self.conv_out = make.convolution(features_in=features, features_out=outputs, zero=True)
 
     def __call__(self, x, t, rngs: nnx.Rngs | None = None):
         """x [B, *S, inputs], t [B] -> prediction [B, *S, outputs], float32."""
@@ -127,11 +62,6 @@ class UNet(nnx.Module):
         return self.conv_out(self.norm_out.then_silu(h)).astype(jnp.float32)
 
 
-def decoder_attention(config) -> tuple[bool, ...]:
-    """Per resolution, whether the decoder has self-attention; if unsaid, where the encoder has."""
-    return tuple(config.decoder_attention) or tuple(config.attention)
-
-
 class Stage(nnx.Module):
     """A residual block, and self-attention where the resolution has it."""
 
@@ -141,3 +71,90 @@ class Stage(nnx.Module):
     def __call__(self, x, time, rngs):
         x = self.residual(x, time, rngs)
         return x if self.attention is None else self.attention(x)
+
+
+class _Builder:
+    """Makes the parts of a network of one configuration."""
+
+    def __init__(self, config, dims: int, dtype, rngs: nnx.Rngs):
+        self.config, self.channels = config, tuple(config.channels)
+        self.width = 4 * self.channels[0]  # of the time embedding
+        layer = {"dtype": dtype, "rngs": rngs}
+        norm = {"groups": config.groups, "epsilon": config.epsilon}
+        resample = layer | {"convolve": config.resample_convolution, "dims": dims}
+        self.norm = functools.partial(blocks.GroupNorm, **norm)
+        self.convolution = functools.partial(blocks.convolution, dims=dims, **layer)
+        self.downsample = functools.partial(
+            blocks.Downsample, padding=config.downsample_padding, **resample
+        )
+        self.upsample = functools.partial(blocks.Upsample, **resample)
+        self.embedding = functools.partial(
+            blocks.TimeEmbedding,
+            cosine_first=config.time_cosine_first,
+            shift=config.time_shift,
+            **layer,
+        )
+        self.residual = functools.partial(
+            blocks.ResidualBlock,
+            time_width=self.width,
+            time_scale_shift=config.time_scale_shift,
+            dims=dims,
+            dropout=config.dropout,
+            **norm,
+            **layer,
+        )
+        self.attention = functools.partial(
+            blocks.AttentionBlock,
+            head_width=config.head_width,
+            fused=config.fused_attention,
+            **norm,
+            **layer,
+        )
+
+    def time(self) -> blocks.TimeEmbedding:
+        return self.embedding(self.channels[0], self.width)
+
+    def stage(self, features_in: int, features_out: int, attentive: bool) -> Stage:
+        attention = self.attention(features_out) if attentive else None
+        return Stage(self.residual(features_in, features_out), attention)
+
+    def encoder(self) -> tuple[list[nnx.Module], list[int]]:
+        """Its blocks, and the features of the skip connections: of the input, then of each."""
+        features, last = self.channels[0], len(self.channels) - 1
+        made, skips = [], [features]
+        for level, wide in enumerate(self.channels):
+            for _ in range(self.config.layers):
+                made.append(self.stage(features, wide, self.config.attention[level]))
+                features = wide
+                skips.append(features)
+            if level < last:
+                made.append(self.downsample(features))
+                skips.append(features)
+        return made, skips
+
+    def middle(self) -> list[Stage]:
+        """Two residual blocks, with self-attention between them or not."""
+        features, config = self.channels[-1], self.config
+        divisor = {"divisor": config.middle_divisor}
+        first, last = (self.residual(features, features, **divisor) for _ in range(2))
+        attention = None
+        if config.middle_attention:
+            attention = self.attention(features, norm=config.middle_norm, **divisor)
+        return [Stage(first, attention), Stage(last, None)]
+
+    def decoder(self, skips: list[int]) -> list[nnx.Module]:
+        """Its blocks; each stage takes the last of the skip connections that are left."""
+        features, left, made = self.channels[-1], list(skips), []
+        attentive = decoder_attention(self.config)
+        for level, wide in reversed(list(enumerate(self.channels))):
+            for _ in range(self.config.layers + 1):
+                made.append(self.stage(features + left.pop(), wide, attentive[level]))
+                features = wide
+            if level > 0:
+                made.append(self.upsample(features))
+        return made
+
+
+def decoder_attention(config) -> tuple[bool, ...]:
+    """Per resolution, whether the decoder has self-attention; if unsaid, where the encoder has."""
+    return tuple(config.decoder_attention) or tuple(config.attention)
