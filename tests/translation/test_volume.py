@@ -32,7 +32,9 @@ def train_on(store, workdir, **model):
     settings.model.update(channels=(8, 16), attention=(False, True), head_width=8, groups=4)
     settings.model.update(model)
     settings.train.update(images=32, batch=4, log=0, evaluate=0, sample=0, checkpoint=0)
-    settings.train.update(warmup=4, learning_rate=1e-2, ema_rampup=1e-3, neighbour=0.5)
+    settings.train.update(warmup=4, learning_rate=1e-2, ema_rampup=1e-3)
+    if "neighbour" in settings.model.conditions:
+        settings.train.neighbour = 0.5
     settings.sampler.update(steps=3, batch=4)
     assert train(settings, store, workdir)
     return workdir
