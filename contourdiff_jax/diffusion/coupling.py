@@ -14,7 +14,7 @@ import jax
 
 
 def in_parts(denoiser: Callable, condition, batch: int) -> Callable:
-    """denoise(z_t [N, *S, C], t) -> x_0, through `denoiser`: condition -> denoise, B at a time."""
+    """denoise(z_t [N, *S, C], t) -> x_0, with `denoiser` (condition -> denoise) for B at a time."""
 
     # Parts take every n-th slice, so that each is spread over the devices as the whole is.
     def split(a):
@@ -32,10 +32,11 @@ def in_parts(denoiser: Callable, condition, batch: int) -> Callable:
 
 
 def coupled(denoise: Callable, beside, share: float) -> Callable:
-    """`denoise` with estimates that are, to `share`, the mean of those beside them.
+    """`denoise` with estimates each of which is mixed with the mean of its two neighbours'.
 
     Args:
       beside: [N, 2] integers, the neighbours of each slice; at the ends twice the same.
+      share: of the neighbours' mean in the mixture.
     """
 
     def agreed(z_t, t):

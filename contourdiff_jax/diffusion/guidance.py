@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From network to denoiser: (z_t, t) -> x_0.
-
-Behind it hide the parameterisation and classifier-free guidance.
+"""From network to denoiser: (z_t, t) -> x_0, whatever the network predicts, with guidance.
 
 Shapes: B batch, *S space, C channels (last).
 """
@@ -33,12 +31,13 @@ def denoiser(
 
         output = e_0 + sum_k w_k (e_k - e_k-1)      (Brooks et al. 2023, arXiv 2211.09800, eq. 3)
 
-    It is taken on the network's own prediction, and all that is needed goes through the network in
-    one batch.
+    The sum is of the network's own predictions, which it computes in one batch.
 
     Args:
+      apply: of the network, see models.Model.
+      prediction: what the network predicts, see process.target.
       seen: {name: [B, *S, c]}, conditions; zero where they are missing.
-      scales: of conditions by name, in the order in which they are added; 1 without them.
+      scales: of conditions by name, in the order in which they are added; those without have 1.
     """
     weights, shown = zip(*_terms(seen, scales or {}), strict=True)
 
@@ -61,7 +60,7 @@ def denoiser(
 
 
 def _terms(seen: Mapping, scales: Mapping[str, float]) -> list[tuple[float, Mapping]]:
-    """What the network is shown, and the weight of its answer; the whole first."""
+    """What the network is shown, and the weights of its answers; all conditions come first."""
     names = [name for name in scales if name in seen]
     nothing = jax.tree.map(jnp.zeros_like, seen)
     ends = [1.0, *(scales[name] for name in names), 0.0]

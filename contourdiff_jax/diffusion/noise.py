@@ -9,10 +9,10 @@ two of them on the sphere (Shoemake 1985; along the slices of a volume it is the
 
     n = cos(theta) n_k + sin(theta) n_k+1,   theta = pi / 2 times the fraction of the way
 
-Two independent normals keep unit variance so, everywhere; slices between the same two knots
-correlate by the cosine of their angle, slices two knots apart not at all. Knot k lies at k times
-the distance from the origin of the scanner's coordinates: where a slice lies decides alone, so
-volumes of other slice thickness or extent have the same noise in the same place.
+Two independent normals mixed in this way have unit variance everywhere; slices between the same two
+knots correlate by the cosine of the angle between them, slices two knots apart not at all. Knot k
+lies at k times the distance from the origin of the scanner's coordinates, so the noise depends on
+where a slice lies and not on the thickness of slices or the extent of the volume.
 
 Shapes: N slices, B batch.
 """
@@ -45,7 +45,7 @@ def keys(seed: int, subject: str, numbers: np.ndarray, sample: int = 0) -> np.nd
 
 
 def independent(seed: int, subject: str, count: int, sample: int = 0) -> Knots:
-    """Of slices that share nothing: the knot of each is its number."""
+    """Knots of slices that share nothing: that of each is its number."""
     own = keys(seed, subject, np.arange(count), sample)
     return Knots(np.stack([own, own], 1), np.tile(np.float32([1, 0]), (count, 1)))
 
@@ -53,10 +53,10 @@ def independent(seed: int, subject: str, count: int, sample: int = 0) -> Knots:
 def along(
     seed: int, subject: str, positions: np.ndarray, distance: float, sample: int = 0
 ) -> Knots:
-    """Of slices at `positions` [N] mm along the slicing axis, with a knot every `distance` mm."""
-    place = np.asarray(positions, np.float64) / distance
-    first = np.floor(place).astype(np.int64)
-    theta = np.pi / 2 * (place - first)
+    """Knots every `distance` mm of slices at `positions` [N] mm along the slicing axis."""
+    numbers = np.asarray(positions, np.float64) / distance
+    first = np.floor(numbers).astype(np.int64)
+    theta = np.pi / 2 * (numbers - first)
     ends = [keys(seed, subject, first + i, sample) for i in range(2)]
     weights = np.stack([np.cos(theta), np.sin(theta)], 1).astype(np.float32)
     return Knots(np.stack(ends, 1), weights)

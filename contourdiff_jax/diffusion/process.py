@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from contourdiff_jax.diffusion.schedules import Schedule
 
 PREDICTIONS = ("eps", "x0", "v")
-WEIGHTINGS = ("none", "x0", "min_snr")
 
 
 def at(values, t, like):
@@ -65,9 +64,9 @@ def weight(schedule: Schedule, prediction: str, weighting: str, gamma: float, t)
 def timesteps(key, batch: int, learnt, exponent: float = 1.0):
     """t [B] = learnt[n u^exponent] of timesteps [n], rising; u uniform, spread over the batch.
 
-    One random number shifts an even grid: each u is uniform by itself, the mean loss varies far
-    less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1). Exponents below 1 favour noisy
-    timesteps.
+    One random number shifts an even grid, so that each u by itself is uniform and the mean loss
+    varies far less (Kingma et al. 2021, arXiv 2107.00630, appendix I.1). Exponents below 1 favour
+    noisy timesteps.
     """
     offset = jax.random.uniform(key)
     u = jnp.mod(offset + jnp.arange(batch, dtype=jnp.float32) / batch, 1.0)
@@ -76,10 +75,9 @@ def timesteps(key, batch: int, learnt, exponent: float = 1.0):
 
 
 def drop(key, condition, probability: float):
-    """Condition {name: [B, *S, c]} with whole examples replaced by the null condition.
+    """Conditions {name: [B, *S, c]}, each missing in an example with this probability.
 
-    That is zero everywhere. A given condition carries a channel of ones (see data/batches.py), so
-    null is never mistaken for an empty one.
+    A missing one is zero everywhere, see contracts.Condition.
     """
 
     def dropped(key, value):

@@ -32,7 +32,7 @@ def timesteps(config, total: int) -> np.ndarray:
 
     They are evenly spaced (Lin et al. 2023, arXiv 2305.08891, table 2): "trailing" starts at the
     noisiest, T - 1; "leading", as published, ends at `offset`; "linspace" does both, ending at 0.
-    DPM-Solver++ leaves out that end of the latter two, and goes to clean data from the one before.
+    DPM-Solver++ leaves out the end of the latter two and leads to clean data from the step before.
     """
     left_out = int(config.name == "dpmpp_2m" and config.spacing != "trailing")
     count = config.steps + left_out
@@ -163,9 +163,10 @@ SAMPLERS = {"ddpm": ddpm, "ddim": ddim, "dpmpp_2m": dpmpp_2m}
 
 
 def build(config, t: np.ndarray) -> Callable:
-    """The sampler of a `sampler` section that visits the timesteps t [n], falling; options bound.
+    """The sampler of a `sampler` section: (denoise, schedule, z_T, noise) -> z_0.
 
-    It is (denoise, schedule, z_T, noise) -> z_0.
+    Args:
+      t: timesteps [n] to visit, falling.
     """
     options = {"t": t, "clip": config.clip}
     if config.name == "ddim":

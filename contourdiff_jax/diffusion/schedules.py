@@ -17,7 +17,7 @@ import numpy as np
 class Schedule(NamedTuple):
     """alpha_bar, sqrt(alpha_bar), sqrt(1 - alpha_bar): [T], rounded once from float64 to float32.
 
-    With jax.enable_x64 they stay what they are.
+    With jax.enable_x64 they are not rounded.
     """
 
     alpha_bar: jax.Array
@@ -36,10 +36,7 @@ def from_betas(betas: np.ndarray) -> Schedule:
 
 
 def linear(steps: int, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
-    """betas [T] rising linearly (Ho et al. 2020, section 4).
-
-    What ContourDiff was published with, at 1000 steps.
-    """
+    """betas [T] rising linearly (Ho et al. 2020, section 4), ContourDiff's as published."""
     return np.linspace(first, last, steps, dtype=np.float64)
 
 

@@ -22,8 +22,8 @@ STEP = 8  # pixels
 def side(wanted: int, tile: int) -> int:
     """S for pictures of `wanted` pixels: T where one tile is enough, else a multiple of STEP.
 
-    Few sizes, because each is a program of its own; no larger than that, so that tiles overlap by
-    as much as they can and each sees as much of the picture as it can.
+    There are few sizes, because each is compiled on its own. None is larger than needed, so that
+    tiles overlap as much as they can and each sees as much of the picture as it can.
     """
     return tile if wanted <= tile else STEP * math.ceil(wanted / STEP)
 
@@ -31,8 +31,8 @@ def side(wanted: int, tile: int) -> int:
 def windows(size: int, tile: int, overlap: float) -> tuple[np.ndarray, np.ndarray]:
     """First pixels [n] of the tiles along a side, and their weights [n, T], which sum to 1.
 
-    As few tiles as overlap by at least that share, evenly spread. A weight rises and falls as a
-    squared sine over the overlap, or half the tile (the window of Hann).
+    The tiles are as few as overlap by at least that share, evenly spread. Weights rise and fall as
+    a squared sine over the overlap, at most over half the tile (the window of Hann).
     """
     gaps = math.ceil((size - tile) / (tile - round(tile * overlap)))
     corners = np.rint(np.linspace(0, size - tile, gaps + 1)).astype(int)
@@ -40,13 +40,13 @@ def windows(size: int, tile: int, overlap: float) -> tuple[np.ndarray, np.ndarra
     ramp = np.clip(tile - np.diff(corners).max(initial=0), 1, tile / 2)
     rising = np.clip(np.minimum(inside, tile - inside) / ramp, 0, 1)
     weight = np.sin(np.pi / 2 * rising) ** 2
-    places = corners[:, None] + np.arange(tile)
-    total = np.bincount(places.ravel(), np.tile(weight, len(corners)))
-    return corners, (weight / total[places]).astype(np.float32)
+    pixels = corners[:, None] + np.arange(tile)
+    total = np.bincount(pixels.ravel(), np.tile(weight, len(corners)))
+    return corners, (weight / total[pixels]).astype(np.float32)
 
 
 def blended(denoiser: Callable, condition, tile: int, overlap: float) -> Callable:
-    """denoise(z_t [B, S, S, C], t) -> x_0, blended of the tiles'.
+    """denoise(z_t [B, S, S, C], t) -> x_0, the estimates of the tiles blended.
 
     Args:
       denoiser: condition -> denoise, of pictures of T pixels a side.

@@ -6,20 +6,17 @@ Outside, a model is two pure functions over plain dicts.
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from clu import parameter_overview
 from flax import nnx
 
+from contourdiff_jax.contracts import Params
 from contourdiff_jax.models import conditioning
 from contourdiff_jax.models.unet import UNet
 
-Params = dict[str, Any]
-
-LAYERS = 64  # residual blocks a resolution at most: more is a slip, and would be built for hours
-FUSED_WIDTH = 128  # features of a head at most that cuDNN's attention takes on every NVIDIA GPU
 # Standard deviation of a standard normal variable truncated to [-2, 2].
 TRUNCATED_DEVIATION = 0.8796256610342398
 
@@ -65,10 +62,10 @@ def build(config, *, channels: int = 1, dims: int = 2) -> Model:
 
 
 def functional(create: Callable[[], nnx.Module]) -> tuple[Callable, Callable]:
-    """What a module is outside: init(key) -> params, and bind(params) -> the module with these.
+    """A module as two functions: init(key) -> params, and bind(params) -> the module with these.
 
     Args:
-      create: makes the module, its kernels filled with their standard deviations.
+      create: makes the module, with kernels that hold their standard deviations.
     """
     graph, template = nnx.split(nnx.eval_shape(create))
 
@@ -92,7 +89,7 @@ def overview(params: Params) -> str:
 def _scatter(key, params: Params) -> Params:
     """Multiply every kernel, which holds its standard deviation (blocks.deviation), by noise.
 
-    Truncated at two standard deviations, as is usual, and brought back to unit variance.
+    The noise is normal, truncated at two standard deviations, as is usual, and of unit variance.
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
     sizes = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in paths]

@@ -2,7 +2,7 @@
 """Building blocks of the denoising networks, for any number of spatial dimensions.
 
 Shapes: B batch, *S space (H W or D H W), C channels (last), E width of the time embedding.
-The number of spatial dimensions is read off the kernels, never written twice: a 3-D network is
+Blocks are told the number of spatial dimensions once, when their kernels are made; a 3-D network is
 the same code with `dims=3`.
 
 Parameters are float32; `dtype` is what the layers compute in (bfloat16 on accelerators
@@ -21,12 +21,11 @@ from contourdiff_jax.models.convolution import Convolution1x1, Convolution3x3
 
 
 def deviation(_key, shape, dtype, _sharding=None):
-    """Standard deviation of a new kernel, in every element: 1 / sqrt(fan-in).
+    """A new kernel that holds its standard deviation in every element: 1 / sqrt(fan-in).
 
-    After LeCun et al. 1998, section 4.6.
-
-    `models.build` multiplies kernels by noise it draws in one piece: a generator for
-    each of a network's hundred kernels would take longer to compile than the network.
+    After LeCun et al. 1998, section 4.6. `models.functional` multiplies kernels by noise that it
+    draws in one piece: a generator for each of a network's hundred kernels would take longer to
+    compile than the network.
     """
     return jnp.full(shape, math.prod(shape[:-1]) ** -0.5, dtype)
 
@@ -49,7 +48,8 @@ def convolution(
 ) -> nnx.Conv:
     """A convolution over [B, *S, C]; padding of kernel // 2 on both sides, as in PyTorch.
 
-    `near` overrides it on the near side of every axis.
+    Args:
+      near: padding before the first pixel of every axis, in place of that.
     """
     far = kernel // 2
     near = far if near is None else near
@@ -236,13 +236,13 @@ def attend(query, key, value):
     return (mixed / jnp.moveaxis(weights.sum(-1), 1, 2)[..., None]).astype(value.dtype)
 
 
-# The same in one kernel that keeps no scores (Dao et al. 2022, arXiv 2205.14135). Tracing it wants
-# cuDNN.
+# The same in one kernel that keeps no scores (Dao et al. 2022, arXiv 2205.14135). cuDNN must be
+# there when it is traced.
 _attend_in_cudnn = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
 
 
 def attend_fused(query, key, value):
-    """`attend`, in a kernel of cuDNN's where there is one: on NVIDIA GPUs."""
+    """`attend`, on an NVIDIA GPU in cuDNN's kernel."""
     if "cuda" not in backend.get_backend().platform_version:
         return attend(query, key, value)
     return jax.lax.platform_dependent(query, key, value, cuda=_attend_in_cudnn, default=attend)
@@ -286,8 +286,8 @@ class AttentionBlock(nnx.Module):
 class Downsample(nnx.Module):
     """Halve every spatial axis: with a stride-2 convolution, or with means of 2 x 2 (x 2).
 
-    The convolution is centred on the first pixel of each pair with `padding` = 1, and with 0 on the
-    second, which is TensorFlow's and XLA's 'SAME' and so that of DDPM's code.
+    With `padding` = 1 the convolution is centred on the first pixel of each pair. With 0 it is
+    centred on the second: that is 'SAME' of TensorFlow and XLA, and so of DDPM's code.
     """
 
     def __init__(
@@ -308,7 +308,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Double every spatial axis by repetition, followed by a convolution or not."""
+    """Double every spatial axis by repetition, with or without a convolution after it."""
 
     def __init__(self, features: int, *, convolve: bool, dims: int, dtype, rngs: nnx.Rngs):
         self.conv = (

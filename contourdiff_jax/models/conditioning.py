@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a network sees its conditions: as channels beside the noisy image, not noised.
+"""Conditions as a network sees them: channels beside the noisy image, themselves without noise.
 
-In an example every condition has its values' channels, and one that is 1 where it is given; a
-missing one is zero in all of them (contracts.Condition). Networks differ in how much of that they
-see:
+In an example every condition has the channels of its values and one that is 1 where it is given; a
+missing condition is zero in all of them (contracts.Condition). How much of that a network sees is
+said by `null`:
 
-    null='flag'     all channels, so that a slice of air is not mistaken for a missing one
-    null='empty'    the values alone, and an empty picture where they are missing: as published
+    flag     all channels, so that a slice of air is not mistaken for a missing condition
+    empty    the values alone, with an empty picture where they are missing: as published
 
 Shapes: B batch, *S space, C channels (last).
 """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions of pictures, in the forms that compilers make the most of.
 
-Of one pixel, a convolution is a product of matrices. Of 3 x 3 pixels, XLA's is as good as any on
-an accelerator; on a CPU there are faster ones for three kinds that U-Nets are full of, chosen when
-lowering. Where they begin to pay, the numbers below, is measured in experiments/017_speed.
+A convolution with one pixel is a product of matrices. With 3 x 3 pixels, XLA's own is as good as
+any on an accelerator; on a CPU, three kinds that U-Nets are full of can be computed faster, and the
+way is chosen when lowering. experiments/017_speed measured from where on each way is faster: the
+numbers below.
 
 Shapes: B batch, H rows, W columns, C features in, O features out.
 """
@@ -14,15 +15,17 @@ from flax import nnx
 
 from contourdiff_jax.models import winograd
 
-SMALL = 8 * 8  # pixels, up to which a kernel of HEAVY elements a pixel costs more than the picture
+# In pictures of up to SMALL pixels, a kernel of HEAVY elements a pixel costs more than the picture.
+SMALL = 8 * 8
 HEAVY = 512 * 512
-MANY = 128  # features in and out, from which tiles of larger pictures pay (winograd.py)
-FEW = 16  # features out, up to which a kernel's gradient takes parts of ROWS rows for images
+MANY = 128  # from so many features in and out on, larger pictures are cut into tiles (winograd.py)
+# Up to FEW features out, a kernel's gradient is computed from parts of ROWS rows, as if images.
+FEW = 16
 ROWS = 16
 
 
 class Convolution1x1(nnx.Conv):
-    """A convolution of one pixel over [B, *S, C], S any number of spatial dimensions."""
+    """A convolution with one pixel over [B, *S, C], in any number of spatial dimensions."""
 
     def __call__(self, x):
         x, kernel, bias = self.promote_dtype(
@@ -92,13 +95,13 @@ def _gradients_on_a_cpu(x, kernel, gradient):
 
 
 def _outweighed(x, kernel) -> bool:
-    """Whether pictures are so small that a kernel should be read as it lies, and once."""
+    """Whether pictures are so small that reading the kernel, once and in order, counts most."""
     _, rows, columns, features = x.shape
     return rows * columns <= SMALL and features * kernel.shape[3] >= HEAVY
 
 
 def _tiled(x, kernel) -> bool:
-    """Whether products of matrices would be most of the work in tiles."""
+    """Whether in tiles most of the work would be products of matrices."""
     _, rows, columns, _ = x.shape
     even = rows % 2 == columns % 2 == 0 and rows * columns > SMALL
     return even and min(kernel.shape[2:]) >= MANY and x.dtype == jnp.float32
@@ -108,14 +111,14 @@ def _as_product(x, kernel):
     """The convolution as one product of matrices: every pixel's neighbourhood, and the kernel."""
     rows, columns = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    places = [padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
-    return jnp.concatenate(places, -1) @ kernel.reshape(-1, kernel.shape[3])
+    neighbours = [padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
+    return jnp.concatenate(neighbours, -1) @ kernel.reshape(-1, kernel.shape[3])
 
 
 def _as_images(x, beyond: int):
-    """Parts of ROWS rows, and `beyond` of their neighbours, as [B n, ...].
+    """Parts of ROWS rows, with `beyond` more on either side, as images: [B n, ...].
 
-    Images stay where they are when B is sharded.
+    Parts of an image follow one another: where B is sharded, nothing has to move.
     """
     padded = jnp.pad(x, ((0, 0), (beyond, beyond), (0, 0), (0, 0)))
     parts = [padded[:, i : i + ROWS + 2 * beyond] for i in range(0, x.shape[1], ROWS)]
@@ -123,5 +126,5 @@ def _as_images(x, beyond: int):
 
 
 def _of_kernel(x, gradient, kernel):
-    """Gradient [3, 3, C, O] of x [B, H + 2, W, C], whose rows have their neighbours."""
+    """Gradient [3, 3, C, O] for x [B, H + 2, W, C], with a row more on either side."""
     return jax.vjp(lambda kernel: _by_xla(x, kernel, rows_padded=0), kernel)[1](gradient)[0]

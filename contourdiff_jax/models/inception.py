@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The network of FID and KID: InceptionV3 as released for TensorFlow on 2015-12-05.
 
-Szegedy et al., arXiv 1512.00567, with what that release has otherwise: averages that leave out the
-padding, a maximum in place of the last block's average, and 1008 classes, which features do not
-need. Names are those of the weights, https://github.com/mseitzer/pytorch-fid (Apache-2.0), so that
-each line can be found in the file; normalisation by the training's statistics is folded into the
-convolutions.
+Szegedy et al., arXiv 1512.00567, with the peculiarities of that release: averages leave out the
+padding, the last block has a maximum in place of its average, and there are 1008 classes, which
+features do not need. Names are those of the weights, https://github.com/mseitzer/pytorch-fid
+(Apache-2.0), so that each line can be found in the file; normalisation by the training's statistics
+is folded into the convolutions.
 
 Legend: B batch, H rows, W columns, C channels; convolutions' kernels are [rows, columns, in, out].
 """
@@ -47,15 +47,15 @@ def init(key: jax.Array) -> dict:
 @functools.cache
 def shapes() -> dict[str, tuple[int, int, int, int]]:
     """The shape of every convolution's kernel, by name, in the order they are applied."""
-    found = {}
+    kernels = {}
 
     def record(name, x, width, window, stride=1, padding="SAME"):
-        found[name] = (*window, x.shape[-1], width)
-        zeros = {"kernel": jnp.zeros(found[name]), "bias": jnp.zeros(width)}
+        kernels[name] = (*window, x.shape[-1], width)
+        zeros = {"kernel": jnp.zeros(kernels[name]), "bias": jnp.zeros(width)}
         return _convolve({name: zeros}, name, x, width, window, stride, padding)
 
     jax.eval_shape(functools.partial(_network, record), jnp.zeros((1, SIDE, SIDE, 3)))
-    return found
+    return kernels
 
 
 def fold(tensors: Mapping[str, np.ndarray]) -> dict:
@@ -174,7 +174,7 @@ def _block_e(convolve: Convolve, x: jax.Array, pooling: Callable) -> jax.Array:
 
 
 def _convolve(params, name, x, width, window, stride=1, padding="SAME"):
-    # Without padding, XLA on CPUs takes three times as long as with it and a border to cut off.
+    # On CPUs, XLA takes three times as long without padding as with it and the border cut off.
     cut = padding == "VALID" and stride == 1
     y = lax.conv_general_dilated(
         x,
@@ -194,7 +194,7 @@ def _maximum(x, stride=1, padding="SAME"):
 
 
 def _average(x):
-    """Of the 3 x 3 pixels around each, of those that exist."""
+    """The mean of the 3 x 3 pixels around each, of those that are inside."""
     total = lax.reduce_window(x, 0.0, lax.add, WINDOW, (1, 1, 1, 1), "SAME")
     ones = jnp.ones((1, *x.shape[1:3], 1))
     return total / lax.reduce_window(ones, 0.0, lax.add, WINDOW, (1, 1, 1, 1), "SAME")

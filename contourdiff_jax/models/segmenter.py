@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from contourdiff_jax import models
+from contourdiff_jax.contracts import Params
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.models import blocks
 
@@ -35,7 +36,7 @@ class Segmenter(NamedTuple):
     encode(params, images [B, H, W, 1]) -> features [B, C] of the lowest resolution
     """
 
-    init: Callable[..., models.Params]
+    init: Callable[..., Params]
     apply: Callable[..., jax.Array]
     encode: Callable[..., jax.Array]
 
@@ -112,7 +113,7 @@ class Activated(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """Two activated convolutions, the first of which may halve, + a shortcut."""
+    """Two activated convolutions, the first of which may halve, and a shortcut."""
 
     def __init__(self, features_in: int, features_out: int, *, stride: int, rngs: nnx.Rngs):
         def conv(wide_in, kernel=3, stride=1):
@@ -127,7 +128,10 @@ class Residual(nnx.Module):
 
 
 class Up(nnx.Module):
-    """An activated transposed convolution that doubles, then a residual one; at last, no norm."""
+    """An activated transposed convolution that doubles, then a residual one.
+
+    The `last` of the network has neither norm nor activation after its residual convolution.
+    """
 
     def __init__(self, features_in: int, features_out: int, *, last: bool, rngs: nnx.Rngs):
         self.double = Activated(Double(features_in, features_out))
@@ -143,11 +147,11 @@ class Double(nnx.Module):
     """A transposed 3 x 3 convolution of stride 2, torch's with padding and output padding of 1.
 
     Along an axis, outputs 2 i are x_i k_1 and outputs 2 i + 1 are x_i k_0 + x_{i+1} k_2: the four
-    kinds of outputs are an ordinary convolution of two inputs. Of a dilated one the gradient takes
-    so long on a CPU that a step of training took twice the time.
+    kinds of outputs are an ordinary convolution of two inputs. With a dilated convolution in its
+    place, the gradient takes so long on a CPU that a step of training takes twice the time.
     """
 
-    TAPS = np.zeros((2, 2, 3), np.float32)  # output's parity, input, element of the kernel
+    TAPS = np.zeros((2, 2, 3), np.float32)  # parity of the output, input, element of the kernel
     TAPS[0, 0, 1] = TAPS[1, 0, 0] = TAPS[1, 1, 2] = 1
 
     def __init__(self, features_in: int, features_out: int):

@@ -79,7 +79,7 @@ class _Builder:
     def __init__(self, config, dims: int, dtype, rngs: nnx.Rngs):
         self.config, self.channels = config, tuple(config.channels)
         self.width = 4 * self.channels[0]  # of the time embedding
-        layer = {"dtype": dtype, "rngs": rngs}
+        self.layer = layer = {"dtype": dtype, "rngs": rngs}
         norm = {"groups": config.groups, "epsilon": config.epsilon}
         resample = layer | {"convolve": config.resample_convolution, "dims": dims}
         self.norm = functools.partial(blocks.GroupNorm, **norm)
@@ -88,12 +88,6 @@ class _Builder:
             blocks.Downsample, padding=config.downsample_padding, **resample
         )
         self.upsample = functools.partial(blocks.Upsample, **resample)
-        self.embedding = functools.partial(
-            blocks.TimeEmbedding,
-            cosine_first=config.time_cosine_first,
-            shift=config.time_shift,
-            **layer,
-        )
         self.residual = functools.partial(
             blocks.ResidualBlock,
             time_width=self.width,
@@ -112,7 +106,13 @@ class _Builder:
         )
 
     def time(self) -> blocks.TimeEmbedding:
-        return self.embedding(self.channels[0], self.width)
+        return blocks.TimeEmbedding(
+            self.channels[0],
+            self.width,
+            cosine_first=self.config.time_cosine_first,
+            shift=self.config.time_shift,
+            **self.layer,
+        )
 
     def stage(self, features_in: int, features_out: int, attentive: bool) -> Stage:
         attention = self.attention(features_out) if attentive else None
@@ -156,5 +156,5 @@ class _Builder:
 
 
 def decoder_attention(config) -> tuple[bool, ...]:
-    """Per resolution, whether the decoder has self-attention; if unsaid, where the encoder has."""
+    """Whether the decoder has self-attention, by resolution; where the encoder has it if unsaid."""
     return tuple(config.decoder_attention) or tuple(config.attention)

@@ -1,26 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Convolutions of 3 x 3 pixels with 16 multiplications for every four pixels instead of 36.
+"""Convolutions with 3 x 3 pixels by 16 multiplications for every four pixels instead of 36.
 
 F(2 x 2, 3 x 3) of Lavin & Gray 2016 (arXiv 1509.09308, section 4.1): a picture is cut into tiles d
 of 4 x 4 pixels, each of which begins two pixels after the one before and gives 2 x 2 pixels
 
     y = A^T [(G k G^T) * (B^T d B)] A
 
-of the convolution with k, where * multiplies at each of 16 places. Over all tiles and features that
-is a product of matrices for each place, which a CPU computes at its best speed, and the rest is
-sums. The gradient in the kernel is the transpose, G^T [(B^T d B) * (A dy A^T)] G.
+of the convolution with k, where * multiplies at each of the 16 places of a tile. Over all tiles and
+features that is a product of matrices for each place, which a CPU computes at its best speed, and
+the rest is sums. The gradient in the kernel is the transpose, G^T [(B^T d B) * (A dy A^T)] G.
 
-Rounding errors are a few millionths of the standard deviation, in float32; bfloat16 does not do.
+In float32 rounding errors are a few millionths of the standard deviation; bfloat16 is too coarse.
 Shapes: B batch, H rows, W columns, both even, C features in, O features out, T tiles.
 """
 
 import jax
 import jax.numpy as jnp
 
-PART = 1 << 22  # elements at most of each of the 16 places that are kept at once: 16 MiB
+PART = 1 << 22  # elements that are kept at once of each of the 16 places, at most: 16 MiB
 
 
-# The matrices, written out: a compiler would make products of such small ones, one by one.
+# The matrices, written out as sums: a compiler would compute many small products of matrices.
 
 
 def _of_tile(d0, d1, d2, d3):  # B^T
@@ -44,7 +44,7 @@ def _to_pixels_back(y0, y1):  # A
 
 
 def _both_ways(matrix, grid):
-    """matrix grid matrix^T, of a grid of arrays as rows."""
+    """matrix grid matrix^T, for a grid of arrays, given as rows."""
     half = zip(*(matrix(*row) for row in grid), strict=True)
     return list(zip(*(matrix(*column) for column in half), strict=True))
 
@@ -55,15 +55,15 @@ def value(x, kernel):
 
 
 def gradients(x, kernel, gradient):
-    """Of `value` in x and in the kernel, for gradient [B, H, W, O]."""
-    # Both read it with a border, which is made once. Without one, a compiler would have what makes
-    # the gradient computed for every place again.
+    """Gradients in x and in the kernel, for that in `value`, [B, H, W, O]."""
+    # Both read it with a border, which is made once. Without the copy, the compiler would compute
+    # the gradient again for every place.
     gradient = _padded(gradient)
     return _gradient_in_picture(kernel, gradient), _gradient_in_kernel(_padded(x), gradient)
 
 
 def _gradient_in_picture(kernel, gradient):
-    """The convolution with the kernel turned by half."""
+    """The convolution with the kernel turned by 180 degrees."""
     places = _both_ways(_of_kernel, kernel)
     turned = (3, 1, 2, 0)  # a turned kernel has its places in this order
     return _convolved(gradient, [[places[i][j] for j in turned] for i in turned], contracted=1)
@@ -79,14 +79,14 @@ def _gradient_in_kernel(x, gradient):
 
 
 def _convolved(x, places, contracted: int):
-    """Of x [B, H + 2, W + 2, C] with a kernel given as 4 x 4 matrices."""
+    """x [B, H + 2, W + 2, C] convolved with a kernel given as 4 x 4 matrices."""
     batch, _, columns, _ = x.shape
     done = []
     for rows in _parts(x):
         tiles = _both_ways(_of_tile, _places(x, rows, range(4)))
         products = _products(tiles, places, (1, contracted))
-        lying = (batch, len(rows) // 2, columns // 2 - 1, -1)
-        pixels = [[p.reshape(lying) for p in row] for row in _both_ways(_to_pixels, products)]
+        shape = (batch, len(rows) // 2, columns // 2 - 1, -1)
+        pixels = [[p.reshape(shape) for p in row] for row in _both_ways(_to_pixels, products)]
         pixels = jnp.stack([jnp.stack(row, 3) for row in pixels], 2)
         done.append(pixels.reshape(batch, len(rows), columns - 2, -1))
     return jnp.concatenate(done, 1)
@@ -97,7 +97,7 @@ def _padded(x):
 
 
 def _parts(x) -> list[range]:
-    """The rows of parts of x [B, H + 2, W + 2, C], its border not counted."""
+    """The rows of each part of x [B, H + 2, W + 2, C], the border not counted."""
     batch, rows, columns, features = x.shape
     height = 2 * max(1, PART // (batch * (columns // 2 - 1) * features))
     return [range(first, min(first + height, rows - 2)) for first in range(0, rows - 2, height)]
@@ -115,7 +115,7 @@ def _places(x, rows: range, offsets: range):
 
 
 def _products(a, b, contracted: tuple[int, int]):
-    """At each place, the product of two matrices, over these axes of them."""
+    """The product of two matrices at each place, contracted over these axes."""
     axes = (tuple((axis,) for axis in contracted), ((), ()))
     return [
         [jax.lax.dot_general(one, other, axes) for one, other in zip(*rows, strict=True)]
