@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Augmentation on the device: parameters are drawn from keys first and applied afterwards.
 
-So each can be replayed, and an image, its mask and its neighbour move alike. Contours are taken
+So each can be replayed, and an image, its mask and its neighbour move together. Contours are taken
 from the augmented slice, at full sharpness, not warped along with it, unless they are those of
 native pixels. A random crop of a padded slice, as in the original, is a random shift.
 
@@ -63,17 +63,17 @@ def draw(keys, config) -> Transform:
 def apply(transform: Transform, values, masks, air: float):
     """Warp values [B, K, H, W] float32 (linear) and masks [B, K, H, W] uint8 (nearest).
 
-    What flows in from outside is `air` in the values and 0 in the masks.
+    What moves in from outside is `air` in the values and 0 in the masks.
     """
     columns, rows = transform.sources(*values.shape[-2:])
     return warp.linear(values, columns, rows, air), warp.nearest(masks, columns, rows)
 
 
 def apply_to_contours(transform: Transform, edges):
-    """Warp contours [B, H, W] uint8 of 0 and 1; nothing flows in from outside.
+    """Warp contours [B, H, W] uint8 of 0 and 1; none move in from outside.
 
-    Interpolation is linear and what keeps more than 50 of 255 is a contour, as in the original
-    (transform.py): lines a pixel wide do not break.
+    Interpolation is linear, and what keeps more than 50 of 255 is a contour, as in the original
+    (transform.py), so that lines a pixel wide do not break.
     """
     columns, rows = transform.sources(*edges.shape[-2:])
     warped = warp.linear(255.0 * edges[:, None], columns, rows, 0.0)[:, 0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches: the examples made of a store's slices, on the devices.
+"""Batches: examples made of a store's slices, on the devices.
 
     example = {'x': [B, H, W, 1] in [-1, 1], 'condition': {name: [B, H, W, c]}}
 
@@ -34,13 +34,13 @@ class Raw(NamedTuple):
 
 
 def given(values):
-    """What a condition [B, H, W] says -> the condition [B, H, W, 2] that states it."""
+    """Values [B, H, W] of a condition -> the condition [B, H, W, 2], given everywhere."""
     xp = values.__array_namespace__()
     return xp.stack([values, xp.ones_like(values)], axis=-1).astype(xp.float32)
 
 
 def contours_alone(edges: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """The conditions of those names, of contours [B, H, W]; all others are missing."""
+    """Conditions of these names: the contours [B, H, W], and all others missing."""
     contour = given(edges)
     return dict.fromkeys(names, np.zeros_like(contour)) | {CONTOUR.name: contour}
 
@@ -56,13 +56,13 @@ def make(
 ) -> Example:
     """Slices -> example; to be jitted.
 
+    Outside the body the image is air, so that head holders and background noise have no contours.
+    Contours of native pixels have them, and the image shows them too.
+
     Args:
       transforms: one for each image, or None.
       change: what disturbs their contours, or None.
       neighboured: [B] uint8, 1 where the second of an image's slices is its neighbour and shown.
-
-    Outside the body the image is air: head holders and background noise have no contour. Contours
-    of native pixels show them, and so does the image.
     """
     values = preset.decode_on_device(raw.slices)
     masks = jnp.ones_like(raw.masks) if settings.native else raw.masks
@@ -94,9 +94,9 @@ def _contours(raw: Raw, values, masks, settings, transforms, change):
 def examples(
     store: Store, rows, settings: ContourSettings, names: Iterable[str] = (CONTOUR.name,)
 ) -> Example:
-    """Examples of the slices of a store with those numbers, at rest, without neighbours.
+    """Examples of the slices of a store with these numbers, not augmented, without neighbours.
 
-    On the host, for the few that are looked at: nothing has to be compiled.
+    They are made on the host, where nothing has to be compiled for the few that are looked at.
 
     Args:
       names: of the conditions to have.

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Feeds: which slices of a store a step learns from, and the examples made of them.
 
-Everything is a pure function of (seed, step), so resuming needs no iterator state, and every
+Everything is a pure function of (seed, step), so that resuming needs no iterator state, and every
 process of a cluster can make its own part of the same global batch.
 
-A store that fits is kept on the devices, as its uint16 slices and masks; one that does not is
-streamed, read ahead in a thread. Either way the same compiled function makes of them what a step
-sees (batches.py). The host only says which.
+A store that fits is kept on the devices, as uint16 slices and masks; others are streamed, read
+ahead in a thread. Either way the same compiled function makes examples of them (batches.py), and
+the host only chooses the slices.
 
 Shapes: B batch, K slices that go together (an image, or with it its neighbour), H rows, W columns,
 N slices of the training split.
@@ -46,10 +46,7 @@ class Choice(NamedTuple):
 
 
 def indices(seed: int, step: int, batch: int, total: int) -> np.ndarray:
-    """Positions [B] in [0, total) of the global batch of a step.
-
-    Epoch follows epoch, each in its own order.
-    """
+    """Positions [B] in [0, total) of a step's global batch: epoch after epoch, each shuffled."""
     flat = step * batch + np.arange(batch)
     return np.array([_permutation(seed, i // total, total)[i % total] for i in flat.tolist()])
 
@@ -145,15 +142,15 @@ class Slices:
     def training(self, start: int, stop: int) -> Iterator[Example]:
         """See contracts.Feed."""
         numbers, share = self._numbers, (jax.process_index(), jax.process_count())
-        lying, whole = meshes.batch(self.mesh), meshes.replicated(self.mesh)
-        put, made = functools.partial(meshes.put, lying), self.maker()
+        split, whole = meshes.batch(self.mesh), meshes.replicated(self.mesh)
+        put, made = functools.partial(meshes.put, split), self.maker()
 
         if self.is_resident:
             table = meshes.put(whole, batches.read(self.store, self.contours, numbers))
             take = jax.jit(
                 lambda table, rows: jax.tree.map(lambda a: a[rows], table),
-                in_shardings=(whole, lying),
-                out_shardings=lying,
+                in_shardings=(whole, split),
+                out_shardings=split,
             )
             for step in range(start, stop):
                 choice = self.choose(step, share)
@@ -178,10 +175,11 @@ class Slices:
         return slices * bytes_each <= self.train.resident * 2**30
 
     def choose(self, step: int, process: tuple[int, int] = (0, 1)) -> Choice:
-        """What a step, from 0, learns from.
+        """What step number `step`, from 0, learns from.
 
         Args:
-          process: (index, count) of this process; it gets its share of the global batch, in order.
+          process: (index, count) of this process, which gets its share of the global batch, in
+            order.
         """
         volumes, seed, batch = self._volumes, self.seed, self.train.batch
         share = batch // process[1]
@@ -201,7 +199,7 @@ class Slices:
         return Choice(pairs, shown.astype(np.uint8), keys)
 
     def maker(self) -> Callable[[Raw, Choice], Example]:
-        """The compiled (raw, choice) -> example of training; raw and example lie over the mesh."""
+        """The compiled (raw, choice) -> example of training; raw and example are over the mesh."""
         neighbour = NEIGHBOUR.name in self.conditions
 
         def local(raw, neighboured, key_data):
@@ -215,8 +213,8 @@ class Slices:
                 neighboured=neighboured if neighbour else None,
             )
 
-        # Each device makes its own part. Left to the compiler, the search for connected edges would
-        # ask all devices after every round whether they are done.
+        # Each device makes its own part. If the compiler shared out the work, the search for
+        # connected edges would ask all devices after every round whether they are done.
         parts = PartitionSpec(meshes.AXES)
         compiled = jax.jit(
             jax.shard_map(local, mesh=self.mesh, in_specs=(parts,) * 3, out_specs=parts)
@@ -246,7 +244,7 @@ class LabelledSlices:
 
     Attributes:
       store: with labels; its 'train' split is learnt.
-      labels: of the classes, in order, 0 for the background first; any other becomes background.
+      labels: of the classes, in order, 0 for the background first; others become background.
       seed: of the order.
       batch: images of a step.
       mesh: as in `Slices`.
@@ -277,13 +275,13 @@ class LabelledSlices:
         return named(self.store, self._rows(step - 1))
 
     def held_out(self) -> None:
-        """See contracts.Feed; all that there is is learnt."""
+        """See contracts.Feed; no slices are held out."""
 
     def training(self, start: int, stop: int) -> Iterator[Example]:
         """See contracts.Feed."""
-        lying = meshes.batch(self.mesh)
+        split = meshes.batch(self.mesh)
         for step in range(start, stop):
-            yield meshes.put(lying, self._examples(processes.share(self._rows(step))))
+            yield meshes.put(split, self._examples(processes.share(self._rows(step))))
 
     def _rows(self, step: int) -> np.ndarray:
         rows = self.store.rows("train")
@@ -296,7 +294,7 @@ class LabelledSlices:
 
 
 def numbered(array, labels) -> np.ndarray:
-    """Label map -> uint8 numbers of its labels in `labels`; of those that are not there, 0."""
+    """Label map -> uint8, the position of each label in `labels`; 0 for labels not among them."""
     table = np.zeros(max(*labels, int(array.max(initial=0))) + 1, np.uint8)
     table[list(labels)] = np.arange(len(labels))
     return table[array.astype(np.int64)]

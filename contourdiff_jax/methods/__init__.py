@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file a method: what it learns, and how it draws. From a configuration to its method.
+"""Methods, one file each: what a method learns and how it draws. Here they are built and trained.
 
-A method is added by a file with `build`, and a line in BUILDERS (CONTRIBUTING.md).
+A method is added by a file with a function `build` and a line in BUILDERS (CONTRIBUTING.md).
 """
 
 import dataclasses
@@ -34,12 +34,12 @@ def build(ours: Run, *, store: Store | None = None, mesh: Mesh | None = None, **
     """The method of a run, to train on a store or, without one, to draw.
 
     Args:
-      mesh: devices to lie on; without it those that fit the configuration's batches.
-      how: what the method of this run takes besides: `sampler`, a section to draw with in place of
-        the run's own; `teacher`, a run to learn from.
+      mesh: the devices to use; without it those that fit the configuration's batches.
+      how: what this method's own `build` takes besides: `sampler`, a section to draw with in place
+        of the run's own; `teacher`, a run to learn from.
 
     Raises:
-      InputError: a setting that cannot work, named.
+      InputError: a field that cannot work, named.
     """
     name = ours.config.method
     if name not in BUILDERS:
@@ -61,15 +61,15 @@ def train(
     Args:
       config: see config.py.
       store: folder made by `prepare`; its 'train' split is learnt, its 'val' split held out.
-      workdir: folder of the run; one that holds a run of the same configuration is resumed. All
-        processes must see the same.
+      workdir: folder of the run; where it holds a run of the same configuration, that is resumed.
+        All processes must see the same folder.
       init: a run whose averaged weights to begin with.
-      teacher: likewise, and to learn from; see `distillation` in config.py. To be given again where
-        the run is resumed.
-      verified: whether to read the whole store first, and compare it with its digests.
+      teacher: a run whose averaged weights to begin with and to learn from, see `distillation` in
+        config.py; needed when the run is resumed, too.
+      verified: whether to read the whole store first and compare it with its digests.
 
     Raises:
-      InputError: anything of these that cannot be used; a loss that is not finite.
+      InputError: one of these that cannot be used; a loss that is not finite.
     """
     configuration.check(config)
     if bool(teacher) != (config.method == "distilled"):
@@ -100,10 +100,10 @@ def continued(
     compiled: loop.Compiled | None = None,
     name: str | None = None,
 ) -> bool:
-    """Train the method of a run in its folder, from where it was left; see `train`.
+    """Train the method of a run in its folder, from where it stopped; see `train`.
 
     Args:
-      compiled: of a method whose step is the same, so that it need not be compiled again.
+      compiled: the program of a method with the same step, so as not to compile it again.
       name: see loop.train.
     """
     compiled, start = compiled or loop.compiled(method, ours.config.train), method.start

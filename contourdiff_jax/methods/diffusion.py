@@ -50,9 +50,11 @@ class Diffusion:
     """The method, see contracts.Method.
 
     Attributes:
+      diffusion: section of the configuration.
+      sampler: section to draw with.
+      seed: of the noise of the pictures of samples.
       learnt: timesteps [n] that the network is trained on, rising.
-      sampler: the `sampler` section that is drawn with.
-      draw: compiled; see `sampler`.
+      draw: the compiled sampler, see `drawing`.
     """
 
     players: Mapping[str, Player]
@@ -71,9 +73,9 @@ class Diffusion:
     start: Mapping[str, Params] | None = None
 
     def held_out(self, averages: Averages, fixed: Fixed, example: Example) -> Metrics:
-        """See contracts.Method: the mean squared error of what is predicted, and by timestep.
+        """See contracts.Method: the mean squared error of the prediction, in all and by timestep.
 
-        Each slice is seen at one timestep, the slices spread evenly over all that are learnt.
+        Each slice is seen at one timestep; the slices are spread evenly over all that are learnt.
         """
         del fixed
         count, steps = len(example["x"]), self.schedule.steps
@@ -144,14 +146,13 @@ def build(
     """The method of a run.
 
     Args:
-      ours: what it is made with.
-      store: to learn from; without it the method is there to draw.
-      mesh: to lie on; without it one that fits the configuration's batches.
+      store: to learn from; without it the method can only draw.
+      mesh: the devices to use; without it those that fit the configuration's batches.
       sampler: section to draw with in place of the run's own.
       teach: see `loss`.
 
     Raises:
-      InputError: timesteps that a run of few steps has not learnt.
+      InputError: timesteps to visit that a run of few steps has not learnt.
     """
     config = ours.config
     sampler = sampler or config.sampler
@@ -211,13 +212,13 @@ def loss(
 ) -> Callable:
     """The training loss, see contracts.Player: the weighted mean of `process.errors`.
 
-    With `teach`, what is to be found in z_t is not what it was made of but what a teacher says, a
-    network with the parameters `fixed`.
+    With `teach`, the network learns to find in z_t not the x_0 and eps that it was made of, but
+    those that a teacher finds, a network with the parameters `fixed`.
 
     Args:
       apply: see models.Model.
       config: a `diffusion` section (see config.py).
-      learnt: timesteps [n] that are drawn from, rising; all T without it.
+      learnt: timesteps [n] to draw t from, rising; all T without it.
       teach: (fixed, z_t, t, condition) -> (x_0, eps), see distilled.teaching.
       condition_dropout: probability with which an example loses each of its conditions.
     """
@@ -247,7 +248,7 @@ def loss(
 def timesteps(config) -> np.ndarray:
     """The timesteps [n] that a network of this configuration learns, rising.
 
-    A network that will be asked at n timesteps need not learn the others (Fast-DDPM, Jiang et al.
+    A network that is only asked at n timesteps need not learn the others (Fast-DDPM, Jiang et al.
     2024, arXiv 2405.14802).
     """
     if config.diffusion.timesteps == "all" and not config.distillation.substeps:
@@ -256,7 +257,11 @@ def timesteps(config) -> np.ndarray:
 
 
 def check_visited(config, visited: np.ndarray, who: str = "the run") -> None:
-    """Raise InputError where a network of this configuration has not learnt timesteps [n]."""
+    """Raise InputError unless a network of this configuration has learnt the timesteps [n].
+
+    Args:
+      who: whose network it is, for the message.
+    """
     known = timesteps(config)
     if not np.isin(visited, known).all():
         raise InputError(
@@ -282,15 +287,16 @@ def drawing(
 ) -> Callable:
     """The compiled sampler of a `sampler` section.
 
-    (params, condition {name: [B, *S, c]}, knots, beside) -> x [B, *S, 1].
-    All randomness of a slice comes from its own knots, so neither the others in the batch nor the
-    number of devices change it. `beside` [B, 2] are the neighbours that estimates are coupled with,
-    where B may be a multiple of the batch, or None. Pictures larger than `tile` pixels are drawn in
-    tiles.
+    It is (params, condition {name: [B, *S, c]}, knots, beside) -> x [B, *S, 1]. All randomness of a
+    slice comes from its own knots, so that neither the others in the batch nor the number of
+    devices change it. `beside` [B, 2] are the neighbours that estimates are coupled with, and B may
+    then be a multiple of the batch; or it is None.
 
     Args:
       prediction: what the network predicts.
+      config: a `sampler` section.
       visited: timesteps [n] to visit, falling.
+      tile: pixels a side; larger pictures are drawn in tiles.
     """
     draw_from = samplers.build(config, visited)
     scales = {
@@ -313,5 +319,5 @@ def drawing(
             denoise = coupling.coupled(denoise, beside, config.coupling)
         return draw_from(denoise, schedule, draws(config.steps), draws).clip(-1, 1)
 
-    lying = meshes.batch(mesh)
-    return jax.jit(sample, in_shardings=(None, lying, lying, lying), out_shardings=lying)
+    split = meshes.batch(mesh)
+    return jax.jit(sample, in_shardings=(None, split, split, split), out_shardings=split)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks for few steps, taught by one for many.
+"""Networks for few steps, taught by a network for many.
 
-Where a network has learnt all timesteps, one step of another can learn to lead where several of its
-steps lead (progressive distillation, Salimans & Ho 2022, arXiv 2202.00512).
+Where a network has learnt all timesteps, another can learn to go in one step where the first goes
+in several (progressive distillation, Salimans & Ho 2022, arXiv 2202.00512).
 
 Shapes: B batch, *S space, C channels, last.
 """
@@ -26,7 +26,7 @@ from contourdiff_jax.methods.diffusion import NETWORK, Diffusion
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.run import Run
 
-# Fields of the `diffusion` section that change nothing of what a network's answer means.
+# Fields of the `diffusion` section that do not change the meaning of a network's prediction.
 TRAINING = ("weighting", "time_exponent", "timesteps", "gamma")
 
 
@@ -36,12 +36,12 @@ def build(
     """The method of a run.
 
     Args:
-      store: to learn from; without it the method is there to draw, and needs no teacher.
+      store: to learn from; without it the method can only draw, and needs no teacher.
       teacher: the run to learn from.
       how: see diffusion.build.
 
     Raises:
-      InputError: a run that cannot teach ours.
+      InputError: a teacher that cannot teach this run.
     """
     if store is None:
         return diffusion.build(ours, **how)
@@ -57,7 +57,12 @@ def build(
 
 
 def check_teacher(ours, theirs, who: str) -> None:
-    """Raise InputError where a network cannot learn from that of another configuration."""
+    """Raise InputError where a network cannot be taught by that of another configuration.
+
+    Args:
+      ours, theirs: the network's configuration, and the teacher's.
+      who: the teacher's name, for the message.
+    """
     free = [f"diffusion.{field}" for field in TRAINING]
     for name in configuration.differences(ours, theirs):
         if name.startswith(("model.", "diffusion.")) and name not in free:
@@ -70,21 +75,21 @@ def check_teacher(ours, theirs, who: str) -> None:
 
 
 def _paths(config) -> np.ndarray:
-    """The timesteps [n, substeps + 1] of the teacher on each step of ours; -1 is clean data."""
+    """The timesteps [n, substeps + 1] that a teacher visits in each step; -1 is clean data."""
     begins = samplers.timesteps(config.sampler, config.diffusion.steps)
     ends = np.append(begins[1:], -1)
     return np.round(np.linspace(begins, ends, config.distillation.substeps + 1, axis=1)).astype(int)
 
 
 def teaching(apply: Callable, schedule: Schedule, config) -> Callable:
-    """teach(params, z_t, t [B], condition) -> (x_0, eps), what a network should find in z_t.
+    """teach(params, z_t, t [B], condition) -> (x_0, eps) that a network should find in z_t.
 
-    It is the pair with z_t = a_t x_0 + s_t eps from which one step of DDIM leads where
-    config.distillation.substeps of the teacher's lead (Salimans & Ho 2022, algorithm 2).
+    With z_t = a_t x_0 + s_t eps, they are the pair from which one step of DDIM arrives where
+    config.distillation.substeps steps of the teacher arrive (Salimans & Ho 2022, algorithm 2).
 
     Args:
       apply: of the teacher, see models.Model.
-      config: complete; t are timesteps that its sampler visits.
+      config: the whole configuration; t must be timesteps that its sampler visits.
     """
     paths = _paths(config)
     path_from = np.zeros((schedule.steps, paths.shape[1]), np.int32)

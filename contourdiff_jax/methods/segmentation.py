@@ -3,7 +3,7 @@
 
 The published set-up (Chen et al., arXiv 2403.10786): Dice and cross entropy, AdamW with a learning
 rate of 1e-3 and a weight decay of 1e-4, 100 epochs of batches of 8. Ours adds warm-up, a cosine to
-zero and an average of the weights (training/state.py), so that few images go a long way.
+zero and an average of the weights (training/state.py), which makes more of few images.
 
 Shapes: B batch, H rows, W columns, C classes.
 """
@@ -29,7 +29,7 @@ from contourdiff_jax.training.run import Run
 
 NETWORK = "network"  # the one player
 EPOCHS = 100  # where no number of images is given
-SMOOTH = 1e-5  # of Dice: a class that is neither there nor predicted has a loss of 0
+SMOOTH = 1e-5  # of Dice, so that a class that is neither there nor predicted has a loss of 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Segmentation:
         raise NotImplementedError("segmenters are tested on volumes, see evaluation/segmentation")
 
     def samples(self, averages: Averages, fixed: Fixed) -> None:
-        """See contracts.Method; what a segmenter finds is seen in the panels of test volumes."""
+        """See contracts.Method; the panels of test volumes show what a segmenter finds."""
 
     def translator(self, averages: Averages, fixed: Fixed):
         """See contracts.Method; a segmenter draws no images."""
@@ -57,11 +57,16 @@ class Segmentation:
 
 
 def configured(seed: int, images: int, batch: int) -> ConfigDict:
-    """The configuration of a segmenter that sees so many images, repeats counted."""
+    """The configuration of a segmenter.
+
+    Args:
+      images: that it learns from, repeats counted.
+      batch: images of a step.
+    """
     config = configuration.default()
     config.method, config.seed = "segmentation", seed
     config.train.update(images=images, batch=batch)
-    # Left and right are not exchanged: labels may tell them apart.
+    # Left and right are not exchanged, since labels may tell them apart.
     config.augment.flip = 0.0
     return config
 
@@ -82,13 +87,13 @@ def build(ours: Run, *, store: Store | None = None, mesh: Mesh | None = None) ->
 
 
 def loss(network: Segmenter, augmentation) -> Callable:
-    """The training loss, see contracts.Player, of examples augmented under an `augment` section."""
+    """The training loss, see contracts.Player; it augments examples under an `augment` section."""
 
     def training_loss(params, everyone, example, key, fixed, memory):
         del everyone, fixed
         images, classes = example["x"][:, None], example["classes"][:, None]
         transforms = augment.draw(jax.random.split(key, len(images)), augmentation)
-        # What flows in from outside is air, and background.
+        # What moves in from outside is air, and background.
         images, classes = augment.apply(transforms, images, classes, -1.0)
         logits = network.apply(params, images[:, 0, ..., None])
         value = dice_and_cross_entropy(logits, classes[:, 0])
@@ -100,8 +105,8 @@ def loss(network: Segmenter, augmentation) -> Callable:
 def dice_and_cross_entropy(logits, classes):
     """Soft Dice loss and cross entropy, added, of logits [B, H, W, C] and classes [B, H, W].
 
-    As MONAI's DiceCELoss has it: Dice (Milletari et al., arXiv 1606.04797, without their squares)
-    of every image and class, the background among them.
+    As in MONAI's DiceCELoss: Dice (Milletari et al., arXiv 1606.04797, without their squares) of
+    every image and class, the background included.
     """
     truth = jax.nn.one_hot(classes, logits.shape[-1])
     logs = jax.nn.log_softmax(logits)

@@ -5,9 +5,9 @@ A checkpoint has up to five items, so that translation reads the averages alone:
     params, ema, optimiser   a tree of arrays of each player
     progress                 {'step', 'key'}
     memory                   what the method carries from step to step, where it does
-Those written before methods had players hold the trees of the only one, and are read as such.
-Each has the digests of its files beside them, written before the checkpoint gets its name. What
-differs from them is not read: the checkpoint before is.
+Checkpoints of versions without players hold the trees of the one network, and are read as such.
+Each item has the digests of its files, written before the checkpoint gets its name. A checkpoint
+with files that differ from them is not read; the one before it is.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ from contourdiff_jax.runtime import disk, processes
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training.state import TrainState
 
-# Orbax reports every file it touches, and a failure once for each of its
-# threads, with tracebacks; what users need to know is said by the commands.
+# Orbax reports every file that it touches, and a failure once for each of its threads, with
+# tracebacks; what users need to know is said by the commands.
 for name in ("absl", "asyncio"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -40,7 +40,7 @@ for name in ("absl", "asyncio"):
 ITEMS = ("params", "ema", "optimiser", "progress", "memory")
 OF_PLAYERS = ("params", "ema", "optimiser")
 DIGESTS = "sha256.json"  # in an item's folder: {file: sha256} of the others
-DAMAGED = "damaged"  # what the name of a checkpoint ends in that is set aside
+DAMAGED = "damaged"  # the suffix of a checkpoint that is set aside
 
 
 class _Handler(ocp.StandardCheckpointHandler):
@@ -59,10 +59,9 @@ def manager(
     """The manager of a run's checkpoints.
 
     Args:
-      keep: how many of the latest stay, which is for who trains the run: what a process that was
-        killed had begun to write is removed. Without it nothing is.
-      at_once: bytes of an item that are on their way to the disk at once; all without it. They are
-        copies.
+      keep: how many of the latest stay, where the run is trained. What a process that was killed
+        had begun to write is then removed; without `keep` nothing is.
+      at_once: bytes of an item that are copied to be written at a time; without it all are.
     """
     limit = {} if at_once is None else {"save_concurrent_gb": at_once / 1e9}
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -80,10 +79,9 @@ def manager(
 
 
 def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
-    """Begin to write the state; returns once it is copied off the device.
+    """Begin to write the state; returns once it is copied off the device. `finish` waits for it.
 
-    Writing is waited for by `finish`. Raises InputError where this or the write before it failed,
-    a full disk for one.
+    Raises InputError where this or the write before it failed, for a full disk, say.
     """
     step = int(state.step)
     if step in checkpoints.all_steps():
@@ -95,7 +93,7 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
 
 
 def _items(state: TrainState) -> dict:
-    """What is kept of a state, by item; of trees without arrays nothing."""
+    """What is kept of a state, by item; a tree without arrays is no item."""
     trees = {item: getattr(state, item) for item in (*OF_PLAYERS, "memory")}
     kept = {item: tree for item, tree in trees.items() if jax.tree.leaves(tree)}
     return kept | {"progress": {"step": state.step, "key": state.key}}
@@ -117,7 +115,7 @@ def finish(checkpoints: ocp.CheckpointManager) -> None:
 
 
 def check(checkpoints: ocp.CheckpointManager) -> None:
-    """Raise InputError where writing has failed since; waits for nothing."""
+    """Raise InputError where writing has failed by now; waits for nothing."""
     _attempt(checkpoints.check_for_errors, _unwritten(checkpoints))
 
 
@@ -128,7 +126,7 @@ def _unwritten(checkpoints: ocp.CheckpointManager) -> str:
 def restore(checkpoints: ocp.CheckpointManager, run: Path, like: TrainState) -> TrainState:
     """The latest intact checkpoint, laid out as `like` (ShapeDtypeStructs with shardings).
 
-    For who goes on with the run: later checkpoints, which are damaged, are set aside.
+    For training that goes on from there: later checkpoints, which are damaged, are set aside.
     """
     step, items = _restore(checkpoints, run, _items(like))
     _set_aside(checkpoints, after=step)
@@ -137,10 +135,10 @@ def restore(checkpoints: ocp.CheckpointManager, run: Path, like: TrainState) -> 
 
 
 def averages(run: Path, inits: Mapping[str, Callable], mesh: Mesh) -> tuple[int, Averages]:
-    """(step, averaged parameters of players) of the latest intact checkpoint, on a mesh.
+    """(step, the players' averaged parameters) of the latest intact checkpoint, on a mesh.
 
     Args:
-      inits: of the players' networks, see contracts.Player.
+      inits: of each player, see contracts.Player.
     """
     shapes = {name: jax.eval_shape(init, jax.random.key(0)) for name, init in inits.items()}
     checkpoints = manager(run)
@@ -162,7 +160,7 @@ def exists(run: Path) -> bool:
 
 
 def _restore(checkpoints, run, items: dict) -> tuple[int, dict]:
-    """(step, items) of the latest checkpoint whose items are intact, saying which are not."""
+    """(step, items) of the latest intact checkpoint; warns of damaged ones after it."""
     steps = sorted(checkpoints.all_steps(), reverse=True)
     if not steps:
         raise InputError(f"{run}: holds no checkpoint yet; train it first")
@@ -179,14 +177,13 @@ def _restore(checkpoints, run, items: dict) -> tuple[int, dict]:
 
 
 class _Damaged(InputError):
-    """A checkpoint that cannot be used, where one before may."""
+    """A checkpoint that cannot be used; an earlier one may be."""
 
 
 def _verify(folder: Path, name: str, items) -> None:
-    """Raise _Damaged, on all processes alike, where files of a checkpoint are not as written.
+    """Raise _Damaged, in all processes alike, where files of a checkpoint are not as written.
 
-    Checkpoints of earlier versions have no digests: of these it is known only whether they can be
-    read.
+    Checkpoints of earlier versions have no digests: they show damage only when they are read.
     """
 
     def damage() -> str:
@@ -197,11 +194,11 @@ def _verify(folder: Path, name: str, items) -> None:
                 continue
             try:
                 written = json.loads((folder / item / DIGESTS).read_text())
-                found = _digests(folder / item)
+                actual = _digests(folder / item)
             except (OSError, ValueError, InputError) as error:
                 return f"{name}: damaged, {item}: {_reason(error)}"
             for file, digest in written.items():
-                if found.get(file) != digest:
+                if actual.get(file) != digest:
                     return f"{name}: damaged, {item}/{file} is not as it was written"
         return ""
 
@@ -231,7 +228,7 @@ def _read(checkpoints, step: int, name: str, items: dict) -> dict:
 
 
 def _tree(metadata):
-    """What a checkpoint says of an item's arrays."""
+    """The shapes of an item's arrays, from a checkpoint's metadata."""
     return getattr(metadata, "tree", metadata) or {}
 
 
@@ -264,10 +261,10 @@ def _attempt(action: Callable, problem: str, kind: type[InputError] = InputError
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """While writing goes on in the background: lets the one line that says it failed be seen.
+    """Keeps threads of Orbax from burying the one line that says that reading or writing failed.
 
-    Orbax reads and writes in threads and coroutines that go on after the first failure. What they
-    report then, with tracebacks, would bury that line, so they are waited for and not listened to.
+    They go on after the first failure, and report what follows from it with tracebacks. So they are
+    waited for, and their reports are dropped.
     """
     report, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
@@ -281,7 +278,7 @@ def quiet() -> Iterator[None]:
 
 
 def _check(metadata, like, name: str) -> None:
-    """Raise InputError where a checkpoint's arrays are not those of the network that wants it."""
+    """Raise InputError where a checkpoint's arrays have other shapes than the network's."""
     if metadata is None:
         raise _Damaged(f"{name}: incomplete")
     stored, wanted = (_shapes(tree) for tree in (metadata, like))
@@ -303,9 +300,10 @@ def _shapes(tree) -> dict[str, tuple]:
 
 
 def digest(averages: Averages) -> str:
-    """sha256 over names and bytes of players' weights: what a translation says it was made with.
+    """sha256 over names and bytes of players' weights, by which sidecars name a model.
 
-    The name of an only player does not count: that of a network is the same wherever it is held.
+    The name of an only player does not count, so that a network has the same digest wherever it is
+    kept.
     """
     total = hashlib.sha256()
     params = averages if len(averages) > 1 else next(iter(averages.values()))

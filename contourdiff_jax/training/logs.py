@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run says about itself: stats.jsonl, sample pictures and, where installed, TensorBoard.
+"""The logs of a run: stats.jsonl, pictures of samples and, where it is installed, TensorBoard.
 
-clu.metric_writers has the same verbs but needs TensorFlow.
-stats.jsonl is the record: one JSON object a line.
+stats.jsonl is the record, one JSON object a line. clu.metric_writers has the same verbs as `Logs`,
+but needs TensorFlow.
 """
 
 import contextlib
@@ -16,18 +16,18 @@ from contourdiff_jax.runtime import disk
 
 
 class Logs:
-    """Writer for one run folder.
+    """Writes the logs of one run.
 
     Args:
       run: the run's folder.
-      step: the step training resumes from; lines beyond it, which will be written again, are
-        cut off.
+      step: the step that training resumes from; later lines, which will be written again, are cut
+        off.
 
     Attributes:
       seconds: that training took up to that step.
 
     Raises:
-      InputError: here as in every method, what cannot be written.
+      InputError: what cannot be written, here and in every method.
     """
 
     def __init__(self, run: Path, step: int = 0):
@@ -70,7 +70,7 @@ class Logs:
             self._file.flush()
 
     def store(self) -> None:
-        """Close the file and open it again: a bucket mounted as a folder gets it when closed."""
+        """Close the file and open it again: a bucket mounted as a folder stores it when closed."""
         with self._writing():
             self._file.close()
             self._file = self._stats.open("a")

@@ -26,12 +26,12 @@ from contourdiff_jax.runtime import processes
 from contourdiff_jax.training import checkpoint, state
 from contourdiff_jax.training.logs import Logs
 
-TIMED = 8  # steps from which the time that a run takes is told
+TIMED = 8  # steps that are timed before it is printed how long a run will take
 
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What is fixed before the first step.
+    """A method's training, compiled.
 
     Attributes:
       init: key -> state.
@@ -47,7 +47,7 @@ class Compiled:
 
 
 def compiled(method: Method, config) -> Compiled:
-    """The step of a method under a `train` section, compiled for the method's mesh."""
+    """A method's training under a `train` section, compiled for the method's mesh."""
     mesh = method.mesh
     init = functools.partial(state.init, method.players, memory=method.memory)
     shapes = jax.eval_shape(init, jax.random.key(0))
@@ -71,7 +71,7 @@ def compiled(method: Method, config) -> Compiled:
 
 def train(
     method: Method,
-    run: Compiled,
+    program: Compiled,
     config,
     workdir: Path,
     *,
@@ -82,42 +82,43 @@ def train(
     """Train until `config.images` have been seen; returns whether that was reached.
 
     Args:
-      run: of the method, under the same `train` section.
+      program: of the method, under the same `train` section.
       config: that section.
-      workdir: folder of the run, whose config.json is written; what it holds is resumed.
+      workdir: folder of the run, with its config.json; where it has checkpoints, it is resumed.
       seed: of all randomness.
-      start: parameters of players to begin with; the others are drawn.
-      name: of the progress bar; without one, what is trained is told in full.
+      start: parameters of players to begin with; those of other players are random.
+      name: of the progress bar; without a name, it is also printed what is trained and how fast.
 
     Raises:
       InputError: a loss that is not finite; a disk that is full.
     """
     batch, total = config.batch, state.steps(config)
     feed, is_main = method.feed, processes.is_main()
+    verbose = is_main and name is None
 
     # ------------------------------------------------------------------------------------------
     # The state: 1. a checkpoint in the workdir, else 2. the weights of `start`, else 3. fresh
     # ------------------------------------------------------------------------------------------
     checkpoints = checkpoint.manager(workdir, config.keep)
     if checkpoint.exists(workdir):
-        current = checkpoint.restore(checkpoints, workdir, run.like)
+        current = checkpoint.restore(checkpoints, workdir, program.like)
     else:
-        current = run.init(jax.random.key(seed))
+        current = program.init(jax.random.key(seed))
         for tree in (current.params, current.ema) if start else ():
             tree |= {player: jax.tree.map(jnp.copy, start[player]) for player in start}
     first = int(current.step)
     if first >= total:
         checkpoints.close()
-        if is_main and name is None:
+        if verbose:
             print(f"{workdir}: trained on {first * batch:,} images already; nothing left to do")
         return True
 
     # ------------------------------------------------------------------------------------------
-    # Input, what is looked at on the way, logs
+    # Examples, logs, and what is printed
     # ------------------------------------------------------------------------------------------
     examples, held_out = feed.training(first, total), feed.held_out()
-    if is_main and name is None:
-        print(_summary(method, run, config, first), flush=True)
+    if verbose:
+        print(_summary(method, program, config, first), flush=True)
     logs = Logs(workdir, first) if is_main else None
     pace = _Pace(first, total, batch, logs.seconds if logs else 0.0)
     bar = tqdm(
@@ -128,14 +129,13 @@ def train(
         disable=None if is_main else True,
         smoothing=0.05,
     )
-    told = is_main and name is None
     stop, pending = _StopRequest(), None
 
     def due(step: int, every: int) -> bool:
         return _due(step, max(1, every // batch) if every else 0, total)
 
     def read(step: int, metrics: Metrics) -> None:
-        """Look at the metrics of a step once the next is on its way."""
+        """Read the metrics of a step, which is waited for: the next is under way by then."""
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not all(math.isfinite(value) for value in scalars.values()):
             checkpoint.save(checkpoints, current)
@@ -144,7 +144,7 @@ def train(
                 f"{workdir}: the loss of step {step} is not finite; saved without that step. "
                 f"Lower config.train.learning_rate or look at its images: {feed.named(step)}"
             )
-        if (early := pace.note(step)) and told:
+        if (early := pace.note(step)) and verbose:
             print(early, flush=True)
         if logs and due(step, config.log):
             logs.write_scalars(step, step * batch, scalars | pace.scalars(step))
@@ -153,7 +153,7 @@ def train(
             losses = {name: value for name, value in scalars.items() if name.endswith("loss")}
             shown = {name: f"{value:.4f}" for name, value in losses.items()}
             bar.set_postfix(shown, refresh=False)
-            if bar.disable and told:
+            if bar.disable and verbose:
                 listed = "  ".join(f"{name} {value}" for name, value in shown.items())
                 print(pace.line(step, listed), flush=True)
 
@@ -165,7 +165,7 @@ def train(
         for step in range(first + 1, total + 1):
             example = next(examples)
             with jax.transfer_guard("disallow"):
-                current, metrics = run.step(current, example, method.fixed)
+                current, metrics = program.step(current, example, method.fixed)
             if pending:
                 read(*pending)
             pending = (step, metrics)
@@ -179,12 +179,12 @@ def train(
                 picture = method.samples(current.averages, method.fixed)
                 if logs and picture is not None:
                     logs.write_image(step * batch, picture)
-            stopping = stop.at(step)  # asked once: a notice that comes while saving is for later
+            stopping = stop.at(step)  # asked once a step: a notice while saving is for the next
             if due(step, config.checkpoint) or stopping:
                 read(*pending)
                 pending = None
                 if logs:
-                    logs.store()  # what a killed run had not written, it does not write again
+                    logs.store()  # a run that resumes from here does not write them again
                 checkpoint.save(checkpoints, current)
             if stopping:
                 break
@@ -205,24 +205,23 @@ def train(
     return True
 
 
-def images_per_second(method: Method, run: Compiled, config, *, seed: int, steps: int = 4) -> float:
+def images_per_second(
+    method: Method, program: Compiled, config, *, seed: int, steps: int = 4
+) -> float:
     """Training speed on this machine: the median of a few steps, input included."""
-    current = run.init(jax.random.key(seed))
+    current = program.init(jax.random.key(seed))
     examples = method.feed.training(0, steps + 1)
     seconds = []
     for _ in range(steps + 1):
         began = time.perf_counter()
-        current, _ = run.step(current, next(examples), method.fixed)
+        current, _ = program.step(current, next(examples), method.fixed)
         jax.block_until_ready(current)
         seconds.append(time.perf_counter() - began)
     return config.batch / float(np.median(seconds[1:]))
 
 
 def _due(step: int, every: int, total: int) -> bool:
-    """Whether something is to happen after `step`: every so many steps and at the end.
-
-    Where `every` is 0, only at the end.
-    """
+    """Whether something is due after `step`: every so many steps, unless 0, and at the end."""
     return step == total or (every > 0 and step % every == 0)
 
 
@@ -230,7 +229,8 @@ class _Pace:
     """How fast training goes, and how long it will take.
 
     Args:
-      first, total: steps done before, and in all.
+      first, total: number of steps done before, and in all.
+      batch: images of a step.
       before: seconds that training took up to `first`.
     """
 
@@ -239,7 +239,7 @@ class _Pace:
         self.began = self.compiled = time.perf_counter()
 
     def note(self, step: int) -> str:
-        """Early in a run, how long it will take: the first step compiles, the next are timed."""
+        """How long a run will take, said once, early: after the first step, some are timed."""
         if step == self.first + 1:
             self.compiled = time.perf_counter()
         if step != self.first + 1 + TIMED:
@@ -248,13 +248,13 @@ class _Pace:
         return f"about {self._left(step, speed)} to go at {speed:.1f} images/s"
 
     def scalars(self, step: int) -> dict[str, float]:
-        """What is recorded of it."""
+        """What is recorded of it in stats.jsonl."""
         seconds = time.perf_counter() - self.began
         speed = (step - self.first) * self.batch / seconds
         return {"seconds": self.before + seconds, "images_per_second": speed}
 
     def line(self, step: int, losses: str) -> str:
-        """What is told where there is no progress bar."""
+        """What is printed where there is no progress bar."""
         speed = self.scalars(step)["images_per_second"]
         return (
             f"{step * self.batch:>10,} images  {losses}  {speed:.1f} images/s  "
@@ -267,9 +267,10 @@ class _Pace:
 
 
 class _StopRequest:
-    """Notes a SIGTERM, the notice a cluster gives before it takes a machine back.
+    """Notes a SIGTERM, the notice that a cluster gives before it takes a machine back.
 
-    Of several processes any may be given it; jax.distributed listens and lets all agree on a step.
+    With several processes jax.distributed listens for it: whichever gets it, all stop after the
+    same step.
     """
 
     def __init__(self):
@@ -278,7 +279,7 @@ class _StopRequest:
     def __enter__(self):
         self._before = None
         if processes.count() == 1:
-            with contextlib.suppress(ValueError):  # not in the main thread: signals cannot be had
+            with contextlib.suppress(ValueError):  # outside the main thread there are no signals
                 self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
@@ -290,13 +291,13 @@ class _StopRequest:
         self._noted = True
 
     def at(self, step: int) -> bool:
-        """Whether to stop after this step; to be asked once after each."""
+        """Whether to stop after this step; asked once after each."""
         return self._noted or multihost_utils.reached_preemption_sync_point(step)
 
 
-def _summary(method: Method, run: Compiled, config, first: int) -> str:
-    """What is trained, on what, of what, for how long."""
-    players = run.like.params
+def _summary(method: Method, program: Compiled, config, first: int) -> str:
+    """What is trained, on which devices, with which examples and how many."""
+    players = program.like.params
     parts = players if len(players) > 1 else next(iter(players.values()))
     sizes = {
         name: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(part))
@@ -305,12 +306,12 @@ def _summary(method: Method, run: Compiled, config, first: int) -> str:
     listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
     held = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(run.like)
+        for leaf in jax.tree.leaves(program.like)
     )
     return (
         f"{sum(sizes.values()):,} parameters ({listed}) on {method.mesh.size} "
         f"{jax.devices()[0].device_kind} device(s): {held / 2**20:,.0f} MiB of state and "
-        f"{run.step_bytes / 2**20:,.0f} MiB a step on each\n"
+        f"{program.step_bytes / 2**20:,.0f} MiB a step on each\n"
         f"{method.feed.summary}; {config.images:,} images in batches of {config.batch}"
         + (f", resuming after {first * config.batch:,}" if first else "")
     )

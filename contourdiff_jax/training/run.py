@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run: a folder that is enough to go on training, or to translate with.
 
-config.json    this file: the configuration, and what of the training data a translation needs
-checkpoints/   checkpoint.py
-stats.jsonl    logs.py, as are samples/*.png and tensorboard/
+config.json    the configuration, and what a translation needs to know of the training data
+checkpoints/   see checkpoint.py
+stats.jsonl    see logs.py, as for samples/*.png and tensorboard/
 """
 
 import contextlib
@@ -38,13 +38,13 @@ class Run:
     Attributes:
       config: the configuration, complete.
       preset: of the training data.
-      window: median window of the training volumes in their native units, the inverse of a
-        percentile preset.
+      window: median window of the training volumes in their native units, by which values of a
+        percentile preset are brought back to such units.
       grid: of the store.
-      contours: how contours were taken.
+      contours: how contours are taken of the training data.
       subjects: sha256 of each training subject's name: enough to recognise one, not to name it.
-      teacher: digest of the weights that it was learnt with and that were fixed, if any.
-      labels: of the classes of a segmenter, in order, the background's 0 first.
+      teacher: digest of the weights of the network that taught this one, if any.
+      labels: of a segmenter's classes, in order, the background's 0 first.
     """
 
     config: ConfigDict
@@ -190,7 +190,7 @@ def read(path: Path) -> Run:
 
 
 def opened(path: Path, verified: bool) -> Store:
-    """The store, compared with its digests."""
+    """The store, compared with its digests if it is to be `verified`."""
     store = open_store(path)
     if not verified:
         return store
@@ -206,7 +206,7 @@ def opened(path: Path, verified: bool) -> Store:
 
 @contextlib.contextmanager
 def claimed(workdir: Path, ours: Run) -> Iterator[None]:
-    """The run's folder, made, or checked to be of this run; nobody else trains it meanwhile."""
+    """Makes the run's folder, or checks that it holds this run, and locks it meanwhile."""
     with contextlib.ExitStack() as held:
         if processes.is_main():
             processes.together(lambda: _take(workdir, ours, held))

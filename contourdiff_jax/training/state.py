@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
 
     @property
     def averages(self) -> Averages:
-        """What is drawn with: of each player the average, or its parameters where none is kept."""
+        """What is drawn with: each player's average, or its parameters where no average is kept."""
         return {name: self.ema.get(name, params) for name, params in self.params.items()}
 
 
@@ -58,10 +58,7 @@ def learning_rate(config) -> optax.Schedule:
 
 
 def optimiser(config) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) of a `train` section.
-
-    With warm-up, cosine decay to zero and clipping.
-    """
+    """AdamW (Loshchilov & Hutter 2019) of a `train` section, with clipped gradients."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(learning_rate(config), weight_decay=config.weight_decay, mask=_decayed),
@@ -81,7 +78,7 @@ def _decayed(params):
 def init(players: Mapping[str, Player], key, memory: Memory = ()) -> TrainState:
     """The state before the first step.
 
-    Jit it with out_shardings and no device ever holds it whole.
+    Compiled with out_shardings, no device ever holds it whole.
     """
     params_key, run_key = jax.random.split(key)
     params = {
@@ -99,7 +96,7 @@ def init(players: Mapping[str, Player], key, memory: Memory = ()) -> TrainState:
 
 
 def of_player(key, number: int):
-    """The key of a player; the first has that of the whole."""
+    """The key of a player; the first player's is the key itself."""
     return jax.random.fold_in(key, number) if number else key
 
 
@@ -128,9 +125,9 @@ def mesh(config, section, players: Mapping[str, Player], memory: Memory = ()) ->
 def ema_decay(config, images):
     """Decay of one step after `images` seen.
 
-    Half-life h in images: decay = 0.5^(batch / h), with h at most `ema_rampup` of the images seen,
-    so that the random first parameters do not linger in the average (Karras et al. 2024, arXiv
-    2312.02696, and EDM's ramp-up).
+    With a half-life of h images it is 0.5^(batch / h); h is at most the share `ema_rampup` of the
+    images seen, so that the random first parameters do not linger in the average (Karras et al.
+    2024, arXiv 2312.02696, and EDM's ramp-up).
     """
     halflife = jnp.minimum(config.ema_halflife, images * config.ema_rampup)
     return 0.5 ** (config.batch / jnp.maximum(halflife, 1e-8))
@@ -139,13 +136,13 @@ def ema_decay(config, images):
 def step(config, players: Mapping[str, Player]) -> Callable:
     """One optimiser step of each player, in turn: (state, example, fixed) -> (state, metrics).
 
+    With config.accumulate = A, the batch is computed in A parts, one after the other, and their
+    gradients are averaged. Where a loss or a gradient is not finite, the state stays as it was, its
+    step counter included. With several players, the names of metrics begin with the player's.
+
     Args:
       config: a `train` section.
-      players: see contracts.py.
-
-    With config.accumulate = A, the batch is computed in A parts one after the other and their
-    gradients averaged. Where a loss or a gradient is not finite, the state stays as it was, its
-    step counter included. Metrics of several players have their names before them.
+      players: see contracts.Player.
     """
 
     def update(name: str, number: int, state: TrainState, key, example, fixed):
@@ -190,7 +187,7 @@ def step(config, players: Mapping[str, Player]) -> Callable:
 
 
 def _gradients(loss: Callable, parts: int, state: TrainState, name: str, example, key, fixed):
-    """(metrics, gradients, memory) of a player, its batch computed in so many parts."""
+    """(metrics, gradients, memory) of a player, with its batch computed in so many parts."""
     value_and_grad = jax.value_and_grad(loss, has_aux=True)
     params, others = state.params[name], state.params
 
@@ -208,8 +205,8 @@ def _gradients(loss: Callable, parts: int, state: TrainState, name: str, example
     def add(carry, part):
         total, memory = carry
         index, example = part
-        found, memory = of(example, jax.random.fold_in(key, index), memory)
-        return (jax.tree.map(jnp.add, total, found), memory), None
+        of_part, memory = of(example, jax.random.fold_in(key, index), memory)
+        return (jax.tree.map(jnp.add, total, of_part), memory), None
 
     first = jax.tree.map(lambda a: a[0], split)
     shapes, _ = jax.eval_shape(of, first, key, state.memory)
