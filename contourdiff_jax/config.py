@@ -2,8 +2,10 @@
 """The configuration of a run: every field, its default and its unit.
 
 A file under configs/ starts from `default()` and changes what its experiment is about; on the
-command line, `--config.train.batch=8` changes a field. What a run was made with is kept in its
-config.json.
+command line, `--config.train.batch=8` changes a field. A run keeps its own in config.json.
+
+A new field needs a default here, a rule where not every value can be (RULES), an entry in NEEDS
+where it has no effect without others, and an entry in tests/test_config.py that shows its effect.
 """
 
 import json
@@ -20,13 +22,13 @@ from contourdiff_jax.errors import InputError
 def default() -> ConfigDict:
     """The defaults: a network of 2.4 million parameters that learns on a laptop.
 
-    Locked: a misspelt field is an error, not a new field.
+    They are locked, so that a misspelt field is an error and not a new field.
     """
     return ConfigDict(
         {
             "seed": 0,
-            # What learns: diffusion (ContourDiff), distilled (to few steps, with --teacher), or
-            # segmentation, which `segment` trains (methods/).
+            # The method (methods/): diffusion (ContourDiff), distilled (to few steps, with
+            # --teacher), or segmentation, which `segment` trains.
             "method": "diffusion",
             # The grid belongs to the store. Zero or empty accepts the store's; anything else must
             # agree with it.
@@ -54,47 +56,50 @@ def default() -> ConfigDict:
                 "rotation": 10.0,  # degrees, either way
                 "shift": 0.05,  # fraction of the width, either way
             },
-            # Of the contours alone, in training, each image by up to so much; 0: not at all. Meant
-            # to let a model expect contours of another modality (contours/disturbance.py).
+            # The most by which an image's contours are disturbed in training; 0: not at all. It
+            # prepares a model for contours of another modality (contours/disturbance.py).
             "disturbance": {
                 "thresholds": 0.0,  # both by up to a factor of 1 + this, or down by as much
                 "contrast": 0.0,  # of the greys, as share of black to white
                 "noise": 0.0,  # standard deviation, as share of black to white
                 "displacement": 0.0,  # standard deviation in pixels
-                "doubled": 0.0,  # probability of contours in both places, displaced and not
-                "missing": 0.0,  # share of the contours, in pieces
+                "doubled": 0.0,  # probability of showing contours both displaced and not
+                "missing": 0.0,  # share of the contours that is left out, in pieces
             },
             "model": {
                 # What the network sees beside the noisy image: contour, or with it neighbour, the
                 # slice before.
                 "conditions": ("contour",),
-                # A missing condition is told by a channel of its own, or is empty, as published.
+                # How a missing condition is told: flag, by a channel of its own, or empty, by empty
+                # values, as published.
                 "null": "flag",
                 "channels": (16, 32, 64, 128),  # features at each resolution, halving each time
                 "layers": 1,  # residual blocks per resolution
                 "attention": (False, False, False, True),  # self-attention at each resolution
-                "decoder_attention": (),  # likewise in the decoder; where the encoder has it if ()
+                "decoder_attention": (),  # likewise in the decoder; (): as in the encoder
                 "middle_attention": True,
                 "middle_norm": True,  # whether that attention has a group normalisation
-                "middle_divisor": 1.0,  # of what the middle's blocks give
-                # A convolution with each change of resolution, as published; plain means and
-                # repetition save a third of the work.
+                "middle_divisor": 1.0,  # of the output of each of the middle's blocks
+                # A convolution with each change of resolution, as published; means and repetition
+                # alone save a third of the work.
                 "resample_convolution": False,
                 "downsample_padding": 1,  # of that convolution on the near side; 0 in DDPM's code
                 "head_width": 32,  # features per attention head; 0: all of them in one
                 "groups": 8,  # of group normalisation
                 "epsilon": 1e-5,  # of group normalisation
                 "time_scale_shift": False,  # time scales and shifts features, or is added to them
-                "time_cosine_first": True,  # order of the time's waves; sines first in DDPM's code
-                "time_shift": 0,  # steps that the time's lowest frequency is lower; 1 in DDPM's
+                # Of the waves that tell the time: their order, with sines first in DDPM's code, and
+                # by how many steps the lowest frequency is lower, 1 there.
+                "time_cosine_first": True,
+                "time_shift": 0,
                 "centre_input": False,  # x -> 2 x - 1
                 "dropout": 0.0,
                 "dtype": "float32",  # of computation, or bfloat16; parameters are float32
                 # Compute the inside of every block again for the gradients instead of keeping it:
-                # an accelerator takes more time and less memory (a CPU's compiler undoes it).
+                # an accelerator needs more time and less memory (a CPU's compiler undoes it).
                 "rematerialise": False,
-                # Attention in cuDNN's fused kernel on an NVIDIA GPU, in bfloat16: scores between
-                # positions are not kept. Elsewhere it makes no difference.
+                # Attention in cuDNN's fused kernel, which keeps no scores, on an NVIDIA GPU in
+                # bfloat16. Elsewhere it makes no difference.
                 "fused_attention": False,
             },
             "diffusion": {
@@ -104,32 +109,32 @@ def default() -> ConfigDict:
                 "beta_last": 0.02,
                 "zero_terminal_snr": False,  # no signal at all at the last timestep; not with eps
                 "prediction": "v",  # or eps, as published, or x0
-                # Weight of the squared error: none (as published), x0 or min_snr. What contours say
-                # is learnt where there is much noise: x0 puts the weight there, an exponent below
-                # 1 the timesteps, t = T u^exponent with u uniform. With little training nothing
-                # else here is worth as much (experiments/001_heads).
+                # Weight of the squared error: none (as published), x0 or min_snr. A network learns
+                # to follow contours where there is much noise: x0 puts the weight there, and an
+                # exponent below 1 the timesteps, t = T u^exponent with u uniform. With little
+                # training nothing else here helps as much (experiments/001_heads).
                 "weighting": "x0",
                 "time_exponent": 0.7,
-                # The timesteps that are learnt: all, or sampler, those alone that config.sampler
-                # visits (methods/diffusion.py).
+                # The timesteps that are learnt: all, or only those that the sampler visits
+                # (methods/diffusion.py): sampler.
                 "timesteps": "all",
                 "gamma": 5.0,  # of min_snr
             },
-            # With --teacher: how many steps of its DDIM one of config.sampler's learns to replace.
-            # 0: learn from images alone (methods/distilled.py).
+            # With --teacher: how many steps of the teacher's DDIM one step of the sampler learns to
+            # replace. 0: learn from images alone (methods/distilled.py).
             "distillation": {"substeps": 0},
             "train": {
                 "images": 200_000,  # seen in all, repeats counted
                 "batch": 4,  # images per optimiser step, over all devices
-                "accumulate": 1,  # parts a batch is computed in, in turn, to save memory
+                "accumulate": 1,  # parts in which a batch is computed, in turn, to save memory
                 "learning_rate": 1e-3,  # at its peak
                 "warmup": 400,  # images of linear warm-up, before the cosine to zero
                 "weight_decay": 1e-4,
                 "clip": 1.0,  # largest global norm of the gradient
                 "ema_halflife": 1_000,  # images after which a parameter counts half in the average
                 "ema_rampup": 0.05,  # the half-life is at most this share of the images seen so far
-                "condition_dropout": 0.0,  # probability of training without condition, for guidance
-                "neighbour": 0.2,  # probability of showing the slice beside, where one is seen
+                "condition_dropout": 0.0,  # probability of hiding a condition, for guidance
+                "neighbour": 0.2,  # probability of showing the slice beside, if the network sees it
                 "resident": 2.0,  # GiB of slices and masks kept on each device; more is streamed
                 # How often, in images; 0: at the end only.
                 "log": 400,
@@ -140,40 +145,40 @@ def default() -> ConfigDict:
             },
             "sampler": {
                 "name": "ddim",  # or ddpm, as published, or dpmpp_2m
-                # More were no better; after a short training 2 are best (experiments/012_volumes).
+                # More were not better; after a short training 2 are best (experiments/012_volumes).
                 "steps": 10,
                 "spacing": "trailing",  # of the timesteps; or leading, as published, or linspace
                 "offset": 0,  # of leading: added to every timestep
                 "eta": 0.0,  # of ddim: 0 is deterministic, 1 as random as ddpm
                 "clip": True,  # estimates of x_0 to [-1, 1]
-                "clipped_eps": True,  # of ddim: eps follows from the clipped x_0; else as predicted
+                "clipped_eps": True,  # of ddim: eps is that of the clipped x_0; else the network's
                 "fixed_stride": False,  # of ddim: steps lead T // n down, not to the next timestep
                 "guidance": 1.0,  # classifier-free; other than 1 needs train.condition_dropout
                 "batch": 16,  # slices sampled at once
                 # What the slices of a volume have in common (translation/volume.py).
-                "coherence": 0.0,  # mm between knots of noise that they share; 0: each has its own
+                "coherence": 0.0,  # mm between the knots of shared noise; 0: each has its own noise
                 "coupling": 0.0,  # share of the neighbours' mean in every estimate of x_0
                 "scgd": False,  # each is shown the translation of the one before, as published
-                # Of scgd: how far the slice before is followed; 1 as published, where errors are
-                # handed on from slice to slice (experiments/012_volumes).
+                # Of scgd: how far the slice before is followed; 1 as published, with which errors
+                # are handed on from slice to slice (experiments/012_volumes).
                 "neighbour_guidance": 0.35,
-                "candidates": 4,  # of scgd: drawn where a chain of slices begins
-                "candidate": "lowest_mean",  # which of them is kept, as published; best_contours
+                "candidates": 4,  # of scgd: samples drawn where a chain of slices begins
+                "candidate": "lowest_mean",  # the one that is kept, as published; or best_contours
                 "anchor": 0,  # of scgd: slices after which a new chain begins; 0: never
                 "middle": False,  # of scgd: chains begin in their middle and go both ways
                 # Samples of each slice, and which is kept: first, the usual one; lowest_mean;
-                # nearest, to the slice before; best_contours; or the mean of all.
+                # nearest to the slice before; best_contours; or the mean of all.
                 "samples": 1,
                 "keep": "first",
                 "tiles": 0.0,  # least overlap, where volumes exceed the grid; 0: they are cropped
             },
-            # Devices along each axis of the mesh; -1: all that are left.
+            # Devices along each axis of the mesh (runtime/mesh.py); -1: all that are left.
             "mesh": {"data": -1, "fsdp": 1},
         }
     ).lock()
 
 
-# ml_collections loads a configuration file by this name: this file serves where none is given.
+# ml_collections calls a configuration file's function of this name; without --config, this one.
 get_config = default
 
 
@@ -220,7 +225,7 @@ def of_before(fields: dict) -> dict:
     return fields
 
 
-# Fields, by the beginnings of their names, that say how a run is computed and not what it learns.
+# Beginnings of the names of fields that say how a run is computed, not what it learns.
 COMPUTING = ("mesh.", "model.rematerialise", "model.fused_attention")
 
 
@@ -371,7 +376,11 @@ def check(config: ConfigDict, *, size: int | None = None) -> None:
 
 
 def _check_fields(section: str, fields: ConfigDict, prefix: str | None = None) -> None:
-    """Raise InputError for a field of a section whose value can never be, named with the prefix."""
+    """Raise InputError for a field of a section whose value is never allowed.
+
+    Args:
+      prefix: of the fields' names where they were set.
+    """
     for name, value in fields.items():
         called = f"config.{section}.{name}" if prefix is None else f"{prefix}{name}"
         _check_field(f"{section}.{name}", value, called)
@@ -487,10 +496,10 @@ def check_diffusion(config: ConfigDict) -> None:
 
 
 def check_sampler(config: ConfigDict, prefix: str = "config.sampler.") -> None:
-    """Raise InputError for a `sampler` section that cannot be followed.
+    """Raise InputError for a `sampler` section with which nothing can be drawn.
 
     Args:
-      prefix: of its fields' names, as whoever set them knows them.
+      prefix: of its fields' names where they were set.
     """
     _check_fields("sampler", config.sampler, prefix)
     sampler, total = config.sampler, config.diffusion.steps
@@ -639,7 +648,7 @@ def check_idle(
 
     Args:
       given: dotted names of the fields that were set; without it, of those not at their defaults.
-      prefix: of names of the sampler's fields, as whoever set them knows them.
+      prefix: of names of the sampler's fields where they were set.
     """
     given = set(changes(config) if given is None else given)
     for name, need in NEEDS.items():

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a contour-conditioned diffusion model on the images of one store.
 
-The same store, configuration and workdir again means: resume. SIGTERM saves and stops. Several
-processes train together with --coordinator (docs/clusters.md).
+Repeated with the same store, configuration and workdir, the command resumes the run. SIGTERM saves
+and stops. Several processes train together with --coordinator (docs/clusters.md).
 
 Example:
     contourdiff train --store=stores/mr --workdir=runs/mr --config.train.images=100000
@@ -36,8 +36,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "teacher",
         None,
-        "run to start from and to learn few steps of, --config.distillation.substeps of its own "
-        "in one",
+        "run whose averaged weights to start from, and of whose steps to learn "
+        "--config.distillation.substeps in one",
         flag_values=values,
     )
     flags.DEFINE_bool(
@@ -68,7 +68,7 @@ def main(values: flags.FlagValues) -> int:
 
 
 def _given(values: flags.FlagValues):
-    """The configuration of --config and what overrides it."""
+    """The configuration of --config with the fields that are set on the command line."""
     from ml_collections import config_flags
 
     path = config_flags.get_config_filename(values["config"])

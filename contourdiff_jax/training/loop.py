@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop, for any method (contracts.py).
 
-The same method and workdir again means: resume. SIGTERM saves and stops.
+Called again with the same method and workdir, it resumes the run. SIGTERM saves and stops.
 """
 
 import contextlib

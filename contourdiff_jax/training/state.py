@@ -78,7 +78,7 @@ def _decayed(params):
 def init(players: Mapping[str, Player], key, memory: Memory = ()) -> TrainState:
     """The state before the first step.
 
-    Compiled with out_shardings, no device ever holds it whole.
+    If this is compiled with out_shardings, no device ever holds it whole.
     """
     params_key, run_key = jax.random.split(key)
     params = {
