@@ -22,9 +22,7 @@ ROOMS = (
 UPWARDS: set[tuple[str, str]] = set()
 # Packages that only some rooms may know, and modules elsewhere that still do.
 ONLY_IN = {"absl": ("commands", "cli"), "flax": ("models",)}
-ELSEWHERE = {
-    ("runtime.processes", "absl"),  # reads the flags of clusters itself
-}
+ELSEWHERE: set[tuple[str, str]] = set()
 
 
 def _modules() -> dict[str, Path]:

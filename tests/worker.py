@@ -8,7 +8,6 @@ import json
 import os
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import conftest
 import jax
@@ -129,8 +128,7 @@ def main(task: str, store: str, out: str, process=None, of=None, port=None, devi
     address = port and f"localhost:{port}"
     models.build = conftest._two_convolutions
     meshes.SMALL = 0  # so that everything is split that can be
-    values = SimpleNamespace(coordinator=address, processes=of, process=process)
-    with processes.joined(values):
+    with processes.joined(address, of, process):
         globals()[task](Path(store), Path(out), **fields)
 
 

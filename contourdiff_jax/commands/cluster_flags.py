@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of every command that several processes run together."""
+"""The flags of commands that several processes can run together."""
+
+import contextlib
 
 from absl import flags
 
+from contourdiff_jax.runtime import processes
+
 
 def define_flags(values: flags.FlagValues) -> None:
+    """The flags that say how this process meets the others."""
     flags.DEFINE_string(
         "coordinator",
         None,
@@ -16,3 +21,8 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "process", None, "which this is, from 0", lower_bound=0, flag_values=values
     )
+
+
+def joined(values: flags.FlagValues) -> contextlib.AbstractContextManager[None]:
+    """`processes.joined`, as the flags say."""
+    return processes.joined(values.coordinator, values.processes, values.process)

@@ -33,7 +33,6 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records, scores
 from contourdiff_jax.evaluation.folder import Request, evaluate
 from contourdiff_jax.evaluation.unpaired import MODE, MODES, NETWORKS, Options
-from contourdiff_jax.runtime import processes
 from contourdiff_jax.volumes import intensity
 
 
@@ -85,7 +84,7 @@ def main(values: flags.FlagValues) -> int:
     if values.coordinator is not None and not request.features:
         shared = " or ".join(NETWORKS)
         raise InputError(f"--coordinator: processes share --features={shared}, and nothing else")
-    with processes.joined(values):
+    with cluster_flags.joined(values):
         outcome = evaluate(request)
     if outcome is None:
         return 0

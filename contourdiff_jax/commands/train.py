@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from contourdiff_jax import config as configuration
 from contourdiff_jax.commands import cluster_flags
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import processes
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -55,7 +54,7 @@ def main(values: flags.FlagValues) -> int:
     config = _given(values)
     if values.teacher and config.method == "diffusion":
         config.method = "distilled"
-    with processes.joined(values):
+    with cluster_flags.joined(values):
         finished = methods.train(
             config,
             values.store,

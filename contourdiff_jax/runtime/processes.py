@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes that do one thing together, and what they must agree on.
+"""Several processes that work together: how they meet, and how they come to agree.
 
-Each runs the same program on its own devices; jax.distributed makes them one machine. A process
-that gave up alone would leave the others waiting for it, so what only one can notice, all are told.
+Each runs the same program on its own devices; jax.distributed makes one machine of them. If one
+process gave up, the others would wait for it in vain: what one of them finds wrong is therefore
+passed on to all (`together`).
 
-JAX is imported where it is needed: it takes a second, and flags and single processes do without.
+JAX takes a second to import, and a process on its own does not need it: functions import it.
 """
 
 import contextlib
@@ -17,22 +18,32 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
-from absl import flags
 
 from contourdiff_jax.errors import InputError
 
-A_DAY = 24 * 3600  # seconds for which a process that is done waits for the others
+A_DAY = 24 * 3600  # seconds that a process which has finished waits for the others
 Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
-def joined(values: flags.FlagValues) -> Iterator[None]:
-    """Work in the processes that the flags name; before anything asks for a device.
+def joined(
+    address: str | None = None, total: int | None = None, index: int | None = None
+) -> Iterator[None]:
+    """Work as one of several processes; to be entered before anything asks for a device.
 
-    A process that fails ends at once, and so jax.distributed ends the others: its own way out waits
-    for them, and they for the next step.
+    A process that fails ends at once, without clean-up, and jax.distributed then ends the others.
+    An orderly exit would wait for the others, which wait for this one at the next step.
+
+    Args:
+      address: HOST:PORT of the first process, or 'auto', as the cluster says; None: there is no
+        other process.
+      total: how many processes there are, unless the cluster says.
+      index: which of them this is, from 0, likewise.
+
+    Raises:
+      InputError: arguments that do not belong together; processes that did not meet.
     """
-    _join(values.coordinator, values.processes, values.process)
+    _join(address, total, index)
     try:
         yield
     except Exception as error:
@@ -44,7 +55,7 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
             traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        if is_main():  # with it all end: those that know the reason too may say so first
+        if is_main():  # the others end with it, so those that know the reason may print it first
             time.sleep(1)
         os._exit(2)
 
@@ -62,7 +73,7 @@ def _join(address: str | None, total: int | None, index: int | None) -> None:
         raise InputError(f"--process={index}: they are numbered from 0 to {total - 1}")
     import jax
 
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for CPUs, which have no other
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # the only one for CPUs
     try:
         jax.distributed.initialize(
             None if address == "auto" else address, total, index, shutdown_timeout_seconds=A_DAY
@@ -73,29 +84,32 @@ def _join(address: str | None, total: int | None, index: int | None) -> None:
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     jax = sys.modules.get("jax")
     return jax.process_count() if jax and jax.distributed.is_initialized() else 1
 
 
 def number() -> int:
-    """Which of them this is, from 0."""
+    """The number of this process, from 0."""
     return sys.modules["jax"].process_index() if count() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Whether this is the process that writes files and prints."""
     return number() == 0
 
 
 def share(items: Sequence) -> Sequence:
-    """This process's part of what all have; the parts follow one another in order of process."""
+    """The part of `items` that is this process's; the parts of all, in order, are the whole."""
     ends = np.linspace(0, len(items), count() + 1).round().astype(int)
     return items[ends[number()] : ends[number() + 1]]
 
 
 def gathered(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """What each process gives, of any shapes, in order of process; none of objects."""
+    """The arrays of every process, in order of their numbers.
+
+    Shapes may differ between processes; arrays of objects are not allowed.
+    """
     if count() == 1:
         return [arrays]
     from jax.experimental import multihost_utils
@@ -111,12 +125,12 @@ def gathered(arrays: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
 
 
 def told(answer: Callable[[], str]) -> str:
-    """What the main process answers, in all of them; the others do not ask."""
+    """What `answer` returns in the main process, in every process; the others do not call it."""
     return str(gathered({"said": np.array(answer() if is_main() else "")})[0]["said"])
 
 
 def together(action: Callable[[], Result]) -> Result:
-    """What `action` returns; where it raises InputError in one process, it does in all."""
+    """What `action` returns; an InputError that it raises in one process is raised in all."""
     result, problem = None, ""
     try:
         result = action()
