@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A method and its compiled step, for images of a size and without a store."""
+"""A method and its compiled step without a store; a translation as a call with options."""
 
 from types import SimpleNamespace
 
@@ -8,6 +8,7 @@ from contourdiff_jax import methods
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.training import loop
 from contourdiff_jax.training.run import Run
+from contourdiff_jax.translation import folder
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
 
@@ -31,3 +32,8 @@ def setup(config, size: int):
     return SimpleNamespace(
         method=method, mesh=method.mesh, init=made.init, like=made.like, step=step
     )
+
+
+def translate(run, source, out, **options) -> folder.Result:
+    """What is left of a request's fields is given by name."""
+    return folder.translate(folder.Request(run, source, out, **options))

@@ -66,7 +66,7 @@ def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
     from contourdiff_jax.methods import images_per_second, train
     from contourdiff_jax.reports.page import report
     from contourdiff_jax.training import run
-    from contourdiff_jax.translation.folder import translate
+    from contourdiff_jax.translation import folder as translation
 
     began = time.perf_counter()
     data, store, trained = workdir / "data", workdir / "store", workdir / "run"
@@ -97,7 +97,8 @@ def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
     if not train(settings, store, trained):
         return False
     _say("translating CT of other heads, from its contours alone")
-    translate(trained, data / "test_ct", workdir / "translated", preset="ct", seed=seed)
+    ct, translated = data / "test_ct", workdir / "translated"
+    translation.translate(translation.Request(trained, ct, translated, preset="ct", seed=seed))
     _say("scoring against the MR of those heads")
     evaluate(
         Request(

@@ -7,12 +7,15 @@ derivative) or nnunet (with the source's labels, ready to train on). Volumes alr
 the same settings are kept, so an interrupted command is continued by repeating it, and several may
 work on one folder.
 
-Slices are translated each for itself; --coherence, --coupling or --scgd let those of a volume know
-of one another. --samples draws each several times and writes maps of where they differ.
+Every field of the run's config.sampler has a flag, which replaces it. Slices are translated each
+for itself; --coherence, --coupling or --scgd let those of a volume know of one another. --samples
+draws each several times and writes maps of where they differ.
 
 Example:
     contourdiff translate --run=runs/mr --source=data/test_ct --preset=ct --out=translated
 """
+
+import dataclasses
 
 from absl import flags
 
@@ -20,12 +23,21 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax.commands import scan_flags
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.translation import outputs
-from contourdiff_jax.translation import samples as selection
-from contourdiff_jax.translation.folder import translate
+from contourdiff_jax.translation import outputs, samples
+from contourdiff_jax.translation.folder import Request, translate
 
-# Fields of the `sampler` section that are of whole volumes, and what their flags do.
-TOGETHER = {
+# What the flags of the `sampler` section say of themselves, see config.py.
+SAMPLER = {
+    "name": "the sampler: ddim, ddpm or dpmpp_2m",
+    "steps": "of sampling",
+    "spacing": "of the timesteps: trailing, leading or linspace",
+    "offset": "of --spacing=leading: added to every timestep",
+    "eta": "of ddim: 0 is deterministic, 1 as random as ddpm",
+    "clip": "estimates of the image to its range",
+    "clipped_eps": "of ddim: let the noise follow from the clipped estimate",
+    "fixed_stride": "of ddim: let every step lead equally far down",
+    "guidance": "classifier-free; other than 1 needs a run trained for it",
+    "batch": "slices at once",
     "coherence": "mm along the slicing axis over which slices share noise; 0 for none",
     "coupling": "share of a slice's neighbours in it, at every step",
     "scgd": "show each slice the translation of the one before",
@@ -35,7 +47,7 @@ TOGETHER = {
     "anchor": "of scgd: slices after which a new chain begins; 0 for never",
     "middle": "of scgd: begin chains in their middle and go both ways",
     "samples": "of each slice",
-    "keep": f"which of the samples is kept: {', '.join(selection.NAMES)}",
+    "keep": f"which of the samples is kept: {', '.join(samples.NAMES)}",
     "tiles": "least overlap of tiles, for volumes larger than the grid, as a share; 0 crops them",
 }
 DEFINE = {
@@ -47,43 +59,26 @@ DEFINE = {
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    flags.DEFINE_string("run", None, "folder of a trained run", flag_values=values)
-    flags.DEFINE_string(
-        "source", None, "volume or folder of volumes to translate", flag_values=values
-    )
-    flags.DEFINE_string("out", None, "folder for the translated volumes", flag_values=values)
-    flags.DEFINE_string("preset", None, "modality of the source: ct or mr", flag_values=values)
-    flags.DEFINE_string(
-        "contours",
-        None,
-        f"contours of the source: a JSON file, or {', '.join(contour_settings.PRESETS)}",
-        flag_values=values,
-    )
-    flags.DEFINE_string("masks", None, "folder with body masks of the source", flag_values=values)
+    """The flags of `contourdiff translate`."""
+    known = ", ".join(contour_settings.PRESETS)
+    for name, text in (
+        ("run", "folder of a trained run"),
+        ("source", "volume or folder of volumes to translate"),
+        ("out", "folder for the translated volumes"),
+        ("preset", "modality of the source: ct or mr"),
+        ("contours", f"contours of the source: a JSON file, or {known}"),
+        ("masks", "folder with body masks of the source"),
+        ("kind", "what the target shows, as in names of BIDS: T1w, ct"),
+        ("labels", "folder with label maps of the source, for nnunet"),
+    ):
+        flags.DEFINE_string(name, None, text, flag_values=values)
     flags.DEFINE_enum(
         "format", "same", list(outputs.FORMATS), "format of the translations", flag_values=values
     )
-    flags.DEFINE_string(
-        "kind", None, "what the target shows, as in names of BIDS: T1w, ct", flag_values=values
-    )
-    flags.DEFINE_string(
-        "labels", None, "folder with label maps of the source, for nnunet", flag_values=values
-    )
-    flags.DEFINE_string(
-        "sampler", None, "ddim, ddpm or dpmpp_2m; the run's by default", flag_values=values
-    )
-    flags.DEFINE_integer("steps", None, "sampling steps; the run's by default", flag_values=values)
-    flags.DEFINE_float(
-        "guidance", None, "classifier-free guidance; the run's by default", flag_values=values
-    )
+    for field, value in configuration.default().sampler.items():
+        text = f"{SAMPLER[field]}; the run's by default"
+        DEFINE[type(value)](_flag(field), None, text, flag_values=values)
     flags.DEFINE_integer("seed", 0, "seed of the noise", lower_bound=0, flag_values=values)
-    flags.DEFINE_integer(
-        "batch_size", None, "slices at once; the run's by default", flag_values=values
-    )
-    defaults = configuration.default().sampler
-    for name, text in TOGETHER.items():
-        define = DEFINE[type(defaults[name])]
-        define(name, None, f"{text}; the run's by default", flag_values=values)
     flags.DEFINE_bool(
         "maps",
         None,
@@ -91,7 +86,9 @@ def define_flags(values: flags.FlagValues) -> None:
         "samples by default",
         flag_values=values,
     )
-    flags.DEFINE_integer("devices", None, "devices to use; all by default", flag_values=values)
+    flags.DEFINE_integer(
+        "devices", None, "devices to use; all by default", lower_bound=1, flag_values=values
+    )
     flags.DEFINE_bool(
         "overwrite", False, "replace translations made with other settings", flag_values=values
     )
@@ -99,28 +96,20 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> int:
+    """Runs the command; 0 if every volume was translated, 1 if some were not."""
     for name in ("run", "source", "out", "preset"):
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff translate --help`")
-    result = translate(
-        values.run,
-        values.source,
-        values.out,
-        preset=values.preset,
-        contours_file=values.contours,
-        body_masks=values.masks,
-        **scan_flags.from_flags(values),
-        form=values.format,
-        kind=values.kind,
-        labels=values.labels,
-        sampler_name=values.sampler,
-        steps=values.steps,
-        guidance_scale=values.guidance,
-        seed=values.seed,
-        batch_size=values.batch_size,
-        together={name: values[name].value for name in TOGETHER},
-        maps=values.maps,
-        devices=values.devices,
-        overwrite=values.overwrite,
+    own = [field.name for field in dataclasses.fields(Request) if field.name != "sampler"]
+    options = {name: values[name].value for name in own if name in values}
+    sampler = {field: values[_flag(field)].value for field in SAMPLER}
+    request = Request(
+        **options | scan_flags.from_flags(values),
+        sampler={field: value for field, value in sampler.items() if value is not None},
     )
-    return 1 if result.failed else 0
+    return 1 if translate(request).failed else 0
+
+
+def _flag(field: str) -> str:
+    """The flag of a field of the `sampler` section: its name, but of `name` itself."""
+    return "sampler" if field == "name" else field

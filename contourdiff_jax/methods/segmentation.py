@@ -71,8 +71,15 @@ def configured(seed: int, images: int, batch: int) -> ConfigDict:
     return config
 
 
-def build(ours: Run, *, store: Store | None = None, mesh: Mesh | None = None) -> Segmentation:
-    """The method of a run: see diffusion.build."""
+def build(
+    ours: Run,
+    *,
+    store: Store | None = None,
+    mesh: Mesh | None = None,
+    sampler: ConfigDict | None = None,
+) -> Segmentation:
+    """The method of a run: see diffusion.build; there is nothing to draw with a sampler."""
+    del sampler
     config, network = ours.config, segmenter.build(len(ours.labels))
     player = Player(
         network.init,

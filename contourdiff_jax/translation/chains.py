@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chains: which slices of a volume are neighbours, and which is translated from which.
+"""Chains: which slices of a volume are neighbours, and in which order they see one another.
 
 Shapes: N slices, at `positions` [N] mm along the slicing axis.
 """
@@ -11,14 +11,14 @@ NONE = -1  # in place of the slice before
 
 
 def runs(positions: np.ndarray) -> list[np.ndarray]:
-    """Numbers of slices at `positions` [N] mm, parted where a gap is wider than GAP times usual."""
+    """Numbers of the slices in runs without a gap, one wider than GAP times the usual distance."""
     steps = np.abs(np.diff(positions))
     gaps = np.flatnonzero(steps > GAP * np.median(steps)) if len(steps) else []
     return np.split(np.arange(len(positions)), np.asarray(gaps, int) + 1)
 
 
 def neighbours(positions: np.ndarray) -> np.ndarray:
-    """[N, 2] the slices on either side of each; at the ends of a run twice the only one."""
+    """[N, 2] the slices on either side of each; at an end of a run, twice the one that there is."""
     beside = []
     for run in runs(positions):
         below, above = run - 1, run + 1
@@ -28,16 +28,16 @@ def neighbours(positions: np.ndarray) -> np.ndarray:
 
 
 def chains(positions: np.ndarray, *, anchor: int = 0, middle: bool = False):
-    """The order in which slices are translated from one another.
+    """The order in which slices are drawn, each shown the one before.
 
     Args:
       positions: [N] mm along the slicing axis.
-      anchor: slices after which a new chain begins; 0 for never, but behind gaps.
-      middle: chains begin in their middle, and go both ways.
+      anchor: number of slices after which a new chain begins; 0: only behind gaps.
+      middle: whether chains begin in their middle and go both ways.
 
     Returns:
-      ([N] the slice whose translation each is shown, NONE where a chain begins, [N] how far from
-      there it lies: what is equally far is drawn together).
+      ([N] the slice before, NONE where a chain begins; [N] the distance in slices from there, of
+      which equal ones are drawn together).
     """
     before, distance = (np.empty(len(positions), int) for _ in range(2))
     for run in runs(positions):

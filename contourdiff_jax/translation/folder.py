@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translating every volume of a folder, each onto its own grid.
 
+    request -> run, scans, destinations -> claim -> read -> draw -> write, volume by volume
+
 Volumes already translated with the same settings are kept, so that an interrupted translation is
 continued by repeating it, and several processes may work on one folder.
 """
@@ -11,7 +13,7 @@ import functools
 import importlib.metadata
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,26 +25,74 @@ from tqdm import tqdm
 from contourdiff_jax import config as configuration
 from contourdiff_jax import methods, models
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.contracts import Averages, Translator
 from contourdiff_jax.data import layouts
-from contourdiff_jax.data.layouts import pairs
+from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
-from contourdiff_jax.translation import outputs, sampling, sidecars, volume
-from contourdiff_jax.translation import samples as selection
+from contourdiff_jax.training.run import Run
+from contourdiff_jax.translation import samples, sampling, sidecars, volume
+from contourdiff_jax.translation.outputs import Destination, OutputFolder
+from contourdiff_jax.translation.sidecars import Settings
 from contourdiff_jax.translation.volume import Plan
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """Paths translated now, kept from before, failed with the reason, and left to others.
+class Request:
+    """What is translated, with what, and to where.
 
-    The latter are being translated by another process.
+    Attributes:
+      run: folder of the run to translate with.
+      source: a volume, or a folder of volumes.
+      out: folder for the translations.
+      preset: modality of the source, 'ct' or 'mr'.
+      layout, select, assumed: how the source is understood, see `layouts.find`.
+      contours: settings for the source: a JSON file, or the name of a contour preset; default:
+        those of training where they suit the source's modality, else that modality's own.
+      masks: folder with a body mask of every scan; default: the layout's, else they are computed.
+      format: of the translations, one of outputs.FORMATS.
+      kind: what the target shows, as BIDS and nnU-Net call it ('T1w'); default: its preset's name.
+      labels: folder with label maps of the source, for nnU-Net; default: the layout's.
+      sampler: fields of the run's `sampler` section (config.py) that are to be others, by name.
+      seed: of the noise.
+      maps: whether to write maps of the samples; default: if there are several.
+      devices: how many to use; default: all.
+      overwrite: whether to replace translations that were made with other settings.
+    """
+
+    run: str | Path
+    source: str | Path
+    out: str | Path
+    preset: str
+    layout: str = "auto"
+    select: str | None = None
+    assumed: Assumed = UNKNOWN
+    contours: str | Path | None = None
+    masks: str | Path | None = None
+    format: str = "same"
+    kind: str | None = None
+    labels: str | Path | None = None
+    sampler: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    maps: bool | None = None
+    devices: int | None = None
+    overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of the volumes.
+
+    Attributes:
+      done: files translated now.
+      kept: files that were translated before.
+      failed: paths, and why they could not be translated.
+      left: files that another process is translating.
     """
 
     done: list[Path]
@@ -51,120 +101,227 @@ class Result:
     left: list[Path] = dataclasses.field(default_factory=list)
 
 
-class _Job(NamedTuple):
-    """A volume to be translated, and what its sidecar says beforehand."""
-
-    scan: Scan
-    target: outputs.Target
-    fields: dict
-
-
-def translate(
-    run_folder: str | Path,
-    source: str | Path,
-    out: str | Path,
-    *,
-    preset: str,
-    contours_file: str | Path | None = None,
-    body_masks: str | Path | None = None,
-    layout: str = "auto",
-    select: str | None = None,
-    assumed: Assumed = UNKNOWN,
-    form: str = "same",
-    kind: str | None = None,
-    labels: str | Path | None = None,
-    sampler_name: str | None = None,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    seed: int = 0,
-    batch_size: int | None = None,
-    together: Mapping[str, object] | None = None,
-    maps: bool | None = None,
-    devices: int | None = None,
-    overwrite: bool = False,
-) -> Result:
-    """Translate a volume, or every volume of a folder, into `out`: same names, sidecars beside.
-
-    Args:
-      run_folder: a run made by `train`.
-      preset: modality of the source, 'ct' or 'mr'.
-      contours_file: JSON of ContourSettings for the source, or the name of a contour preset.
-      body_masks: folder with a mask for each scan; the layout's or computed without it.
-      layout, select, assumed: how the source is understood, see `layouts.find`.
-      form: format of the translations, one of outputs.FORMATS.
-      kind: what the target shows, in names of BIDS and nnU-Net; the target's preset without it.
-      labels: folder with label maps of the source, for nnU-Net; the layout's without it.
-      devices: how many to use; all without it.
-      sampler_name, steps, guidance_scale, batch_size: the run's `sampler` section without them.
-      together: other fields of that section, those of TOGETHER; None leaves the run's.
-      maps: whether to write maps beside; without it, where there are several samples.
+def translate(request: Request) -> Result:
+    """Translate a volume, or every volume of a folder: same names, with sidecars beside.
 
     Raises:
       InputError: nothing could be translated. Volumes that failed among others are in the result.
     """
-    out = Path(out)
-    trained = run.load(run_folder)
-    config = trained.config.copy_and_resolve_references()
-    for field, value in (
-        ("name", sampler_name),
-        ("steps", steps),
-        ("guidance", guidance_scale),
-        ("batch", batch_size),
-        *(together or {}).items(),
-    ):
-        if value is not None:
-            config.sampler[field] = value
-    configuration.check_sampler(config, "--")
-    source_preset = intensity.preset(preset)
-    settings = _contour_settings(contours_file, trained, source_preset)
-    found = layouts.find(
-        source, layout=layout, select=select, modality=source_preset.modality, assumed=assumed
+    trained = run.load(Path(request.run))
+    config = _configured(trained, request.sampler)
+    settings = _settings(trained, request)
+    content = layouts.find(
+        request.source,
+        layout=request.layout,
+        select=request.select,
+        modality=settings.source.modality,
+        assumed=request.assumed,
     )
-    if form == "bids" and kind is None:
+    scans.check_assumed(content.scans, request.assumed)
+    folder = _output_folder(trained, request, config.sampler)
+    jobs = _jobs(content.scans, folder)
+    masks = None if request.masks is None else pairs.by_name(request.masks)
+    network = _network(trained, config, request)
+    work = _Work(
+        plan=Plan(
+            settings=settings,
+            window=trained.window,
+            masks=masks,
+            sampler=config.sampler,
+            sees=network.translator.sees,
+            draw=functools.partial(sampling.draw, network.translator, network.sharding),
+            seed=request.seed,
+            maps=bool(folder.maps),
+        ),
+        folder=folder,
+        common=_common(trained, config, settings, network, request.seed),
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(network.averages)),
+        overwrite=request.overwrite,
+        result=Result([], [], list(content.failed)),
+    )
+
+    with disk.writing(folder.path):
+        folder.path.mkdir(parents=True, exist_ok=True)
+    for note in content.notes:
+        print(f"note: {note}")
+    work.do(jobs)
+    _check_any(work.result, request, len(jobs))
+    folder.finish(request.source)
+    _tell(work.result, folder.path)
+    return work.result
+
+
+# --------------------------------------------------------------------------------------------------
+# What a request means
+# --------------------------------------------------------------------------------------------------
+
+
+def _configured(trained: Run, sampler: Mapping[str, object]) -> ConfigDict:
+    """The run's configuration with other fields in its `sampler` section."""
+    fields = trained.config.to_dict()
+    config = configuration.from_dict(fields | {"sampler": fields["sampler"] | dict(sampler)})
+    configuration.check_sampler(config, "--")
+    _check_used(config.sampler, sampler)
+    return config
+
+
+# Fields of a `sampler` section that count only with others, and these.
+NEEDS = {
+    "offset": (lambda sampler: sampler.spacing == "leading", "--spacing=leading"),
+    **dict.fromkeys(
+        ("eta", "clipped_eps", "fixed_stride"),
+        (lambda sampler: sampler.name == "ddim", "--sampler=ddim"),
+    ),
+    **dict.fromkeys(
+        ("neighbour_guidance", "candidates", "anchor", "middle"),
+        (lambda sampler: sampler.scgd, "--scgd"),
+    ),
+    "candidate": (
+        lambda sampler: sampler.scgd and sampler.candidates > 1,
+        "--scgd and several --candidates",
+    ),
+    "keep": (lambda sampler: sampler.samples > 1, "several --samples"),
+}
+
+
+# Fields that ask for nothing with these values, so that they may be given anywhere.
+OFF = {"offset": 0, "eta": 0, "fixed_stride": False, "anchor": 0, "middle": False, "keep": "first"}
+
+
+def _check_used(sampler: ConfigDict, changed: Mapping[str, object]) -> None:
+    """Raise InputError for a changed field of a section that counts for nothing in it."""
+    for field, value in changed.items():
+        holds, words = NEEDS.get(field, (lambda _: True, ""))
+        if not holds(sampler) and (field, value) not in OFF.items():
+            raise InputError(f"--{field}: it does nothing without {words}; leave it out")
+
+
+def _settings(trained: Run, request: Request) -> Settings:
+    """What all translations have in common."""
+    source = intensity.preset(request.preset)
+    contours = trained.contours
+    if request.contours is not None:
+        contours = contour_settings.named(request.contours, source.modality)
+    elif source.modality != trained.preset.modality and not contours.suits_any:
+        contours = contour_settings.preset("default", source.modality)
+    return Settings(
+        source=source,
+        target=trained.preset,
+        grid=trained.grid,
+        contours={"source": contours, "target": trained.contours},
+        assumed=request.assumed,
+    )
+
+
+def _output_folder(trained: Run, request: Request, sampler) -> OutputFolder:
+    """Where translations go; InputError for what the format has no use for."""
+    target = trained.preset
+    if request.format == "bids" and request.kind is None:
         raise InputError(
-            f"--format=bids needs --kind, the BIDS suffix of what the {trained.preset.name} shows: "
+            f"--format=bids needs --kind, the BIDS suffix of what the {target.name} shows: "
             f"T1w, T2w, ct, ..."
         )
-    place = outputs.Output(
-        folder=out,
-        format=form,
-        preset=trained.preset,
+    # nnU-Net knows CT by this name alone.
+    named = request.format == "bids" or (request.format == "nnunet" and target.modality != "ct")
+    if request.kind is not None and not named:
+        raise InputError(
+            f"--kind: {target.modality} as --format={request.format} has no such name; leave it out"
+        )
+    if request.labels is not None and request.format != "nnunet":
+        raise InputError("--labels: only --format=nnunet writes label maps; leave it out")
+    maps = sampler.samples > 1 if request.maps is None else request.maps
+    return OutputFolder(
+        path=Path(request.out),
+        format=request.format,
+        preset=target,
         window=trained.window,
-        kind=kind or trained.preset.name,
-        labels=None if labels is None else pairs.by_name(labels),
-        maps=selection.MAPS if (config.sampler.samples > 1 if maps is None else maps) else (),
+        kind=request.kind or target.name,
+        labels=None if request.labels is None else pairs.by_name(request.labels),
+        maps=samples.MAPS if maps else (),
     )
-    targets = _targets(found.scans, place)
-    mask_scans = None if body_masks is None else pairs.by_name(body_masks)
-    method = methods.build(
-        trained, mesh=_mesh(trained, config.sampler.batch, devices), sampler=config.sampler
-    )
+
+
+class _Job(NamedTuple):
+    """A volume to be translated, and where its translation goes."""
+
+    scan: Scan
+    destination: Destination
+
+
+def _jobs(sources: Sequence[Scan], folder: OutputFolder) -> list[_Job]:
+    """A job for each scan.
+
+    Raises InputError where a translation would be written over a source, or over another.
+    """
+    files = {path.resolve() for scan in sources for path in scan.files}
+    folders = {path.parent for path in files}
+    jobs, owners = [], {}
+    for scan in sources:
+        destination = folder.destination(scan)
+        for path in map(Path.resolve, destination.files):
+            if path in files or path.parent in folders:
+                raise InputError(f"{folder.path}: holds the source itself; choose another --out")
+        owner = owners.setdefault(destination.sidecar, scan)
+        if owner is not scan:
+            raise InputError(
+                f"{scan.path}: {owner.path.name} would have the same sidecar; keep one of them"
+            )
+        jobs.append(_Job(scan, destination))
+    return jobs
+
+
+# --------------------------------------------------------------------------------------------------
+# The network
+# --------------------------------------------------------------------------------------------------
+
+
+OF_STEPS = ("coupling", "scgd", "tiles")  # fields of the sampler that change its steps
+
+
+class _Network(NamedTuple):
+    """A run's method, ready to draw, and the weights that it draws with."""
+
+    translator: Translator
+    sharding: jax.sharding.NamedSharding  # of a batch of slices
+    step: int
+    averages: Averages
+
+
+def _network(trained: Run, config: ConfigDict, request: Request) -> _Network:
+    """The run's network; InputError where it cannot draw as it is asked to."""
+    mesh = _mesh(trained, config.sampler.batch, request.devices)
+    method = methods.build(trained, mesh=mesh, sampler=config.sampler)
     inits = {name: player.init for name, player in method.players.items()}
-    step, averages = checkpoint.averages(Path(run_folder), inits, method.mesh)
+    step, averages = checkpoint.averages(Path(request.run), inits, mesh)
     translator = method.translator(averages, method.fixed)
-    plan = Plan(
-        trained=trained,
-        sampler=config.sampler,
-        preset=source_preset,
-        contours=settings,
-        masks=mask_scans,
-        drawn=functools.partial(sampling.draw, translator, meshes.batch(method.mesh)),
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(averages)),
-        seed=seed,
-        maps=bool(place.maps),
-    )
-    common = {
+    for field in OF_STEPS:
+        if config.sampler[field] and not translator.denoises:
+            raise InputError(
+                f"--{field}: it changes the steps of a sampler, and {config.method} takes none"
+            )
+    return _Network(translator, meshes.batch(mesh), step, averages)
+
+
+def _mesh(trained: Run, batch: int, devices: int | None) -> Mesh:
+    """Devices that share a batch of slices, each with the network; all by default."""
+    weights = jax.eval_shape(models.build(trained.config.model).init, jax.random.key(0))
+    wanted = ConfigDict({"data": -1 if devices is None else devices, "fsdp": 1})
+    mesh = meshes.make(wanted, batch=batch, held=weights)
+    meshes.check_batch(mesh, batch, "--batch")
+    return mesh
+
+
+def _common(trained: Run, config, settings: Settings, network: _Network, seed: int) -> dict:
+    """The fields that the sidecars of all volumes have in common."""
+    return {
         "schema": sidecars.SCHEMA,
         "notice": sidecars.NOTICE,
-        "preset": {"source": source_preset.name, "target": trained.preset.name},
-        "assumed": dataclasses.asdict(assumed),
+        **settings.to_dict(),
         "window": [trained.window.low, trained.window.high],
-        "grid": dataclasses.asdict(trained.grid),
-        "contours": {"source": settings.to_dict(), "target": trained.contours.to_dict()},
         "checkpoint": {
-            "step": step,
-            "images": step * config.train.batch,
-            "digest": checkpoint.digest(averages),
+            "step": network.step,
+            "images": network.step * config.train.batch,
+            "digest": checkpoint.digest(network.averages),
         },
         "sampler": config.sampler.to_dict(),
         "seed": seed,
@@ -173,33 +330,127 @@ def translate(
         "config": config.to_dict(),
     }
 
-    with disk.writing(out):
-        out.mkdir(parents=True, exist_ok=True)
-    for note in found.notes:
-        print(f"note: {note}")
-    result = Result([], [], list(found.failed))
 
-    advancing = config.sampler.batch if config.sampler.scgd else 1  # volumes at once
-    waiting = targets
-    for _ in range(2):  # what another process had claimed, it may have given up since
-        left = []
-        with tqdm(total=len(waiting), unit=" volumes", disable=None) as progress:
-            for first in range(0, len(waiting), advancing):
-                group = waiting[first : first + advancing]
-                with contextlib.ExitStack() as held:
-                    jobs = _claimed(group, common, place, overwrite, held, result, left)
-                    _translate_together(plan, jobs, result)
-                progress.update(len(group))
-        waiting = left
-    result.left.extend(target.files[0] for _, target in waiting)
-    if not result.done + result.kept + result.left:
-        if not any(out.iterdir()):
-            out.rmdir()
-        raise InputError(
-            f"{source}: none of {len(targets)} volumes could be translated; "
-            f"the first: {result.failed[0][1]}"
-        )
-    place.finish(source)
+def _versions() -> dict[str, str]:
+    names = ("contourdiff-jax", "jax", "flax", "numpy", "opencv-python-headless")
+    return {name: importlib.metadata.version(name) for name in names}
+
+
+# --------------------------------------------------------------------------------------------------
+# The work
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """The translation of a folder.
+
+    Attributes:
+      plan: how volumes are translated.
+      folder: where they go.
+      common: fields of all sidecars.
+      parameters: how many the network has.
+      overwrite: see Request.
+      result: what has become of the volumes so far.
+    """
+
+    plan: Plan
+    folder: OutputFolder
+    common: dict
+    parameters: int
+    overwrite: bool
+    result: Result
+
+    def do(self, jobs: list[_Job]) -> None:
+        """Do all jobs but those that other processes do."""
+        sampler = self.plan.sampler
+        advancing = sampler.batch if sampler.scgd else 1  # volumes that are drawn together
+        for _ in range(2):  # the second time, what another process had claimed and given up
+            waiting = []
+            with tqdm(total=len(jobs), unit=" volumes", disable=None) as progress:
+                for first in range(0, len(jobs), advancing):
+                    group = jobs[first : first + advancing]
+                    with contextlib.ExitStack() as claims:
+                        ours, theirs = self._claim(group, claims)
+                        self._translate(ours)
+                    waiting += theirs
+                    progress.update(len(group))
+            jobs = waiting
+        self.result.left.extend(job.destination.files[0] for job in jobs)
+
+    def _claim(self, jobs: Sequence[_Job], claims: contextlib.ExitStack):
+        """(jobs that are claimed until `claims` is closed, those claimed by other processes).
+
+        Of the others, the result says how they are done.
+        """
+        ours, theirs = [], []
+        for job in jobs:
+            try:
+                if self._is_done(job):
+                    self.result.kept.append(job.destination.files[0])
+                elif not claims.enter_context(disk.claim(self.folder.claim(job.destination))):
+                    theirs.append(job)
+                elif self._is_done(job):  # by a process that had claimed it a moment ago
+                    self.result.kept.append(job.destination.files[0])
+                else:
+                    ours.append(job)
+            except InputError as error:
+                self.result.failed.append((job.scan.path, str(error)))
+        return ours, theirs
+
+    def _is_done(self, job: _Job) -> bool:
+        return job.destination.is_done(self._fields(job.scan), self.overwrite)
+
+    def _fields(self, scan: Scan) -> dict:
+        """What the sidecar of a scan's translation says before that is made."""
+        source = {"name": scan.source, "sha256": scan.sha256}
+        return self.common | {"subject": scan.subject, "source": source}
+
+    def _translate(self, jobs: list[_Job]) -> None:
+        """Read, draw and write volumes that are drawn together."""
+        began = time.perf_counter()
+        readable = []
+        for job in jobs:
+            try:
+                readable.append((job, volume.read(self.plan, job.scan)))
+            except InputError as error:
+                self.result.failed.append((job.scan.path, str(error)))
+        if not readable:
+            return
+        drawn = volume.draw(self.plan, [source for _, source in readable])
+        for (job, source), of_source in zip(readable, drawn, strict=True):
+            try:
+                array, maps = volume.finish(self.plan, source, of_source)
+                seconds = (time.perf_counter() - began) / len(readable)
+                self._write(job, source, array, maps, seconds)
+            except InputError as error:
+                self.result.failed.append((job.scan.path, str(error)))
+
+    def _write(self, job: _Job, source: volume.SourceVolume, array, maps, seconds: float) -> None:
+        fields = self._fields(job.scan) | {
+            "slices": len(source.contours),
+            "seconds": round(seconds, 3),
+            "cost": sidecars.cost(self.parameters),
+        }
+        job.destination.write(array, source.volume, fields, maps)
+        self.result.done.append(job.destination.files[0])
+        self.result.failed.extend(source.volume.failed)
+
+
+def _check_any(result: Result, request: Request, count: int) -> None:
+    """Raise InputError where there is nothing to show, of `count` volumes."""
+    if result.done + result.kept + result.left:
+        return
+    out = Path(request.out)
+    if not any(out.iterdir()):
+        out.rmdir()
+    raise InputError(
+        f"{request.source}: none of {count} volumes could be translated; "
+        f"the first: {result.failed[0][1]}"
+    )
+
+
+def _tell(result: Result, out: Path) -> None:
     for _, reason in result.failed:
         print(f"not translated: {reason}", file=sys.stderr)
     elsewhere = f", {len(result.left)} left to another process" if result.left else ""
@@ -207,102 +458,3 @@ def translate(
         f"{out}: {len(result.done)} translated, {len(result.kept)} kept from before, "
         f"{len(result.failed)} failed{elsewhere}"
     )
-    return result
-
-
-def _mesh(trained: run.Run, batch: int, devices: int | None) -> Mesh:
-    """Devices that share a batch of slices, each with the network; all by default."""
-    weights = jax.eval_shape(models.build(trained.config.model).init, jax.random.key(0))
-    wanted = ConfigDict({"data": devices or -1, "fsdp": 1})
-    mesh = meshes.make(wanted, batch=batch, held=weights)
-    meshes.check_batch(mesh, batch, "--batch_size")
-    return mesh
-
-
-def _targets(found: list[Scan], place: outputs.Output) -> list[tuple[Scan, outputs.Target]]:
-    """Where every scan's translation goes.
-
-    Raises InputError where one would be written over a source, or over another.
-    """
-    sources = {path.resolve() for scan in found for path in scan.files}
-    targets, owners = [], {}
-    for scan in found:
-        target = place.target(scan)
-        for path in target.files:
-            if path.resolve() in sources or path.resolve().parent in {s.parent for s in sources}:
-                raise InputError(f"{place.folder}: holds the source itself; choose another --out")
-        other = owners.setdefault(target.sidecar, scan)
-        if other is not scan:
-            raise InputError(
-                f"{scan.path}: {other.path.name} would have the same sidecar; keep one of them"
-            )
-        targets.append((scan, target))
-    return targets
-
-
-def _claimed(group, common, place, overwrite, held, result: Result, left: list) -> list[_Job]:
-    """The volumes of a group that are to be translated, claimed until `held` is closed.
-
-    What is done is noted in `result`; what another process has claimed goes to `left`.
-    """
-    jobs = []
-    for scan, target in group:
-        try:
-            fields = common | _identity(scan)
-            if target.is_done(fields, overwrite):
-                result.kept.append(target.files[0])
-            elif not held.enter_context(disk.claim(place.claim(target))):
-                left.append((scan, target))
-            elif target.is_done(fields, overwrite):  # since it was claimed by another
-                result.kept.append(target.files[0])
-            else:
-                jobs.append(_Job(scan, target, fields))
-        except InputError as error:
-            result.failed.append((scan.path, str(error)))
-    return jobs
-
-
-def _translate_together(plan: Plan, jobs: list[_Job], result: Result) -> None:
-    """Translates volumes that advance together, and says in `result` how it went."""
-    began = time.perf_counter()
-    read = []
-    for job in jobs:
-        try:
-            read.append((job, volume.read(plan, job.scan)))
-        except InputError as error:
-            result.failed.append((job.scan.path, str(error)))
-    if not read:
-        return
-    drawn = volume.samples(plan, [source for _, source in read])
-    for (job, source), samples in zip(read, drawn, strict=True):
-        try:
-            array, maps = volume.finished(plan, source, samples)
-            seconds = round((time.perf_counter() - began) / len(read), 3)
-            done = {"slices": len(source.contours), "seconds": seconds}
-            done["cost"] = sidecars.cost(plan.parameters)
-            job.target.write(array, source.volume, job.fields | done, maps)
-            result.done.append(job.target.files[0])
-            result.failed.extend(source.volume.failed)
-        except InputError as error:
-            result.failed.append((job.scan.path, str(error)))
-
-
-def _contour_settings(given, trained: run.Run, source: intensity.Preset) -> ContourSettings:
-    """Settings for the source: of the file or preset named, else of training or its default."""
-    if given is not None:
-        return contour_settings.named(given, source.modality)
-    # Within a modality what training saw is right; across, the modality's own.
-    same = source.modality == trained.preset.modality or trained.contours.suits_any
-    return trained.contours if same else contour_settings.preset("default", source.modality)
-
-
-def _identity(scan: Scan) -> dict:
-    return {
-        "subject": scan.subject,
-        "source": {"name": scan.source, "sha256": scan.sha256},
-    }
-
-
-def _versions() -> dict[str, str]:
-    names = ("contourdiff-jax", "jax", "flax", "numpy", "opencv-python-headless")
-    return {name: importlib.metadata.version(name) for name in names}

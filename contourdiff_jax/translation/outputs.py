@@ -40,15 +40,15 @@ DATATYPES = {"ct": "ct", "mr": "anat"}  # folders of BIDS
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class Destination:
     """Where one translation goes.
 
     Attributes:
       files: all that must exist for it to be whole: files, or the folder of a series.
       sidecar: the JSON beside them.
       save: writes them: (array [X, Y, Z] in native units, the source's volume) -> None.
-      sources: of pictures, the file that each is made of.
-      maps: where each goes, by its name.
+      sources: of pictures, the file that each of `files` is made of.
+      maps: where the maps go, by name.
     """
 
     files: tuple[Path, ...]
@@ -62,18 +62,17 @@ class Target:
         return (*self.files, *self.maps.values())
 
     def is_done(self, fields: dict, overwrite: bool) -> bool:
-        """Whether the translation and its sidecar already are what `fields` say.
+        """Whether the translation is there, and its sidecar says all that `fields` do.
 
-        Raises InputError where it is there but was made from something else.
+        Raises InputError where it is there but was made from or with something else.
         """
         there = [path for path in self._all if path.exists()]
         try:
-            before = json.loads(self.sidecar.read_text())
+            sidecar = json.loads(self.sidecar.read_text())
         except (OSError, ValueError):
-            before = None
-        wanted = json.loads(json.dumps(fields))
-        if isinstance(before, dict) and wanted.items() <= before.items():
-            left_out = before.get("left_out", [])
+            sidecar = None
+        if sidecars.states(sidecar, fields):
+            left_out = sidecar.get("left_out", [])
             return {path.name for path in self._all if path not in there} == set(left_out)
         if overwrite or not there:
             return False
@@ -82,9 +81,9 @@ class Target:
         )
 
     def write(self, array: np.ndarray, like: Volume, fields: dict, maps: Mapping) -> None:
-        """Writes the translation, its sidecar and its maps {name: [X, Y, Z]}, all or none.
+        """Write the translation, its sidecar and its maps {name: [X, Y, Z]}: all, or none.
 
-        The sidecar first: what lies beside one is whole, whenever the command is interrupted.
+        The sidecar comes first: even where the command is interrupted, no file lies without one.
         """
         with disk.writing(self.sidecar):
             self._remove()
@@ -109,20 +108,20 @@ class Target:
 
 
 @dataclasses.dataclass(frozen=True)
-class Output:
-    """The folder and the format of translations into one modality.
+class OutputFolder:
+    """A folder of translations into one modality.
 
     Attributes:
-      folder: OUT.
+      path: OUT.
       format: one of FORMATS.
       preset: of the target's intensities.
-      window: the translations' own, in native units.
+      window: of the translations, in native units.
       kind: what the target shows, as BIDS and nnU-Net call it: 'T1w', 'ct', ...
       labels: label maps by the name of their scan, for nnU-Net; None: those of the layout.
-      maps: names of those that are written.
+      maps: names of the maps that are written.
     """
 
-    folder: Path
+    path: Path
     format: str
     preset: Preset
     window: Window
@@ -130,51 +129,51 @@ class Output:
     labels: dict[str, Scan] | None = None
     maps: tuple[str, ...] = ()
 
-    def target(self, scan: Scan) -> Target:
+    def destination(self, scan: Scan) -> Destination:
         """Where the translation of a scan and its maps go."""
-        target = self._target(scan)
-        name = target.sidecar.stem
-        maps = {kind: self.folder / MAPS / kind / f"{name}.nii.gz" for kind in self.maps}
-        return dataclasses.replace(target, maps=maps)
+        destination = self._without_maps(scan)
+        name = destination.sidecar.stem
+        maps = {kind: self.path / MAPS / kind / f"{name}.nii.gz" for kind in self.maps}
+        return dataclasses.replace(destination, maps=maps)
 
-    def claim(self, target: Target) -> Path:
-        """The file by which a process claims a target for itself."""
-        name = "-".join(target.sidecar.relative_to(self.folder).with_suffix(".lock").parts)
-        return self.folder / f".{name}"
+    def claim(self, destination: Destination) -> Path:
+        """The file by which a process claims a destination for itself."""
+        name = "-".join(destination.sidecar.relative_to(self.path).with_suffix(".lock").parts)
+        return self.path / f".{name}"
 
-    def _target(self, scan: Scan) -> Target:
+    def _without_maps(self, scan: Scan) -> Destination:
         if self.format == "dicom":
             return self._series(scan)
         if self.format == "bids":
             return self._file(self._bids_path(scan))
         if self.format == "nnunet":
-            return self._case(scan)
+            return self._nnunet_case(scan)
         if self.format == "nifti":
-            return self._file(self.folder / f"{scan.stem}.nii.gz")
+            return self._file(self.path / f"{scan.stem}.nii.gz")
         return self._same(scan)
 
-    def _same(self, scan: Scan) -> Target:
+    def _same(self, scan: Scan) -> Destination:
         suffix = filenames.suffix_of(scan.files[0])
         if suffix in filenames.NIFTI:
-            return self._file(self.folder / f"{scan.stem}{suffix}")
+            return self._file(self.path / f"{scan.stem}{suffix}")
         if suffix in filenames.ITK:  # detached headers become files of their own
             suffix = {".mhd": ".mha", ".nhdr": ".nrrd"}.get(suffix, suffix)
-            return self._file(self.folder / f"{scan.stem}{suffix}")
+            return self._file(self.path / f"{scan.stem}{suffix}")
         if suffix in filenames.PICTURES:
             from contourdiff_jax.volumes.formats import pictures
 
             if suffix == ".npy" or pictures.holds(self.window.low, self.window.high):
                 return self._pictures(scan)
-        return self._file(self.folder / f"{scan.stem}.nii.gz")
+        return self._file(self.path / f"{scan.stem}.nii.gz")
 
-    def _file(self, path: Path) -> Target:
+    def _file(self, path: Path) -> Destination:
         def save(array, volume):
             io.write(path, array, volume, self.preset.dtype)
 
-        return Target((path,), path.with_name(f"{filenames.stem(path)}.json"), save)
+        return Destination((path,), path.with_name(f"{filenames.stem(path)}.json"), save)
 
-    def _series(self, scan: Scan) -> Target:
-        path = self.folder / scan.name
+    def _series(self, scan: Scan) -> Destination:
+        path = self.path / scan.name
 
         def save(array, volume):
             from contourdiff_jax.volumes.formats import derived
@@ -190,21 +189,21 @@ class Output:
                 window=(self.window.low, self.window.high),
             )
 
-        return Target((path,), path.with_name(f"{path.name}.json"), save)
+        return Destination((path,), path.with_name(f"{path.name}.json"), save)
 
-    def _pictures(self, scan: Scan) -> Target:
+    def _pictures(self, scan: Scan) -> Destination:
         from contourdiff_jax.volumes.formats import pictures
 
         names = pictures.names(scan.files)
-        files = tuple(self.folder / name for name in names)
+        files = tuple(self.path / name for name in names)
 
         def save(array, volume):
             bad = {path for path, _ in volume.failed}
             good = [name for name, of in zip(names, scan.files, strict=True) if of not in bad]
             window = (self.window.low, self.window.high)
-            pictures.write(self.folder, good, array, volume, window)
+            pictures.write(self.path, good, array, volume, window)
 
-        return Target(files, self.folder / f"{scan.stem}.json", save, scan.files)
+        return Destination(files, self.path / f"{scan.stem}.json", save, scan.files)
 
     # BIDS -----------------------------------------------------------------------------------------
 
@@ -213,14 +212,14 @@ class Output:
         folders = [part for part in entities if part.startswith(("sub-", "ses-"))]
         name = "_".join([*entities, "desc-contourdiff", self.kind])
         datatype = DATATYPES[self.preset.modality]
-        return self.folder.joinpath(*folders, datatype, f"{name}.nii.gz")
+        return self.path.joinpath(*folders, datatype, f"{name}.nii.gz")
 
     # nnU-Net --------------------------------------------------------------------------------------
 
-    def _case(self, scan: Scan) -> Target:
+    def _nnunet_case(self, scan: Scan) -> Destination:
         part = "Ts" if scan.split == "test" else "Tr"
-        image = self.folder / f"images{part}" / f"{scan.name}_0000.nii.gz"
-        label = self.folder / f"labels{part}" / f"{scan.name}.nii.gz"
+        image = self.path / f"images{part}" / f"{scan.name}_0000.nii.gz"
+        label = self.path / f"labels{part}" / f"{scan.name}.nii.gz"
         plain = self._file(image)
 
         def save(array, volume):
@@ -232,12 +231,12 @@ class Output:
             io.write(label, labels, volume, dtype, overwrite=True)
             plain.save(array, volume)
 
-        return Target((image, label), plain.sidecar, save)
+        return Destination((image, label), plain.sidecar, save)
 
     # Whole folders --------------------------------------------------------------------------------
 
     def finish(self, source: Path) -> None:
-        """Writes what describes the folder as a whole."""
+        """Write what describes the folder as a whole."""
         if self.format == "bids":
             self._describe_bids()
         if self.format == "nnunet":
@@ -245,7 +244,7 @@ class Output:
 
     def _describe_bids(self) -> None:
         disk.write_json(
-            self.folder / "dataset_description.json",
+            self.path / "dataset_description.json",
             {
                 "Name": f"Synthetic {self.kind} images by contourdiff",
                 "BIDSVersion": BIDS_VERSION,
@@ -263,16 +262,16 @@ class Output:
         )
 
     def _describe_nnunet(self, source: Path) -> None:
-        images = sorted(self.folder.glob("imagesTr/*_0000.nii.gz"))
-        found = set()
-        for path in self.folder.glob("labelsT[rs]/*.nii.gz"):
-            found |= set(np.unique(io.read(path, labels=True).array).astype(int).tolist())
+        images = sorted(self.path.glob("imagesTr/*_0000.nii.gz"))
+        labels = {0}
+        for path in self.path.glob("labelsT[rs]/*.nii.gz"):
+            labels |= set(np.unique(io.read(path, labels=True).array).astype(int).tolist())
         names = _label_names(source) or {
             "background": 0,
-            **{f"label_{label}": label for label in sorted(found - {0})},
+            **{f"label_{label}": label for label in sorted(labels - {0})},
         }
         disk.write_json(
-            self.folder / "dataset.json",
+            self.path / "dataset.json",
             {
                 "channel_names": {"0": "CT" if self.preset.modality == "ct" else self.kind},
                 "labels": names,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The samples of a slice: which is kept, where they differ, and what no contour asked for.
 
-    rule(samples, found, asked) -> numbers [N] of the samples kept
+    rule(samples, shown, asked) -> numbers [N] of the samples kept
 
 Maps of a volume:
     mean     of the samples, in the target's units
@@ -10,7 +10,7 @@ Maps of a volume:
              they were drawn from
 
 Shapes: K samples, N slices in order along the axis, H rows, W columns. samples [K, N, H, W] in
-[-1, 1]; found [K, N, H, W] the contours that they show; asked [N, H, W] those they were drawn from.
+[-1, 1]; shown [K, N, H, W] the contours that they show; asked [N, H, W] those they were drawn from.
 """
 
 import numpy as np
@@ -23,36 +23,36 @@ MAPS = ("mean", "std", "unasked")
 TOLERANCE = 2  # pixels of the model's grid, diagonal neighbours are 1 apart
 
 
-def first(samples, found, asked) -> np.ndarray:
-    """The usual one: that which is drawn where there is no other."""
-    del found, asked
+def first(samples, shown, asked) -> np.ndarray:
+    """The first, which is the one that is drawn where a single sample is wanted."""
+    del shown, asked
     return np.zeros(samples.shape[1], int)
 
 
-def lowest_mean(samples, found, asked) -> np.ndarray:
+def lowest_mean(samples, shown, asked) -> np.ndarray:
     """The darkest, by which the original starts a volume (mazurowski-lab/ContourDiff)."""
-    del found, asked
+    del shown, asked
     return samples.mean((2, 3)).argmin(0)
 
 
-def nearest(samples, found, asked) -> np.ndarray:
-    """Of the first slice the darkest, of every other that which is nearest to the slice before.
+def nearest(samples, shown, asked) -> np.ndarray:
+    """Of the first slice the darkest, of every other the one that is nearest to the slice before.
 
     By the mean squared difference, as the original keeps slices together where it draws in 2D.
     """
-    numbers = lowest_mean(samples[:, :1], found, asked)
+    numbers = lowest_mean(samples[:, :1], shown, asked)
     for i in range(1, samples.shape[1]):
         before = samples[numbers[-1], i - 1]
         numbers = np.append(numbers, np.square(samples[:, i] - before).mean((1, 2)).argmin())
     return numbers
 
 
-def best_contours(samples, found, asked) -> np.ndarray:
-    """That whose own contours agree best with those asked for, by the F-measure."""
+def best_contours(samples, shown, asked) -> np.ndarray:
+    """The one whose contours agree best with those asked for, by the F-measure."""
     del samples
     scores = [
-        [contour_agreement(f, a)["contour_f1"] for f, a in zip(of_sample, asked, strict=True)]
-        for of_sample in found
+        [contour_agreement(s, a)["contour_f1"] for s, a in zip(of_sample, asked, strict=True)]
+        for of_sample in shown
     ]
     return np.argmax(scores, 0)
 
@@ -65,24 +65,23 @@ RULES = {
 }
 
 
-def chosen(name: str, samples, found, asked) -> np.ndarray:
-    """The slices [N, H, W] that a rule keeps, or their expectation: 'mean'."""
+NAMES = (*RULES, "mean")
+OF_CONTOURS = ("best_contours",)  # rules that look at the contours shown; others may have None
+
+
+def chosen(name: str, samples, shown, asked) -> np.ndarray:
+    """The slices [N, H, W] that the rule of that name keeps, or the 'mean' of the samples."""
     if name == "mean":
         return samples.mean(0)
-    return samples[RULES[name](samples, found, asked), np.arange(samples.shape[1])]
+    return samples[RULES[name](samples, shown, asked), np.arange(samples.shape[1])]
 
 
-NAMES = (*RULES, "mean")
-
-
-def maps(samples, found, asked, resampling, preset: Preset, window: Window) -> dict:
+def maps(samples, shown, asked, resampling, preset: Preset, window: Window) -> dict:
     """{name: [X, Y, Z] float32} of one volume, on its own grid.
 
     Args:
-      samples: [K, N, H, W].
-      found: [K, N, H, W], the contours that they show.
-      asked: [N, H, W], those they were drawn from.
-      preset, window: of the target, as the translation's.
+      resampling: from the volume to the model's grid and back.
+      preset, window: of the translation.
     """
     half = (preset.image.high - preset.image.low) / 2
     near = ndimage.maximum_filter(asked, size=(1, 2 * TOLERANCE + 1, 2 * TOLERANCE + 1))
@@ -91,5 +90,5 @@ def maps(samples, found, asked, resampling, preset: Preset, window: Window) -> d
     return {
         "mean": preset.native(mean, window),
         "std": deviation - preset.native(0, window),
-        "unasked": resampling.volume(np.mean(np.asarray(found) > near, 0), 0),
+        "unasked": resampling.volume(np.mean(np.asarray(shown) > near, 0), 0),
     }

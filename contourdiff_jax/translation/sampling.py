@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling: slices drawn from what is seen of them, in batches of one size.
+"""Sampling: any number of slices, drawn in batches of one size.
 
 Shapes: N slices, B batch, H rows, W columns, c channels of a condition.
 """
@@ -22,10 +22,10 @@ def draw(
     knots: Knots,
     beside: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Samples [N, H, W] of conditions {name: [N, H, W, c]} and knots.
+    """Samples [N, H, W] of what is seen of slices, {name: [N, H, W, c]}, and their knots of noise.
 
-    The first slice starts a new batch and the last is repeated to fill its own: what a slice
-    becomes depends on nothing else. With `beside` [N, 2] all are one call.
+    Batches hold these slices alone, and the last is filled by repeating the last slice, so that a
+    slice depends on nothing else. With neighbours `beside` [N, 2], one call draws all.
     """
     count, batch = len(knots.keys), translator.batch
     size = batch if beside is None else -(-count // batch) * batch

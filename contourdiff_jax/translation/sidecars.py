@@ -13,9 +13,10 @@ import dataclasses
 import json
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from contourdiff_jax import config as configuration
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
@@ -27,30 +28,66 @@ from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 
 SCHEMA = 1
 NOTICE = "Synthetic images, not for diagnosis."
+SIDES = ("source", "target")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all translated volumes of a folder have in common."""
+    """What all translated volumes of a folder have in common.
+
+    Attributes:
+      source, target: presets of both sides; of the source None, where nothing says it.
+      grid: of the model.
+      contours: settings by side, 'source' and 'target'.
+      assumed: what the source does not say itself, where it is made of pictures.
+    """
 
     source: Preset | None
     target: Preset
     grid: Grid
-    contours: dict[str, ContourSettings]  # of 'source' and 'target'
-    assumed: Assumed = UNKNOWN  # what the source's pictures, if it was such, do not say
+    contours: dict[str, ContourSettings]
+    assumed: Assumed = UNKNOWN
+
+    def to_dict(self) -> dict:
+        """As fields of a sidecar."""
+        return {
+            "preset": {"source": self.source.name, "target": self.target.name},
+            "assumed": dataclasses.asdict(self.assumed),
+            "grid": dataclasses.asdict(self.grid),
+            "contours": {side: settings.to_dict() for side, settings in self.contours.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, fields: Mapping) -> "Settings":
+        """Raises KeyError, TypeError or InputError for fields of no sidecar."""
+        return cls(
+            **{side: intensity.preset(fields["preset"][side]) for side in SIDES},
+            grid=Grid(**fields["grid"]),
+            contours={side: ContourSettings.from_dict(fields["contours"][side]) for side in SIDES},
+            assumed=Assumed.from_dict(fields.get("assumed", {})),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Sidecar:
-    """What `translate` wrote beside a volume."""
+    """What `translate` wrote beside a volume.
+
+    Attributes:
+      window: of the translation, in its native units.
+      seconds: that a slice took to translate.
+      slices: how many there are.
+      cost: see `cost`; empty in those written before it was recorded.
+      training_subjects: SHA-256 of their names.
+      weights: digest of the model's.
+    """
 
     settings: Settings
-    window: Window  # of the translation, in its native units
-    seconds: float  # that a slice took to translate
+    window: Window
+    seconds: float
     slices: int
-    cost: dict  # see `cost`; empty in those written before it was recorded
-    training_subjects: frozenset[str]  # SHA-256 of their names
-    weights: str = ""  # digest of the model's
+    cost: dict
+    training_subjects: frozenset[str]
+    weights: str = ""
 
 
 def beside(scan: Scan) -> Path:
@@ -62,6 +99,24 @@ def beside(scan: Scan) -> Path:
     if suffix in filenames.PICTURES:  # several pictures share a folder with those of others
         return first.with_name(f"{scan.stem}.json")
     return first.with_name(f"{filenames.stem(first)}.json")
+
+
+def states(sidecar: object, wanted: Mapping) -> bool:
+    """Whether a sidecar, as its JSON is read, has all `wanted` fields.
+
+    Those of the configuration that are newer than the sidecar have their defaults in it.
+    """
+    return isinstance(sidecar, dict) and _complete(wanted).items() <= _complete(sidecar).items()
+
+
+def _complete(fields: Mapping) -> dict:
+    """Fields as JSON has them, with all fields of today's configuration."""
+    try:
+        config = configuration.from_dict(fields["config"])
+    except (KeyError, InputError):
+        return dict(fields)
+    sections = {"config": config.to_dict(), "sampler": config.sampler.to_dict()}
+    return json.loads(json.dumps({**fields, **sections}))
 
 
 def read(scan: Scan) -> Sidecar | None:
@@ -79,17 +134,8 @@ def read(scan: Scan) -> Sidecar | None:
         low, high = map(float, fields["window"])
         if not low < high:
             raise ValueError(f"window {low} to {high}")
-        settings = Settings(
-            **{side: intensity.preset(fields["preset"][side]) for side in ("source", "target")},
-            grid=Grid(**fields["grid"]),
-            contours={
-                side: ContourSettings.from_dict(fields["contours"][side])
-                for side in ("source", "target")
-            },
-            assumed=Assumed.from_dict(fields.get("assumed", {})),
-        )
         return Sidecar(
-            settings,
+            Settings.from_dict(fields),
             window=Window(low, high),
             seconds=fields["seconds"] / fields["slices"],
             slices=fields["slices"],
@@ -109,11 +155,11 @@ def read(scan: Scan) -> Sidecar | None:
 # Cost
 # --------------------------------------------------------------------------------------------------
 
-# JAX is imported where a translation has it anyway: summaries do without.
+# Only where a volume is translated is JAX imported: reports need none.
 
 
 def cost(parameters: int) -> dict:
-    """What a sidecar says of a network with so many parameters and of the machine, so far."""
+    """What a sidecar says of the network, of so many parameters, and of the machine, up to now."""
     import jax
 
     return {
@@ -144,17 +190,17 @@ def _device_bytes() -> int | None:
 
 
 def cost_summary(sidecars: Iterable[Sidecar | None]) -> dict:
-    """What the sidecars of an evaluation say; empty where there is none.
+    """The cost of the translations that sidecars are of; empty where there is no sidecar.
 
     Returns:
-      {"seconds a slice", "seconds a volume": {"value": median, "low": least, "high": most, "n"}},
-      and where sidecars have them "parameters", "device", "devices", and the largest "host_bytes"
-      and "device_bytes".
+      {"seconds a slice", "seconds a volume": {"value": median, "low": least, "high": most, "n"}};
+      "parameters", "device" and "devices" where all sidecars agree; the largest "host_bytes" and
+      "device_bytes".
     """
     known = [sidecar for sidecar in sidecars if sidecar is not None]
     if not known:
         return {}
-    found = {
+    summary = {
         "seconds a slice": _spread([sidecar.seconds for sidecar in known]),
         "seconds a volume": _spread([sidecar.seconds * sidecar.slices for sidecar in known]),
     }
@@ -162,12 +208,12 @@ def cost_summary(sidecars: Iterable[Sidecar | None]) -> dict:
     for name in ("parameters", "device", "devices"):
         values = {cost.get(name) for cost in recorded}
         if len(values) == 1 and None not in values:
-            found[name] = values.pop()
+            summary[name] = values.pop()
     for name in ("host_bytes", "device_bytes"):
         peaks = [cost[name] for cost in recorded if cost.get(name) is not None]
         if peaks:
-            found[name] = max(peaks)
-    return found
+            summary[name] = max(peaks)
+    return summary
 
 
 def _spread(values: list[float]) -> dict:

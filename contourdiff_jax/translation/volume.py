@@ -1,25 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slices of a volume, translated: each for itself, or knowing of one another.
+"""The slices of a volume, translated: each on its own, or in view of one another.
 
-There is one compiled sampler (sampling.py). What a slice has of its neighbours is said by what it
-is given:
+There is one compiled sampler (sampling.py). Slices depend on their neighbours by what it is given:
 
     noise          knots that slices share (diffusion/noise.py): all are drawn in parallel
     coupling       estimates that agree at every step (diffusion/coupling.py)
     SCGD           the translation of the slice before, as a condition. Chen et al. 2024 (arXiv
                    2403.10786) go through a volume from its first slice, of which they draw
                    several candidates and keep the darkest. Chains may also begin anew every few
-                   slices, or in the middle. What they have come to is drawn together: all
-                   volumes and all chains advance in one batch.
+                   slices, or in the middle. All volumes and all chains advance in one batch, a
+                   slice at a time.
 
 Shapes: N slices, H rows, W columns on the model's grid, K samples, B batch, [X, Y, Z] volumes in
 closest-canonical RAS.
 """
 
 import dataclasses
-import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -28,26 +26,49 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from contourdiff_jax.contours import opencv
-from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.contracts import NEIGHBOUR
 from contourdiff_jax.data import batches
 from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.diffusion import noise, tiles
-from contourdiff_jax.training import run
-from contourdiff_jax.translation import chains
-from contourdiff_jax.translation import samples as selection
-from contourdiff_jax.volumes import intensity, masks
+from contourdiff_jax.translation import chains, samples
+from contourdiff_jax.translation.sidecars import Settings
+from contourdiff_jax.volumes import masks
 from contourdiff_jax.volumes.grid import KEPT_WHOLE, Resampling
+from contourdiff_jax.volumes.intensity import Preset, Window
 from contourdiff_jax.volumes.volume import Volume
 
 AIR = -1.0  # in the model's range
 CLIPPED = 0.01  # more of the body than this outside the preset's range is worth a warning
 
 
+class Plan(NamedTuple):
+    """How every volume of a folder is translated.
+
+    Attributes:
+      settings: what all volumes have in common.
+      window: of the translations, in native units.
+      masks: body masks by the name of their scan; None: the layout's, or computed.
+      sampler: the section that is drawn with.
+      sees: names of the conditions that the network sees.
+      draw: (seen {name: [N, H, W, c]}, knots, beside) -> slices [N, H, W] in [-1, 1].
+      seed: of the noise.
+      maps: whether maps are wanted.
+    """
+
+    settings: Settings
+    window: Window
+    masks: dict[str, Scan] | None
+    sampler: ConfigDict
+    sees: frozenset[str]
+    draw: Callable
+    seed: int = 0
+    maps: bool = False
+
+
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceVolume:
     """A volume to be translated, and all that is seen of it.
 
     Attributes:
@@ -65,31 +86,25 @@ class Source:
 
     @property
     def air(self) -> np.ndarray:
-        """[N] bool, slices without body and contours: they are air, and nothing is guessed."""
+        """[N] bool, slices with neither body nor contours: they become air, and are not drawn."""
         return ~(self.body | (self.contours > 0)).any((1, 2))
 
 
-class Plan(NamedTuple):
-    """How every volume of a folder is translated."""
-
-    trained: run.Run
-    sampler: ConfigDict  # the section
-    preset: intensity.Preset  # of the source, as are the contours
-    contours: ContourSettings
-    masks: dict[str, Scan] | None
-    drawn: Callable  # (condition, knots, beside) -> pictures
-    parameters: int  # of the network
-    seed: int
-    maps: bool
+# --------------------------------------------------------------------------------------------------
+# Reading
+# --------------------------------------------------------------------------------------------------
 
 
-def read(plan: Plan, scan: Scan) -> Source:
-    """A scan as it goes into the sampler."""
+def read(plan: Plan, scan: Scan) -> SourceVolume:
+    """A scan on the model's grid; raises InputError where it cannot be read.
+
+    Warnings about it are printed.
+    """
+    preset, grid = plan.settings.source, plan.settings.grid
     volume = scan.read()
-    window = plan.preset.window_of(volume)
-    volume, resampling = plan.trained.grid.fit_volume(volume)
+    window = preset.window_of(volume)
+    volume, resampling = grid.fit_volume(volume)
     if resampling.kept < KEPT_WHOLE and plan.sampler.tiles:
-        grid = plan.trained.grid
         side = tiles.side(resampling.needed, grid.size)
         _, resampling = dataclasses.replace(grid, size=side).fit_volume(volume)
     elif resampling.kept < KEPT_WHOLE:
@@ -101,22 +116,22 @@ def read(plan: Plan, scan: Scan) -> Source:
         _say(f"note: {scan.path}: {note}")
     mask = pairs.companion(volume, scan, plan.masks, "masks")
     if mask is None:
-        mask = masks.body_mask(volume.array, volume.affine, plan.preset.modality)
-    _check_intensities(plan.preset, scan, volume, window, mask > 0)
+        mask = masks.body_mask(volume.array, volume.affine, preset.modality)
+    _check_intensities(preset, scan, volume, window, mask > 0)
     body = resampling.masks(mask > 0)
     edges = opencv.on_grid(
-        plan.preset.values(volume.array, window),
+        preset.values(volume.array, window),
         body,
         resampling,
-        plan.preset,
-        plan.contours,
-        plan.preset.shown(volume, window),
+        preset,
+        plan.settings.contours["source"],
+        preset.shown(volume, window),
     )
-    return Source(scan, volume, resampling, edges, body)
+    return SourceVolume(scan, volume, resampling, edges, body)
 
 
-def _check_intensities(preset, scan: Scan, volume, window, inside) -> None:
-    """Says of a volume whose values can hardly be what its preset takes them for."""
+def _check_intensities(preset: Preset, scan: Scan, volume: Volume, window, inside) -> None:
+    """Warn of a volume whose values can hardly be those of its preset."""
     guess = guesses.guess(volume.array, volume.array.dtype, None, scan.assumed)
     if guess.preset != preset.name or guess.offset:
         _say(
@@ -134,108 +149,106 @@ def _check_intensities(preset, scan: Scan, volume, window, inside) -> None:
         )
 
 
+def _say(text: str) -> None:
+    """Print a line above the progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
 # --------------------------------------------------------------------------------------------------
-# Samples
+# Drawing
 # --------------------------------------------------------------------------------------------------
 
 
-def knots(config, seed: int, source: Source, sample: int) -> noise.Knots:
-    """What the noise of a volume's slices is made of; sample 0 is the usual one."""
+def draw(plan: Plan, sources: Sequence[SourceVolume]) -> list[np.ndarray]:
+    """Samples [K, N, H, W] in [-1, 1] of each source."""
+    if plan.sampler.scgd:
+        return chained(plan, sources)
+    return [at_once(plan, source) for source in sources]
+
+
+def knots(plan: Plan, source: SourceVolume, sample: int) -> noise.Knots:
+    """The noise of a volume's slices, in the sample of that number."""
     name, positions = source.scan.name, source.resampling.positions
-    if config.coherence:
-        return noise.along(seed, name, positions, config.coherence, sample)
-    return noise.independent(seed, name, len(positions), sample)
+    if plan.sampler.coherence:
+        return noise.along(plan.seed, name, positions, plan.sampler.coherence, sample)
+    return noise.independent(plan.seed, name, len(positions), sample)
 
 
-def at_once(drawn: Callable, config, names, seed: int, source: Source) -> np.ndarray:
-    """Samples [K, N, H, W] in [-1, 1] of a volume, all slices in parallel.
-
-    Args:
-      drawn: (condition, knots, beside) -> pictures [N, H, W].
-      config: a `sampler` section.
-      names: of the conditions that the network sees.
-    """
-    condition = batches.contours_alone(source.contours, names)
-    beside = chains.neighbours(source.resampling.positions) if config.coupling else None
-    own = (knots(config, seed, source, sample) for sample in range(config.samples))
-    pictures = np.stack([drawn(condition, of_sample, beside) for of_sample in own])
-    pictures[:, source.air] = AIR
-    return pictures
+def at_once(plan: Plan, source: SourceVolume) -> np.ndarray:
+    """Samples [K, N, H, W] in [-1, 1] of a volume, all slices in parallel."""
+    seen = batches.contours_alone(source.contours, plan.sees)
+    beside = chains.neighbours(source.resampling.positions) if plan.sampler.coupling else None
+    numbers = range(plan.sampler.samples)
+    drawn = np.stack([plan.draw(seen, knots(plan, source, k), beside) for k in numbers])
+    drawn[:, source.air] = AIR
+    return drawn
 
 
-def chained(
-    drawn: Callable, config, names, seed: int, sources: list[Source], found: Callable
-) -> list[np.ndarray]:
+def chained(plan: Plan, sources: Sequence[SourceVolume]) -> list[np.ndarray]:
     """Samples [K, N, H, W] in [-1, 1] of each volume, by SCGD.
 
-    Where a chain begins, candidates are drawn without a neighbour and one is kept: candidate c of
-    sample k is keyed as sample k times their number + c, so the first is the usual one.
-
-    Args:
-      found: (pictures [n, H, W], body [n, H, W]) -> the contours that they show.
+    Where a chain begins, n candidates are drawn without a neighbour and one is kept. Candidate c of
+    sample k has the noise of sample k n + c, so the first is what is drawn without SCGD; the slices
+    after it have the noise of sample k n.
     """
-    planned = [
-        chains.chains(source.resampling.positions, anchor=config.anchor, middle=config.middle)
+    sampler, contours = plan.sampler, [source.contours for source in sources]
+    orders = [
+        chains.chains(source.resampling.positions, anchor=sampler.anchor, middle=sampler.middle)
         for source in sources
     ]
-    results = [np.empty((config.samples, *s.contours.shape), np.float32) for s in sources]
+    drawn = [np.empty((sampler.samples, *edges.shape), np.float32) for edges in contours]
     air = [source.air for source in sources]
-    farthest = max(distance.max() for _, distance in planned)
-    for k in range(config.samples):
-        numbers = range(k * config.candidates, (k + 1) * config.candidates)
-        of = [[knots(config, seed, source, number) for source in sources] for number in numbers]
+    farthest = max(distances.max() for _, distances in orders)
+    for k in range(sampler.samples):
+        numbers = range(k * sampler.candidates, (k + 1) * sampler.candidates)
+        noises = [[knots(plan, source, number) for source in sources] for number in numbers]
         for far in range(farthest + 1):
-            rows = [(v, i) for v, (_, d) in enumerate(planned) for i in np.flatnonzero(d == far)]
-            asked = _gathered([source.contours for source in sources], rows)
-            condition = batches.contours_alone(asked, names)
+            rows = [(v, i) for v, (_, d) in enumerate(orders) for i in np.flatnonzero(d == far)]
+            asked = _gathered(contours, rows)
+            seen = batches.contours_alone(asked, plan.sees)
             if far:
-                before = [(v, planned[v][0][i]) for v, i in rows]
-                shown = _gathered([result[k] for result in results], before)
-                condition[NEIGHBOUR.name] = batches.given(shown)
-            candidates = [
-                drawn(condition, _gathered(each, rows), None) for each in of[: 1 if far else None]
-            ]
-            pictures = candidates[0]
+                before = [(v, orders[v][0][i]) for v, i in rows]
+                seen[NEIGHBOUR.name] = batches.given(_gathered([of[k] for of in drawn], before))
+            tried = noises[:1] if far else noises
+            candidates = np.stack([plan.draw(seen, _gathered(each, rows), None) for each in tried])
+            slices = candidates[0]
             if len(candidates) > 1:
                 body = _gathered([source.body for source in sources], rows)
-                edges = [found(candidate, body) for candidate in candidates]
-                pictures = selection.chosen(config.candidate, np.stack(candidates), edges, asked)
-            for (v, i), picture in zip(rows, pictures, strict=True):
-                results[v][k, i] = AIR if air[v][i] else picture
-    return results
+                slices = _kept(plan, sampler.candidate, candidates, body, asked)
+            for (v, i), one in zip(rows, slices, strict=True):
+                drawn[v][k, i] = AIR if air[v][i] else one
+    return drawn
 
 
 def _gathered(trees, rows: list[tuple[int, int]]):
-    """Of trees of arrays, entries (v, i): the i-th of the v-th."""
+    """Of trees of arrays, one a volume, the entries (v, i): the i-th of the v-th."""
     return jax.tree.map(lambda *arrays: np.stack([arrays[v][i] for v, i in rows]), *trees)
 
 
-def samples(plan: Plan, sources: list[Source]) -> Iterable[np.ndarray]:
-    """Samples [K, N, H, W] in [-1, 1] of each source."""
-    how = plan.drawn, plan.sampler, plan.trained.config.model.conditions, plan.seed
-    if plan.sampler.scgd:
-        return chained(*how, sources, functools.partial(_edges, plan))
-    return [at_once(*how, source) for source in sources]
+# --------------------------------------------------------------------------------------------------
+# From samples to a translation
+# --------------------------------------------------------------------------------------------------
 
 
-def finished(plan: Plan, source: Source, drawn) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """-> (the translation [X, Y, Z] in native units, its maps likewise)."""
-    target, window = plan.trained.preset, plan.trained.window
-    found = None
-    if plan.maps or plan.sampler.keep == "best_contours":
-        found = np.stack([_edges(plan, sample, source.body) for sample in drawn])
-    kept = selection.chosen(plan.sampler.keep, drawn, found, source.contours)
-    translated = source.resampling.volume(target.image.inverse(kept), target.air)
+def finish(plan: Plan, source: SourceVolume, drawn) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The translation [X, Y, Z] that samples [K, N, H, W] give, in native units, and its maps."""
+    target, resampling, asked = plan.settings.target, source.resampling, source.contours
+    kept = _kept(plan, plan.sampler.keep, drawn, source.body, asked)
+    translated = resampling.volume(target.image.inverse(kept), target.air)
     maps = {}
     if plan.maps:
-        maps = selection.maps(drawn, found, source.contours, source.resampling, target, window)
-    return target.native(translated, window), maps
+        shown = _contours(plan, drawn, source.body)
+        maps = samples.maps(drawn, shown, asked, resampling, target, plan.window)
+    return target.native(translated, plan.window), maps
 
 
-def _edges(plan: Plan, pictures, body) -> np.ndarray:
-    return opencv.of_translations(pictures, body, plan.trained.preset, plan.trained.contours)
+def _kept(plan: Plan, rule: str, drawn, body, asked) -> np.ndarray:
+    """The slices [N, H, W] that a rule keeps of samples [K, N, H, W]."""
+    shown = _contours(plan, drawn, body) if rule in samples.OF_CONTOURS else None
+    return samples.chosen(rule, drawn, shown, asked)
 
 
-def _say(text: str) -> None:
-    """A line above the progress bar."""
-    tqdm.write(text, file=sys.stderr)
+def _contours(plan: Plan, drawn, body) -> np.ndarray:
+    """Contours [K, N, H, W] of samples [K, N, H, W] in a body [N, H, W]."""
+    target, settings = plan.settings.target, plan.settings.contours["target"]
+    return np.stack([opencv.of_translations(slices, body, target, settings) for slices in drawn])

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from setups import translate
 
 from contourdiff_jax import cli, config, models
 from contourdiff_jax.contours import settings as contour_settings
@@ -19,7 +20,6 @@ from contourdiff_jax.interop.importing import import_checkpoint
 from contourdiff_jax.interop.weight_files import INDEX, WEIGHTS
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
-from contourdiff_jax.translation.folder import translate
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Window
@@ -228,7 +228,8 @@ def test_translate_uses_an_imported_run(phantom_data, tmp_path):
     (tmp_path / "out" / run.EXPORTED).unlink()
     import_checkpoint(tmp_path / "out", tmp_path / "run", **IMAGES)
     source = sorted((phantom_data / "test_ct").glob("*.nii.gz"))[0]
-    done = translate(tmp_path / "run", source, tmp_path / "translated", preset="ct", steps=2).done
+    ours, out, steps = tmp_path / "run", tmp_path / "translated", {"steps": 2}
+    done = translate(ours, source, out, preset="ct", sampler=steps).done
     assert [path.name for path in done] == [source.name]
 
 

@@ -8,8 +8,7 @@ import sys
 import time
 
 import pytest
-
-from contourdiff_jax.translation.folder import translate
+from setups import translate
 
 NAMES = ["phantom005_ct.nii.gz", "phantom006_ct.nii.gz"]
 
@@ -21,7 +20,8 @@ def test_processes_share_a_folder_and_one_may_be_killed(trained, phantom_data, t
     for i in range(6):
         (many / f"head{i:02}_ct.nii.gz").symlink_to(phantom_data / "test_ct" / NAMES[i % 2])
     reference = tmp_path / "reference"
-    translate(trained, many, reference, preset="ct", steps=20)
+    how = {"preset": "ct", "sampler": {"steps": 20}}
+    translate(trained, many, reference, **how)
 
     out = tmp_path / "out"
     argv = [sys.executable, "-m", "contourdiff_jax", "translate", f"--run={trained}"]
@@ -43,7 +43,7 @@ def test_processes_share_a_folder_and_one_may_be_killed(trained, phantom_data, t
     assert started[0].returncode == -signal.SIGKILL and started[1].returncode == 0
     counts = re.search(r"(\d+) translated, (\d+) kept from before, 0 failed", said)
 
-    result = translate(trained, many, out, preset="ct", steps=20)
+    result = translate(trained, many, out, **how)
     # At most what the killed one had begun when the other came by.
     assert len(result.done) <= 1 and len(result.done + result.kept) == 6
     assert 6 - len(result.done) == int(counts[1]) + int(counts[2])

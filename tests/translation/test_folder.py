@@ -4,6 +4,7 @@
 Two convolutions stand in for the network, but where batches and devices are compared.
 """
 
+import dataclasses
 import errno
 import gzip
 import json
@@ -16,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from setups import translate
 
 import contourdiff_jax
 from contourdiff_jax import cli, config, methods, models
@@ -23,13 +25,13 @@ from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.data.prepare import prepare
+from contourdiff_jax.data.store import open_store
 from contourdiff_jax.diffusion import noise, samplers
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import diffusion, train
+from contourdiff_jax.methods import diffusion, segmentation, train
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
-from contourdiff_jax.translation import folder as translate
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.volumes import intensity, io
 from contourdiff_jax.volumes.volume import Assumed
@@ -66,7 +68,7 @@ def sources(phantom_data):
 def translated(mr_run, sources, tmp_path_factory):
     """Both volumes, translated without interruption."""
     out = tmp_path_factory.mktemp("translated") / "out"
-    result = translate.translate(mr_run, sources, out, preset="ct")
+    result = translate(mr_run, sources, out, preset="ct")
     assert [path.name for path in result.done] == NAMES and not result.kept + result.failed
     return out
 
@@ -101,13 +103,13 @@ def command(*arguments, **options):
 def test_a_volume_does_not_depend_on_the_others(mr_run, sources, translated, tmp_path):
     """Alone, and after the one that otherwise comes before it."""
     for name in reversed(NAMES):
-        translate.translate(mr_run, sources / name, tmp_path / "out", preset="ct")
+        translate(mr_run, sources / name, tmp_path / "out", preset="ct")
     assert same_volumes(tmp_path / "out", translated)
 
 
 def test_what_is_done_is_kept(mr_run, sources, translated):
     before = contents(translated)
-    result = translate.translate(mr_run, sources, translated, preset="ct")
+    result = translate(mr_run, sources, translated, preset="ct")
     assert [path.name for path in result.kept] == NAMES and not result.done
     assert contents(translated) == before
 
@@ -117,9 +119,7 @@ def test_what_is_lost_is_made_again(mr_run, sources, translated, tmp_path, lost)
     out = shutil.copytree(translated, tmp_path / "out")
     (out / lost).unlink()
     # A volume without its sidecar may be anything: it is replaced when asked.
-    result = translate.translate(
-        mr_run, sources, out, preset="ct", overwrite=lost.endswith(".json")
-    )
+    result = translate(mr_run, sources, out, preset="ct", overwrite=lost.endswith(".json"))
     assert len(result.done) == len(result.kept) == 1
     assert same_volumes(out, translated)
 
@@ -138,9 +138,9 @@ def test_an_interrupted_command_is_continued_by_repeating_it(
     with monkeypatch.context() as patch:
         patch.setattr(io, "write", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            translate.translate(mr_run, sources, out, preset="ct")
+            translate(mr_run, sources, out, preset="ct")
     assert not (out / NAMES[1]).exists()
-    result = translate.translate(mr_run, sources, out, preset="ct")
+    result = translate(mr_run, sources, out, preset="ct")
     assert [path.name for path in result.kept] == NAMES[:1]
     assert same_volumes(out, translated)
     assert sorted(contents(out)) == sorted(contents(translated))
@@ -155,14 +155,14 @@ def test_batches_and_devices_hardly_matter(
         monkeypatch.setattr(models, "build", UNET)
         mr_run = train_on(store_path, tmp_path / "run")
         translated = tmp_path / "reference"
-        translate.translate(mr_run, sources, translated, preset="ct")
+        translate(mr_run, sources, translated, preset="ct")
     low, high = sidecar(translated)["window"]
     for name, options in {
-        "large": {"batch_size": 8},
+        "large": {"sampler": {"batch": 8}},
         "alone": {"devices": 1},
-        "both": {"batch_size": 6, "devices": 1},
+        "both": {"sampler": {"batch": 6}, "devices": 1},
     }.items():
-        translate.translate(mr_run, sources, tmp_path / name, preset="ct", **options)
+        translate(mr_run, sources, tmp_path / name, preset="ct", **options)
         for volume in NAMES:
             ours, theirs = voxels(tmp_path / name, volume), voxels(translated, volume)
             assert np.abs(ours - theirs).max() < 1e-3 * (high - low)
@@ -192,7 +192,7 @@ def test_every_step_of_a_sampler_has_its_own_noise(mr_run, monkeypatch):
 
 
 def test_another_seed_is_another_image(mr_run, sources, translated, tmp_path):
-    translate.translate(mr_run, sources / NAMES[0], tmp_path / "out", preset="ct", seed=1)
+    translate(mr_run, sources / NAMES[0], tmp_path / "out", preset="ct", seed=1)
     ours, theirs = voxels(tmp_path / "out"), voxels(translated)
     low, high = sidecar(translated)["window"]
     assert np.abs(ours - theirs).max() > 0.01 * (high - low)
@@ -207,11 +207,11 @@ def test_nothing_of_the_source_is_seen_but_its_contours(mr_run, sources, tmp_pat
         volume = io.read(sources / NAMES[0])
         array = np.rint(factor * volume.array)
         io.save(tmp_path / folder / NAMES[0], array, volume.affine, np.int16)
-        translate.translate(mr_run, tmp_path / folder, tmp_path / f"{folder}_out", preset="ct")
+        translate(mr_run, tmp_path / folder, tmp_path / f"{folder}_out", preset="ct")
     np.testing.assert_array_equal(voxels(tmp_path / "a_out"), voxels(tmp_path / "b_out"))
     with monkeypatch.context() as patch:
         patch.setattr(opencv, "on_grid", lambda *of_the_volume: 1 - edges)
-        translate.translate(mr_run, tmp_path / "a", tmp_path / "c_out", preset="ct")
+        translate(mr_run, tmp_path / "a", tmp_path / "c_out", preset="ct")
     assert (voxels(tmp_path / "a_out") != voxels(tmp_path / "c_out")).any()
 
 
@@ -223,11 +223,11 @@ def echo(translator, seen, knots, beside=None):
 def test_every_slice_is_drawn_from_its_own_contours(mr_run, sources, tmp_path, monkeypatch):
     """They show where they were taken."""
     monkeypatch.setattr(diffusion.Translator, "__call__", echo)
-    options = {"preset": "ct", "body_masks": tmp_path / "masks"}
+    options = {"preset": "ct", "masks": tmp_path / "masks"}
     volume = io.read(sources / NAMES[0])
     everywhere = np.ones(volume.array.shape)
     io.save(tmp_path / "masks" / NAMES[0], everywhere, volume.affine, np.uint8)
-    translate.translate(mr_run, sources / NAMES[0], tmp_path / "out", **options)
+    translate(mr_run, sources / NAMES[0], tmp_path / "out", **options)
 
     trained = run.load(mr_run)
     resampling = trained.grid.fit(volume.array.shape, volume.affine)
@@ -274,7 +274,7 @@ def turned(sources, tmp_path):
 
 def test_the_translation_lies_where_its_source_lies(mr_run, turned, translated, tmp_path):
     """Shape, affine and axis order are the file's; and a head turned is the same head."""
-    result = translate.translate(mr_run, turned, tmp_path / "out", preset="ct")
+    result = translate(mr_run, turned, tmp_path / "out", preset="ct")
     source, ours = nib.load(turned / NAMES[0]), nib.load(tmp_path / "out" / NAMES[0])
     assert ours.shape == source.shape == (5, 32, 32, 1)
     np.testing.assert_array_equal(ours.affine, source.affine)
@@ -289,7 +289,7 @@ def test_the_translation_lies_where_its_source_lies(mr_run, turned, translated, 
 
 def test_nothing_that_could_name_a_patient_is_copied(mr_run, turned, tmp_path):
     out = tmp_path / "out"
-    translate.translate(mr_run, turned, out, preset="ct")
+    translate(mr_run, turned, out, preset="ct")
     written = [gzip.decompress((out / NAMES[0]).read_bytes())]
     written += [path.read_bytes() for path in out.glob("*.json")]
     assert len(written) == 2 and not any(SECRET in content for content in written)
@@ -307,7 +307,7 @@ def test_mr_comes_in_the_units_of_the_training_data(translated, mr_run):
 def test_ct_comes_in_hounsfield_units(two_convolutions, phantom_data, tmp_path):
     prepare(phantom_data / "train_ct", tmp_path / "store", "ct", spacing=7.2, size=32)
     ct_run = train_on(tmp_path / "store", tmp_path / "run")
-    translate.translate(ct_run, phantom_data / "test_mr", tmp_path / "out", preset="mr")
+    translate(ct_run, phantom_data / "test_mr", tmp_path / "out", preset="mr")
     array = voxels(tmp_path / "out", "phantom005_mr.nii.gz")
     assert array.dtype == np.int16
     assert -1000 <= array.min() < array.max() <= 1000
@@ -330,7 +330,7 @@ def large(sources, tmp_path):
 def test_what_the_grid_does_not_cover_is_air_and_is_said(
     mr_run, large, translated, tmp_path, capsys
 ):
-    translate.translate(mr_run, large, tmp_path / "out", preset="ct")
+    translate(mr_run, large, tmp_path / "out", preset="ct")
     warning = capsys.readouterr().err
     assert re.search(rf"warning: {large / NAMES[0]} is larger than .*45%", warning)
     array = voxels(tmp_path / "out")
@@ -342,7 +342,7 @@ def test_what_the_grid_does_not_cover_is_air_and_is_said(
 
 
 def test_what_fits_is_translated_without_a_word(mr_run, sources, tmp_path, capsys):
-    translate.translate(mr_run, sources, tmp_path / "out", preset="ct")
+    translate(mr_run, sources, tmp_path / "out", preset="ct")
     assert capsys.readouterr().err == ""
 
 
@@ -389,16 +389,14 @@ def test_the_digest_is_that_of_the_average(mr_run, translated):
 
 
 @pytest.mark.parametrize(
-    ("options", "recorded"),
-    [
-        ({"sampler_name": "ddpm"}, {"name": "ddpm"}),
-        ({"steps": 2}, {"steps": 2}),
-        ({"guidance_scale": 2.0}, {"guidance": 2.0}),
-    ],
+    "sampler",
+    [{"name": "ddpm"}, {"steps": 2}, {"guidance": 2.0}, {"eta": 1.0}, {"spacing": "leading"}],
 )
-def test_the_sampler_may_be_chosen(mr_run, sources, translated, tmp_path, options, recorded):
-    translate.translate(mr_run, sources / NAMES[0], tmp_path / "out", preset="ct", **options)
-    assert sidecar(tmp_path / "out")["sampler"].items() >= recorded.items()
+def test_the_sampler_may_be_chosen(mr_run, sources, translated, tmp_path, sampler):
+    translate(mr_run, sources / NAMES[0], tmp_path / "out", preset="ct", sampler=sampler)
+    fields = sidecar(tmp_path / "out")
+    assert fields["sampler"].items() >= sampler.items()
+    assert fields["config"]["sampler"] == fields["sampler"]
     assert (voxels(tmp_path / "out") != voxels(translated)).any()
 
 
@@ -409,14 +407,14 @@ def test_contours_may_be_given(mr_run, sources, translated, tmp_path):
     published = contour_settings.preset("published", "ct")
     for name, expected in ((str(tmp_path / "contours.json"), given), ("published", published)):
         out = tmp_path / f"blur{expected.blur}"
-        translate.translate(mr_run, sources / NAMES[0], out, preset="ct", contours_file=name)
+        translate(mr_run, sources / NAMES[0], out, preset="ct", contours=name)
         recorded = sidecar(out)["contours"]["source"]
         assert ContourSettings.from_dict(recorded) == expected
         assert (voxels(out) != voxels(translated)).any()
 
 
 def test_within_a_modality_contours_are_those_of_training(mr_run, phantom_data, tmp_path):
-    translate.translate(mr_run, phantom_data / "test_mr", tmp_path / "out", preset="mr")
+    translate(mr_run, phantom_data / "test_mr", tmp_path / "out", preset="mr")
     fields = sidecar(tmp_path / "out", "phantom005_mr.nii.gz")["contours"]
     assert fields["source"] == fields["target"]
 
@@ -445,7 +443,7 @@ def test_the_originals_contours_are_those_of_the_pictures(
 
     monkeypatch.setattr(diffusion.Translator, "__call__", echo)
     out, assumed = tmp_path / "out", Assumed(3.6)
-    translate.translate(tmp_path / "run", pictures, out, preset="ct", assumed=assumed)
+    translate(tmp_path / "run", pictures, out, preset="ct", assumed=assumed)
     fields = json.loads((out / "head1.json").read_text())["contours"]
     for side in ("source", "target"):
         assert ContourSettings.from_dict(fields[side]) == contour_settings.preset("original", "mr")
@@ -461,20 +459,18 @@ def test_the_originals_contours_are_those_of_the_pictures(
 
 def test_masks_may_be_given(mr_run, sources, phantom_data, translated, tmp_path):
     """Zeros and ones; a mask of nothing but ones is one too."""
-    translate.translate(
-        mr_run, sources, tmp_path / "a", preset="ct", body_masks=phantom_data / "test_labels"
-    )
+    translate(mr_run, sources, tmp_path / "a", preset="ct", masks=phantom_data / "test_labels")
     volume = io.read(sources / NAMES[0])
     for value, folder in ((1, "ones"), (0, "zeros")):
         mask = np.full(volume.array.shape, value)
         io.save(tmp_path / folder / "phantom005_mask.nii.gz", mask, volume.affine, np.uint8)
-    options = {"preset": "ct", "body_masks": tmp_path / "ones"}
-    result = translate.translate(mr_run, sources, tmp_path / "b", **options)
+    options = {"preset": "ct", "masks": tmp_path / "ones"}
+    result = translate(mr_run, sources, tmp_path / "b", **options)
     # The other subject has no mask.
     assert [path.name for path, _ in result.failed] == NAMES[1:]
     assert "phantom006" in result.failed[0][1] and "masks" in result.failed[0][1]
-    options["body_masks"] = tmp_path / "zeros"
-    translate.translate(mr_run, sources, tmp_path / "c", **options)
+    options["masks"] = tmp_path / "zeros"
+    translate(mr_run, sources, tmp_path / "c", **options)
     assert (voxels(tmp_path / "c") != voxels(tmp_path / "b")).any()
 
 
@@ -482,19 +478,34 @@ def test_other_settings_are_not_mixed_into_a_folder(mr_run, sources, translated,
     out = shutil.copytree(translated, tmp_path / "out")
     before = contents(out)
     with pytest.raises(InputError, match=f"{out / NAMES[0]}: made with other settings.*overwrite"):
-        translate.translate(mr_run, sources, out, preset="ct", seed=1)
+        translate(mr_run, sources, out, preset="ct", seed=1)
     assert contents(out) == before
-    result = translate.translate(mr_run, sources, out, preset="ct", seed=1, overwrite=True)
+    result = translate(mr_run, sources, out, preset="ct", seed=1, overwrite=True)
     assert len(result.done) == 2
     assert sidecar(out)["seed"] == 1
     assert not same_volumes(out, translated)
+
+
+def test_what_an_earlier_version_translated_is_kept(mr_run, sources, translated, tmp_path):
+    """Its sidecars lack the fields that the configuration has got since; the others count."""
+    out, path = shutil.copytree(translated, tmp_path / "out"), "phantom005_ct.json"
+    fields = sidecar(out)
+    del fields["config"]["method"]
+    for section in (fields["config"]["sampler"], fields["sampler"]):
+        del section["tiles"], section["coherence"]
+    (out / path).write_text(json.dumps(fields))
+    assert len(translate(mr_run, sources, out, preset="ct").kept) == 2
+    fields["config"]["sampler"]["steps"] = fields["sampler"]["steps"] = 7
+    (out / path).write_text(json.dumps(fields))
+    result = translate(mr_run, sources, out, preset="ct")
+    assert "made with other settings" in result.failed[0][1] and len(result.kept) == 1
 
 
 def test_a_sidecar_that_is_none_is_no_proof(mr_run, sources, translated, tmp_path):
     out = shutil.copytree(translated, tmp_path / "out")
     for text in ("[1]", "{", "5"):
         (out / "phantom005_ct.json").write_text(text)
-        result = translate.translate(mr_run, sources, out, preset="ct")
+        result = translate(mr_run, sources, out, preset="ct")
         assert [path.name for path, _ in result.failed] == NAMES[:1]
 
 
@@ -521,7 +532,7 @@ def test_a_volume_without_contrast_is_reported_by_name(mr_run, phantom_data, tmp
     flat = np.zeros((32, 32, 5))
     flat[0, 0, 0] = 1
     io.save(mixed / "flat_mr.nii.gz", flat, np.eye(4), np.float32)
-    result = translate.translate(mr_run, mixed, tmp_path / "out", preset="mr")
+    result = translate(mr_run, mixed, tmp_path / "out", preset="mr")
     assert [path.name for path, _ in result.failed] == ["flat_mr.nii.gz"]
     assert str(mixed / "flat_mr.nii.gz") in result.failed[0][1]
 
@@ -542,7 +553,7 @@ def fail_for(monkeypatch, names):
 def test_a_full_disk_leaves_nothing_half_written(mr_run, sources, tmp_path, monkeypatch):
     fail_for(monkeypatch, NAMES)
     with pytest.raises(InputError, match=f"{NAMES[0]}: cannot be written: no space left"):
-        translate.translate(mr_run, sources, tmp_path / "out", preset="ct")
+        translate(mr_run, sources, tmp_path / "out", preset="ct")
     assert not any(tmp_path.iterdir())
 
 
@@ -552,10 +563,10 @@ def test_a_disk_that_fills_up_keeps_what_was_whole(
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         fail_for(patch, NAMES[1:])
-        result = translate.translate(mr_run, sources, out, preset="ct")
+        result = translate(mr_run, sources, out, preset="ct")
     assert len(result.done) == len(result.failed) == 1
     assert sorted(contents(out)) == ["phantom005_ct.json", NAMES[0]]
-    translate.translate(mr_run, sources, out, preset="ct")
+    translate(mr_run, sources, out, preset="ct")
     assert same_volumes(out, translated)
 
 
@@ -564,7 +575,7 @@ def test_sources_are_never_written_over(mr_run, sources, tmp_path):
     before = contents(folder)
     for source in (folder, folder / NAMES[0]):
         with pytest.raises(InputError, match=f"{folder}: holds the source"):
-            translate.translate(mr_run, source, folder, preset="ct", overwrite=True)
+            translate(mr_run, source, folder, preset="ct", overwrite=True)
     assert contents(folder) == before
 
 
@@ -573,28 +584,33 @@ def test_two_sources_do_not_share_a_sidecar(mr_run, sources, tmp_path):
     volume = io.read(folder / NAMES[0])
     io.save(folder / "phantom005_ct.nii", volume.array, volume.affine, np.int16)
     with pytest.raises(InputError, match=r"phantom005_ct\.nii.*same sidecar"):
-        translate.translate(mr_run, folder, tmp_path / "out", preset="ct")
+        translate(mr_run, folder, tmp_path / "out", preset="ct")
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"preset": "pet"}, "pet"),
-        ({"batch_size": 3, "devices": 2}, "--batch_size: 3"),
+        ({"sampler": {"batch": 3}, "devices": 2}, "--batch: 3"),
         ({"devices": 3}, "3 devices"),
-        ({"steps": 0}, "steps: 0"),
-        ({"steps": 1001}, "1001"),
-        ({"sampler_name": "euler"}, "euler"),
-        ({"contours_file": "absent.json"}, "absent.json"),
-        ({"body_masks": "absent"}, "absent"),
+        ({"sampler": {"steps": 0}}, "steps: 0"),
+        ({"sampler": {"steps": 1001}}, "1001"),
+        ({"sampler": {"name": "euler"}}, "euler"),
+        ({"contours": "absent.json"}, "absent.json"),
+        ({"masks": "absent"}, "absent"),
         ({"source": "absent"}, "absent"),
-        ({"run_folder": "absent"}, "absent: not a run"),
+        ({"sampler": {"speed": 3}}, "speed"),
+        ({"sampler": {"steps": "many"}}, "many"),
+        ({"kind": "T1w"}, "--kind: .*leave it out"),
+        ({"labels": "absent"}, "--labels: only --format=nnunet"),
+        ({"assumed": Assumed(2.0)}, "--pixel_spacing: .*pictures"),
+        ({"run": "absent"}, "absent: not a run"),
     ],
 )
 def test_settings_that_cannot_work_are_named(mr_run, sources, tmp_path, options, named):
-    arguments = {"run_folder": mr_run, "source": sources, "preset": "ct"}
+    arguments = {"run": mr_run, "source": sources, "preset": "ct"}
     with pytest.raises(InputError, match=named) as error:
-        translate.translate(**(arguments | options), out=tmp_path / "out")
+        translate(**(arguments | options), out=tmp_path / "out")
     assert "\n" not in str(error.value)
     assert not any(tmp_path.iterdir())
 
@@ -606,7 +622,7 @@ def test_contour_files_that_cannot_be_used_are_named(mr_run, sources, tmp_path, 
     path = tmp_path / "contours.json"
     path.write_text(text)
     with pytest.raises(InputError, match=str(path)):
-        translate.translate(mr_run, sources, tmp_path / "out", preset="ct", contours_file=str(path))
+        translate(mr_run, sources, tmp_path / "out", preset="ct", contours=str(path))
 
 
 def test_guidance_needs_a_run_that_was_trained_for_it(
@@ -614,7 +630,7 @@ def test_guidance_needs_a_run_that_was_trained_for_it(
 ):
     plain = train_on(store_path, tmp_path / "run", condition_dropout=0.0, images=4)
     with pytest.raises(InputError, match=r"--guidance: .*trained without condition dropout"):
-        translate.translate(plain, sources, tmp_path / "out", preset="ct", guidance_scale=2.0)
+        translate(plain, sources, tmp_path / "out", preset="ct", sampler={"guidance": 2.0})
 
 
 def test_a_run_of_few_steps_is_asked_for_those_it_learnt(mr_run, sources, tmp_path):
@@ -624,8 +640,8 @@ def test_a_run_of_few_steps_is_asked_for_those_it_learnt(mr_run, sources, tmp_pa
     fields["config"]["sampler"]["steps"] = 2
     (few / "config.json").write_text(json.dumps(fields))
     with pytest.raises(InputError, match=r"the run: learnt the timesteps of .*--steps=2"):
-        translate.translate(few, sources, tmp_path / "out", preset="ct", steps=3)
-    result = translate.translate(few, sources / NAMES[0], tmp_path / "out", preset="ct")
+        translate(few, sources, tmp_path / "out", preset="ct", sampler={"steps": 3})
+    result = translate(few, sources / NAMES[0], tmp_path / "out", preset="ct")
     assert len(result.done) == 1 and sidecar(tmp_path / "out")["sampler"]["steps"] == 2
 
 
@@ -635,7 +651,35 @@ def test_a_run_of_another_network_is_refused(mr_run, sources, tmp_path):
     fields["config"]["model"]["channels"] = [16, 16]
     (other / "config.json").write_text(json.dumps(fields))
     with pytest.raises(InputError, match=r"another architecture: network\.first\.bias"):
-        translate.translate(other, sources, tmp_path / "out", preset="ct")
+        translate(other, sources, tmp_path / "out", preset="ct")
+
+
+def test_a_run_of_a_segmenter_is_refused(mr_run, sources, store_path, tmp_path):
+    settings = segmentation.configured(0, 4, 4)
+    ours = run.begin(settings, open_store(store_path), labels=(0, 1))
+    method = segmentation.build(ours)
+    (tmp_path / "run").mkdir()
+    ours.save(tmp_path / "run")
+    params = method.players["network"].init(jax.random.key(0))
+    checkpoint.save_averages(tmp_path / "run", {"network": params})
+    with pytest.raises(InputError, match=r"a run of a segmenter: it .* draws none"):
+        translate(tmp_path / "run", sources, tmp_path / "out", preset="ct")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("field", ["coupling", "tiles"])
+def test_only_what_draws_step_by_step_has_steps_to_change(
+    mr_run, sources, tmp_path, monkeypatch, field
+):
+    real = diffusion.Diffusion.translator
+
+    def at_once(self, averages, fixed):
+        return dataclasses.replace(real(self, averages, fixed), denoises=False)
+
+    monkeypatch.setattr(diffusion.Diffusion, "translator", at_once)
+    with pytest.raises(InputError, match=f"--{field}: .*diffusion takes none"):
+        translate(mr_run, sources, tmp_path / "out", preset="ct", sampler={field: 0.25})
+    assert translate(mr_run, sources / NAMES[0], tmp_path / "out", preset="ct").done
 
 
 def test_a_run_without_a_checkpoint_is_refused(mr_run, sources, tmp_path):
@@ -643,4 +687,4 @@ def test_a_run_without_a_checkpoint_is_refused(mr_run, sources, tmp_path):
     other.mkdir()
     shutil.copy(mr_run / "config.json", other)
     with pytest.raises(InputError, match=f"{other}: holds no checkpoint"):
-        translate.translate(other, sources, tmp_path / "out", preset="ct")
+        translate(other, sources, tmp_path / "out", preset="ct")

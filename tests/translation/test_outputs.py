@@ -12,6 +12,7 @@ import pydicom
 import pytest
 import SimpleITK
 from PIL import Image
+from setups import translate
 
 from contourdiff_jax import config
 from contourdiff_jax.data import layouts
@@ -23,7 +24,6 @@ from contourdiff_jax.evaluation import cases
 from contourdiff_jax.evaluation.folder import Request, evaluate
 from contourdiff_jax.methods import train
 from contourdiff_jax.translation import sidecars
-from contourdiff_jax.translation.folder import translate
 from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.formats import derived
 from contourdiff_jax.volumes.grid import AXES
@@ -78,7 +78,7 @@ def bids_source(phantom_data, folder):
 
 def test_bids_becomes_a_bids_derivative(mr_run, phantom_data, plain, tmp_path):
     source, out = bids_source(phantom_data, tmp_path / "raw"), tmp_path / "derived"
-    result = translate(mr_run, source, out, preset="ct", form="bids", kind="T1w")
+    result = translate(mr_run, source, out, preset="ct", format="bids", kind="T1w")
     names = [f"sub-0{n}_ses-1_desc-contourdiff_T1w.nii.gz" for n in (1, 2)]
     assert [path.name for path in result.done] == names
     assert result.done[0].parent == out / "sub-01" / "ses-1" / "anat"
@@ -97,13 +97,13 @@ def test_bids_becomes_a_bids_derivative(mr_run, phantom_data, plain, tmp_path):
 
 def test_bids_says_what_the_target_shows(mr_run, phantom_data, tmp_path):
     with pytest.raises(InputError, match="--kind"):
-        translate(mr_run, phantom_data / "test_ct", tmp_path / "x", preset="ct", form="bids")
+        translate(mr_run, phantom_data / "test_ct", tmp_path / "x", preset="ct", format="bids")
 
 
 def test_other_names_become_bids_labels(mr_run, phantom_data, tmp_path):
     source = tmp_path / "head_7_ct.nii.gz"
     shutil.copy(next((phantom_data / "test_ct").iterdir()), source)
-    result = translate(mr_run, source, tmp_path / "x", preset="ct", form="bids", kind="T1w")
+    result = translate(mr_run, source, tmp_path / "x", preset="ct", format="bids", kind="T1w")
     assert result.done[0].name == "sub-head7_desc-contourdiff_T1w.nii.gz"
 
 
@@ -115,7 +115,7 @@ def test_other_names_become_bids_labels(mr_run, phantom_data, tmp_path):
 def test_an_nnunet_folder_carries_the_labels_of_the_source(mr_run, phantom_data, plain, tmp_path):
     out, labels = tmp_path / "Dataset001", phantom_data / "test_labels"
     result = translate(
-        mr_run, phantom_data / "test_ct", out, preset="ct", form="nnunet", labels=labels
+        mr_run, phantom_data / "test_ct", out, preset="ct", format="nnunet", labels=labels
     )
     assert not result.failed
     dataset = json.loads((out / "dataset.json").read_text())
@@ -136,7 +136,7 @@ def test_an_nnunet_folder_carries_the_labels_of_the_source(mr_run, phantom_data,
 
 def test_an_nnunet_folder_needs_labels(mr_run, phantom_data, tmp_path):
     with pytest.raises(InputError, match="needs --labels"):
-        translate(mr_run, phantom_data / "test_ct", tmp_path / "x", preset="ct", form="nnunet")
+        translate(mr_run, phantom_data / "test_ct", tmp_path / "x", preset="ct", format="nnunet")
     assert not list((tmp_path / "x").rglob("*.nii.gz"))
 
 
@@ -152,7 +152,7 @@ def test_the_names_of_labels_are_those_of_the_source(mr_run, phantom_data, tmp_p
     names = {"background": 0, "brain": 1, "fluid": 2}
     fields = {"channel_names": {"0": "CT"}, "labels": names, "file_ending": ".nii.gz"}
     (source / "dataset.json").write_text(json.dumps(fields | {"numTraining": 2}))
-    translate(mr_run, source, out, preset="ct", form="nnunet", kind="T1")
+    translate(mr_run, source, out, preset="ct", format="nnunet", kind="T1")
     dataset = json.loads((out / "dataset.json").read_text())
     assert dataset["labels"] == names and dataset["channel_names"] == {"0": "T1"}
 
@@ -164,7 +164,7 @@ def test_the_names_of_labels_are_those_of_the_source(mr_run, phantom_data, tmp_p
 
 def test_a_dicom_series_lies_where_the_volume_lies(mr_run, phantom_data, plain, tmp_path):
     out = tmp_path / "series"
-    result = translate(mr_run, phantom_data / "test_ct", out, preset="ct", form="dicom")
+    result = translate(mr_run, phantom_data / "test_ct", out, preset="ct", format="dicom")
     for folder, (name, expected) in zip(result.done, plain.items(), strict=True):
         assert (out / f"{folder.name}.json").is_file() and folder.name.startswith(name)
         back = io.read(sorted(folder.iterdir()))
@@ -176,7 +176,7 @@ def test_a_dicom_series_lies_where_the_volume_lies(mr_run, phantom_data, plain, 
         header = pydicom.dcmread(next(folder.iterdir()))
         assert list(header.ImageType[:2]) == ["DERIVED", "SECONDARY"]
         assert header.PatientName == name
-    again = translate(mr_run, phantom_data / "test_ct", out, preset="ct", form="dicom")
+    again = translate(mr_run, phantom_data / "test_ct", out, preset="ct", format="dicom")
     assert len(again.kept) == 2 and not again.done
     # The folder can be scored as it is.
     scored = evaluate(Request(out, tmp_path / "scores", source=phantom_data / "test_ct"))
@@ -296,9 +296,10 @@ def test_no_header_text_is_found_anywhere(two_convolutions, mr_run, tmp_path, ca
         dicom_series.write_series(scans / patient, array, spacing=(3.0, 3.0), step=12.0)
     store = prepare(scans, tmp_path / "made" / "store", "ct", spacing=4, size=32)
     assert not store.failed
-    for form in ("same", "nifti", "dicom", "bids"):
-        out = tmp_path / "made" / form
-        assert translate(mr_run, scans, out, preset="ct", form=form, kind="T1w").done
+    for name in ("same", "nifti", "dicom", "bids"):
+        kind = "T1w" if name == "bids" else None
+        out = tmp_path / "made" / name
+        assert translate(mr_run, scans, out, preset="ct", format=name, kind=kind).done
     evaluate(Request(tmp_path / "made" / "nifti", tmp_path / "made" / "scores", source=scans))
     printed = capfd.readouterr()
     texts = [printed.out.encode(), printed.err.encode()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The slices of a volume together: what each is given, and that sharing work changes nothing.
+"""The slices of a volume sampler: what each is given, and that sharing work changes nothing.
 
 Two convolutions stand in for the network.
 """
@@ -10,8 +10,10 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
+from setups import translate
 
 from contourdiff_jax import cli, config, models
+from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.data import batches, layouts
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.errors import InputError
@@ -19,9 +21,10 @@ from contourdiff_jax.methods import diffusion, train
 from contourdiff_jax.translation import chains, sampling
 from contourdiff_jax.translation import volume as translate_volume
 from contourdiff_jax.translation.chains import NONE
-from contourdiff_jax.translation.folder import translate
-from contourdiff_jax.translation.volume import Source
-from contourdiff_jax.volumes import io
+from contourdiff_jax.translation.sidecars import Settings
+from contourdiff_jax.translation.volume import Plan, SourceVolume
+from contourdiff_jax.volumes import intensity, io
+from contourdiff_jax.volumes.grid import Grid
 
 UNET = models.build
 NAMES = ["phantom005_ct.nii.gz", "phantom006_ct.nii.gz"]
@@ -127,25 +130,33 @@ class Scan:
 
 def volume_of(name, count):
     edges = np.random.default_rng(count).integers(0, 2, (count, 4, 4), np.uint8)
-    return Source(Scan(name), None, Resampling(count), edges, edges < 2)
+    return SourceVolume(Scan(name), None, Resampling(count), edges, edges < 2)
+
+
+def plan_of(sampler, draw=None):
+    """A plan for slices of 4 px of MR."""
+    contours = dict.fromkeys(("source", "target"), contour_settings.MR)
+    settings = Settings(None, intensity.preset("mr"), Grid("axial", 1.0, 4), contours)
+    sees = frozenset(BOTH["conditions"])
+    return Plan(settings, intensity.IDENTITY, None, sampler, sees, draw)
 
 
 def section(**fields):
     settings = config.default().sampler
-    settings.update(scgd=True, candidates=1, **fields)
+    settings.update(scgd=True, candidates=1)
+    settings.update(fields)
     return settings
 
 
 def test_every_slice_is_shown_the_translation_of_the_one_before():
     """Volumes of different length advance together, each in its own chain."""
 
-    def drawn(condition, knots, beside):
-        value, given = condition["neighbour"][..., 0], condition["neighbour"][..., 1]
-        return condition["contour"][..., 0] + np.where(given, 0.5 * value, 7)
+    def draw(seen, knots, beside):
+        value, given = seen["neighbour"][..., 0], seen["neighbour"][..., 1]
+        return seen["contour"][..., 0] + np.where(given, 0.5 * value, 7)
 
     both = [volume_of("a", 5), volume_of("b", 3)]
-    names = ("contour", "neighbour")
-    results = translate_volume.chained(drawn, section(), names, 0, both, None)
+    results = translate_volume.chained(plan_of(section(), draw), both)
     for source, result in zip(both, results, strict=True):
         expected = source.contours.astype(np.float32)
         for i in range(len(expected)):
@@ -158,47 +169,44 @@ def test_candidates_are_samples_of_the_slice_that_a_chain_begins_with(coherence)
     """Sample k's candidates are k n, k n + 1, ...; the others have the noise of the first."""
     asked = []
 
-    def drawn(condition, knots, beside):
-        asked.append((bool(condition["neighbour"].any()), knots))
+    def draw(seen, knots, beside):
+        asked.append((bool(seen["neighbour"].any()), knots))
         # The second candidate of three is the darkest.
         return np.full((1, 4, 4), 2.0 - len(asked) % 3 % 2, np.float32)
 
-    source, settings = volume_of("a", 2), section(samples=2, coherence=coherence)
-    settings.candidates = 3
-    names = ("contour", "neighbour")
-    found = lambda pictures, body: None  # noqa: E731
-    translate_volume.chained(drawn, settings, names, 0, [source], found)
+    source = volume_of("a", 2)
+    plan = plan_of(section(samples=2, coherence=coherence, candidates=3), draw)
+    translate_volume.chained(plan, [source])
     expected = [(i, n) for k in (0, 3) for i, n in ((0, k), (0, k + 1), (0, k + 2), (1, k))]
     for (shown, ours), (i, number) in zip(asked, expected, strict=True):
-        own = translate_volume.knots(settings, 0, source, number)
+        own = translate_volume.knots(plan, source, number)
         assert shown == (i == 1)
         np.testing.assert_array_equal(ours.keys, own.keys[i : i + 1])
         np.testing.assert_array_equal(ours.weights, own.weights[i : i + 1])
 
 
 def test_of_candidates_the_rule_keeps_one():
-    darkness = iter([0.5, -0.5, 0.0])
+    """The darkest; or the one whose contours are those asked for, which are those of none here."""
+    for rule, kept in (("lowest_mean", -0.5), ("best_contours", 0.5)):
+        darkness = iter([0.5, -0.5, 0.0])
 
-    def drawn(condition, knots, beside):
-        return np.full((1, 4, 4), next(darkness), np.float32)
+        def draw(seen, knots, beside, darkness=darkness):
+            return np.full((1, 4, 4), next(darkness), np.float32)
 
-    settings = section()
-    settings.candidates = 3
-    names = ("contour", "neighbour")
-    found = lambda pictures, body: None  # noqa: E731
-    (result,) = translate_volume.chained(drawn, settings, names, 0, [volume_of("a", 1)], found)
-    assert (result == -0.5).all()
+        plan = plan_of(section(candidates=3, candidate=rule), draw)
+        (result,) = translate_volume.chained(plan, [volume_of("a", 1)])
+        assert (result == kept).all()
 
 
 @pytest.mark.parametrize("network", ["convolutions", pytest.param("U-Net", marks=pytest.mark.slow)])
-def test_scgd_gives_the_same_whatever_volumes_advance_together(
+def test_scgd_gives_the_same_whatever_volumes_advance_sampler(
     mr_run, store_path, sources, tmp_path, network, monkeypatch
 ):
     """To the bit, on one kind of device: a batch does not mix its rows."""
     if network == "U-Net":
         monkeypatch.setattr(models, "build", UNET)
         mr_run = train_on(store_path, tmp_path / "run", **BOTH)
-    options = {"preset": "ct", "together": {"scgd": True, "candidates": 2}}
+    options = {"preset": "ct", "sampler": {"scgd": True, "candidates": 2}}
     translate(mr_run, sources, tmp_path / "both", **options)
     for name in NAMES:
         translate(mr_run, sources / name, tmp_path / "alone", **options)
@@ -210,7 +218,7 @@ def test_scgd_gives_the_same_whatever_volumes_advance_together(
 
 
 def test_scgd_changes_all_but_the_first_slice(mr_run, sources, translated, tmp_path):
-    options = {"preset": "ct", "together": {"scgd": True, "candidates": 1}}
+    options = {"preset": "ct", "sampler": {"scgd": True, "candidates": 1}}
     translate(mr_run, sources, tmp_path / "out", **options)
     low, high = sidecar(translated)["window"]
     for name in NAMES:
@@ -221,7 +229,7 @@ def test_scgd_changes_all_but_the_first_slice(mr_run, sources, translated, tmp_p
 def test_scgd_needs_a_run_that_sees_neighbours(two_convolutions, store_path, sources, tmp_path):
     plain = train_on(store_path, tmp_path / "run")
     with pytest.raises(InputError, match=r"--scgd: .*neighbour.*train with"):
-        translate(plain, sources, tmp_path / "out", preset="ct", together={"scgd": True})
+        translate(plain, sources, tmp_path / "out", preset="ct", sampler={"scgd": True})
 
 
 # ----------------------------------------------------------------------------------------------
@@ -259,7 +267,7 @@ def of_subject(count, distance=0.0, spacing=2.0):
     source.resampling.positions = spacing * np.arange(count)
     settings = config.default().sampler
     settings.coherence = distance
-    return translate_volume.knots(settings, 0, source, 0)
+    return translate_volume.knots(plan_of(settings), source, 0)
 
 
 def test_slices_that_share_noise_are_more_alike(plain):
@@ -291,11 +299,11 @@ def test_coupled_slices_agree_and_batches_do_not_matter(plain):
     np.testing.assert_allclose(drawn_from(plain, knots, beside), alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("together", [{"coherence": 96.0}, {"coupling": 0.5}])
-def test_a_translated_volume_flickers_less(mr_run, sources, translated, tmp_path, together):
-    result = translate(mr_run, sources, tmp_path / "out", preset="ct", together=together)
+@pytest.mark.parametrize("sampler", [{"coherence": 96.0}, {"coupling": 0.5}])
+def test_a_translated_volume_flickers_less(mr_run, sources, translated, tmp_path, sampler):
+    result = translate(mr_run, sources, tmp_path / "out", preset="ct", sampler=sampler)
     assert len(result.done) == 2
-    assert sidecar(tmp_path / "out")["sampler"].items() >= together.items()
+    assert sidecar(tmp_path / "out")["sampler"].items() >= sampler.items()
     for name in NAMES:
         assert flicker(voxels(tmp_path / "out", name)) < flicker(voxels(translated, name))
 
@@ -308,7 +316,7 @@ def test_a_translated_volume_flickers_less(mr_run, sources, translated, tmp_path
 @pytest.fixture(scope="module")
 def sampled(mr_run, sources, tmp_path_factory):
     out = tmp_path_factory.mktemp("sampled") / "out"
-    translate(mr_run, sources, out, preset="ct", together={"samples": 3})
+    translate(mr_run, sources, out, preset="ct", sampler={"samples": 3})
     return out
 
 
@@ -342,8 +350,8 @@ def test_maps_are_not_taken_for_translations(sampled):
 
 
 def test_the_mean_may_be_kept(mr_run, sources, sampled, tmp_path):
-    together = {"samples": 3, "keep": "mean"}
-    translate(mr_run, sources, tmp_path / "out", preset="ct", together=together, maps=False)
+    sampler = {"samples": 3, "keep": "mean"}
+    translate(mr_run, sources, tmp_path / "out", preset="ct", sampler=sampler, maps=False)
     assert not (tmp_path / "out" / "maps").exists()
     for name in NAMES:
         mean = np.asarray(maps_of(sampled, name)["mean"].dataobj)
@@ -354,9 +362,9 @@ def test_the_mean_may_be_kept(mr_run, sources, sampled, tmp_path):
 def test_rules_keep_slices_of_the_samples(mr_run, sources, sampled, tmp_path, keep):
     options = {"preset": "ct", "maps": False}
     chosen, both = {"samples": 2, "keep": keep}, tmp_path / "out"
-    translate(mr_run, sources / NAMES[0], both, together=chosen, **options)
+    translate(mr_run, sources / NAMES[0], both, sampler=chosen, **options)
     mean = {"samples": 2, "keep": "mean"}
-    translate(mr_run, sources / NAMES[0], tmp_path / "mean", together=mean, **options)
+    translate(mr_run, sources / NAMES[0], tmp_path / "mean", sampler=mean, **options)
     first, kept = voxels(sampled), voxels(both)
     second = 2 * voxels(tmp_path / "mean") - first
     apart = [np.abs(kept - sample).max((0, 1)) for sample in (first, second)]
@@ -381,7 +389,7 @@ def test_one_sample_may_have_maps_too(mr_run, sources, translated, tmp_path):
 
 
 def test_what_fits_has_no_tiles(mr_run, sources, translated, tmp_path):
-    translate(mr_run, sources, tmp_path / "out", preset="ct", together={"tiles": 0.25})
+    translate(mr_run, sources, tmp_path / "out", preset="ct", sampler={"tiles": 0.25})
     for name in NAMES:
         np.testing.assert_array_equal(voxels(tmp_path / "out", name), voxels(translated, name))
 
@@ -391,7 +399,7 @@ def test_what_exceeds_the_grid_is_translated_in_tiles(mr_run, sources, tmp_path,
     volume = io.read(sources / NAMES[0])
     array = np.concatenate([volume.array, volume.array[4:]])
     io.save(tmp_path / "wide" / NAMES[0], array, volume.affine, np.int16)
-    translate(mr_run, tmp_path / "wide", tmp_path / "out", preset="ct", together={"tiles": 0.25})
+    translate(mr_run, tmp_path / "wide", tmp_path / "out", preset="ct", sampler={"tiles": 0.25})
     assert "larger" not in capsys.readouterr().err
     wide = voxels(tmp_path / "out")
     low, high = sidecar(tmp_path / "out")["window"]
@@ -409,27 +417,27 @@ def test_what_exceeds_the_grid_is_translated_in_tiles(mr_run, sources, tmp_path,
 EVERY_WAY = [{}, {"coherence": 24.0}, {"coupling": 0.5}, {"scgd": True, "middle": True}]
 
 
-@pytest.mark.parametrize("together", EVERY_WAY)
-def test_a_single_slice_is_a_volume(mr_run, sources, tmp_path, together):
+@pytest.mark.parametrize("sampler", EVERY_WAY)
+def test_a_single_slice_is_a_volume(mr_run, sources, tmp_path, sampler):
     volume = io.read(sources / NAMES[0])
     io.save(tmp_path / "one" / NAMES[0], volume.array[..., 2:3], volume.affine, np.int16)
-    translate(mr_run, tmp_path / "one", tmp_path / "out", preset="ct", together=together)
+    translate(mr_run, tmp_path / "one", tmp_path / "out", preset="ct", sampler=sampler)
     array = voxels(tmp_path / "out")
     assert array.shape == (32, 32, 1) and array.std() > 0
 
 
-@pytest.mark.parametrize("together", EVERY_WAY)
-def test_a_slice_of_air_is_air(mr_run, sources, tmp_path, together):
+@pytest.mark.parametrize("sampler", EVERY_WAY)
+def test_a_slice_of_air_is_air(mr_run, sources, tmp_path, sampler):
     """At the end and in the middle; the others are not disturbed.
 
-    The mask is given, because the one that is computed keeps what hangs together.
+    The mask is given, because the one that is computed keeps what hangs sampler.
     """
     volume = io.read(sources / NAMES[0])
     array, mask = volume.array.copy(), np.ones(volume.array.shape)
     array[..., [0, 3]], mask[..., [0, 3]] = -1000, 0
     io.save(tmp_path / "holes" / NAMES[0], array, volume.affine, np.int16)
     io.save(tmp_path / "masks" / NAMES[0], mask, volume.affine, np.uint8)
-    options = {"preset": "ct", "together": together, "body_masks": tmp_path / "masks"}
+    options = {"preset": "ct", "sampler": sampler, "masks": tmp_path / "masks"}
     translate(mr_run, tmp_path / "holes", tmp_path / "out", **options)
     low, _ = sidecar(tmp_path / "out")["window"]
     drawn = voxels(tmp_path / "out")
@@ -454,18 +462,65 @@ def test_values_that_the_preset_cannot_mean_are_said(
     assert re.search(warning, capsys.readouterr().err)
 
 
-def test_flags_have_the_names_of_the_settings(mr_run, sources, tmp_path):
-    given = {"coherence": 24.0, "scgd": True, "candidates": 2, "candidate": "best_contours"}
+def argv_of(run, source, out, sampler):
+    named = {"sampler" if field == "name" else field: value for field, value in sampler.items()}
+    argv = ["contourdiff", "translate", f"--run={run}", f"--source={source}", "--preset=ct"]
+    return [*argv, f"--out={out}", *(f"--{name}={value}" for name, value in named.items())]
+
+
+def test_every_field_of_the_sampler_has_a_flag(mr_run, sources, tmp_path):
+    given = {"name": "ddim", "steps": 2, "spacing": "leading", "offset": 1, "eta": 0.5}
+    given |= {"clip": True, "clipped_eps": False, "fixed_stride": True, "guidance": 1.0}
+    given |= {"batch": 2, "coherence": 24.0, "coupling": 0.0, "scgd": True}
+    given |= {"neighbour_guidance": 0.5, "candidates": 2, "candidate": "best_contours"}
     given |= {"anchor": 3, "middle": True, "samples": 2, "keep": "mean", "tiles": 0.25}
-    argv = [f"--run={mr_run}", f"--source={sources}", "--preset=ct", f"--out={tmp_path / 'out'}"]
-    argv += [f"--{name}={value}" for name, value in given.items()] + ["--nomaps"]
-    assert cli.main(["contourdiff", "translate", *argv]) == 0
-    assert sidecar(tmp_path / "out")["sampler"].items() >= given.items()
-    assert not (tmp_path / "out" / "maps").exists()
+    assert set(given) == set(config.default().sampler)
+    out = tmp_path / "out"
+    assert cli.main([*argv_of(mr_run, sources, out, given), "--nomaps"]) == 0
+    assert sidecar(out)["sampler"] == sidecar(out)["config"]["sampler"] == given
+    assert not (out / "maps").exists()
+
+
+# Fields that count with others only: a value, and these others.
+FIELDS = {
+    "offset": (2, {"spacing": "leading"}),
+    "eta": (0.5, {"name": "ddim"}),
+    "clipped_eps": (False, {"name": "ddim"}),
+    "fixed_stride": (True, {"name": "ddim"}),
+    "neighbour_guidance": (1.0, {"scgd": True}),
+    "candidates": (2, {"scgd": True}),
+    "candidate": ("best_contours", {"scgd": True, "candidates": 4}),
+    "anchor": (2, {"scgd": True}),
+    "middle": (True, {"scgd": True}),
+    "keep": ("mean", {"samples": 2}),
+}
+# Where some of them count for nothing; the others without anything else.
+ELSEWHERE = {
+    **{field: {"name": "ddpm"} for field in ("eta", "clipped_eps", "fixed_stride")},
+    "candidate": {"scgd": True, "candidates": 1},
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_changes_something_or_is_refused(mr_run, sources, tmp_path, capsys, field):
+    value, others = FIELDS[field]
+    for name, sampler in (("with", {field: value}), ("without", {})):
+        out = tmp_path / name
+        translate(mr_run, sources / NAMES[0], out, preset="ct", sampler=others | sampler)
+    assert (voxels(tmp_path / "with") != voxels(tmp_path / "without")).any()
+    refused = argv_of(mr_run, sources, tmp_path / "out", ELSEWHERE.get(field, {}) | {field: value})
+    assert cli.main(refused) == 2
+    assert re.search(f"translate: --{field}: ", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_off_may_be_said_to_be_off(mr_run, sources, tmp_path):
+    off = {"name": "ddpm", "eta": 0.0, "offset": 0, "middle": False, "keep": "first"}
+    assert translate(mr_run, sources / NAMES[0], tmp_path / "out", preset="ct", sampler=off).done
 
 
 @pytest.mark.parametrize(
-    ("together", "named"),
+    ("sampler", "named"),
     [
         ({"coherence": -1.0}, "--coherence: -1.0"),
         ({"coupling": 1.0}, "--coupling: 1.0 .*below 1"),
@@ -478,9 +533,9 @@ def test_flags_have_the_names_of_the_settings(mr_run, sources, tmp_path):
         ({"scgd": True, "coupling": 0.5}, "--scgd.*--coupling.*choose one"),
     ],
 )
-def test_settings_that_cannot_work_are_named(mr_run, sources, tmp_path, together, named):
+def test_settings_that_cannot_work_are_named(mr_run, sources, tmp_path, sampler, named):
     with pytest.raises(InputError, match=named):
-        translate(mr_run, sources, tmp_path / "out", preset="ct", together=together)
+        translate(mr_run, sources, tmp_path / "out", preset="ct", sampler=sampler)
     assert not any(tmp_path.iterdir())
 
 
