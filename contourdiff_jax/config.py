@@ -382,8 +382,13 @@ def _check_fields(section: str, fields: ConfigDict, prefix: str | None = None) -
       prefix: of the fields' names where they were set.
     """
     for name, value in fields.items():
-        called = f"config.{section}.{name}" if prefix is None else f"{prefix}{name}"
+        called = f"config.{section}.{name}" if prefix is None else _called(name, prefix)
         _check_field(f"{section}.{name}", value, called)
+
+
+def _called(field: str, prefix: str) -> str:
+    """A sampler's field as whoever set it knows it; of flags, that of the name is --sampler."""
+    return "--sampler" if (prefix, field) == ("--", "name") else f"{prefix}{field}"
 
 
 def _check_field(name: str, value, called: str) -> None:
@@ -654,6 +659,6 @@ def check_idle(
     for name, need in NEEDS.items():
         if name in given and not need.holds(config):
             section, _, field = name.partition(".")
-            called = f"{prefix}{field}" if section == "sampler" else f"config.{name}"
-            words = need.words.replace("{}", prefix)
+            called = _called(field, prefix) if section == "sampler" else f"config.{name}"
+            words = need.words.replace("{}name", _called("name", prefix)).replace("{}", prefix)
             raise InputError(f"{called}: has no effect unless {words}")

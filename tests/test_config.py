@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
+from setups import translate
 
 from contourdiff_jax import config, methods, models
 from contourdiff_jax.commands import quickstart
@@ -29,7 +30,6 @@ from contourdiff_jax.methods import distilled
 from contourdiff_jax.models import blocks
 from contourdiff_jax.training import checkpoint, loop, run
 from contourdiff_jax.training import state as states
-from contourdiff_jax.translation.folder import translate
 from contourdiff_jax.volumes.grid import Grid
 
 BUILD = models.build  # of the network; others than its own fields are seen with two convolutions

@@ -156,44 +156,18 @@ def translate(request: Request) -> Result:
 # --------------------------------------------------------------------------------------------------
 
 
+# Values with which a field asks for nothing, so that it may be given where it counts for nothing.
+OFF = {"fixed_stride": False, "anchor": 0, "middle": False, "keep": "first"}
+
+
 def _configured(trained: Run, sampler: Mapping[str, object]) -> ConfigDict:
     """The run's configuration with other fields in its `sampler` section."""
     fields = trained.config.to_dict()
     config = configuration.from_dict(fields | {"sampler": fields["sampler"] | dict(sampler)})
     configuration.check_sampler(config, "--")
-    _check_used(config.sampler, sampler)
+    asked = (f"sampler.{field}" for field, value in sampler.items() if OFF.get(field) != value)
+    configuration.check_idle(config, asked, "--")
     return config
-
-
-# Fields of a `sampler` section that count only with others, and these.
-NEEDS = {
-    "offset": (lambda sampler: sampler.spacing == "leading", "--spacing=leading"),
-    **dict.fromkeys(
-        ("eta", "clipped_eps", "fixed_stride"),
-        (lambda sampler: sampler.name == "ddim", "--sampler=ddim"),
-    ),
-    **dict.fromkeys(
-        ("neighbour_guidance", "candidates", "anchor", "middle"),
-        (lambda sampler: sampler.scgd, "--scgd"),
-    ),
-    "candidate": (
-        lambda sampler: sampler.scgd and sampler.candidates > 1,
-        "--scgd and several --candidates",
-    ),
-    "keep": (lambda sampler: sampler.samples > 1, "several --samples"),
-}
-
-
-# Fields that ask for nothing with these values, so that they may be given anywhere.
-OFF = {"offset": 0, "eta": 0, "fixed_stride": False, "anchor": 0, "middle": False, "keep": "first"}
-
-
-def _check_used(sampler: ConfigDict, changed: Mapping[str, object]) -> None:
-    """Raise InputError for a changed field of a section that counts for nothing in it."""
-    for field, value in changed.items():
-        holds, words = NEEDS.get(field, (lambda _: True, ""))
-        if not holds(sampler) and (field, value) not in OFF.items():
-            raise InputError(f"--{field}: it does nothing without {words}; leave it out")
 
 
 def _settings(trained: Run, request: Request) -> Settings:

@@ -112,7 +112,7 @@ def states(sidecar: object, wanted: Mapping) -> bool:
 def _complete(fields: Mapping) -> dict:
     """Fields as JSON has them, with all fields of today's configuration."""
     try:
-        config = configuration.from_dict(fields["config"])
+        config = configuration.from_dict(configuration.of_before(fields["config"]))
     except (KeyError, InputError):
         return dict(fields)
     sections = {"config": config.to_dict(), "sampler": config.sampler.to_dict()}

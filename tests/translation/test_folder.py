@@ -595,7 +595,7 @@ def test_two_sources_do_not_share_a_sidecar(mr_run, sources, tmp_path):
         ({"devices": 3}, "3 devices"),
         ({"sampler": {"steps": 0}}, "steps: 0"),
         ({"sampler": {"steps": 1001}}, "1001"),
-        ({"sampler": {"name": "euler"}}, "euler"),
+        ({"sampler": {"name": "euler"}}, "--sampler: 'euler'"),
         ({"contours": "absent.json"}, "absent.json"),
         ({"masks": "absent"}, "absent"),
         ({"source": "absent"}, "absent"),

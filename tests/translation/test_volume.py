@@ -481,36 +481,25 @@ def test_every_field_of_the_sampler_has_a_flag(mr_run, sources, tmp_path):
     assert not (out / "maps").exists()
 
 
-# Fields that count with others only: a value, and these others.
-FIELDS = {
-    "offset": (2, {"spacing": "leading"}),
-    "eta": (0.5, {"name": "ddim"}),
-    "clipped_eps": (False, {"name": "ddim"}),
-    "fixed_stride": (True, {"name": "ddim"}),
-    "neighbour_guidance": (1.0, {"scgd": True}),
-    "candidates": (2, {"scgd": True}),
-    "candidate": ("best_contours", {"scgd": True, "candidates": 4}),
-    "anchor": (2, {"scgd": True}),
-    "middle": (True, {"scgd": True}),
-    "keep": ("mean", {"samples": 2}),
-}
-# Where some of them count for nothing; the others without anything else.
-ELSEWHERE = {
-    **{field: {"name": "ddpm"} for field in ("eta", "clipped_eps", "fixed_stride")},
-    "candidate": {"scgd": True, "candidates": 1},
-}
-
-
-@pytest.mark.parametrize("field", FIELDS)
-def test_a_field_changes_something_or_is_refused(mr_run, sources, tmp_path, capsys, field):
-    value, others = FIELDS[field]
-    for name, sampler in (("with", {field: value}), ("without", {})):
-        out = tmp_path / name
-        translate(mr_run, sources / NAMES[0], out, preset="ct", sampler=others | sampler)
-    assert (voxels(tmp_path / "with") != voxels(tmp_path / "without")).any()
-    refused = argv_of(mr_run, sources, tmp_path / "out", ELSEWHERE.get(field, {}) | {field: value})
-    assert cli.main(refused) == 2
-    assert re.search(f"translate: --{field}: ", capsys.readouterr().err)
+@pytest.mark.parametrize(
+    ("sampler", "named"),
+    [
+        ({"offset": 1}, "--offset: leading has it"),
+        ({"name": "ddpm", "eta": 0.5}, "--eta: only ddim has it"),
+        ({"name": "ddpm", "clipped_eps": False}, "--clipped_eps: .*--sampler is ddim and --clip"),
+        ({"name": "ddpm", "fixed_stride": True}, "--fixed_stride: .*unless --sampler is ddim"),
+        ({"neighbour_guidance": 0.35}, "--neighbour_guidance: .*unless --scgd"),
+        ({"candidates": 4}, "--candidates: .*unless --scgd"),
+        ({"candidate": "lowest_mean"}, "--candidate: .*unless --scgd"),
+        ({"scgd": True, "candidates": 1, "candidate": "lowest_mean"}, "--candidate: .*above 1"),
+        ({"anchor": 2}, "--anchor: .*unless --scgd"),
+        ({"middle": True}, "--middle: .*unless --scgd"),
+        ({"keep": "mean"}, "--keep: .*unless --samples is above 1"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_refused(mr_run, sources, tmp_path, capsys, sampler, named):
+    assert cli.main(argv_of(mr_run, sources, tmp_path / "out", sampler)) == 2
+    assert re.search(f"translate: {named}", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 
