@@ -65,13 +65,14 @@ def difference(out: Path, folder: Path) -> float:
 
     from contourdiff_jax import config, models
     from contourdiff_jax.data import batches
+    from contourdiff_jax.methods.diffusion import NETWORK
     from contourdiff_jax.runtime import mesh as meshes
     from contourdiff_jax.training import checkpoint, run
 
     given = np.load(out / "answer.npz")
     model = models.build(run.load(folder).config.model)
-    one = meshes.replicated(meshes.make(config.default().mesh))
-    _, params = checkpoint.load_average(folder, model.init, one)
+    mesh = meshes.make(config.default().mesh)
+    params = checkpoint.averages(folder, {NETWORK: model.init}, mesh)[1][NETWORK]
     z_t = np.moveaxis(given["z_t"], 1, -1)
     condition = {"contour": batches.given(given["contour"][:, 0])}
     answer = np.moveaxis(jax.jit(model.apply)(params, z_t, given["t"], condition), -1, 1)

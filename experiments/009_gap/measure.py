@@ -21,21 +21,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from contourdiff_jax import models
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.data import batches
 from contourdiff_jax.data.prepare import prepare
-from contourdiff_jax.diffusion import noise, schedules
+from contourdiff_jax.diffusion import noise
 from contourdiff_jax.evaluation import contour_gap as command
 from contourdiff_jax.evaluation.metrics import gap, paired
-from contourdiff_jax.runtime import mesh
-from contourdiff_jax.training import checkpoint, run
-from contourdiff_jax.translation import sampling
 from contourdiff_jax.volumes.volume import Assumed
 
 STEPS = 2  # of DDIM, as in experiments/001_heads
@@ -85,19 +80,14 @@ def stores(sources: dict, out: Path, grid: dict, **options) -> dict[str, Path]:
 
 def translator(folder: Path):
     """Contours [n, H, W] and keys [n, 2] -> images [n, H, W] in [0, 1]."""
-    trained = run.load(folder)
-    config = trained.config.copy_and_resolve_references()
-    config.sampler.steps = STEPS
-    devices = mesh.make(ConfigDict({"data": -1, "fsdp": 1}))
-    model = models.build(config.model)
-    _, params = checkpoint.load_average(folder, model.init, mesh.replicated(devices))
-    compiled = sampling.sampler(config, model, schedules.build(config.diffusion), devices)
+    sys.path.append(str(Path(__file__).parents[1]))
+    import setups
 
-    def images(drawn, keys):
-        condition = {"contour": batches.given(drawn)}
+    draw, _ = setups.drawing(folder, steps=STEPS)
+
+    def images(edges, keys):
         knots = noise.Knots(np.stack([keys, keys], 1), np.tile(np.float32([1, 0]), (len(keys), 1)))
-        lying, size = mesh.batch(devices), config.sampler.batch
-        return (sampling.draw(compiled, params, lying, size, condition, knots) + 1) / 2
+        return (draw({"contour": batches.given(edges)}, knots) + 1) / 2
 
     return images
 

@@ -91,8 +91,8 @@ def main() -> None:
 def one(folder: Path, fold: int, name: str, seed: int, sources) -> None:
     """Train and score one model, unless that is done."""
     from contourdiff_jax.evaluation.folder import Request, evaluate
-    from contourdiff_jax.training.loop import train
-    from contourdiff_jax.translation.folder import translate
+    from contourdiff_jax.methods import train
+    from contourdiff_jax.translation import folder as translation
 
     jax.config.update("jax_compilation_cache_dir", str(folder.parent / "compiled"))
     data(folder, fold)
@@ -106,8 +106,9 @@ def one(folder: Path, fold: int, name: str, seed: int, sources) -> None:
         file = model / f"contours_{number}.json"
         file.write_text(json.dumps(settings.to_dict()))
         translated, heads = model / f"translated_{number}", folder / "heads"
-        options = {"preset": preset, "contours_file": file, "steps": STEPS, "seed": seed}
-        translate(model / "run", heads / test, translated, **options)
+        options = {"preset": preset, "contours": file, "sampler": {"steps": STEPS}, "seed": seed}
+        request = translation.Request(model / "run", heads / test, translated, **options)
+        translation.translate(request)
         truths = {"truth": heads / "test_mr", "source": heads / test}
         evaluate(Request(translated, scores, **truths, grid="model"))
 

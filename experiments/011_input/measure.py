@@ -20,13 +20,12 @@ import jax
 import numpy as np
 from PIL import Image, ImageOps
 
-from contourdiff_jax import config
+from contourdiff_jax import config, methods
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.data import batches
 from contourdiff_jax.data.phantoms.heads import phantoms
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
-from contourdiff_jax.training import loop
+from contourdiff_jax.training import loop, run
 
 ROUNDS = 15
 SIZES = (64, 128)
@@ -44,17 +43,17 @@ def measure(out: Path, size: int) -> dict:
     if not (folder / "pictures").exists():
         write_pictures(store, folder / "pictures")
 
-    plan = loop.setup(settings, size)
-    state = plan.init(jax.random.key(0))
-    taken = contour_settings.preset("default", "mr")
-    examples = batches.training(store, taken, settings, plan.mesh, start=0, stop=ROUNDS + 2)
+    method = methods.build(run.begin(settings, store), store=store)
+    compiled = loop.compiled(method, settings.train)
+    state = compiled.init(jax.random.key(0))
+    examples = method.feed.training(0, ROUNDS + 2)
     rng = np.random.default_rng(0)
     seconds = {"examples": [], "step": [], "pil": []}
     for _ in range(ROUNDS + 2):  # of which the first two are not counted: they compile
         began = time.perf_counter()
         example = jax.block_until_ready(next(examples))
         made = time.perf_counter()
-        state, _ = jax.block_until_ready(plan.step(state, example))
+        state, _ = jax.block_until_ready(compiled.step(state, example, ()))
         learnt = time.perf_counter()
         for _ in range(settings.train.batch):
             read_as_the_original(folder / "pictures", size, rng)

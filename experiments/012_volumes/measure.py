@@ -8,7 +8,6 @@ of 001 with neighbours, `heads` to test on, `methods`, `steps`, `uncertainty`, `
 (each adds its own entry to result.json beside this file), `figure`.
 """
 
-import functools
 import json
 import os
 import resource
@@ -107,25 +106,28 @@ def methods(out: Path) -> None:
     found = {}
     for words, steps in SAMPLING.items():
         for name in METHODS if words == "few steps" else COMPARED:
-            scores = scored(out, f"{words}, {name}", steps=steps, together=METHODS[name])
+            scores = scored(out, f"{words}, {name}", {"steps": steps} | METHODS[name])
             found.setdefault(words, {})[name] = scores["translation"]
             found[words]["truth"] = scores["truth"]
     keep("methods", found)
 
 
-def scored(out: Path, name: str, only=None, together=None, measured="truth", **options) -> dict:
-    """{method: {metric: interval}} of the heads translated in one way, and of the truth."""
+def scored(out: Path, name: str, sampler: dict, only=None) -> dict:
+    """{method: {metric: interval}} of heads translated with such a sampler, and of the truth."""
     from contourdiff_jax.evaluation.folder import Request, evaluate
-    from contourdiff_jax.translation.folder import translate
+    from contourdiff_jax.translation import folder as translation
 
     folder, truth = out / "volumes" / name.replace(" ", "_"), out / "volumes/heads"
     # So that slices of several volumes, as SCGD advances them, fill a batch.
-    options |= {"together": together, "batch_size": 8}
+    sampler = sampler | {"batch": 8}
     source = out / "heads/test_ct" if only else truth / "test_ct"
     if not (folder / "scores/metrics.json").exists():
-        translate(out / "volumes/run", source, folder / "images", preset="ct", **options)
+        how = {"preset": "ct", "sampler": sampler}
+        translation.translate(
+            translation.Request(out / "volumes/run", source, folder / "images", **how)
+        )
         more = {"labels": truth / "test_labels"}
-        if options["together"] and "samples" in options["together"]:
+        if "samples" in sampler:
             more["uncertainty"] = folder / "images/maps/std"
         mr = truth / "test_mr"
         evaluate(Request(folder / "images", folder / "scores", truth=mr, grid="model", **more))
@@ -146,7 +148,7 @@ def steps(out: Path) -> None:
     for sampler in SAMPLERS:
         for count in STEPS:
             name = f"{sampler}, {count} steps"
-            values = scored(out, name, only=True, sampler_name=sampler, steps=count)
+            values = scored(out, name, {"name": sampler, "steps": count}, only=True)
             found.setdefault(sampler, {})[count] = values["translation"]
             found["truth"] = values["truth"]
     keep("steps", found)
@@ -156,73 +158,57 @@ def uncertainty(out: Path) -> None:
     """Does the deviation of samples know where they err? And what of the lesions?"""
     found = {}
     for words, (sampler, count) in SPREAD.items():
-        together = {"samples": SAMPLES, "keep": "mean"}
-        options = {"sampler_name": sampler, "steps": count, "together": together}
-        found[words] = scored(out, f"spread, {words}", only=True, **options)
+        fields = {"name": sampler, "steps": count, "samples": SAMPLES, "keep": "mean"}
+        found[words] = scored(out, f"spread, {words}", fields, only=True)
     keep("uncertainty", found)
 
 
-def drawer(out: Path, steps: int, together: dict, batch: int):
-    """sources -> samples, as translate draws them, by one compiled function."""
-    from ml_collections import ConfigDict
+def plan_of(out: Path, steps: int, way: dict, batch: int):
+    """How `translate` reads and draws volumes in some way, on one device."""
+    sys.path.append(str(HERE.parent))
+    import setups
 
-    from contourdiff_jax import models
-    from contourdiff_jax.diffusion import schedules
-    from contourdiff_jax.runtime import mesh
-    from contourdiff_jax.training import checkpoint, run
-    from contourdiff_jax.translation import sampling, volume
+    from contourdiff_jax.contours import settings as contour_settings
+    from contourdiff_jax.training import run
+    from contourdiff_jax.translation import sidecars, volume
+    from contourdiff_jax.volumes import intensity
 
-    config = run.load(out / "volumes/run").config.copy_and_resolve_references()
-    config.sampler.update(steps=steps, batch=batch, candidates=1, **together)
-    devices = mesh.make(ConfigDict({"data": 1, "fsdp": 1}))
-    model = models.build(config.model)
-    _, params = checkpoint.load_average(out / "volumes/run", model.init, mesh.replicated(devices))
-    compiled = sampling.sampler(config, model, schedules.build(config.diffusion), devices)
-    drawn = functools.partial(sampling.draw, compiled, params, mesh.batch(devices), batch)
-    how = drawn, config.sampler, config.model.conditions, 0
-    if together.get("scgd"):
-        return lambda sources: volume.chained(*how, sources, None)
-    return lambda sources: [volume.at_once(*how, source) for source in sources]
+    folder = out / "volumes/run"
+    trained = run.load(folder)
+    fields = {"steps": steps, "batch": batch, "candidates": 1} | way
+    draw, method = setups.drawing(folder, data=1, **fields)
+    contours = {"source": contour_settings.preset("default", "ct"), "target": trained.contours}
+    ct = intensity.preset("ct")
+    settings = sidecars.Settings(ct, trained.preset, trained.grid, contours)
+    sees = frozenset(method.conditions)
+    return volume.Plan(settings, trained.window, None, method.sampler, sees, draw)
 
 
 def sources_of(out: Path) -> list:
     """The test heads' CT, read."""
-    from contourdiff_jax.contours import settings as contour_settings
     from contourdiff_jax.data import layouts
-    from contourdiff_jax.training import run
     from contourdiff_jax.translation import volume
-    from contourdiff_jax.volumes import intensity
 
-    trained = run.load(out / "volumes/run")
-    preset, settings = intensity.preset("ct"), contour_settings.preset("default", "ct")
-    plan = volume.Plan(
-        trained=trained,
-        sampler=trained.config.sampler,
-        preset=preset,
-        contours=settings,
-        masks=None,
-        drawn=None,
-        parameters=0,
-        seed=0,
-        maps=False,
-    )
+    plan = plan_of(out, 1, {}, 16)
     scans = layouts.find(out / "heads/test_ct", modality="ct").scans
     return [volume.read(plan, scan) for scan in scans]
 
 
 def timing(out: Path) -> None:
     """Seconds to draw a head of the three test heads with few steps, the ways in turn."""
+    from contourdiff_jax.translation import volume
+
     sources = sources_of(out)
     steps = SAMPLING["few steps"]
-    ways = {}
+    plans = {}
     for name in COMPARED:  # a batch of SCGD is of volumes, and there are three
         scgd = METHODS[name].get("scgd")
-        ways[name] = drawer(out, steps, METHODS[name], len(sources) if scgd else 16)
-    seconds = {name: [] for name in ways}
+        plans[name] = plan_of(out, steps, METHODS[name], len(sources) if scgd else 16)
+    seconds = {name: [] for name in plans}
     for _ in range(1 + REPEATS):  # the first compiles
-        for name, drawn in ways.items():
+        for name, plan in plans.items():
             start = time.perf_counter()
-            drawn(sources)
+            volume.draw(plan, sources)
             seconds[name].append((time.perf_counter() - start) / len(sources))
     medians = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     slices = [len(source.contours) for source in sources]
@@ -244,6 +230,8 @@ def one(out: Path, way: str, count: int) -> None:
     """Draws a head repeated to that many slices, and prints the process' peak memory [MiB]."""
     import dataclasses
 
+    from contourdiff_jax.translation import volume
+
     source = sources_of(out)[0]
     rows = np.arange(count) % len(source.contours)
     tall = dataclasses.replace(
@@ -252,7 +240,7 @@ def one(out: Path, way: str, count: int) -> None:
         body=source.body[rows],
         resampling=types.SimpleNamespace(positions=1.0 * np.arange(count)),
     )
-    drawer(out, 1, METHODS[way], 16)([tall])
+    volume.draw(plan_of(out, 1, METHODS[way], 16), [tall])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 

@@ -76,7 +76,7 @@ def data(out: Path) -> None:
 
 def trained(out: Path, name: str, fields: dict) -> Path:
     """The run of a network: as in 001_heads, but for fewer images and what it is about."""
-    from contourdiff_jax.training.loop import train
+    from contourdiff_jax.methods import train
 
     spec = importlib.util.spec_from_file_location("heads", HERE.parents[1] / "configs/heads.py")
     module = importlib.util.module_from_spec(spec)
@@ -89,6 +89,7 @@ def trained(out: Path, name: str, fields: dict) -> Path:
     config.distillation.substeps = fields.get("substeps", 0)
     teacher = None
     if config.distillation.substeps:
+        config.method = "distilled"
         teacher = out / ALL.replace(" ", "_")
         config.train.update(images=LESSONS, learning_rate=3e-4)
     run = out / name.replace(" ", "_")
@@ -100,19 +101,24 @@ def trained(out: Path, name: str, fields: dict) -> Path:
 def scored(out: Path, run: Path, steps: int) -> dict:
     """Scores of the test heads' translations with so many steps, and what a volume takes."""
     from contourdiff_jax.evaluation.folder import Request, evaluate
-    from contourdiff_jax.translation.folder import translate
 
     place = run.with_name(f"{run.name}.{steps}")
     heads = out / "heads"
     translated, scores = place / "translated", place / "scores"
     if not scores.exists():
-        translate(run, heads / "test_ct", translated, preset="ct", steps=steps)
+        translate(run, heads / "test_ct", translated, steps)
         truths = {"truth": heads / "test_mr", "source": heads / "test_ct"}
         evaluate(Request(translated, scores, **truths, grid="model"))
     methods = json.loads((scores / "metrics.json").read_text())["methods"]
     entry = {name: methods["translation"][name] for name in METRICS}
     mine, real = (gradient(methods[name]) for name in ("translation", "truth"))
     return entry | {"gradient_over_truth": mine / real}
+
+
+def translate(run: Path, source: Path, out: Path, steps: int):
+    from contourdiff_jax.translation import folder
+
+    return folder.translate(folder.Request(run, source, out, "ct", sampler={"steps": steps}))
 
 
 def gradient(method: dict) -> float:
@@ -125,14 +131,12 @@ def timed(out: Path) -> dict:
 
     Medians, the numbers of steps in turn.
     """
-    from contourdiff_jax.translation.folder import translate
-
     seconds = {steps: [] for steps in STEPS}
     for _ in range(REPEATS):
         for steps in STEPS:
             with tempfile.TemporaryDirectory() as place:
                 run = out / ALL.replace(" ", "_")
-                result = translate(run, out / "heads/test_ct", place, preset="ct", steps=steps)
+                result = translate(run, out / "heads/test_ct", Path(place), steps)
                 for path in result.done[1:]:
                     sidecar = json.loads(Path(str(path).replace(".nii.gz", ".json")).read_text())
                     seconds[steps].append(sidecar["seconds"])

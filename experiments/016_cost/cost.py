@@ -55,15 +55,14 @@ def operations(config, size: int) -> dict:
     import jax.numpy as jnp
 
     from contourdiff_jax import models
-    from contourdiff_jax.data import batches
+    from contourdiff_jax.contracts import CONDITIONS
 
     model = models.build(config.model)
     params = jax.eval_shape(model.init, jax.random.key(0))
     image = jax.ShapeDtypeStruct((1, size, size, 1), jnp.float32)
     condition = {
-        name: jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
-        for name, channels in batches.CONDITIONS.items()
-        if name in config.model.conditions
+        name: jax.ShapeDtypeStruct((1, size, size, CONDITIONS[name].channels + 1), jnp.float32)
+        for name in config.model.conditions
     }
     given = params, image, jax.ShapeDtypeStruct((1,), jnp.int32), condition
 

@@ -111,12 +111,14 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
 
     import jax
 
-    from contourdiff_jax import models
-    from contourdiff_jax.diffusion import noise, schedules
+    sys.path.append(str(HERE.parent))
+    import setups
+
+    from contourdiff_jax import methods, models
+    from contourdiff_jax.diffusion import noise
+    from contourdiff_jax.methods.diffusion import NETWORK
     from contourdiff_jax.models import convolution
     from contourdiff_jax.runtime import mesh as meshes
-    from contourdiff_jax.training import loop
-    from contourdiff_jax.translation import sampling
 
     if not forms:
         convolution._outweighed = convolution._tiled = lambda x, kernel: False
@@ -126,14 +128,14 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
     given = example(name)
 
     def training():
-        plan = loop.setup(config, size)
-        state = plan.init(jax.random.key(0))
-        lying = meshes.put(meshes.batch(plan.mesh), given)
+        method, compiled = setups.training(config, size)
+        state = compiled.init(jax.random.key(0))
+        lying = meshes.put(meshes.batch(method.mesh), given)
 
         def call(count: int):
             nonlocal state
             for _ in range(count):
-                state, metrics = plan.step(state, lying)
+                state, metrics = compiled.step(state, lying, ())
             jax.block_until_ready((state, metrics))
 
         return call
@@ -142,18 +144,18 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
         model = models.build(config.model)
         held = jax.eval_shape(model.init, jax.random.key(0))
         mesh = meshes.make(config.mesh, batch=batch, held=held)
-        sampler = sampling.sampler(config, model, schedules.build(config.diffusion), mesh)
+        method = methods.build(setups.run_of(config, size), mesh=mesh)
         # From the host, as those of a checkpoint.
         rng = np.random.default_rng(0)
         weights = jax.tree.map(lambda a: rng.normal(0, 0.02, a.shape).astype(a.dtype), held)
         params = meshes.split(meshes.replicated(mesh), weights)
         del weights
+        draw = setups.drawn_by(method, {NETWORK: params})
         knots = noise.independent(0, "speed", batch)
-        lying = meshes.batch(mesh)
 
         def call(count: int):
             for _ in range(count):
-                sampling.draw(sampler, params, lying, batch, given["condition"], knots)
+                draw(given["condition"], knots)
 
         return call
 

@@ -8,7 +8,7 @@
 in the environment of `make test-parity`, with torchvision (the version that belongs to its torch)
 and pandas installed beside. 159b469 is the last commit whose training starts. Its train.py runs as
 it is, with its own defaults; only the clock is ours, in the step of its learning rate,
-and it is stopped before it samples. Ours is `train.images_per_second`, as the quickstart has it.
+and it is stopped before it samples. Ours is `methods.images_per_second`, as the quickstart has it.
 Both see generated heads, the original as PNG files of slices and contours. Each turn is a process
 of its own; turns alternate. Adds its entry to result.json.
 """
@@ -66,12 +66,12 @@ def data(out: Path, size: int) -> None:
 def ours(out: Path, size: int, batch: int, steps: int) -> float:
     os.environ["JAX_NUM_CPU_DEVICES"] = str(len(os.sched_getaffinity(0)))
 
-    from contourdiff_jax.training import loop
+    from contourdiff_jax import methods
 
     config = measure.settings("published")
     config.contours.preset = "published"
     config.train.batch = batch
-    return loop.images_per_second(config, out / "store", steps=steps)
+    return methods.images_per_second(config, out / "store", steps=steps)
 
 
 def original(out: Path, size: int, batch: int, steps: int) -> float:

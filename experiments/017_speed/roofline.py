@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import measure
 
 from contourdiff_jax.runtime import mesh as meshes
-from contourdiff_jax.training import loop
 
 ROUNDS = 15
 ON_GPU = {"side": 16_384, "elements": 1 << 29}
@@ -70,16 +69,19 @@ def operations(config, size: int) -> float:
 
 def roofline(name: str, peak: float | None, profile: str | None) -> dict:
     config, (_, size, batch) = measure.settings(name), measure.networks()[name]
+    sys.path.append(str(measure.HERE.parent))
+    import setups
+
     can = device(config.model.dtype)
-    plan = loop.setup(config, size)
-    work, moved = operations(config, size), plan.step.cost_analysis()["bytes accessed"]
-    moved *= plan.mesh.size  # counted for one device
-    example = meshes.put(meshes.batch(plan.mesh), measure.example(name))
-    state = plan.init(jax.random.key(0))
+    method, compiled = setups.training(config, size)
+    work, moved = operations(config, size), compiled.step.cost_analysis()["bytes accessed"]
+    moved *= method.mesh.size  # counted for one device
+    example = meshes.put(meshes.batch(method.mesh), measure.example(name))
+    state = compiled.init(jax.random.key(0))
 
     def step():
         nonlocal state
-        state, metrics = plan.step(state, example)
+        state, metrics = compiled.step(state, example, ())
         return metrics
 
     took = seconds(step)

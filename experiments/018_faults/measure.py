@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from contourdiff_jax import config, models
+from contourdiff_jax import config, methods
 from contourdiff_jax.data.phantoms.heads import phantoms
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store, verify
@@ -35,13 +35,14 @@ out.mkdir(parents=True, exist_ok=True)
 
 def published() -> state.TrainState:
     """Shapes of the state of the published network."""
-    sys.path.insert(0, str(Path(__file__).parents[2] / "configs"))
+    root = Path(__file__).parents[2]
+    sys.path += [str(root / "configs"), str(root / "experiments")]
     import contourdiff_2d
+    import setups
 
-    settings = contourdiff_2d.get_config()
-    network = models.build(settings.model)
-    init = functools.partial(state.init, settings.train, network.init)
-    return jax.eval_shape(init, jax.random.key(0))
+    mesh = meshes.make(config.default().mesh)
+    method = methods.build(setups.run_of(contourdiff_2d.get_config(), 256), mesh=mesh)
+    return jax.eval_shape(functools.partial(state.init, method.players), jax.random.key(0))
 
 
 def kept(whole: state.TrainState, devices: int) -> int:
@@ -90,7 +91,9 @@ def digests(whole: state.TrainState) -> dict:
         }
         step = run / "checkpoints" / str(number + 1)
         seconds["of that, digests"] = timed(
-            lambda step=step: [checkpoint._digests(step / item) for item in checkpoint.ITEMS]
+            lambda step=step: [
+                checkpoint._digests(item) for item in step.iterdir() if item.is_dir()
+            ]
         )
         seconds["to verify and restore"] = timed(
             functools.partial(checkpoint.restore, checkpoints, run, like)
