@@ -14,8 +14,6 @@ import jax.numpy as jnp
 
 from contourdiff_jax.diffusion.schedules import Schedule
 
-PREDICTIONS = ("eps", "x0", "v")
-
 
 def at(values, t, like):
     """values [T] at t, shaped to broadcast against `like` [B, *S, C]."""

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from contourdiff_jax import config as configuration
-from contourdiff_jax import methods, models
+from contourdiff_jax import methods
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contracts import Averages, Translator
 from contourdiff_jax.data import layouts
@@ -278,9 +278,8 @@ def _network(trained: Run, config: ConfigDict, request: Request) -> _Network:
 
 def _mesh(trained: Run, batch: int, devices: int | None) -> Mesh:
     """Devices that share a batch of slices, each with the network; all by default."""
-    weights = jax.eval_shape(models.build(trained.config.model).init, jax.random.key(0))
     wanted = ConfigDict({"data": -1 if devices is None else devices, "fsdp": 1})
-    mesh = meshes.make(wanted, batch=batch, held=weights)
+    mesh = meshes.make(wanted, batch=batch, held=methods.networks(trained))
     meshes.check_batch(mesh, batch, "--batch")
     return mesh
 
