@@ -216,7 +216,8 @@ def test_guidance_moves_from_the_null_to_beyond_the_conditional():
     z_t = jnp.zeros((2, 4, 4, 1))
     condition = {"contour": jnp.full((2, 4, 4, 2), 0.5)}
     for scale in (0.0, 1.0, 2.0):
-        predict = guidance.denoiser(apply, {}, schedule, "x0", condition, guidance=scale)
+        scales = {"contour": scale}
+        predict = guidance.denoiser(apply, {}, schedule, "x0", condition, scales=scales)
         np.testing.assert_allclose(predict(z_t, 5), 0.5 * scale, atol=1e-6)
 
 
@@ -236,9 +237,8 @@ def test_a_neighbour_is_followed_as_far_as_its_own_scale_says():
     condition = {"contour": jnp.full((2, 4, 4, 2), 0.5), "neighbour": jnp.full((2, 4, 4, 2), 0.2)}
     copies = {(1.0, 1.0): 1, (1.0, 0.35): 2, (1.0, 0.0): 1, (2.0, 1.0): 2, (2.0, 0.5): 3}
     for (scale, followed), count in copies.items():
-        predict = guidance.denoiser(
-            apply, {}, schedule, "x0", condition, guidance=scale, neighbour=followed
-        )
+        scales = {"contour": scale, "neighbour": scale * followed}
+        predict = guidance.denoiser(apply, {}, schedule, "x0", condition, scales=scales)
         expected = scale * (0.5 + followed * 0.2)
         np.testing.assert_allclose(predict(z_t, 5), expected, atol=1e-6)
         assert seen[-1] == 2 * count
