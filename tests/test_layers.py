@@ -18,11 +18,8 @@ ROOMS = (
     *("models", "data", "training", "methods", "interop", "translation", "evaluation", "reports"),
     *("commands", "cli", "__main__"),
 )
-# Imports that still run up, which are to go.
-UPWARDS: set[tuple[str, str]] = set()
-# Packages that only some rooms may know, and modules elsewhere that still do.
+# Packages that only some rooms may know.
 ONLY_IN = {"absl": ("commands", "cli"), "flax": ("models",)}
-ELSEWHERE: set[tuple[str, str]] = set()
 
 
 def _modules() -> dict[str, Path]:
@@ -75,8 +72,7 @@ def test_no_import_runs_up():
         for other in others
         if ROOMS.index(_room(other)) > ROOMS.index(_room(module))
     }
-    assert upwards - UPWARDS == set(), "rooms stand above what they use"
-    assert UPWARDS - upwards == set(), "no longer needed, take them off the list"
+    assert not upwards, "rooms stand above what they use"
 
 
 def test_no_imports_in_a_circle():
@@ -91,11 +87,9 @@ def test_no_imports_in_a_circle():
 @pytest.mark.parametrize("package", ONLY_IN)
 def test_some_packages_are_known_to_some_rooms_only(package):
     knowing = {
-        (module, package)
+        module
         for module, imported in IMPORTS.items()
         if any(name.split(".")[0] == package for name in imported)
         and _room(module) not in ONLY_IN[package]
     }
-    expected = {pair for pair in ELSEWHERE if pair[1] == package}
-    assert knowing - expected == set(), f"{package} is for {', '.join(ONLY_IN[package])} only"
-    assert expected - knowing == set(), "no longer needed, take them off the list"
+    assert not knowing, f"{package} is for {', '.join(ONLY_IN[package])} only"
