@@ -51,7 +51,8 @@ class Player(NamedTuple):
     Attributes:
       init: key -> params.
       loss: (params, every player's params, example, key, fixed, memory)
-        -> (loss, (metrics, memory)); differentiated in the first argument alone.
+        -> (loss, (metrics, memory)); differentiated in the first argument alone. Metrics are
+        scalars to be recorded beside the loss; memory keeps its shapes.
       optimiser: of params.
       learning_rate: step -> that of the optimiser, to be recorded.
       averaged: whether an exponential moving average of params is kept, to draw with.

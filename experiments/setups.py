@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from contourdiff_jax import methods
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contracts import Method
-from contourdiff_jax.methods.diffusion import NETWORK
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, loop, run
 from contourdiff_jax.training.run import Run
@@ -46,7 +45,7 @@ def drawing(folder: Path, data: int = -1, **sampler) -> tuple[Callable, Method]:
     section.update(sampler)
     mesh = meshes.make(ConfigDict({"data": data, "fsdp": 1}))
     method = methods.build(trained, mesh=mesh, sampler=section)
-    _, averages = checkpoint.averages(folder, {NETWORK: method.players[NETWORK].init}, mesh)
+    _, averages = checkpoint.averages(folder, method.players, mesh)
     return drawn_by(method, averages), method
 
 

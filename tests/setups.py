@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from contourdiff_jax import config as configuration
 from contourdiff_jax import methods
 from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.contracts import Player
 from contourdiff_jax.training import loop
 from contourdiff_jax.training.run import Run
 from contourdiff_jax.translation import folder
@@ -17,6 +18,11 @@ def run_of(config, size: int, modality: str = "mr") -> Run:
     """A run of such images."""
     preset, contours = intensity.preset(modality), contour_settings.preset("default", modality)
     return Run(config, preset, intensity.IDENTITY, Grid("axial", 1.0, size), contours, ())
+
+
+def players(init) -> dict[str, Player]:
+    """One player of that network, to be read from a checkpoint."""
+    return {"network": Player(init, None, None, None)}
 
 
 def setup(config, size: int):

@@ -21,7 +21,7 @@ from setups import translate
 
 from contourdiff_jax import config, methods, models
 from contourdiff_jax.commands import quickstart
-from contourdiff_jax.data import batches
+from contourdiff_jax.data import examples
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.diffusion import schedules
 from contourdiff_jax.diffusion.noise import Knots
@@ -434,11 +434,11 @@ def choice(settings, world):
     return chosen, feed.is_resident
 
 
-def examples(settings, world):
+def made(settings, world):
     """How examples are made of slices."""
     feed = method_of(settings, world).feed
     chosen, made = feed.choose(0), feed.maker()
-    raw = batches.read(world.store, feed.contours, chosen.rows)
+    raw = examples.read(world.store, feed.contours, chosen.rows)
     return traced(lambda raw: made(raw, chosen), raw)
 
 
@@ -541,17 +541,17 @@ EFFECTS = {
     "contours.native": Effect(refused, True),  # likewise
     "contours.clean": Effect(refused, (80, 30)),
     **{
-        f"augment.{name}": Effect(examples, value)
+        f"augment.{name}": Effect(made, value)
         for name, value in (
             *(("flip", 0.1), ("probability", 0.5), ("scale", 0.2), ("zoom", 0.2)),
             *(("rotation", 5.0), ("shift", 0.1)),
         )
     },
     **{
-        f"disturbance.{name}": Effect(examples, 0.5)
+        f"disturbance.{name}": Effect(made, 0.5)
         for name in ("thresholds", "contrast", "noise", "displacement", "missing")
     },
-    "disturbance.doubled": Effect(examples, 0.5, {"disturbance.displacement": 1.0}),
+    "disturbance.doubled": Effect(made, 0.5, {"disturbance.displacement": 1.0}),
     "model.conditions": Effect(network, NEIGHBOURS),
     "model.null": Effect(network, "empty"),
     "model.channels": Effect(network, (4, 8)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Train a contour-conditioned diffusion model on the images of one store.
+"""Train a model on the images of one store: by default ContourDiff's, given their contours.
 
 Repeated with the same store, configuration and workdir, the command resumes the run. SIGTERM saves
 and stops. Several processes train together with --coordinator (docs/clusters.md).
@@ -52,8 +52,6 @@ def main(values: flags.FlagValues) -> int:
     from contourdiff_jax import methods  # JAX takes a second: not for --help
 
     config = _given(values)
-    if values.teacher and config.method == "diffusion":
-        config.method = "distilled"
     with cluster_flags.joined(values):
         finished = methods.train(
             config,

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From files to training examples: volumes, intensities, grids, contours, stores, batches."""
+"""From folders of scans to training examples: layouts, inspection, stores, augmentation, feeds."""

@@ -5,7 +5,7 @@ Everything is a pure function of (seed, step), so that resuming needs no iterato
 process of a cluster can make its own part of the same global batch.
 
 A store that fits is kept on the devices, as uint16 slices and masks; others are streamed, read
-ahead in a thread. Either way the same compiled function makes examples of them (batches.py), and
+ahead in a thread. Either way the same compiled function makes examples of them (examples.py), and
 the host only chooses the slices.
 
 Shapes: B batch, K slices that go together (an image, or with it its neighbour), H rows, W columns,
@@ -27,8 +27,8 @@ from ml_collections import ConfigDict
 from contourdiff_jax.contours import disturbance
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.contracts import CONDITIONS, NEIGHBOUR, Example
-from contourdiff_jax.data import augment, batches
-from contourdiff_jax.data.batches import Raw
+from contourdiff_jax.data import augment, examples
+from contourdiff_jax.data.examples import Raw
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import processes
@@ -137,7 +137,7 @@ class Slices:
 
     def at_rest(self, rows: np.ndarray) -> Example:
         """Examples on the host of the slices with those numbers, neither moved nor disturbed."""
-        return batches.examples(self.store, rows, self.contours, self.conditions)
+        return examples.at_rest(self.store, rows, self.contours, self.conditions)
 
     def training(self, start: int, stop: int) -> Iterator[Example]:
         """See contracts.Feed."""
@@ -146,7 +146,7 @@ class Slices:
         put, made = functools.partial(meshes.put, split), self.maker()
 
         if self.is_resident:
-            table = meshes.put(whole, batches.read(self.store, self.contours, numbers))
+            table = meshes.put(whole, examples.read(self.store, self.contours, numbers))
             take = jax.jit(
                 lambda table, rows: jax.tree.map(lambda a: a[rows], table),
                 in_shardings=(whole, split),
@@ -159,7 +159,7 @@ class Slices:
 
         def read(step) -> tuple[Choice, Raw]:
             choice = self.choose(int(step), share)
-            return choice, batches.read(self.store, self.contours, numbers[choice.rows])
+            return choice, examples.read(self.store, self.contours, numbers[choice.rows])
 
         steps = grain.MapDataset.range(start, stop).map(read)
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
@@ -204,7 +204,7 @@ class Slices:
 
         def local(raw, neighboured, key_data):
             moves, changes = jnp.unstack(jax.random.wrap_key_data(key_data), axis=1)
-            return batches.make(
+            return examples.make(
                 raw,
                 self.store.preset,
                 self.contours,

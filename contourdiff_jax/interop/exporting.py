@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from contourdiff_jax import models
+from contourdiff_jax import methods
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import schedulers, unet2d, weight_files
 from contourdiff_jax.methods.diffusion import NETWORK
@@ -30,7 +30,6 @@ def export(run_folder: str | Path, out: str | Path) -> None:
     ours = run.load(run_folder)
     config = ours.config
     try:
-        model = models.build(config.model)
         unet = unet2d.unet(
             config.model,
             inputs=1 + conditioning.channels(config.model),
@@ -41,7 +40,7 @@ def export(run_folder: str | Path, out: str | Path) -> None:
     except InputError as error:
         raise InputError(f"{run_folder}: {error}") from None
     one = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
-    _, averages = checkpoint.averages(run_folder, {NETWORK: model.init}, one)
+    _, averages = checkpoint.averages(run_folder, methods.build(ours, mesh=one).players, one)
     tensors = {
         unet2d.name(config.model, tuple(key.key for key in path)): unet2d.theirs(np.asarray(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(averages[NETWORK])

@@ -51,7 +51,7 @@ def import_checkpoint(
       source: a pipeline's folder, or its `unet`.
       preset: modality of the images it draws, 'ct' or 'mr'.
       window: intensities of its black and white, -1 and 1 in the model.
-      axis, spacing, size: its grid, see data/grid.py.
+      axis, spacing, size: its grid, see volumes/grid.py.
       contours_file: JSON of ContourSettings for these images, or the name of a contour preset.
 
     Raises:

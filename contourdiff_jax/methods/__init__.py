@@ -41,10 +41,13 @@ def build(ours: Run, *, store: Store | None = None, mesh: Mesh | None = None, **
     Raises:
       InputError: a field that cannot work, named.
     """
-    name = ours.config.method
+    _check_known(ours.config.method)
+    return BUILDERS[ours.config.method](ours, store=store, mesh=mesh, **how)
+
+
+def _check_known(name: str) -> None:
     if name not in BUILDERS:
         raise InputError(f"config.method: {name!r} is not one of {', '.join(BUILDERS)}")
-    return BUILDERS[name](ours, store=store, mesh=mesh, **how)
 
 
 def train(
@@ -71,8 +74,11 @@ def train(
     Raises:
       InputError: one of these that cannot be used; a loss that is not finite.
     """
+    if teacher and config.method == "diffusion":
+        config = configuration.from_dict(config.to_dict() | {"method": "distilled"})
+    _check_known(config.method)
     configuration.check(config)
-    if bool(teacher) != (config.method == "distilled"):
+    if config.method == "distilled" and not teacher:
         raise InputError("--teacher and --config.distillation.substeps: each needs the other")
     if teacher and init:
         raise InputError("--init: a network begins with the weights of its teacher; leave it out")
@@ -110,8 +116,7 @@ def continued(
     resumed = bool(processes.told(lambda: "yes" if checkpoint.exists(workdir) else ""))
     if init and not resumed:
         run.load(Path(init))
-        inits = {player: method.players[player].init for player in method.players}
-        _, start = checkpoint.averages(Path(init), inits, method.mesh)
+        _, start = checkpoint.averages(Path(init), method.players, method.mesh)
     with run.claimed(workdir, ours):
         return loop.train(
             method,

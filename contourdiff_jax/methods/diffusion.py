@@ -173,7 +173,7 @@ def build(
         state.learning_rate(config.train),
     )
     players = {NETWORK: player}
-    mesh = state.mesh(config.mesh, config.train, players) if mesh is None else mesh
+    mesh = state.mesh_for(config.mesh, config.train, players) if mesh is None else mesh
     conditions = tuple(config.model.conditions)
     feed = None
     if store is not None:
@@ -240,7 +240,7 @@ def loss(
         squared = process.errors(apply, schedule, config, params, example, t, eps, key=key_network)
         weights = process.weight(schedule, config.prediction, config.weighting, config.gamma, t)
         value = (weights * squared).mean()
-        return value, ({"loss": value}, memory)
+        return value, ({}, memory)
 
     return training_loss
 

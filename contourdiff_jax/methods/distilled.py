@@ -52,7 +52,7 @@ def build(
     model, schedule = models.build(ours.config.model), schedules.build(ours.config.diffusion)
     teach = teaching(model.apply, schedule, ours.config)
     method = diffusion.build(ours, store=store, teach=teach, **how)
-    weights = checkpoint.averages(teacher, {NETWORK: model.init}, method.mesh)[1]
+    weights = checkpoint.averages(teacher, method.players, method.mesh)[1]
     return dataclasses.replace(method, fixed=weights[NETWORK], start=weights)
 
 

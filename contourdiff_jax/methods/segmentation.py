@@ -46,7 +46,7 @@ class Segmentation:
 
     def held_out(self, averages: Averages, fixed: Fixed, example) -> dict:
         """See contracts.Method; nothing is held out: test volumes say how good it is."""
-        raise NotImplementedError("segmenters are tested on volumes, see evaluation/segmentation")
+        return {}
 
     def samples(self, averages: Averages, fixed: Fixed) -> None:
         """See contracts.Method; the panels of test volumes show what a segmenter finds."""
@@ -88,8 +88,12 @@ def build(
         state.learning_rate(config.train),
     )
     players = {NETWORK: player}
-    mesh = mesh or state.mesh(config.mesh, config.train, players)
-    feed = store and LabelledSlices(store, ours.labels, config.seed, config.train.batch, mesh)
+    mesh = mesh or state.mesh_for(config.mesh, config.train, players)
+    feed = (
+        None
+        if store is None
+        else LabelledSlices(store, ours.labels, config.seed, config.train.batch, mesh)
+    )
     return Segmentation(players, mesh, feed, network)
 
 
@@ -104,7 +108,7 @@ def loss(network: Segmenter, augmentation) -> Callable:
         images, classes = augment.apply(transforms, images, classes, -1.0)
         logits = network.apply(params, images[:, 0, ..., None])
         value = dice_and_cross_entropy(logits, classes[:, 0])
-        return value, ({"loss": value}, memory)
+        return value, ({}, memory)
 
     return training_loss
 

@@ -121,8 +121,7 @@ def _weights(folder: Path, trained: Run) -> str:
 
     one = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
     players = methods.build(trained, mesh=one).players
-    inits = {name: player.init for name, player in players.items()}
-    _, averages = checkpoint.averages(folder, inits, one)
+    _, averages = checkpoint.averages(folder, players, one)
     return checkpoint.digest(averages)
 
 

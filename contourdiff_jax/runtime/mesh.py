@@ -87,7 +87,7 @@ def batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
-def state(mesh: Mesh, tree):
+def shardings(mesh: Mesh, tree):
     """Shardings for a tree of arrays: of every large one, the largest axis that 'fsdp' divides."""
     parts = mesh.shape["fsdp"]
 
@@ -101,10 +101,12 @@ def state(mesh: Mesh, tree):
     return jax.tree.map(sharding, tree)
 
 
-def laid(shapes, shardings):
-    """ShapeDtypeStructs with their shardings, trees of the same structure."""
+def laid(mesh: Mesh, shapes):
+    """A tree of ShapeDtypeStructs with the shardings of `shardings`."""
     return jax.tree.map(
-        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
+        shapes,
+        shardings(mesh, shapes),
     )
 
 

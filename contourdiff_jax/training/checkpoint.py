@@ -25,7 +25,7 @@ import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from contourdiff_jax.contracts import Averages
+from contourdiff_jax.contracts import Averages, Player
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk, processes
 from contourdiff_jax.runtime import mesh as meshes
@@ -134,18 +134,20 @@ def restore(checkpoints: ocp.CheckpointManager, run: Path, like: TrainState) -> 
     return like._replace(**progress, **items)
 
 
-def averages(run: Path, inits: Mapping[str, Callable], mesh: Mesh) -> tuple[int, Averages]:
-    """(step, the players' averaged parameters) of the latest intact checkpoint, on a mesh.
+def averages(run: Path, players: Mapping[str, Player], mesh: Mesh) -> tuple[int, Averages]:
+    """(step, what each player draws with) of the latest intact checkpoint, on a mesh.
 
-    Args:
-      inits: of each player, see contracts.Player.
+    That is its average, or where none is kept its parameters.
     """
-    shapes = {name: jax.eval_shape(init, jax.random.key(0)) for name, init in inits.items()}
+    shapes = {n: jax.eval_shape(player.init, jax.random.key(0)) for n, player in players.items()}
+    like = meshes.laid(mesh, shapes)
+    items = {"ema": {name: like[name] for name, player in players.items() if player.averaged}}
+    if len(items["ema"]) < len(players):
+        items["params"] = like
     checkpoints = manager(run)
-    like = meshes.laid(shapes, meshes.state(mesh, shapes))
-    step, items = _restore(checkpoints, run, {"ema": like})
+    step, trees = _restore(checkpoints, run, {item: tree for item, tree in items.items() if tree})
     checkpoints.close()
-    return step, items["ema"]
+    return step, {**trees.get("params", {}), **trees.get("ema", {})}
 
 
 def steps(run: Path) -> list[int]:
@@ -214,15 +216,15 @@ def _digests(folder: Path) -> dict[str, str]:
 def _read(checkpoints, step: int, name: str, items: dict) -> dict:
     unreadable = f"{name}: cannot be read"
     metadata = _attempt(lambda: checkpoints.item_metadata(step), unreadable, _Damaged)
-    players = set(items["ema"])
-    if bare := len(players) == 1 and not players <= set(_tree(metadata.get("ema"))):
-        (player,) = players
+    item = next(item for item in OF_PLAYERS if item in items)
+    (player, *others) = items[item]
+    if without_players := not others and player not in _tree(metadata.get(item)):
         items = {i: like[player] if i in OF_PLAYERS else like for i, like in items.items()}
     for item, like in items.items():
         _check(metadata.get(item), like, name)
     wanted = ocp.args.Composite(**{i: ocp.args.StandardRestore(like) for i, like in items.items()})
     restored = _attempt(lambda: checkpoints.restore(step, args=wanted), unreadable, _Damaged)
-    if not bare:
+    if not without_players:
         return {item: restored[item] for item in items}
     return {i: {player: restored[i]} if i in OF_PLAYERS else restored[i] for i in items}
 

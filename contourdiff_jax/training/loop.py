@@ -51,8 +51,8 @@ def compiled(method: Method, config) -> Compiled:
     mesh = method.mesh
     init = functools.partial(state.init, method.players, memory=method.memory)
     shapes = jax.eval_shape(init, jax.random.key(0))
-    sharding, placed = meshes.state(mesh, shapes), meshes.state(mesh, method.fixed)
-    like = meshes.laid(shapes, sharding)
+    sharding, placed = meshes.shardings(mesh, shapes), meshes.shardings(mesh, method.fixed)
+    like = meshes.laid(mesh, shapes)
     step = jax.jit(
         state.step(config, method.players),
         donate_argnums=0,
@@ -105,7 +105,7 @@ def train(
     else:
         current = program.init(jax.random.key(seed))
         for tree in (current.params, current.ema) if start else ():
-            tree |= {player: jax.tree.map(jnp.copy, start[player]) for player in start}
+            tree |= {p: jax.tree.map(jnp.copy, start[p]) for p in start.keys() & tree.keys()}
     first = int(current.step)
     if first >= total:
         checkpoints.close()
@@ -137,7 +137,10 @@ def train(
     def read(step: int, metrics: Metrics) -> None:
         """Read the metrics of a step, which is waited for: the next is under way by then."""
         scalars = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not all(math.isfinite(value) for value in scalars.values()):
+        decisive = [
+            value for name, value in scalars.items() if name.endswith(("loss", "grad_norm"))
+        ]
+        if not all(map(math.isfinite, decisive)):
             checkpoint.save(checkpoints, current)
             checkpoint.finish(checkpoints)
             raise InputError(

@@ -105,7 +105,10 @@ def begin(
         store.preset,
         store.median_window(),
         store.grid,
-        _contours(config, store, begun),
+        # A segmenter sees none: any will do.
+        contour_settings.PRESETS["default"][store.preset.modality]
+        if labels
+        else _contours(config, store, begun),
         tuple(filenames.subject_digest(s) for s in subjects),
         labels=labels,
     )
@@ -113,8 +116,6 @@ def begin(
 
 def _contours(config: ConfigDict, store: Store, begun: bool) -> ContourSettings:
     """The settings of the preset, with what config.contours sets in place of its own."""
-    if config.method == "segmentation":  # it sees none
-        return store.contour_settings or contour_settings.preset("default", store.preset.modality)
     fields = config.contours.to_dict()
     name = fields.pop("preset")
     preset = contour_settings.preset(name, store.preset.modality)

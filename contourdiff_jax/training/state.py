@@ -17,6 +17,9 @@ from contourdiff_jax.contracts import Averages, Memory, Metrics, Params, Player
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
 
+# Folded into the keys of further players: no loss folds in or splits off so large a number.
+PLAYERS = 2**31 - 1
+
 
 class TrainState(NamedTuple):
     """All that training carries from step to step, and all that a checkpoint holds.
@@ -97,10 +100,10 @@ def init(players: Mapping[str, Player], key, memory: Memory = ()) -> TrainState:
 
 def of_player(key, number: int):
     """The key of a player; the first player's is the key itself."""
-    return jax.random.fold_in(key, number) if number else key
+    return jax.random.fold_in(jax.random.fold_in(key, PLAYERS), number) if number else key
 
 
-def mesh(config, section, players: Mapping[str, Player], memory: Memory = ()) -> Mesh:
+def mesh_for(config, section, players: Mapping[str, Player], memory: Memory = ()) -> Mesh:
     """The mesh of a `mesh` section on which a `train` section's batches can be computed.
 
     Raises InputError where there is none.
@@ -192,8 +195,9 @@ def _gradients(loss: Callable, parts: int, state: TrainState, name: str, example
     params, others = state.params[name], state.params
 
     def of(example, key, memory):
-        (_, (metrics, memory)), grads = value_and_grad(params, others, example, key, fixed, memory)
-        return (metrics, grads), memory
+        aux, grads = value_and_grad(params, others, example, key, fixed, memory)
+        loss, (metrics, memory) = aux
+        return ({"loss": loss, **metrics}, grads), memory
 
     if parts == 1:
         (metrics, grads), memory = of(example, key, state.memory)

@@ -265,8 +265,7 @@ def _network(trained: Run, config: ConfigDict, request: Request) -> _Network:
     """The run's network; InputError where it cannot draw as it is asked to."""
     mesh = _mesh(trained, config.sampler.batch, request.devices)
     method = methods.build(trained, mesh=mesh, sampler=config.sampler)
-    inits = {name: player.init for name, player in method.players.items()}
-    step, averages = checkpoint.averages(Path(request.run), inits, mesh)
+    step, averages = checkpoint.averages(Path(request.run), method.players, mesh)
     translator = method.translator(averages, method.fixed)
     for field in OF_STEPS:
         if config.sampler[field] and not translator.denoises:
@@ -349,6 +348,8 @@ class _Work:
                     waiting += theirs
                     progress.update(len(group))
             jobs = waiting
+            if not jobs:
+                break
         self.result.left.extend(job.destination.files[0] for job in jobs)
 
     def _claim(self, jobs: Sequence[_Job], claims: contextlib.ExitStack):

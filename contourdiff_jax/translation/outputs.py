@@ -12,6 +12,8 @@
 
 Beside every translation lies its sidecar, whatever the format. Maps of translations (their standard
 deviation, say) are NIfTI, each kind in a folder of its own: OUT/maps/<kind>/<name>.nii.gz.
+
+The affine, the axes and the shape of the source are put back by volumes/io.py and the formats.
 """
 
 import dataclasses

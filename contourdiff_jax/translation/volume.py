@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contracts import NEIGHBOUR
-from contourdiff_jax.data import batches
+from contourdiff_jax.data import examples
 from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
@@ -86,7 +86,7 @@ class SourceVolume:
 
     @property
     def air(self) -> np.ndarray:
-        """[N] bool, slices with neither body nor contours: they become air, and are not drawn."""
+        """[N] bool, slices with neither body nor contours: whatever is drawn there becomes air."""
         return ~(self.body | (self.contours > 0)).any((1, 2))
 
 
@@ -176,7 +176,7 @@ def knots(plan: Plan, source: SourceVolume, sample: int) -> noise.Knots:
 
 def at_once(plan: Plan, source: SourceVolume) -> np.ndarray:
     """Samples [K, N, H, W] in [-1, 1] of a volume, all slices in parallel."""
-    seen = batches.contours_alone(source.contours, plan.sees)
+    seen = examples.contours_alone(source.contours, plan.sees)
     beside = chains.neighbours(source.resampling.positions) if plan.sampler.coupling else None
     numbers = range(plan.sampler.samples)
     drawn = np.stack([plan.draw(seen, knots(plan, source, k), beside) for k in numbers])
@@ -205,10 +205,10 @@ def chained(plan: Plan, sources: Sequence[SourceVolume]) -> list[np.ndarray]:
         for far in range(farthest + 1):
             rows = [(v, i) for v, (_, d) in enumerate(orders) for i in np.flatnonzero(d == far)]
             asked = _gathered(contours, rows)
-            seen = batches.contours_alone(asked, plan.sees)
+            seen = examples.contours_alone(asked, plan.sees)
             if far:
                 before = [(v, orders[v][0][i]) for v, i in rows]
-                seen[NEIGHBOUR.name] = batches.given(_gathered([of[k] for of in drawn], before))
+                seen[NEIGHBOUR.name] = examples.given(_gathered([of[k] for of in drawn], before))
             tried = noises[:1] if far else noises
             candidates = np.stack([plan.draw(seen, _gathered(each, rows), None) for each in tried])
             slices = candidates[0]

@@ -64,7 +64,7 @@ def difference(out: Path, folder: Path) -> float:
     import numpy as np
 
     from contourdiff_jax import config, models
-    from contourdiff_jax.data import batches
+    from contourdiff_jax.data import examples
     from contourdiff_jax.methods.diffusion import NETWORK
     from contourdiff_jax.runtime import mesh as meshes
     from contourdiff_jax.training import checkpoint, run
@@ -74,7 +74,7 @@ def difference(out: Path, folder: Path) -> float:
     mesh = meshes.make(config.default().mesh)
     params = checkpoint.averages(folder, {NETWORK: model.init}, mesh)[1][NETWORK]
     z_t = np.moveaxis(given["z_t"], 1, -1)
-    condition = {"contour": batches.given(given["contour"][:, 0])}
+    condition = {"contour": examples.given(given["contour"][:, 0])}
     answer = np.moveaxis(jax.jit(model.apply)(params, z_t, given["t"], condition), -1, 1)
     return float(np.abs(answer - given["answer"]).max() / given["answer"].std())
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
-from contourdiff_jax.data import batches
+from contourdiff_jax.data import examples
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.diffusion import noise
 from contourdiff_jax.evaluation import contour_gap as command
@@ -87,7 +87,7 @@ def translator(folder: Path):
 
     def images(edges, keys):
         knots = noise.Knots(np.stack([keys, keys], 1), np.tile(np.float32([1, 0]), (len(keys), 1)))
-        return (draw({"contour": batches.given(edges)}, knots) + 1) / 2
+        return (draw({"contour": examples.given(edges)}, knots) + 1) / 2
 
     return images
 

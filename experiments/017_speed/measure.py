@@ -88,11 +88,11 @@ def settings(name: str):
 
 def example(name: str) -> dict:
     """A batch to train a network of ours on."""
-    from contourdiff_jax.data import batches
+    from contourdiff_jax.data import examples
 
     _, size, batch = networks()[name]
     rng = np.random.default_rng(0)
-    contour = batches.given(rng.integers(0, 2, (batch, size, size)).astype(np.float32))
+    contour = examples.given(rng.integers(0, 2, (batch, size, size)).astype(np.float32))
     x = rng.uniform(-1, 1, (batch, size, size, 1)).astype(np.float32)
     return {"x": x, "condition": {"contour": contour}}
 

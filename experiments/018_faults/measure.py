@@ -49,7 +49,7 @@ def kept(whole: state.TrainState, devices: int) -> int:
     """Bytes of the state on each of some devices that 'fsdp' splits it over."""
     axes = (jax.sharding.AxisType.Auto,) * 2
     mesh = jax.sharding.AbstractMesh((1, devices), meshes.AXES, axis_types=axes)
-    places = jax.tree.leaves(meshes.state(mesh, whole))
+    places = jax.tree.leaves(meshes.shardings(mesh, whole))
     leaves = zip(jax.tree.leaves(whole), places, strict=True)
     return sum(math.prod(at.shard_shape(s.shape)) * s.dtype.itemsize for s, at in leaves)
 

@@ -17,7 +17,7 @@ def pair():
     return jnp.clip(jax.random.normal(keys[0], shape), -1, 1), jax.random.normal(keys[1], shape)
 
 
-@pytest.mark.parametrize("prediction", process.PREDICTIONS)
+@pytest.mark.parametrize("prediction", ("eps", "x0", "v"))
 def test_a_perfect_prediction_gives_the_image_back(prediction):
     x_0, eps = pair()
     z_t = process.diffuse(SCHEDULE, x_0, eps, T)
@@ -38,7 +38,7 @@ def test_diffused_images_have_the_stated_moments():
     assert float(z_t.var()) == pytest.approx(1 - float(SCHEDULE.alpha_bar[60]), rel=0.03)
 
 
-@pytest.mark.parametrize("prediction", process.PREDICTIONS)
+@pytest.mark.parametrize("prediction", ("eps", "x0", "v"))
 @pytest.mark.parametrize("weighting", ["x0", "min_snr"])
 def test_the_same_error_weighs_alike_however_it_is_predicted(prediction, weighting):
     """The weighted loss of one and the same wrong x_0 must not depend on the parameterisation."""

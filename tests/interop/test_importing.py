@@ -9,6 +9,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import setups
 from safetensors.numpy import load_file, save_file
 from setups import translate
 
@@ -80,7 +81,7 @@ def params_of(folder):
     settings = run.load(folder).config
     init = models.build(settings.model).init
     one = meshes.make(config.default().mesh)
-    return checkpoint.averages(folder, {"network": init}, one)[1]["network"]
+    return checkpoint.averages(folder, setups.players(init), one)[1]["network"]
 
 
 def assert_same(a, b):

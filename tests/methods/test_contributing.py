@@ -34,8 +34,7 @@ def test_the_smallest_method_is_trained_and_draws(mean, tiny, store_path, tmp_pa
     assert (workdir / "samples").is_dir()
 
     method = methods.build(run.load(workdir))
-    inits = {"image": method.players["image"].init}
-    _, averages = checkpoint.averages(workdir, inits, method.mesh)
+    _, averages = checkpoint.averages(workdir, method.players, method.mesh)
     seen = {"contour": np.zeros((4, 32, 32, 2), np.float32)}
     drawn = np.asarray(method.translator(averages, ())(seen, None))
     store = open_store(store_path)

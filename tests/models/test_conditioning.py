@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from contourdiff_jax import config
-from contourdiff_jax.data import batches
+from contourdiff_jax.data import examples
 from contourdiff_jax.models import conditioning
 
 BOTH = ("contour", "neighbour")
@@ -24,7 +24,7 @@ def condition(rng):
         "contour": (rng.random((2, 4, 4)) < 0.5).astype(np.float32),
         "neighbour": rng.uniform(-1, 1, (2, 4, 4)).astype(np.float32),
     }
-    return {name: batches.given(value) for name, value in values.items()}
+    return {name: examples.given(value) for name, value in values.items()}
 
 
 def test_with_a_flag_everything_is_shown_in_order(condition, rng):

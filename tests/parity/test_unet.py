@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import setups
 
 from contourdiff_jax import config, models
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.data import batches
+from contourdiff_jax.data import examples
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import schedulers
 from contourdiff_jax.interop import unet2d as names
@@ -124,7 +125,7 @@ def inputs(conditions):
     contour = (rng.random((BATCH, *SHAPE)) < 0.1).astype(np.float32)
     neighbour = rng.uniform(-1, 1, (BATCH, *SHAPE)).astype(np.float32)
     values = {"contour": contour, "neighbour": neighbour}
-    condition = {name: batches.given(values[name]) for name in conditions}
+    condition = {name: examples.given(values[name]) for name in conditions}
     channels = np.concatenate([z_t, *(values[name][..., None] for name in conditions)], -1)
     return z_t, t, condition, channels
 
@@ -144,7 +145,7 @@ def loaded(folder):
     one = meshes.make(config.default().mesh)
     return (
         section,
-        checkpoint.averages(folder, {"network": model.init}, one)[1]["network"],
+        checkpoint.averages(folder, setups.players(model.init), one)[1]["network"],
         jax.jit(model.apply),
     )
 

@@ -104,11 +104,11 @@ def test_large_arrays_are_split_along_their_largest_divisible_axis():
         "scalar": ((), PartitionSpec()),
     }
     tree = {name: jax.ShapeDtypeStruct(shape, np.float32) for name, (shape, _) in shapes.items()}
-    sharded = meshes.state(make(1, 2), tree)
+    sharded = meshes.shardings(make(1, 2), tree)
     assert {n: s.spec for n, s in sharded.items()} == {n: spec for n, (_, spec) in shapes.items()}
     assert sharded["tall"].shard_shape((4096, 2)) == (2048, 2)
     # Without 'fsdp' every device keeps everything.
-    assert all(s.is_fully_replicated for s in meshes.state(make(2, 1), tree).values())
+    assert all(s.is_fully_replicated for s in meshes.shardings(make(2, 1), tree).values())
 
 
 def test_fsdp_halves_what_a_device_keeps():
@@ -122,7 +122,7 @@ def test_fsdp_halves_what_a_device_keeps():
                 shape.shape, where, lambda i: np.zeros(shape.shape, shape.dtype)[i]
             )
 
-        whole = jax.tree.map(laid, shapes, meshes.state(mesh, shapes))
+        whole = jax.tree.map(laid, shapes, meshes.shardings(mesh, shapes))
         return {
             name: sum(
                 leaf.addressable_shards[0].data.nbytes

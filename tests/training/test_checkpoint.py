@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import setups
 from ml_collections import ConfigDict
 
 from contourdiff_jax import config
@@ -38,7 +39,7 @@ def like(shapes=SHAPES, data=1, fsdp=1):
 
     mesh = meshes.make(ConfigDict({"data": data, "fsdp": fsdp}))
     structs = jax.eval_shape(lambda key: state.init(players, key), jax.random.key(0))
-    return meshes.laid(structs, meshes.state(mesh, structs))
+    return meshes.laid(mesh, structs)
 
 
 def state_at(step: int, wanted):
@@ -60,7 +61,7 @@ def average(run):
     def init(key):
         return jax.tree.map(jnp.zeros, SHAPES, is_leaf=is_shape)
 
-    return checkpoint.averages(run, {"network": init}, meshes.make(config.default().mesh))
+    return checkpoint.averages(run, setups.players(init), meshes.make(config.default().mesh))
 
 
 def write(run, steps, wanted=None, keep=None):

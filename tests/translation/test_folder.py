@@ -382,9 +382,7 @@ def test_the_digest_is_that_of_the_average(mr_run, translated):
     fields = sidecar(translated)["checkpoint"]
     assert fields["step"] == 8 and fields["images"] == 32
     method = methods.build(run.load(mr_run))
-    _, averages = checkpoint.averages(
-        mr_run, {"network": method.players["network"].init}, method.mesh
-    )
+    _, averages = checkpoint.averages(mr_run, method.players, method.mesh)
     assert fields["digest"] == checkpoint.digest(averages)
 
 

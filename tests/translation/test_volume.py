@@ -14,7 +14,7 @@ from setups import translate
 
 from contourdiff_jax import cli, config, models
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.data import batches, layouts
+from contourdiff_jax.data import examples, layouts
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import diffusion, train
@@ -251,7 +251,7 @@ def drawn_from(settings, knots, beside=None):
     prediction = settings.diffusion.prediction
     draw = diffusion.drawing(model, schedule, prediction, settings.sampler, visited, mesh)
     translator = diffusion.Translator(draw, {}, frozenset(("contour",)), settings.sampler.batch)
-    contour = batches.given(np.zeros((len(knots.keys), 16, 16), np.uint8))
+    contour = examples.given(np.zeros((len(knots.keys), 16, 16), np.uint8))
     return sampling.draw(translator, meshes.batch(mesh), {"contour": contour}, knots, beside)
 
 

@@ -42,7 +42,7 @@ class Scan:
     assumed: Assumed = UNKNOWN
 
     def read(self, *, labels: bool = False) -> Volume:
-        """The volume; see `volumes.read`."""
+        """The volume; see `volumes.io.read`."""
         return io.read(self.files, labels=labels, path=self.path, assumed=self.assumed)
 
     def geometry(self):

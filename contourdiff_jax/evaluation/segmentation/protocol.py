@@ -333,8 +333,7 @@ def _weights(ours: run.Run, store: Store, folder: Path, compiled: dict[int, Comp
         compiled[shown] = loop.compiled(method, ours.config.train)
     if not methods.continued(ours, method, folder, compiled=compiled[shown], name=folder.name):
         raise InputError(f"{folder}: stopped; the same command goes on from there")
-    inits = {player: method.players[player].init for player in method.players}
-    _, averages = checkpoint.averages(folder, inits, method.mesh)
+    _, averages = checkpoint.averages(folder, method.players, method.mesh)
     return jax.device_get(averages[segmentation.NETWORK])
 
 

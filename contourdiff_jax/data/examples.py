@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches: examples made of a store's slices, on the devices.
+"""Examples: what a step learns from, made of a store's slices, on the devices.
 
     example = {'x': [B, H, W, 1] in [-1, 1], 'condition': {name: [B, H, W, c]}}
 
@@ -91,7 +91,7 @@ def _contours(raw: Raw, values, masks, settings, transforms, change):
     return device.contours(greys, masks, settings, change)
 
 
-def examples(
+def at_rest(
     store: Store, rows, settings: ContourSettings, names: Iterable[str] = (CONTOUR.name,)
 ) -> Example:
     """Examples of the slices of a store with these numbers, not augmented, without neighbours.

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from contourdiff_jax.contours.opencv import contours, stack
 from contourdiff_jax.contours.settings import preset
-from contourdiff_jax.data import augment, batches, feeds
+from contourdiff_jax.data import augment, examples, feeds
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.runtime import mesh as meshes
@@ -53,7 +53,7 @@ def choices(config, volumes):
 
 
 @pytest.fixture
-def examples(store, tiny, mesh):
+def fed(store, tiny, mesh):
     """(start, stop) -> list of examples, on the host."""
 
     def make(start, stop):
@@ -66,14 +66,14 @@ def examples(store, tiny, mesh):
 def raw(values, masks, modality=MR, native=None):
     """Slices [B, H, W] as a store has them."""
     native = None if native is None else native[:, None]
-    return batches.Raw(modality.encode(values)[:, None], masks[:, None], native)
+    return examples.Raw(modality.encode(values)[:, None], masks[:, None], native)
 
 
 def make(values, masks, modality=MR, name="united", transforms=None, native=None):
     settings = preset(name, modality.modality)
 
     def made(raw, transforms):
-        return batches.make(raw, modality, settings, transforms=transforms)
+        return examples.make(raw, modality, settings, transforms=transforms)
 
     return jax.device_get(jax.jit(made)(raw(values, masks, modality, native), transforms))
 
@@ -121,8 +121,8 @@ def test_the_order_follows_the_seed():
 # ----------------------------------------------------------------------------------------------
 
 
-def test_images_and_contours_have_their_ranges(examples, tiny):
-    for example in examples(0, 8):
+def test_images_and_contours_have_their_ranges(fed, tiny):
+    for example in fed(0, 8):
         contour = example["condition"]["contour"]
         assert example["x"].shape == (tiny.train.batch, 32, 32, 1)
         assert contour.shape == (tiny.train.batch, 32, 32, 2)
@@ -153,7 +153,7 @@ def test_values_beyond_the_image_window_are_clipped():
 def test_examples_at_rest_are_what_training_makes(store):
     """On the host and on the device: the same but for rounding."""
     rows = store.rows("train")[:4]
-    ours = batches.examples(store, rows, preset("united", "mr"), ("contour", "neighbour"))
+    ours = examples.at_rest(store, rows, preset("united", "mr"), ("contour", "neighbour"))
     theirs = make(store.values(rows), store.masks[rows])
     np.testing.assert_allclose(ours["x"], theirs["x"], atol=1e-6)
     same = ours["condition"]["contour"] == theirs["condition"]["contour"]
@@ -163,7 +163,7 @@ def test_examples_at_rest_are_what_training_makes(store):
 
 def test_no_condition_is_not_an_empty_contour():
     """Slices of air have none either; the last channel tells them from a missing condition."""
-    empty = batches.given(np.zeros((2, 4, 4), np.uint8))
+    empty = examples.given(np.zeros((2, 4, 4), np.uint8))
     assert isinstance(empty, np.ndarray)
     assert (empty[..., 0] == 0).all()
     assert (empty != np.zeros_like(empty)).any((1, 2, 3)).all()
@@ -212,9 +212,9 @@ def test_a_store_gives_the_contours_that_are_asked_for(phantom_data, tmp_path):
     prepare(phantom_data / "train_mr", out, "mr", **grid, contours_file="original")
     store = open_store(out)
     rows = store.rows("train")[:3]
-    native = batches.examples(store, rows, preset("original", "mr"))
+    native = examples.at_rest(store, rows, preset("original", "mr"))
     np.testing.assert_array_equal(native["condition"]["contour"][..., 0], store.contours[rows])
-    ours = batches.examples(store, rows, preset("default", "mr"))
+    ours = examples.at_rest(store, rows, preset("default", "mr"))
     edges = stack(store.values(rows), store.masks[rows], preset("default", "mr"))
     np.testing.assert_array_equal(ours["condition"]["contour"][..., 0], edges)
 
@@ -226,7 +226,7 @@ def test_pictures_of_a_store_move_with_the_image(phantom_data, tmp_path):
     store, ct = open_store(out), preset("default", "ct")
     assert store.contour_settings == ct and store.contours is None
     rows = store.rows("train")[:4]
-    still = batches.examples(store, rows, ct)["condition"]["contour"][..., 0]
+    still = examples.at_rest(store, rows, ct)["condition"]["contour"][..., 0]
     expected = [
         contours(picture / 255, mask, dataclasses.replace(ct, thin=0, curve=((0, 0), (1, 1))))
         for picture, mask in zip(store.pictures[rows], store.masks[rows], strict=True)
@@ -239,11 +239,11 @@ def test_pictures_of_a_store_move_with_the_image(phantom_data, tmp_path):
     flipped = transforms(*[STILL | {"flip": True}] * 4)
     kept = (a[rows][:, None] for a in (store.slices, store.masks, store.pictures))
     slices, masks, pictures = kept
-    moved = jax.jit(lambda raw, t: batches.make(raw, store.preset, ct, transforms=t))(
-        batches.Raw(slices, masks, pictures), flipped
+    moved = jax.jit(lambda raw, t: examples.make(raw, store.preset, ct, transforms=t))(
+        examples.Raw(slices, masks, pictures), flipped
     )
-    mirrored = batches.Raw(*(a[..., ::-1] for a in (slices, masks, pictures)))
-    assert_same(moved, jax.jit(lambda raw: batches.make(raw, store.preset, ct))(mirrored))
+    mirrored = examples.Raw(*(a[..., ::-1] for a in (slices, masks, pictures)))
+    assert_same(moved, jax.jit(lambda raw: examples.make(raw, store.preset, ct))(mirrored))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -267,15 +267,15 @@ def test_neighbours_are_of_the_same_volume_and_as_often_as_asked(tiny):
     assert shown[np.isin(pairs[:, 0], [0, 5, 7, 19])].mean() == pytest.approx(0.3, abs=0.06)
 
 
-def test_a_neighbour_moves_with_its_image(store, examples, tiny):
+def test_a_neighbour_moves_with_its_image(store, fed, tiny):
     """It is the slice beside, through the same transform; a missing one is all zeros."""
     tiny.model.conditions = ("contour", "neighbour")
     tiny.train.neighbour = 0.7
     tiny.augment.update(flip=0.5, probability=0.0)
     rows = store.rows("train")
-    at_rest = batches.examples(store, rows, preset("default", "mr"))["x"][..., 0]
+    at_rest = examples.at_rest(store, rows, preset("default", "mr"))["x"][..., 0]
     seen = set()
-    for step, example in enumerate(examples(0, 6)):
+    for step, example in enumerate(fed(0, 6)):
         pairs, shown, _ = feed(store, tiny).choose(step)
         for i, (row, beside) in enumerate(pairs):
             image, neighbour = example["x"][i, ..., 0], example["condition"]["neighbour"][i]
@@ -292,28 +292,28 @@ def test_a_neighbour_moves_with_its_image(store, examples, tiny):
 # ----------------------------------------------------------------------------------------------
 
 
-def test_resuming_gives_the_examples_that_would_have_come(examples):
-    whole = examples(0, 9)
+def test_resuming_gives_the_examples_that_would_have_come(fed):
+    whole = fed(0, 9)
     for start in (1, 5, 8):
-        resumed = examples(start, 9)
+        resumed = fed(start, 9)
         assert len(resumed) == 9 - start
         for ours, theirs in zip(resumed, whole[start:], strict=True):
             assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("conditions", [("contour",), ("contour", "neighbour")])
-def test_streamed_slices_give_the_same_examples(store, examples, tiny, conditions):
+def test_streamed_slices_give_the_same_examples(store, fed, tiny, conditions):
     tiny.model.conditions = conditions
     assert feed(store, tiny).is_resident
-    resident = examples(3, 7)
+    resident = fed(3, 7)
     tiny.train.resident = 0.0
     assert not feed(store, tiny).is_resident
-    for ours, theirs in zip(examples(3, 7), resident, strict=True):
+    for ours, theirs in zip(fed(3, 7), resident, strict=True):
         assert_same(ours, theirs)
 
 
-def test_the_number_of_devices_changes_nothing(store, examples, tiny):
-    whole = examples(2, 5)
+def test_the_number_of_devices_changes_nothing(store, fed, tiny):
+    whole = fed(2, 5)
     alone = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
     steps = feed(store, tiny, alone).training(2, 5)
     for ours, theirs in zip(steps, whole, strict=True):
@@ -330,34 +330,34 @@ def test_the_parts_of_all_processes_are_the_global_batch(tiny):
         assert_same(together, choices(tiny, volumes).choose(step))
 
 
-def test_only_training_subjects_are_learnt(store, examples, tiny):
+def test_only_training_subjects_are_learnt(store, fed, tiny):
     """Without augmentation every image is a slice of the training split, and all of them come."""
     tiny.augment.update(flip=0.0, probability=0.0)
     rows = store.rows("train")
     assert len(store.rows("val"))
-    known = batches.examples(store, rows, preset("default", "mr"))["x"]
+    known = examples.at_rest(store, rows, preset("default", "mr"))["x"]
     steps = -(-len(rows) // tiny.train.batch)
-    seen = np.concatenate([example["x"] for example in examples(0, steps)])
+    seen = np.concatenate([example["x"] for example in fed(0, steps)])
     difference = np.abs(seen[:, None] - known[None]).max((2, 3, 4))
     assert (difference.min(1) < 1e-6).all() and (difference.min(0) < 1e-6).all()
 
 
-def test_a_slice_is_augmented_anew_each_time(examples, tiny):
+def test_a_slice_is_augmented_anew_each_time(fed, tiny):
     tiny.augment.update(probability=1.0)
-    seen = [image.tobytes() for example in examples(0, 12) for image in example["x"]]
+    seen = [image.tobytes() for example in fed(0, 12) for image in example["x"]]
     assert len(set(seen)) == len(seen)
 
 
-def test_examples_follow_the_seed(examples, tiny):
-    ours = examples(0, 1)[0]["x"]
+def test_examples_follow_the_seed(fed, tiny):
+    ours = fed(0, 1)[0]["x"]
     tiny.seed = 1
-    assert not np.array_equal(examples(0, 1)[0]["x"], ours)
+    assert not np.array_equal(fed(0, 1)[0]["x"], ours)
 
 
-def test_disturbances_change_contours_and_nothing_else(examples, tiny):
-    ours = examples(0, 3)
+def test_disturbances_change_contours_and_nothing_else(fed, tiny):
+    ours = fed(0, 3)
     tiny.disturbance.missing = 0.9
-    for disturbed, example in zip(examples(0, 3), ours, strict=True):
+    for disturbed, example in zip(fed(0, 3), ours, strict=True):
         np.testing.assert_array_equal(disturbed["x"], example["x"])
         after, before = (e["condition"]["contour"][..., 0] for e in (disturbed, example))
         assert (after <= before).all() and after.sum() < before.sum()
