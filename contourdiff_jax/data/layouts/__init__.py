@@ -48,6 +48,7 @@ def find(
     select: str | None = None,
     modality: str | None = None,
     assumed: Assumed = UNKNOWN,
+    flags: bool = True,
 ) -> Content:
     """The scans of a file or folder.
 
@@ -57,12 +58,13 @@ def find(
       select: which of several kinds of scans; '*' for every kind.
       modality: 'ct' or 'mr', which chooses among them where just one kind is of it.
       assumed: what pictures do not say themselves.
+      flags: whether errors may advise --select and --layout, which not every command has.
 
     Raises:
       SeveralLayouts: a folder of folders with layouts of their own.
       InputError: nothing is found, or several kinds and none is chosen.
     """
-    source, wanted = Path(source), Wanted(select, modality, assumed)
+    source, wanted = Path(source), Wanted(select, modality, assumed, flags)
     if not os.path.exists(source):
         raise InputError(f"{source}: no such file or folder")
     if layout.lower().endswith(".csv"):
@@ -80,7 +82,7 @@ def _of_folder(folder: Folder, layout: str, wanted: Wanted) -> Content:
     """The scans of a folder; of one that holds nothing but another folder, those of that."""
     entered, inner = [], folder
     while True:
-        if name := _recognised(inner, layout):
+        if name := _recognised(inner, layout, wanted):
             content = FOLDERS[name].read(inner, wanted)
             content.notes[:0] = entered
             return content
@@ -95,8 +97,8 @@ def _of_folder(folder: Folder, layout: str, wanted: Wanted) -> Content:
     if held := [path for path, files in folder.below.items() if any(map(_is_image, files))]:
         names = joined(path.relative_to(folder.path) for path in held)
         raise SeveralLayouts(
-            f"{folder.path}: no known layout; images lie in {names}: give one of these folders, or "
-            "name the --layout",
+            f"{folder.path}: no known layout; images lie in {names}: give one of these folders"
+            + (", or name the --layout" if wanted.flags else ""),
             [path for path in inner.folders if any(path in (it, *it.parents) for it in held)],
         )
     if folder.failed:
@@ -105,19 +107,19 @@ def _of_folder(folder: Folder, layout: str, wanted: Wanted) -> Content:
     raise InputError(f"{folder.path}: no {known} file in this folder")
 
 
-def _recognised(folder: Folder, layout: str) -> str | None:
+def _recognised(folder: Folder, layout: str, wanted: Wanted) -> str | None:
     """The name of the folder's layout: `layout` or, if that is 'auto', the first that holds."""
     if layout == "subjects" and folder.leaves:  # who says so knows that they are
         return layout
     for name in FOLDERS if layout == "auto" else {layout} & FOLDERS.keys():
         if FOLDERS[name].holds(folder):
             if layout == "auto" and name in ("volumes", "slices", "dicom"):
-                _check_unmixed(folder)
+                _check_unmixed(folder, wanted)
             return name
     return None
 
 
-def _check_unmixed(folder: Folder) -> None:
+def _check_unmixed(folder: Folder, wanted: Wanted) -> None:
     """InputError where volumes, pictures and DICOM files lie side by side."""
     held = {
         f"{len(files)} {what}": name
@@ -130,7 +132,8 @@ def _check_unmixed(folder: Folder) -> None:
     }
     if len(held) > 1:
         options = " or ".join(f"--layout={name}" for name in held.values())
-        raise InputError(f"{folder.path}: holds {joined(held)} side by side; choose with {options}")
+        advice = wanted.advice(options)
+        raise InputError(f"{folder.path}: holds {joined(held)} side by side; {advice}")
 
 
 def _is_image(path: Path) -> bool:
@@ -242,14 +245,17 @@ def _of_kind(folder: Path, files: list[Path], wanted: Wanted, notes: list[str]) 
             raise InputError(f"{folder}: no {wanted.select!r} to select; it holds {held}")
     else:
         families = {path: kind and naming.family(kind) for path, kind in kinds.items()}
-        chosen = [path for path in files if families[path] not in ("labels", "masks")] or files
-        modalities = {families[path] for path in chosen} - {None}
+        chosen = [path for path in files if families[path] not in naming.MADE] or files
+        chosen = [path for path in chosen if families[path] != "pet"] or chosen
+        # Any MR is MR here: T1 and maps of diffusion are of one subject, and may be meant together.
+        of = {path: (families[path] or "").removeprefix("special ") for path in chosen}
+        modalities = set(of.values()) - {""}
         if len(modalities) > 1:
             if wanted.modality not in modalities:
-                first = min({kinds[path] for path in chosen} - {None})
-                raise InputError(f"{folder}: holds {shown(chosen)}; choose with --select={first}")
-            chosen = [path for path in chosen if families[path] == wanted.modality]
-        elif modalities in ({"ct"}, {"mr"}) and wanted.modality not in (None, *modalities):
+                advice = wanted.advice(f"--select={min({kinds[path] for path in chosen} - {None})}")
+                raise InputError(f"{folder}: holds {shown(chosen)}; {advice}")
+            chosen = [path for path in chosen if of[path] == wanted.modality]
+        elif wanted.modality not in (None, *modalities) and modalities - {"labels", "masks"}:
             notes.append(
                 f"the names say {shown(chosen)}, where the preset is for {wanted.modality}"
             )
@@ -285,7 +291,7 @@ def _ab(folder: Folder, wanted: Wanted) -> Content:
     for path, split, kind in chosen:
         inner = Folder(path)
         try:
-            _check_unmixed(inner)
+            _check_unmixed(inner, wanted)
             if not inner.volumes and not inner.pictures:
                 raise InputError(f"{path}: no volumes or pictures in this folder")
             read = _volumes if inner.volumes else _slices

@@ -175,8 +175,6 @@ def bids(folder: Folder, wanted: Wanted) -> Content:
         # T1w is what has no desc or space before it, if there is such.
         kinds = {kind for kind in kinds if kind.casefold() == wanted.select.casefold()} or kinds
         wanted = dataclasses.replace(wanted, select=None, modality=None)
-    elif wanted.select is None:
-        kinds = {kind for kind in kinds if naming.family(kind) not in ("labels", "masks")} or kinds
     for kind in wanted.among(folder.path, kinds):
         chosen = [file for file in files if file.kind == kind]
         visits = defaultdict(list)

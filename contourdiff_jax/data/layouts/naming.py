@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Naming: what the names of files and folders tell of whose images they hold and what they show.
 
-Names are read as words between the separators - _ . and blank, whatever their case.
+What a name says of its subject and kind, volumes/filenames.py decides.
 """
 
 import dataclasses
@@ -10,20 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.volumes.filenames import FAMILY, SEPARATORS, subject_digest
+from contourdiff_jax.volumes.filenames import last_kind as kind_at_the_end
 from contourdiff_jax.volumes.volume import Assumed
 
-SEPARATORS = "-_. "
 EVERY = "*"  # selects all kinds
 PLAIN = "image"  # the kind of a file whose name tells none
-
-# Words for what an image shows, by the modality whose intensities it has; of label maps and masks.
-CT = r"ct|cbct"
-MR = r"mri?|t1(w|c|n|ce|gd)?|t2(w|s|f|star|starw)?|pdw?|flair|inplanet[12]|unit1"
-LABELS = r"labels?|seg|segmentation|dseg"
-MASKS = r"masks?"
-FAMILIES = {"ct": CT, "mr": MR, "labels": LABELS, "masks": MASKS}
-KIND = re.compile(f"{CT}|{MR}|{LABELS}|{MASKS}", re.IGNORECASE)
-KINDS_AT_THE_END = re.compile(rf"(?:(?:^|[{SEPARATORS}])(?:{KIND.pattern}))+$", re.IGNORECASE)
+MADE = ("labels", "masks")  # families of what is made of images
 
 # Folders of this name hold images of many subjects.
 COLLECTION = re.compile(
@@ -39,12 +32,8 @@ SESSION_FIRST = re.compile(rf"({SESSION})(?:[{SEPARATORS}]+(.*))?", re.IGNORECAS
 
 
 def family(name: str) -> str | None:
-    """'ct', 'mr', 'labels' or 'masks', by the last word that tells (p1_ct_reg -> ct), or None."""
-    for word in reversed(words(name)):
-        for known, pattern in FAMILIES.items():
-            if re.fullmatch(pattern, word):
-                return known
-    return None
+    """The family of KINDS, by the last word that tells (p1_ct_reg -> ct), or None."""
+    return next((FAMILY[word] for word in reversed(words(name)) if word in FAMILY), None)
 
 
 def words(name: str) -> list[str]:
@@ -54,19 +43,15 @@ def words(name: str) -> list[str]:
 
 def is_kind(name: str) -> bool:
     """Whether the name is just a word for what an image shows."""
-    return KIND.fullmatch(name) is not None
+    return kind_at_the_end(name) == name
 
 
 def last_kind(stem: str) -> str | None:
-    """The last word, or that before a number, if it says what a file shows, or None.
+    """The last words that say what a file shows, a number behind them aside, or None.
 
     head01_T1w -> T1w; head01_ct_045 -> ct.
     """
-    for name in (stem, unnumbered(stem)):
-        word = re.split(f"[{SEPARATORS}]", name)[-1]
-        if is_kind(word):
-            return word
-    return None
+    return kind_at_the_end(stem) or kind_at_the_end(unnumbered(stem))
 
 
 def unnumbered(stem: str) -> str:
@@ -77,11 +62,6 @@ def unnumbered(stem: str) -> str:
 def is_collection(name: str) -> bool:
     """Whether a folder of that name holds images of many subjects: ct, imagesTr, train_mr."""
     return all(is_kind(word) or COLLECTION.fullmatch(word) for word in words(name))
-
-
-def without_kind(name: str) -> str:
-    """The name without the words at its end that say what it shows."""
-    return KINDS_AT_THE_END.sub("", name)
 
 
 def session_and_kind(stem: str, owners: Iterable[str]) -> tuple[str, str]:
@@ -108,6 +88,22 @@ def legible(name) -> str:
     return re.sub(r"[\x00-\x1f\x7f]", "_", name)
 
 
+LONGEST = 160  # bytes: with what outputs add to a name, file systems take up to 255
+
+
+def safe(name: str) -> str:
+    """A name that any file system takes as one file's, and any spreadsheet as text.
+
+    a/b -> a_b, .. -> __, =1+1 -> _1+1; of a name that is too long the end becomes its digest.
+    """
+    name = re.sub(r"[/\\]", "_", legible(name)) or "_"
+    name = re.sub(r"^[.=+@-]+", lambda first: "_" * len(first[0]), name)
+    if len(name.encode()) > LONGEST:
+        start = name.encode()[: LONGEST - 9].decode(errors="ignore")
+        name = f"{start}-{subject_digest(name)[:8]}"
+    return name
+
+
 def joined(names: Iterable, most: int = 8) -> str:
     """'a', 'a and b', 'a, b and c', ..., 'a, b and 9 more'."""
     names = [legible(name) for name in names]
@@ -124,11 +120,17 @@ class Wanted:
       select: the kind of images, in any case of letters, or EVERY; None: the only one.
       modality: 'ct' or 'mr', chooses where just one kind has this name, or is of that modality.
       assumed: what pictures do not say themselves.
+      flags: whether the user can choose by --select and --layout; else they are not advised to.
     """
 
     select: str | None
     modality: str | None
     assumed: Assumed
+    flags: bool = True
+
+    def advice(self, flag: str) -> str:
+        """How to choose among several of something: by the flag, or else in the folder."""
+        return f"choose with {flag}" if self.flags else "give a folder that holds one of them"
 
     def among(self, path: Path, kinds: Iterable[str]) -> list[str]:
         """The kinds to take of those that a folder holds: one, unless all are wanted.
@@ -143,16 +145,21 @@ class Wanted:
                 if kind.casefold() == self.select.casefold():
                     return [kind]
             raise InputError(f"{path}: no {self.select!r} to select; it holds {joined(kinds)}")
+        kinds = [kind for kind in kinds if family(kind) not in MADE] or kinds
         if self.modality is not None:
-            if self.modality in map(str.lower, kinds):
-                kinds = [kind for kind in kinds if kind.lower() == self.modality]
-            elif fitting := [kind for kind in kinds if family(kind) == self.modality]:
-                kinds = fitting
-            elif all(family(kind) for kind in kinds):
+            own = ("special mr",) if self.modality == "mr" else ()
+            fitting = [kind for kind in kinds if kind.lower() == self.modality]
+            for known in (self.modality, *own):
+                fitting = fitting or [kind for kind in kinds if family(kind) == known]
+            if not fitting and all(map(family, kinds)):
+                choice = f"choose with --select={kinds[0]}"
+                remedy = f"take another preset, or {choice}" if self.flags else self.advice("")
                 raise InputError(
                     f"{path}: holds {joined(kinds)}, where the preset is for {self.modality}; "
-                    f"take another preset, or choose with --select={kinds[0]}"
+                    f"{remedy}"
                 )
+            kinds = fitting or kinds
         if len(kinds) > 1:
-            raise InputError(f"{path}: holds {joined(kinds)}; choose with --select={kinds[0]}")
+            advice = self.advice(f"--select={kinds[0]}")
+            raise InputError(f"{path}: holds {joined(kinds)}; {advice}")
         return kinds

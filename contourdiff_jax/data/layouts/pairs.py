@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from contourdiff_jax.data import layouts
+from contourdiff_jax.data.layouts import naming
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import filenames, geometry, io
@@ -44,8 +45,11 @@ def by_name(
 
 
 def _plain(name: str) -> str:
-    """The name without modality words: a folder head01_ct pairs with a file head01_mr.nii.gz."""
-    return filenames.MODALITY.sub("", name) or name
+    """The name without what it shows: a folder head01_ct pairs with a file head01_mr.nii.gz.
+
+    Names that say nothing else are one: T2.nii.gz pairs with T1.nii.gz.
+    """
+    return filenames.plain(name) or naming.PLAIN
 
 
 def partner(

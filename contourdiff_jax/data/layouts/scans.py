@@ -4,9 +4,10 @@
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from contourdiff_jax.data.layouts import naming
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import filenames, io
@@ -28,6 +29,7 @@ class Scan:
       split: 'train', 'val' or 'test', where the layout says it.
       labels, mask: the label map and the body mask on its grid, where the layout holds them.
       assumed: what pictures do not say themselves.
+      formerly: other names that earlier versions gave the subject.
     """
 
     name: str
@@ -40,6 +42,15 @@ class Scan:
     labels: Path | None = None
     mask: Path | None = None
     assumed: Assumed = UNKNOWN
+    formerly: tuple[str, ...] = ()
+
+    def is_of(self, digests: Collection[str]) -> bool:
+        """Whether the subject is one of those whose names have these digests.
+
+        Names that earlier versions gave it count too: their stores and runs remember those.
+        """
+        names = (self.subject, *self.formerly, *filenames.former_names(self.subject))
+        return any(filenames.subject_digest(name) in digests for name in names)
 
     def read(self, *, labels: bool = False) -> Volume:
         """The volume; see `volumes.io.read`."""
@@ -66,7 +77,7 @@ class Scan:
             None,
             *filenames.DICOM,
         ):
-            return self.files[0].name
+            return naming.safe(self.files[0].name)
         return self.name
 
 

@@ -20,16 +20,18 @@ The rule. At the end of a picture's name, words for what it shows (_ct, _mask) d
 5. Any other name is a subject's own: 1BA001, left-knee.
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from contourdiff_jax.data.layouts import naming
-from contourdiff_jax.data.layouts.naming import SEPARATORS, Wanted
+from contourdiff_jax.data.layouts.naming import Wanted
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import filenames, io
+from contourdiff_jax.volumes.filenames import SEPARATORS
 
 NUMBERED = "slices"  # what a volume of numbered pictures without a subject's name is called
 DIGITS = re.compile(r"\d+$")
@@ -49,7 +51,7 @@ def recognise(stems: Sequence[str]) -> list[tuple[str | None, int | None]]:
 
     The subject is None where the picture is only numbered, the number None where it has none.
     """
-    stems = [naming.without_kind(stem) or stem for stem in stems]
+    stems = [filenames.without_kind(stem) or stem for stem in stems]
     together = _number_holds_subject(stems)
     return [_recognise(stem, together) for stem in stems]
 
@@ -66,7 +68,7 @@ def _recognise(stem: str, number_holds_subject: bool) -> tuple[str | None, int |
     subject = SLICE.sub("", before)
     apart = subject != before or before[-1:] in SEPARATORS
     long = len(number) >= 4 or (len(number) == 3 and number[0] == "0")
-    subject = naming.without_kind(subject.rstrip(SEPARATORS)).rstrip(SEPARATORS)
+    subject = filenames.without_kind(subject.rstrip(SEPARATORS)).rstrip(SEPARATORS)
     if not subject:  # rule 2
         return None, int(number)
     if apart or (long and subject.isalpha()):  # rule 1
@@ -149,11 +151,28 @@ def recognition(files: Sequence[Path]) -> str:
     )
 
 
-def of_file(path: Path, wanted: Wanted) -> Scan:
-    """The scan that is one file, named by it."""
+def of_file(path: Path, wanted: Wanted, **rest) -> Scan:
+    """The scan that is one file, named by it.
+
+    Whose it is says its name, or where that says nothing but what it shows (T1.nii.gz), its folder.
+    """
     stem = filenames.stem(path)
-    kind = naming.last_kind(stem)
-    return scan(filenames.subject_of(path), [path], stem=stem, kind=kind, assumed=wanted.assumed)
+    return scan(
+        filenames.plain(stem) or _owner(path) or stem,
+        [path],
+        name=filenames.subject_of(path),
+        stem=stem,
+        kind=naming.last_kind(stem),
+        assumed=wanted.assumed,
+        formerly=(filenames.former_subject_of(path),),
+        **rest,
+    )
+
+
+def _owner(path: Path) -> str:
+    """The name of the folder of a file, or of the first above that is not a collection's."""
+    folders = Path(os.path.abspath(path)).parents
+    return next((it.name for it in folders if it.name and not naming.is_collection(it.name)), "")
 
 
 def scan(
@@ -163,21 +182,26 @@ def scan(
     name: str | None = None,
     path: Path | None = None,
     stem: str | None = None,
+    formerly: Iterable[str] = (),
+    told: bool = False,
     **rest,
 ) -> Scan:
     """A scan with names that any file system takes.
 
     Args:
-      name: by default the subject.
+      subject: of published names only the part that says who it is will be the subject.
+      name: by default `subject`.
       path: by default the file, or of several files their folder and the name.
       stem: by default the name.
+      formerly: names that earlier versions gave the subject.
+      told: the user says who the subject is: it is taken whole.
       rest: the other attributes.
     """
     files = tuple(files)
     name = name or subject
-    subject, name, stem = (
-        naming.legible(it).replace("/", "_") for it in (subject, name, stem or name)
-    )
+    whose = naming.safe(subject if told else filenames.person(subject))
+    formerly = {naming.legible(it).replace("/", "_") for it in (subject, *formerly)} - {whose}
+    name, stem = naming.safe(name), naming.safe(stem or name)
     if path is None:
         path = files[0] if len(files) == 1 else files[0].parent / name
-    return Scan(name, subject, files, path, stem, **rest)
+    return Scan(name, whose, files, path, stem, formerly=tuple(sorted(formerly)), **rest)

@@ -153,6 +153,7 @@ def _add(content: Content, table: Path, lines: Iterable[_Line], wanted: Wanted) 
             scan(
                 line.subject,
                 files,
+                told=True,
                 name=name if several[name] == 1 else f"{name}_{counts[name]}",
                 path=line.file if line.file.is_dir() else None,
                 kind=None if line.kind == naming.PLAIN else line.kind,

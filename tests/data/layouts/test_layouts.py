@@ -12,9 +12,10 @@ from dicom_series import SECRETS, header, save, voxels, write_series
 from PIL import Image
 
 from contourdiff_jax.data import layouts
-from contourdiff_jax.data.layouts import folders
+from contourdiff_jax.data.layouts import folders, naming
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.volumes import io
+from contourdiff_jax.runtime import disk
+from contourdiff_jax.volumes import filenames, io
 from contourdiff_jax.volumes.volume import Assumed
 
 
@@ -118,6 +119,83 @@ def test_names_that_contradict_the_preset_are_noted(tmp_path):
     make(tmp_path, "a_ct.nii", "b_ct.nii")
     assert find(tmp_path, modality="mr").notes == ["the names say ct, where the preset is for mr"]
     assert not find(tmp_path, modality="ct").notes
+
+
+def test_kinds_behind_any_separator_are_of_one_subject(tmp_path):
+    names = [f"IXI90{n}-Made-000{n}" for n in (1, 2)]
+    make(tmp_path, *(f"{kind}/{name}-{kind}.nii.gz" for name in names for kind in ("T1", "T2")))
+    for kind in ("T1", "T2"):
+        found = find(tmp_path / kind, modality="mr")
+        assert tell(found, "subject", "name") == list(zip(names, names, strict=True))
+        assert tell(found, "kind", "stem")[0] == (kind, f"{names[0]}-{kind}")
+    make(tmp_path / "flat", *(f"p1{end}.nii" for end in ("-t1ce", ".t2w", " flair", "_T1_Gd")))
+    assert set(tell(find(tmp_path / "flat", modality="mr"), "subject")) == {"p1"}
+
+
+def test_files_called_by_what_they_show_are_of_their_folder(tmp_path):
+    """Then the name of the file tells nobody's: all of a folder are one subject's."""
+    make(tmp_path / "ann/mr", "T1.nii", "T2.nii", "FLAIR.nii")
+    assert set(tell(find(tmp_path / "ann/mr", modality="mr"), "subject")) == {"ann"}
+    assert tell(find(tmp_path / "ann/mr/T1.nii"), "subject", "name") == [("ann", "T1")]
+    make(tmp_path / "ct", "ct.nii", "p1.nii")
+    assert tell(find(tmp_path / "ct"), "subject")[1] == "p1"
+
+
+def test_positron_emission_is_not_taken_for_another_modality(tmp_path):
+    make(tmp_path, "p1.nii", "p1_PET.nii", "p2.nii")
+    for modality in ("ct", "mr", None):
+        assert tell(find(tmp_path, modality=modality), "stem") == ["p1", "p2"]
+    assert tell(find(tmp_path, select="pet"), "subject") == ["p1"]
+
+
+def test_names_of_before_are_remembered(tmp_path):
+    """Runs and stores that kept a subject under another name still know it."""
+    make(tmp_path, "p1-T1.nii", "BraTS-GLI-00005-001-t1c.nii", "q.nii")
+    first, second, third = find(tmp_path).scans
+    assert (first.subject, second.subject) == ("BraTS-GLI-00005", "p1")
+    for scan, names in (
+        (first, ("BraTS-GLI-00005", "BraTS-GLI-00005-001", "BraTS-GLI-00005-001-t1c")),
+        (second, ("p1", "p1-T1", "p1-T2", "p1_t1ce")),
+        (third, ("q", "q_image")),
+    ):
+        for name in names:
+            assert scan.is_of({filenames.subject_digest(name)})
+        assert not scan.is_of({filenames.subject_digest(name) for name in ("p10", "Q", "p", "")})
+
+
+@pytest.mark.parametrize(
+    ("subject", "safe"),
+    [
+        ("..", "__"),
+        (".", "_"),
+        ("../../etc", "___.._etc"),
+        ("a/b", "a_b"),
+        ("a\\b", "a_b"),
+        ("=1+1", "_1+1"),
+        ("+1", "_1"),
+        ("-1", "_1"),
+        ("@SUM(A1)", "_SUM(A1)"),
+        ("a-b+c", "a-b+c"),
+        ("Köhler", "Köhler"),
+    ],
+)
+def test_names_of_subjects_are_safe(tmp_path, subject, safe):
+    """As the name of a file, which stays in its folder, and in a spreadsheet."""
+    make(tmp_path, "a.nii")
+    path = table(tmp_path / "list.csv", "file;subject", f"a.nii;{subject}")
+    assert tell(find(path), "subject", "name", "stem") == [(safe,) * 3]
+
+
+@pytest.mark.parametrize("letter", ["a", "ö", "€"])
+def test_long_names_leave_room_for_what_outputs_add(tmp_path, letter):
+    longest = (letter * 245).encode()[:250].decode(errors="ignore")
+    make(tmp_path, f"{longest}.nii", f"{longest[:-1]}.nii")
+    found = find(tmp_path)
+    assert len(set(tell(found, "subject"))) == len(set(tell(found, "stem"))) == 2
+    for name in {*tell(found, "subject"), *tell(found, "stem"), *tell(found, "name")}:
+        assert len(name.encode()) <= naming.LONGEST
+        disk.write(tmp_path / "out" / f"{name}_desc-contourdiff_T1w.nii.gz", "x")
+    assert all(scan.is_of({filenames.subject_digest(scan.path.stem)}) for scan in found.scans)
 
 
 # --------------------------------------------------------------------------------------------------
