@@ -154,8 +154,8 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
     scans.check_assumed(content.scans, request.assumed)
     check_is_free(Path(out), request.overwrite)
     labels, masks = (
-        None if folder is None else pairs.by_name(folder)
-        for folder in (request.labels, request.masks)
+        None if folder is None else pairs.by_name(folder, kind)
+        for kind, folder in (("labels", request.labels), ("masks", request.masks))
     )
     told = request.splits(content.scans)
     grid = _grid(content.scans, request.axis, request.spacing, request.size)

@@ -98,7 +98,7 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
     """
     volume = scan.read().even()
     volumes = {
-        flag: pairs.partner(volume, scan.name, others, flag, labels=flag in ("masks", "labels"))
+        flag: pairs.partner(volume, scan, others, flag, labels=flag in ("masks", "labels"))
         for flag, others in partners.items()
     }
     truth, source, labels = (volumes.get(flag) for flag in ("truth", "source", "labels"))

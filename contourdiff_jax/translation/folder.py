@@ -120,7 +120,7 @@ def translate(request: Request) -> Result:
     scans.check_assumed(content.scans, request.assumed)
     folder = _output_folder(trained, request, config.sampler)
     jobs = _jobs(content.scans, folder)
-    masks = None if request.masks is None else pairs.by_name(request.masks)
+    masks = None if request.masks is None else pairs.by_name(request.masks, "masks")
     network = _network(trained, config, request)
     work = _Work(
         plan=Plan(
@@ -210,7 +210,7 @@ def _output_folder(trained: Run, request: Request, sampler) -> OutputFolder:
         preset=target,
         window=trained.window,
         kind=request.kind or target.name,
-        labels=None if request.labels is None else pairs.by_name(request.labels),
+        labels=None if request.labels is None else pairs.by_name(request.labels, "labels"),
         maps=samples.MAPS if maps else (),
     )
 

@@ -197,8 +197,25 @@ def _checked(source: Path, content: Content, wanted: Wanted) -> Content:
 def _volumes(folder: Folder, wanted: Wanted) -> Content:
     content = Content("volumes", [])
     files = _of_kind(folder.path, folder.volumes, wanted, content.notes)
-    content.scans.extend(of_file(path, wanted) for path in files)
+    labels, masks = (_beside(folder.volumes, files, family) for family in naming.MADE)
+    for path in files:
+        name = filenames.plain(filenames.stem(path))
+        held = {"labels": labels.get(name), "mask": masks.get(name)}
+        content.scans.append(of_file(path, wanted, **held))
     return content
+
+
+def _beside(volumes: list[Path], images: list[Path], family: str) -> dict[str, Path]:
+    """The label maps or masks that lie beside images, by the name that they share with these.
+
+    A name that has several is left out: --labels or --masks tells which is meant.
+    """
+    held = defaultdict(list)
+    for path in sorted({*volumes} - {*images}):
+        kind = naming.last_kind(filenames.stem(path))
+        if kind and naming.family(kind) == family:
+            held[filenames.plain(filenames.stem(path))].append(path)
+    return {name: paths[0] for name, paths in held.items() if len(paths) == 1}
 
 
 def _holds_slices(folder: Folder) -> bool:

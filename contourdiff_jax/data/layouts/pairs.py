@@ -5,13 +5,15 @@ Names pair up to the modality word: head01_ct belongs to head01_mr and to head01
 """
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import naming
-from contourdiff_jax.data.layouts.scans import Scan
+from contourdiff_jax.data.layouts.scans import Content, Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import filenames, geometry, io
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, Volume
@@ -21,19 +23,27 @@ SAME_GRID = 0.1  # voxels between corners: more than headers lose by rounding, l
 
 def by_name(
     folder,
-    modality: str | None = None,
+    kind: str | None = None,
     assumed: Assumed = UNKNOWN,
     failed: list[tuple[Path, str]] | None = None,
 ) -> dict[str, Scan]:
     """The scans of a folder by their name, sorted; InputError where a name has two.
 
-    Where the layout tells modalities apart, those of `modality` ('ct', 'mr') are meant. `assumed`
-    is what pictures do not say themselves. Files that cannot be read are added to `failed` [(path,
-    reason)].
+    Args:
+      folder: of volumes, in any layout.
+      kind: what is meant where the folder holds several kinds: images of a modality ('ct', 'mr'),
+        or 'labels' or 'masks' that lie beside images.
+      assumed: what pictures do not say themselves.
+      failed: gets the files that cannot be read, [(path, reason)].
     """
-    scans, content = {}, layouts.find(folder, modality=modality, assumed=assumed)
+    content, modality = None, kind
+    if kind in naming.MADE:
+        content, modality = _made(folder, kind, assumed), None
+    if content is None:
+        content = layouts.find(folder, modality=modality, assumed=assumed, flags=False)
     if failed is not None:
         failed += content.failed
+    scans = {}
     for scan in content.scans:
         name = _plain(scan.name)
         if name in scans:
@@ -42,6 +52,27 @@ def by_name(
             )
         scans[name] = dataclasses.replace(scan, name=name)
     return dict(sorted(scans.items()))
+
+
+def _made(folder, kind: str, assumed: Assumed) -> Content | None:
+    """The label maps or masks of a folder that the layout, or the names, tell from others.
+
+    None where they tell nothing: then all that the folder holds is meant.
+
+    Raises InputError where others are told, but none of these.
+    """
+    content = layouts.find(folder, select=naming.EVERY, assumed=assumed, flags=False)
+    families = {scan: scan.kind and naming.family(scan.kind) for scan in content.scans}
+    paths = {}  # the file that a layout holds for several images of a subject is one
+    for scan in content.scans:
+        path = scan.labels if kind == "labels" else scan.mask
+        if path is not None:
+            paths.setdefault(path, dataclasses.replace(scan, files=(path,), path=path))
+    scans = [scan for scan in content.scans if families[scan] == kind] + list(paths.values())
+    if not scans and set(families.values()) & set(naming.MADE) and len(set(families.values())) > 1:
+        kinds = naming.joined(sorted({scan.kind or "images" for scan in content.scans}))
+        raise InputError(f"{folder}: no {kind} among its files, which are {kinds}")
+    return dataclasses.replace(content, scans=scans) if scans else None
 
 
 def _plain(name: str) -> str:
@@ -53,18 +84,26 @@ def _plain(name: str) -> str:
 
 
 def partner(
-    volume: Volume, name: str, others: dict[str, Scan], what: str, *, labels: bool = False
+    volume: Volume, scan: Scan, others: dict[str, Scan], what: str, *, labels: bool = False
 ) -> Volume:
-    """The volume of that name among `others`, which --`what` gave, its slices made even.
+    """What belongs to a scan, read as `volume`, among `others` that --`what` gave, made even.
 
-    Raises InputError where there is none, or where it does not lie on the grid of `volume`.
+    Raises InputError where there is none, where it is the scan itself, or where it does not lie on
+    the grid of the volume.
     """
-    name = _plain(name)
+    name = _plain(scan.name)
     if name not in others:
         raise InputError(f"{volume.path}: no volume of the subject {name!r} in --{what}")
+    if _share(scan.files, others[name].files):
+        raise InputError(f"{volume.path}: --{what} has this file itself, and no other of its name")
     other = others[name].read(labels=labels).even()
     _check_same_grid(volume, other)
     return other
+
+
+def _share(some: Sequence[Path], others: Sequence[Path]) -> bool:
+    """Whether a file is among both, under one name or two."""
+    return not {*map(os.path.realpath, some)}.isdisjoint(map(os.path.realpath, others))
 
 
 def companion(
@@ -76,10 +115,12 @@ def companion(
     anywhere.
     """
     if others is not None:
-        return partner(volume, scan.name, others, flag or what, labels=True).array
+        return partner(volume, scan, others, flag or what, labels=True).array
     path = scan.labels if what == "labels" else scan.mask
     if path is None:
         return None
+    if _share(scan.files, [path]):
+        raise InputError(f"{volume.path}: its own {what}, as the layout says; give others")
     other = io.read(path, labels=True)
     _check_same_grid(volume, other)
     return other.array

@@ -84,7 +84,7 @@ def read(
     Labels that are not among `labels` become background.
     """
     volume = scan.read().even()
-    truth = pairs.partner(volume, scan.name, truths, "test_labels", labels=True)
+    truth = pairs.partner(volume, scan, truths, "test_labels", labels=True)
     if (truth.array != np.rint(truth.array)).any():
         raise InputError(f"{truth.path}: labels of uneven slices; resample volume and labels first")
     kept = np.where(np.isin(truth.array, labels), truth.array, labels[0]).astype(np.uint16)
