@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Splits: which subjects are trained on ('train'), validated ('val') and tested ('test')."""
 
-import csv
 import hashlib
 import os
 from collections.abc import Sequence
 
+from contourdiff_jax.data.layouts import naming, tables
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.data.store import SPLITS
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.volumes import filenames
 
 
 def told_splits(scans: Sequence[Scan]) -> dict[str, str]:
@@ -29,26 +29,21 @@ def told_splits(scans: Sequence[Scan]) -> dict[str, str]:
 
 
 def read_splits(path, subjects: set[str]) -> dict[str, str]:
-    """Splits {subject: split} from a CSV file with the columns subject and split.
+    """Splits {subject: split} from a CSV file with the columns subject and split, see `tables`.
 
     Raises InputError unless it names exactly the subjects given, and known splits.
     """
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-            columns = set(reader.fieldnames or ())
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read: {disk.reason(error)}") from error
-    if not {"subject", "split"} <= columns:
-        raise InputError(f"{path}: the first line must name the columns subject,split")
     splits = {}
-    for row in rows:
-        subject, split = ((row[name] or "").strip() for name in ("subject", "split"))
+    for number, row in tables.rows(path, ("subject", "split")):
+        at, subject, split = f"{path}: line {number}", naming.safe(row["subject"]), row["split"]
+        # Files of before may have names that held more of a subject than who it is.
+        person = naming.safe(filenames.person(filenames.plain(subject)))
+        if subject not in subjects and person in subjects:
+            subject = person
         if split not in SPLITS:
-            raise InputError(f"{path}: unknown split {split!r}; known: {', '.join(SPLITS)}")
+            raise InputError(f"{at}: unknown split {split!r}; known: {', '.join(SPLITS)}")
         if splits.setdefault(subject, split) != split:
-            raise InputError(f"{path}: subject {subject!r} is in two splits")
+            raise InputError(f"{at}: subject {subject!r} is in two splits")
     if unknown := splits.keys() - subjects:
         raise InputError(f"{path}: there is no volume of the subject {min(unknown)!r}")
     if missing := subjects - splits.keys():

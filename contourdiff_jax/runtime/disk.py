@@ -204,10 +204,17 @@ def check_is_file(path: Path) -> None:
 
 def open_file(path: Path):
     """The file, opened to read its bytes; InputError where it cannot be."""
+    check_can_be_read(path)
     try:
         return path.open("rb")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+def check_can_be_read(path: str | Path) -> None:
+    """InputError for a pipe, which would be waited for, and for a device, which may have no end."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise InputError(f"{path}: cannot be read: no regular file")
 
 
 def reason(error: Exception) -> str:

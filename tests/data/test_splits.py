@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from contourdiff_jax.data.splits import draw_splits
+from contourdiff_jax.data.splits import draw_splits, read_splits
+from contourdiff_jax.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,30 @@ def test_the_choice_is_the_same_everywhere():
         check=True,
     )
     assert other.stdout.strip() == str(splits)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_split_file_is_read_as_any_table(tmp_path, separator, mark):
+    """As spreadsheets write them in any language; columns in any case, and others between."""
+    lines = (("Subject", "age", "SPLIT"), ("a", "50", "train"), ("../b", "60", "val"), ())
+    text = "\r\n".join(separator.join(line) for line in lines)
+    (tmp_path / "split.csv").write_text(mark + text, encoding="utf-8", newline="")
+    splits = read_splits(tmp_path / "split.csv", {"a", "___b"})
+    assert splits == {"a": "train", "___b": "val"}
+
+
+def test_a_split_file_of_before_may_name_kinds(tmp_path):
+    """They were part of the names of subjects then; one person is in one split all the same."""
+    path = tmp_path / "split.csv"
+    path.write_text("subject,split\np1-T1,train\np1-T2,train\nsub-02_ses-1,val\n")
+    assert read_splits(path, {"p1", "sub-02"}) == {"p1": "train", "sub-02": "val"}
+    path.write_text("subject,split\np1-T1,train\np1-T2,val\n")
+    with pytest.raises(InputError, match=r"line 3: subject 'p1' is in two splits$"):
+        read_splits(path, {"p1"})
+
+
+def test_a_pipe_is_no_split_file(tmp_path):
+    os.mkfifo(tmp_path / "split.csv")
+    with pytest.raises(InputError, match="no regular file"):
+        read_splits(tmp_path / "split.csv", {"a"})

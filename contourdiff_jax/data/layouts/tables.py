@@ -61,7 +61,7 @@ class _Line:
 def csv(path: Path, wanted: Wanted) -> Content:
     """The scans that a CSV file lists."""
     lines, splits = [], {}
-    for number, row in _rows(path, ("file", "subject")):
+    for number, row in rows(path, ("file", "subject")):
         at = f"{path}: line {number}"
         for column in ("file", "subject"):
             if not row[column]:
@@ -98,19 +98,22 @@ def contourdiff(folder: Folder, wanted: Wanted) -> Content:
     """The scans of a domain of ContourDiff, which are of one kind."""
     wanted.among(folder.path, [naming.PLAIN])
     table, images = folder.path / META, Folder(folder.path / IMAGES)
-    rows = _rows(table, ("image_name",))
+    images_of = rows(table, ("image_name",))
     subject, volume, order = (
-        next((name for name in names if name in rows[0][1]), None)
+        next((name for name in names if name in images_of[0][1]), None)
         for names in (SUBJECTS, VOLUMES, SLICES)
     )
     lines = []
-    for number, row in rows:
+    for number, row in images_of:
         at = f"{table}: line {number}"
         whose = row[subject or volume] if subject or volume else ""
         if not row["image_name"] or not (whose or subject is volume):
             raise InputError(f"{at}: an empty field")
         which = row[volume] if subject and volume else ""
         rank = _number(at, row[order]) if order else None
+        inside = Path(os.path.normpath(row["image_name"]))
+        if inside.is_absolute() or not inside.parts or inside.parts[0] == "..":
+            raise InputError(f"{at}: {row['image_name']!r} is no picture of {IMAGES}")
         lines.append(_Line(number, images.path / row["image_name"], whose, which, rank))
 
     content = Content("contourdiff", [])
@@ -175,6 +178,8 @@ def _present(content: Content, table: Path, lines: Iterable[_Line]) -> list[_Lin
             content.failed.append((line.file, f"{at}: the same file as in line {first}"))
         elif not os.path.exists(line.file):
             content.failed.append((line.file, f"{at}: no file {line.file}"))
+        elif not (os.path.isfile(line.file) or os.path.isdir(line.file)):
+            content.failed.append((line.file, f"{at}: {line.file} is neither a file nor a folder"))
         else:
             present[line.file] = line
     return list(present.values())
@@ -203,30 +208,35 @@ def _files(content: Content, table: Path, lines: Sequence[_Line]) -> list[list[P
     return [list(slices.values())]
 
 
-def _rows(path: Path, needed: Iterable[str]) -> list[tuple[int, dict[str, str]]]:
+def rows(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
     """The lines of a CSV file, but for empty ones: number, and {column in lower case: field}.
 
-    Columns are parted by commas, semicolons or tabs.
+    Columns are parted by commas, semicolons or tabs. Raises InputError where `needed` ones, or all
+    lines, are missing.
     """
+    disk.check_can_be_read(path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as stream:
             first = stream.readline()
             stream.seek(0)
             reader = reading.DictReader(stream, delimiter=max(",;\t", key=first.count), restkey="")
             names = {name: name.strip().lower() for name in reader.fieldnames or () if name}
-            rows = []
+            lines = []
             for row in reader:
                 fields = {names[name]: (row[name] or "").strip() for name in names}
                 if any(fields.values()):
-                    rows.append((reader.line_num, fields))
+                    lines.append((reader.line_num, fields))
     except (OSError, ValueError, reading.Error) as error:
         raise InputError(f"{path}: cannot be read as a table: {disk.reason(error)}") from error
     for column in needed:
         if column not in names.values():
-            raise InputError(f"{path}: no column {column!r}; the first line must name the columns")
-    if not rows:
+            raise InputError(
+                f"{path}: no column {column!r}; the first line must name the columns "
+                f"{','.join(needed)}"
+            )
+    if not lines:
         raise InputError(f"{path}: no line below the names of the columns")
-    return rows
+    return lines
 
 
 def _number(at: str, field: str | None) -> float | None:

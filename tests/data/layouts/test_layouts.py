@@ -743,6 +743,39 @@ def test_lines_that_cannot_be_used_are_named(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("column", ["file", "labels", "mask"])
+def test_a_pipe_in_a_table_is_not_waited_for(tmp_path, column):
+    """Nor is a device read that has no end."""
+    make(tmp_path, "a.nii")
+    os.mkfifo(tmp_path / "pipe.nii")
+    for name in ("pipe.nii", "/dev/zero"):
+        fields = {"file": "a.nii", "labels": "", "mask": ""} | {column: name}
+        line = ",".join([*fields.values(), "p"])
+        path = table(tmp_path / "list.csv", "file,labels,mask,subject", line, "a.nii,,,q")
+        found = find(path)
+        assert "q" in tell(found, "subject") or column != "file"
+        if column == "file":
+            assert found.failed[0][1].endswith(
+                f"/{name.lstrip('/')} is neither a file nor a folder"
+            )
+        else:
+            with pytest.raises(InputError, match="no regular file"):
+                io.read(found.scans[0].labels or found.scans[0].mask, labels=True)
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(InputError, match="no regular file"):
+        layouts.find(tmp_path, layout=str(tmp_path / "pipe.csv"))
+
+
+@pytest.mark.parametrize("name", ["../a.png", "x/../../a.png", "..", ".", "/a.png"])
+def test_contourdiffs_table_stays_in_its_folder(tmp_path, name):
+    make(tmp_path, "a.png", "images/b.png", "images/x/c.png")
+    path = table(tmp_path / "df_meta.csv", "image_name,volume", "b.png,p", f"{name},q")
+    with pytest.raises(InputError, match=f"^{path}: line 3: .* is no picture of images$"):
+        layouts.find(tmp_path)
+    table(tmp_path / "df_meta.csv", "image_name,volume", "x/../b.png,p", "x/c.png,q")
+    assert tell(find(tmp_path), "subject") == ["p", "q"]
+
+
 # --------------------------------------------------------------------------------------------------
 # Any folder
 # --------------------------------------------------------------------------------------------------
