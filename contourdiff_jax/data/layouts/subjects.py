@@ -10,7 +10,7 @@ is that of a visit (study1, ses-02, 2019-03-01), the folder above is the subject
 import dataclasses
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from contourdiff_jax.data.layouts import naming
@@ -201,8 +201,8 @@ def holds_dicom(folder: Folder) -> bool:
 def dicom(folder: Folder, wanted: Wanted) -> Content:
     """The scans of DICOM files at any depth: one for every series of images.
 
-    The subject is the folder directly inside that holds the series, or this folder where none
-    does. Headers tell one patient from another, but are not what these are called by.
+    The subject is the first folder that holds one patient's alone, or this folder where there is
+    none. Headers tell one patient from another, but are not what these are called by.
     """
     files = [path for files in folder.below.values() for path in files]
     content = of_dicom(folder.path, [path for path in files if is_dicom(path)], wanted)
@@ -242,31 +242,85 @@ def of_dicom(root: Path, files: Sequence[Path], wanted: Wanted) -> Content:
 
 
 def _owners(root: Path, series: Sequence, notes: list[str]) -> list[str]:
-    """The subject of each DICOM series, by the folders of `root`."""
-    patients = len({one.patient for one in series})
+    """The subject of each DICOM series, by the folders of `root`: the first that is one patient's.
+
+    Folders around those of several patients, and folders that say only what lies in them (CT,
+    train), are not a patient's. Names of the former become part of the subject's: siteA_001.
+    """
     inside = [one.files[0].relative_to(root).parts[:-1] for one in series]
-    # One folder around those of several patients is not a patient's.
-    while patients > 1 and all(inside) and len({parts[0] for parts in inside}) == 1:
+    # One folder around those of several patients is not part of their names.
+    while len({one.patient for one in series}) > 1 and all(inside):
+        if len({parts[0] for parts in inside}) > 1:
+            break
         root = root / inside[0][0]
         inside = [parts[1:] for parts in inside]
         notes.append(f"all lies in the folder {naming.legible(root.name)}")
-    folders = [parts[0] if parts else Folder(root).name for parts in inside]
-    patients_in, folders_of = defaultdict(list), defaultdict(set)
-    for one, folder in zip(series, folders, strict=True):
-        folders_of[one.patient].add(folder)
-        if one.patient not in patients_in[folder]:
-            patients_in[folder].append(one.patient)
-    if twice := {it for several in folders_of.values() if len(several) > 1 for it in several}:
-        notes.append(
+    patients_in = defaultdict(set)
+    for one, parts in zip(series, inside, strict=True):
+        for depth in range(1, len(parts) + 1):
+            patients_in[parts[:depth]].add(one.patient)
+    own = [_patients_folder(parts, patients_in) for parts in inside]
+    patients_of = defaultdict(set)  # of those alone that share their folder
+    for one, folder in zip(series, own, strict=True):
+        patients_of[folder].add(one.patient)
+    mixed, numbered = {it for it in patients_of if len(patients_of[it]) > 1}, defaultdict(list)
+    subjects = []
+    for one, folder in zip(series, own, strict=True):
+        subject = _called(folder, root)
+        if folder in mixed:
+            if one.patient not in numbered[subject]:
+                numbered[subject].append(one.patient)
+            subject += f"-{numbered[subject].index(one.patient) + 1}"
+        subjects.append(subject)
+    notes += _doubts(root, series, own, subjects, mixed)
+    return subjects
+
+
+def _called(folder: tuple[str, ...], root: Path) -> str:
+    """The name of a subject with this folder of `root`."""
+    own = "_".join(name for name in folder if not _says_what_only(name))
+    names = (own, Folder(root).name, *folder[-1:])
+    return next((name for name in names if name and not _says_what_only(name)), names[-1])
+
+
+def _doubts(root: Path, series, own, subjects: list[str], mixed) -> Iterator[str]:
+    """What headers say against the folders, in words without anything of a header."""
+    names = {folder: "/".join(folder) or Folder(root).name for folder in own}
+    folders_of, patients_of = defaultdict(set), defaultdict(dict)
+    for one, folder, subject in zip(series, own, subjects, strict=True):
+        folders_of[one.patient].add((subject, names[folder]))
+        patients_of[subject].setdefault(one.patient, names[folder])
+    several = [those for those in folders_of.values() if len({whose for whose, _ in those}) > 1]
+    if twice := {name for those in several for _, name in those}:
+        yield (
             f"headers in the folders {naming.joined(sorted(twice))} name the same patient; they "
             "count as several subjects"
         )
-    return [
-        folder
-        if len(patients_in[folder]) == 1
-        else f"{folder}-{patients_in[folder].index(one.patient) + 1}"
-        for one, folder in zip(series, folders, strict=True)
-    ]
+    for subject, folders in sorted(patients_of.items()):
+        if len(folders) > 1:
+            yield (
+                f"headers in the folders {naming.joined(sorted(set(folders.values())))} name "
+                f"different patients; they count as one subject, {naming.legible(subject)}"
+            )
+    if mixed:
+        where = naming.joined(sorted(names[folder] for folder in mixed))
+        yield (
+            f"several patients lie in {where}: they are numbered, which may change when others "
+            "are added; give each a folder"
+        )
+
+
+def _patients_folder(parts: tuple[str, ...], patients_in: dict) -> tuple[str, ...]:
+    """The folders down to the first that is one patient's, or to the last."""
+    for depth in range(1, len(parts)):
+        if len(patients_in[parts[:depth]]) == 1 and not _says_what_only(parts[depth - 1]):
+            return parts[:depth]
+    return parts
+
+
+def _says_what_only(name: str) -> bool:
+    """Whether a folder says only what lies in it: CT, train; but A and B may be patients."""
+    return len(name) > 1 and naming.is_collection(name)
 
 
 def _without_scouts(series: Sequence) -> list:

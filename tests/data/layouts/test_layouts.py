@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+from collections import defaultdict
 
 import numpy as np
 import pytest
@@ -627,6 +628,70 @@ def test_a_folder_around_all_patients_is_none_of_them(tmp_path):
     found = find(tmp_path)
     assert tell(found, "subject") == ["p1", "p2"]
     assert found.notes == ["all lies in the folder archive"]
+
+
+def chaos(root, cts, mrs):
+    """Patients as CHAOS lays them out, of whom none had both."""
+    for kind, numbers, inner in (("CT", cts, "DICOM_anon"), ("MR", mrs, "T1DUAL/DICOM_anon")):
+        for number in numbers:
+            series(root / kind / str(number) / inner, 1, f"{ord(kind[0])}.{number}", Modality=kind)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("cts", "mrs"), [([5], []), ([1, 2, 5], [1]), ([1, 2, 3, 5], [1, 2]), ([5], [1]), ([5], [7, 9])]
+)
+def test_patients_two_folders_deep_keep_their_names(tmp_path, cts, mrs):
+    """Whoever lies beside them, and whether the folder of one modality is given or that of both."""
+    root = chaos(tmp_path, cts, mrs)
+    for source in (root, root / "CT"):
+        assert tell(find(source, modality="ct"), "subject", "name") == [
+            (str(number), str(number)) for number in cts
+        ]
+    if mrs:
+        found = find(root, modality="mr")
+        assert tell(found, "subject") == [str(number) for number in mrs]
+        both = set(cts) & set(mrs)
+        assert sum(
+            "name different patients; they count as one" in note for note in found.notes
+        ) == (len(both))
+
+
+def test_patients_of_several_sites(tmp_path):
+    """What is around several patients parts those of one name, and before there are any such."""
+    for site, numbers in (("siteA", "12"), ("siteB", "13")):
+        for number in numbers:
+            series(tmp_path / site / f"00{number}" / "x", 1, f"{ord(site[-1])}.{number}")
+    expected = ["siteA_001", "siteA_002", "siteB_001", "siteB_003"]
+    assert tell(find(tmp_path), "subject") == expected
+    series(tmp_path / "siteB/000/x", 1, "9")
+    assert tell(find(tmp_path), "subject") == [*expected[:2], "siteB_000", *expected[2:]]
+
+
+def test_a_patient_whose_folders_say_what_they_show(tmp_path):
+    """These are not the patient's name."""
+    series(tmp_path / "ann/ct", 1)
+    series(tmp_path / "ann/mr", 2, Modality="MR")
+    for kind in ("ct", "mr"):
+        assert tell(find(tmp_path / "ann", modality=kind), "subject") == ["ann"]
+        assert tell(find(tmp_path, modality=kind), "subject") == ["ann"]
+    for letter, patient in (("a", "3"), ("b", "4")):
+        series(tmp_path / "letters" / letter / "x", 1, patient)
+    assert tell(find(tmp_path / "letters"), "subject") == ["a", "b"]
+
+
+def test_a_person_mixed_with_others_in_two_folders_has_one_number(tmp_path):
+    for number, (kind, patients) in enumerate({"CT": "12", "MR": "23"}.items(), start=1):
+        for patient in patients:
+            names = [f"{patient}_{slice}.dcm" for slice in range(4)]
+            series(tmp_path / "in" / kind, number, patient, names=names, Modality=kind)
+    found = find(tmp_path / "in", select="*")
+    whose = defaultdict(set)
+    for scan in found.scans:
+        whose[scan.files[0].name[0]].add(scan.subject)
+    assert all(len(names) == 1 for names in whose.values()) and len(whose) == 3
+    assert len(set.union(*whose.values())) == 3
+    assert found.notes[-1].startswith("several patients lie in CT and MR: they are numbered")
 
 
 def test_one_patient_in_two_folders_is_noted(tmp_path):
