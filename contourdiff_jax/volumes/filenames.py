@@ -123,6 +123,11 @@ def person(name: str) -> str:
     return match[match.lastgroup] if match else name
 
 
+def is_person(name: str) -> bool:
+    """Whether a name is one of those that `person` knows."""
+    return PERSONS.fullmatch(name) is not None
+
+
 def subject_digest(subject: str) -> str:
     """SHA-256 of a subject's name: enough to recognise the subject, not to name it."""
     return hashlib.sha256(subject.encode()).hexdigest()

@@ -54,7 +54,7 @@ def nnunet(folder: Folder, wanted: Wanted) -> Content:
     """The scans of an nnU-Net data set: of every case the channel that is wanted."""
     content = Content("nnunet", [])
     names = _channel_names(folder, content.notes)
-    cases = [case for part in PARTS for case in _cases(folder, part, names)]
+    cases = _cases(folder, names)
     kinds = {kind for case in cases for kind in case.images}
     if not kinds:
         raise InputError(f"{folder.path}: no images in imagesTr or imagesTs")
@@ -75,18 +75,35 @@ def nnunet(folder: Folder, wanted: Wanted) -> Content:
     return content
 
 
-def _cases(folder: Folder, part: str, names: dict[str, str]) -> list[_Case]:
-    """The cases of imagesTr or imagesTs."""
-    images, labels = (
-        _by_stem(Folder(path)) if (path := folder.path / f"{what}{part}") in folder.folders else {}
+def _cases(folder: Folder, names: dict[str, str]) -> list[_Case]:
+    """The cases of imagesTr and imagesTs, by their names without the number of the channel.
+
+    The Decathlon and AMOS have no such numbers: then label maps are called as images are, or no
+    name ends in that of the first channel.
+    """
+    files = {
+        (what, part): _by_stem(Folder(path))
+        if (path := folder.path / f"{what}{part}") in folder.folders
+        else {}
+        for part in PARTS
         for what in ("images", "labels")
+    }
+    images, labels = (
+        {stem for part in PARTS for stem in files[it, part]} for it in ("images", "labels")
     )
+    channel_of = {stem: re.fullmatch(r"(.+)_(\d{4})", stem) for stem in images - labels}
+    channel_of = {stem: match for stem, match in channel_of.items() if match}
+    told = any(match[1] in labels for match in channel_of.values())
+    if not told and (images & labels or not any(m[2] == FIRST for m in channel_of.values())):
+        channel_of = {}
     cases = {}
-    for stem, path in images.items():
-        match = re.fullmatch(r"(.+)_(\d{4})", stem)
-        name, channel = (stem, FIRST) if stem in labels or not match else match.groups()
-        case = cases.setdefault(name, _Case(path.parent / name, PARTS[part], labels.get(name)))
-        case.images[names.get(channel, channel)] = path
+    for part, split in PARTS.items():
+        for stem, path in files["images", part].items():
+            match = channel_of.get(stem)
+            name, channel = match.groups() if match else (stem, FIRST)
+            label = files["labels", part].get(name)
+            case = cases.setdefault((part, name), _Case(path.parent / name, split, label))
+            case.images[names.get(channel, channel)] = path
     return list(cases.values())
 
 

@@ -28,6 +28,10 @@ SESSION = (
     r"(?:ses|session|study|visit|time|timepoint|tp|scan|exam|day|week|month|year)[-_ ]?\d+"
     r"|baseline|follow[-_ ]?up[-_ ]?\d*|\d{4}-?\d\d-?\d\d"
 )
+# What files are called that were published with more in their names: entities and suffix of BIDS,
+# the kind of ADNI's MR_MP-RAGE__br_raw_20060418193713091_1_S13408_I13722.
+BIDS = re.compile(r"sub-[^_]+((?:_[^_-]+-[^_]+)*)_([^_-]+)")
+ADNI = re.compile(r"(?:ADNI_)?\d{3}_S_\d{4,5}_((?:MR|CT|PT|PET)_.+?)_+br_.*", re.IGNORECASE)
 SESSION_FIRST = re.compile(rf"({SESSION})(?:[{SEPARATORS}]+(.*))?", re.IGNORECASE)
 
 
@@ -69,6 +73,10 @@ def session_and_kind(stem: str, owners: Iterable[str]) -> tuple[str, str]:
 
     study1_T1W -> (study1, T1W); BraTS-001-t1 in BraTS-001 -> ('', t1); p1 in p1 -> ('', image).
     """
+    if match := BIDS.fullmatch(stem):
+        return (match[1] or "").strip("_"), match[2]
+    if match := ADNI.fullmatch(stem):
+        return "", match[1]
     for owner in owners:
         stem = re.sub(rf"(^|[{SEPARATORS}]){re.escape(owner)}(?=[{SEPARATORS}]|$)", "", stem)
     stem = stem.strip(SEPARATORS)

@@ -4,7 +4,9 @@
 A folder is a subject's if its name is not that of a collection (ct, images, train_mr) and it holds
 volumes called as in others (ct, mr, t1, ...), pictures, or DICOM files. Its name is the subject's.
 Where several folders have one name, those above it are part of the subject's (siteA_001); where it
-is that of a visit (study1, ses-02, 2019-03-01), the folder above is the subject's.
+is that of a visit (study1, ses-02, 2019-03-01), or of what it shows (100307/T1w), the folder above
+is the subject's. What lies in folders inside a subject's is left out where it is of other kinds
+than subjects have (instances of KiTS).
 """
 
 import dataclasses
@@ -60,14 +62,43 @@ def holds_volumes(folder: Folder) -> bool:
     """Whether there are folders of volumes that can be recognised as subjects'."""
     if folder.volumes or not folder.leaves:
         return False
-    if any(naming.is_collection(path.name) for path in folder.leaves):
+    if not all(_is_subjects(folder, path) for path in folder.leaves):
         return False
-    visits, _ = _visits(folder)
+    visits, *_ = _visits(folder)
     kinds = Counter(kind for visit in visits for kind in visit.images)
     if len(folder.leaves) == 1:  # or else it is a folder of volumes inside another folder
         return all(map(naming.is_kind, kinds)) and len(kinds) > 1
-    common = max(kinds.values(), default=0) > len(visits) / 2
+    subjects = {(visit.subject, kind) for visit in visits for kind in visit.images}
+    having = Counter(kind for _, kind in subjects)
+    common = max(kinds.values(), default=0) > len(visits) / 2 or (
+        max(having.values(), default=0) > len({visit.subject for visit in visits}) / 2
+    )
     return common and not all(map(str.isdigit, kinds))
+
+
+def _is_subjects(folder: Folder, leaf: Path) -> bool:
+    """Whether a folder of volumes can be one subject's, and not a collection of many subjects'.
+
+    If it says what it shows, then so do its files, or they name the subject that it lies in.
+    """
+    if not naming.is_collection(leaf.name):
+        return True
+    owners = _owners_of(leaf.relative_to(folder.path).parts)
+    if owners[-1] == leaf.name:
+        return False
+    stems = [filenames.stem(path) for path in folder.leaves[leaf]]
+    first = [naming.words(naming.session_and_kind(stem, ())[1])[0] for stem in stems]
+    return any(map(naming.is_kind, first)) or any(
+        naming.session_and_kind(stem, owners[-1:])[1] != stem for stem in stems
+    )
+
+
+def _owners_of(parts: Sequence[str]) -> Sequence[str]:
+    """The folders down to the last that can be a subject's, not just that of what it shows."""
+    end = len(parts)
+    while end > 1 and naming.is_kind(parts[end - 1]):
+        end -= 1
+    return parts[:end] if parts and not naming.is_collection(parts[end - 1]) else parts
 
 
 def synthrad(folder: Folder, wanted: Wanted) -> Content:
@@ -77,8 +108,8 @@ def synthrad(folder: Folder, wanted: Wanted) -> Content:
 
 def of_volumes(folder: Folder, wanted: Wanted) -> Content:
     """The scans of folders with a volume for each kind."""
-    visits, failed = _visits(folder)
-    content = Content("subjects", [], [*folder.failed, *failed])
+    visits, failed, notes = _visits(folder)
+    content = Content("subjects", [], [*folder.failed, *failed], notes)
     kinds = {kind for visit in visits for kind in visit.images}
     if not kinds:
         raise InputError(f"{folder.path}: no images in its folders, only label maps or masks")
@@ -100,12 +131,15 @@ def of_volumes(folder: Folder, wanted: Wanted) -> Content:
     return content
 
 
-def _visits(folder: Folder) -> tuple[list[_Visit], list[tuple[Path, str]]]:
-    """What every subject has, and the files that are there twice."""
+def _visits(folder: Folder) -> tuple[list[_Visit], list[tuple[Path, str]], list[str]]:
+    """What every subject has, the files that are there twice, and what was left out, in words."""
     visits, failed, spelling = {}, [], {}
-    for leaf, (subject, session) in subjects_of(folder, folder.leaves).items():
+    apart = _of_other_kinds(folder)
+    leaves = [leaf for leaf in folder.leaves if leaf not in apart]
+    for leaf, (subject, session) in subjects_of(folder, leaves).items():
+        owners = (subject,) if naming.is_kind(leaf.name) else (subject, leaf.name)
         for path in folder.leaves[leaf]:
-            visit, kind = naming.session_and_kind(filenames.stem(path), (subject, leaf.name))
+            visit, kind = naming.session_and_kind(filenames.stem(path), owners)
             key = subject, together(session, visit)
             held = visits.setdefault(key, _Visit(leaf, *key))
             what = naming.family(kind) if naming.is_kind(kind) else None
@@ -117,13 +151,31 @@ def _visits(folder: Folder) -> tuple[list[_Visit], list[tuple[Path, str]]]:
                 first = held.images.setdefault(spelling.setdefault(kind.lower(), kind), path)
             if first != path:
                 failed.append((path, f"{path}: {first.name} shows the same; keep one"))
+    names = naming.joined(sorted({leaf.name for leaf in apart}))
+    notes = [f"{len(apart)} folders inside subjects' left out: {names}"] if apart else []
     visits = list(visits.values())
     kinds = [kind for visit in visits for kind in visit.images]
     if all(len(visit.images) == 1 for visit in visits) and not any(map(naming.family, kinds)):
         # One volume for each: then its name does not matter.
         for visit in visits:
             visit.images = dict.fromkeys([naming.PLAIN], *visit.images.values())
-    return visits, failed
+    return visits, failed, notes
+
+
+def _of_other_kinds(folder: Folder) -> set[Path]:
+    """The folders inside another with volumes that hold no kind which those outside hold."""
+
+    def kinds(leaf: Path) -> set[str]:
+        stems = map(filenames.stem, folder.leaves[leaf])
+        return {naming.session_and_kind(stem, (leaf.name,))[1].lower() for stem in stems}
+
+    inner = {
+        leaf
+        for leaf in folder.leaves
+        if not {*leaf.parents}.isdisjoint(folder.leaves) and not naming.is_session(leaf.name)
+    }
+    outer = {kind for leaf in folder.leaves.keys() - inner for kind in kinds(leaf)}
+    return {leaf for leaf in inner if kinds(leaf).isdisjoint(outer)}
 
 
 def together(*names: str) -> str:
@@ -134,18 +186,30 @@ def together(*names: str) -> str:
 def subjects_of(folder: Folder, leaves: Iterable[Path]) -> dict[Path, tuple[str, str]]:
     """Whose folder each is by the folders above it, up to `folder`: subject, and session or ''."""
     parts = {leaf: list(leaf.relative_to(folder.path).parts) for leaf in leaves}
+    owners = {tuple(_owners_of(names)) for names in parts.values()} - set(
+        map(tuple, parts.values())
+    )
     sessions = {}
     for leaf, names in parts.items():
-        session = []
+        # Beside a folder that says what it shows lie others of the same subject.
+        above = (tuple(names[:end]) for end in range(1, len(names) + 1))
+        owner = next((it for it in above if it in owners), None)
+        session = [] if owner is None else names[len(owner) :]
+        del names[len(names) if owner is None else len(owner) :]
+        session = [name for name in session if not naming.is_kind(name)]
         while len(names) > 1 and naming.is_session(names[-1]):
             session.insert(0, names.pop())
-        sessions[leaf] = "_".join(session)
+        sessions[leaf] = session
     # A last folder that all have is not a subject's: p1/anat, p2/anat.
     while len(parts) > 1 and all(len(names) > 1 for names in parts.values()):
         if len({names[-1] for names in parts.values()}) > 1:
             break
         for names in parts.values():
             names.pop()
+    for leaf, names in parts.items():
+        person = next((at for at, name in enumerate(names, 1) if filenames.is_person(name)), None)
+        sessions[leaf] = "_".join([*names[person:], *sessions[leaf]] if person else sessions[leaf])
+        del names[person or len(names) :]
     # Where two subjects have one name, all of them are named by all the folders above.
     subjects = {tuple(names) for names in parts.values()}
     apart = len({names[-1:] for names in subjects}) == len(subjects)
