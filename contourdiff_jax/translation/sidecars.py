@@ -18,6 +18,7 @@ from pathlib import Path
 
 from contourdiff_jax import config as configuration
 from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.data.layouts import marks
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
@@ -27,7 +28,7 @@ from contourdiff_jax.volumes.intensity import Preset, Window
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 
 SCHEMA = 1
-NOTICE = "Synthetic images, not for diagnosis."
+NOTICE = marks.NOTICE  # by which layouts know a translation
 SIDES = ("source", "target")
 
 

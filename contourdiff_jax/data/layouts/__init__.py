@@ -23,7 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-from contourdiff_jax.data.layouts import conventions, naming, subjects, tables
+from contourdiff_jax.data.layouts import conventions, marks, naming, subjects, tables
 from contourdiff_jax.data.layouts.folders import Folder, is_dicom, is_picture, is_volume
 from contourdiff_jax.data.layouts.naming import EVERY, Wanted, joined, unnumbered
 from contourdiff_jax.data.layouts.scans import Content
@@ -72,10 +72,25 @@ def find(
     elif layout not in ("auto", *LAYOUTS):
         raise InputError(f"--layout={layout}: known are auto, {', '.join(LAYOUTS)}, or a CSV file")
     elif os.path.isdir(source):
-        content = _of_folder(Folder(source), layout, wanted)
+        content = _of_folder(_opened(source), layout, wanted)
     else:
         content = _of_file(source, layout, wanted)
     return _checked(source, content, wanted)
+
+
+def _opened(path: Path) -> Folder:
+    """The folder of a source; translations are meant only where there is nothing else.
+
+    Raises InputError for a folder that this tool made of scans, and which holds none.
+    """
+    folder = Folder(path)
+    if what := marks.made(Path(os.path.abspath(path)), *folder.listed):
+        raise InputError(f"{path}: {what} of this tool, where scans are expected")
+    own = folder.files if any(map(_is_image, folder.files)) else None
+    others = own or (file for files in folder.below.values() for file in files)
+    if marks.is_data_set(*folder.listed) or not any(map(_is_image, others)):
+        return Folder(path, translations=True)
+    return folder
 
 
 def _of_folder(folder: Folder, layout: str, wanted: Wanted) -> Content:
@@ -85,10 +100,13 @@ def _of_folder(folder: Folder, layout: str, wanted: Wanted) -> Content:
         if name := _recognised(inner, layout, wanted):
             content = FOLDERS[name].read(inner, wanted)
             content.notes[:0] = entered
+            if inner.made:
+                names = joined(path.relative_to(inner.path) for path in inner.made)
+                content.notes.append(f"left out what this tool made: {names}")
             return content
         if len(inner.folders) != 1 or any(map(_is_image, inner.files)):
             break
-        inner = Folder(inner.folders[0])
+        inner = inner.enter(inner.folders[0])
         entered.append(f"all lies in the folder {naming.legible(inner.path.name)}")
     if layout in FOLDERS:
         raise InputError(f"{folder.path}: not laid out as {layout}: no {FOLDERS[layout].needs}")
@@ -164,7 +182,7 @@ def _of_file(path: Path, layout: str, wanted: Wanted) -> Content:
 
 def _picture(path: Path, wanted: Wanted) -> Content:
     """The scan of one picture; its subject is recognised by the names of all in its folder."""
-    content, folder = Content("slices", []), Folder(path.parent)
+    content, folder = Content("slices", []), Folder(path.parent, translations=True)
     beside = [other for other in folder.pictures if other != path]
     content.scans.extend(stacked([path], wanted, content.failed, owner=folder.name, beside=beside))
     return content
@@ -306,7 +324,7 @@ def _ab(folder: Folder, wanted: Wanted) -> Content:
         kinds = wanted.among(folder.path, {kind for *_, kind in domains})
         chosen = [domain for domain in domains if domain[2] in kinds]
     for path, split, kind in chosen:
-        inner = Folder(path)
+        inner = folder.enter(path)
         try:
             _check_unmixed(inner, wanted)
             if not inner.volumes and not inner.pictures:

@@ -82,7 +82,7 @@ def _cases(folder: Folder, names: dict[str, str]) -> list[_Case]:
     name ends in that of the first channel.
     """
     files = {
-        (what, part): _by_stem(Folder(path))
+        (what, part): _by_stem(folder.enter(path))
         if (path := folder.path / f"{what}{part}") in folder.folders
         else {}
         for part in PARTS
@@ -222,7 +222,7 @@ def _subject_folders(folder: Folder) -> list[Folder]:
     """The folders of the subjects: sub-*, or the folder itself if it is one."""
     if re.fullmatch("sub-[^_]+", folder.name):
         return [folder]
-    return [Folder(path) for path in folder.folders if re.fullmatch("sub-[^_]+", path.name)]
+    return [folder.enter(path) for path in folder.folders if re.fullmatch("sub-[^_]+", path.name)]
 
 
 def _named(folder: Folder) -> list[_Named]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders: what lies in them, listed once and without what no one put there on purpose."""
+"""Folders: what lies in them, listed once and without what no one put there as a source."""
 
 import functools
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from contourdiff_jax.data.layouts import marks
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import filenames
@@ -17,16 +18,23 @@ IGNORED = {"__macosx", "@eadir", "$recycle.bin", "overview", "overviews"}
 
 
 class Folder:
-    """A folder, and all below it. Hidden files and folders are left out.
+    """A folder, and all below it, without hidden files and folders and what this tool made.
 
     Attributes:
       path: of the folder.
+      translations: whether translations of this tool are meant, as where there is nothing else.
       failed: folders below it that cannot be listed, with the reason.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, translations: bool = False):
         self.path = path
+        self.translations = translations
         self.failed: list[tuple[Path, str]] = []
+        self._made_below: list[Path] = []
+
+    def enter(self, path: Path) -> "Folder":
+        """A folder in it, in which the same is meant."""
+        return Folder(path, translations=self.translations)
 
     @property
     def name(self) -> str:
@@ -34,18 +42,44 @@ class Folder:
         return Path(os.path.abspath(self.path)).name or "root"
 
     @functools.cached_property
-    def _content(self) -> tuple[list[Path], list[Path]]:
+    def listed(self) -> tuple[list[Path], list[Path]]:
+        """All files and folders directly inside. InputError where it cannot be listed."""
         return _listed(self.path)
 
-    @property
+    @functools.cached_property
     def files(self) -> list[Path]:
         """The files directly inside, sorted. InputError where it cannot be listed."""
-        return self._content[0]
+        return self.listed[0] if self.translations else marks.others(self.listed[0])
 
-    @property
+    @functools.cached_property
     def folders(self) -> list[Path]:
         """The folders directly inside, sorted. InputError where it cannot be listed."""
-        return self._content[1]
+        return [path for path in self._meant(*self.listed) if not self._is_made(path)]
+
+    @property
+    def made(self) -> list[Path]:
+        """What is left out as this tool made it, as far as it was come upon, sorted."""
+        files, folders = self.listed
+        return sorted({*files, *folders, *self._made_below} - {*self.files, *self.folders})
+
+    def _is_made(self, path: Path, content: tuple[list[Path], list[Path]] | None = None) -> bool:
+        """Whether this tool made a folder below; `content` is what it holds, if that is known."""
+        try:
+            content = content or _listed(path)
+        except InputError:  # told when it is entered
+            return False
+        if marks.made(path, *content) is not None:
+            return True
+        return not self.translations and marks.holds_translations(*content)
+
+    def _meant(self, files: list[Path], folders: list[Path]) -> list[Path]:
+        """Folders without what lies beside translations, and series that are some."""
+        translated = set(marks.sidecars(files))
+        if not translated:
+            return folders
+        series = translated - {filenames.stem(path) for path in files if path.suffix != ".json"}
+        names = {*marks.BESIDE} if self.translations else {*marks.BESIDE, *series}
+        return [path for path in folders if path.name not in names]
 
     @functools.cached_property
     def below(self) -> dict[Path, list[Path]]:
@@ -61,7 +95,14 @@ class Folder:
                 if (status.st_dev, status.st_ino) in seen:
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                files[path], folders = self._content if path == self.path else _listed(path)
+                if path == self.path:
+                    files[path], folders = self.files, self.folders
+                else:
+                    content = _listed(path)
+                    if self._is_made(path, content):
+                        self._made_below.append(path)
+                        continue
+                    files[path], folders = content[0], self._meant(*content)
             except OSError as error:
                 self.failed.append((path, f"{path}: cannot be read: {disk.reason(error)}"))
             except InputError as error:

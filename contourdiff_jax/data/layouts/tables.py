@@ -97,7 +97,7 @@ def holds_contourdiff(folder: Folder) -> bool:
 def contourdiff(folder: Folder, wanted: Wanted) -> Content:
     """The scans of a domain of ContourDiff, which are of one kind."""
     wanted.among(folder.path, [naming.PLAIN])
-    table, images = folder.path / META, Folder(folder.path / IMAGES)
+    table, images = folder.path / META, folder.enter(folder.path / IMAGES)
     images_of = rows(table, ("image_name",))
     subject, volume, order = (
         next((name for name in names if name in images_of[0][1]), None)
@@ -190,7 +190,7 @@ def _files(content: Content, table: Path, lines: Sequence[_Line]) -> list[list[P
     if lines[0].file.is_dir():
         from contourdiff_jax.volumes.formats import dicom
 
-        folder = Folder(lines[0].file)
+        folder = Folder(lines[0].file, translations=True)
         inside = [path for files in folder.below.values() for path in files if is_dicom(path)]
         series, failed = dicom.group(inside)
         content.failed.extend([*folder.failed, *failed])
