@@ -61,7 +61,7 @@ def learn(real, scored: set[str], settings: Settings) -> Baselines:
     histograms, total, coherence, left_out = [], 0, [], []
     target = settings.target
     assumed = Assumed(settings.assumed.spacing)
-    content = layouts.find(real, modality=target.modality, assumed=assumed)
+    content = layouts.find(real, modality=target.modality, assumed=assumed, flags=False)
     failed = list(content.failed)
     for scan in tqdm(content.scans, desc="baselines", unit="volume", disable=None):
         if scan.subject in scored:

@@ -18,7 +18,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics.paired import SSIM_WINDOW
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.translation.sidecars import Settings, Sidecar
-from contourdiff_jax.volumes import filenames, geometry, intensity
+from contourdiff_jax.volumes import geometry, intensity
 from contourdiff_jax.volumes.grid import AXES, Grid, Resampling
 from contourdiff_jax.volumes.intensity import Preset, Window
 from contourdiff_jax.volumes.masks import body_mask
@@ -102,13 +102,10 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
         for flag, others in partners.items()
     }
     truth, source, labels = (volumes.get(flag) for flag in ("truth", "source", "labels"))
-    if "masks" in volumes:
-        mask = volumes["masks"].array > 0
-        if not mask.any():
-            raise InputError(f"{volumes['masks'].path}: an empty mask")
-    elif source is not None:
+    mask = _mask(volume, scan, volumes.get("masks"), partners)
+    if mask is None and source is not None:
         mask = body_mask(source.array, source.affine, settings.source.modality)
-    else:
+    elif mask is None:
         mask = body_mask(truth.array, truth.affine, settings.target.modality)
     resampling = settings.grid.fit(volume.array.shape, volume.affine)
     height, width = resampling.planes(mask).shape[1:]
@@ -149,6 +146,21 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
         spacing=geometry.spacing(volume.affine),
         seconds=sidecar and sidecar.seconds,
     )
+
+
+def _mask(volume: Volume, scan: Scan, given: Volume | None, partners: dict) -> np.ndarray | None:
+    """The body mask [X, Y, Z] that is given, else that of the layout of the source or the truth."""
+    if given is not None:
+        array, path = given.array, given.path
+    else:
+        held = (partners.get(side, {}).get(scan.name) for side in ("source", "truth"))
+        other = next((it for it in held if it is not None and it.mask is not None), None)
+        if other is None:
+            return None
+        array, path = pairs.companion(volume, other, None, "masks"), other.mask
+    if not (array > 0).any():
+        raise InputError(f"{path}: an empty mask")
+    return array > 0
 
 
 def values_of(volume: Volume, preset: Preset, window: Window | None = None) -> np.ndarray:
@@ -198,11 +210,12 @@ def read_sidecars(scans: dict[str, Scan]) -> tuple[dict[str, Sidecar | None], li
         except InputError as error:
             failed.append((scan.path, str(error)))
             continue
-        digest = filenames.subject_digest(scan.subject)
-        if sidecar is not None and digest in sidecar.training_subjects:
-            raise InputError(
-                f"{scan.path}: the subject {scan.subject!r} was used for training; leave it out"
-            )
+        # The name of a file may say less than that of its source did, as of ann/T1.nii.gz.
+        for subject in () if sidecar is None else (scan.subject, sidecar.subject):
+            if dataclasses.replace(scan, subject=subject).is_of(sidecar.training_subjects):
+                raise InputError(
+                    f"{scan.path}: the subject {subject!r} was used for training; leave it out"
+                )
         readable[name] = sidecar
     if not readable:
         raise InputError(failed[0][1])

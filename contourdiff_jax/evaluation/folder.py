@@ -17,7 +17,7 @@ from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import baselines, cases, records, scores, unpaired
 from contourdiff_jax.evaluation.baselines import Baselines
-from contourdiff_jax.evaluation.cases import Case, Settings, Translations
+from contourdiff_jax.evaluation.cases import Case, Translations
 from contourdiff_jax.evaluation.metrics import bootstrap, paired, uncertainty
 from contourdiff_jax.evaluation.records import Outcome
 from contourdiff_jax.runtime import disk, processes
@@ -205,6 +205,8 @@ def _read(request: Request) -> Translations:
     how = {
         "truth": (settings.target.modality, assumed),
         "source": (settings.source and settings.source.modality, settings.assumed),
+        "masks": ("masks", assumed),
+        "labels": ("labels", assumed),
     }
     return Translations(
         {name: dataclasses.replace(scans[name], assumed=assumed) for name in readable},
@@ -357,7 +359,7 @@ def _data(
     data |= {"slices": len(slices)}
     weights = {sidecar.weights for sidecar in translations.sidecars.values() if sidecar} - {""}
     data |= {records.WEIGHTS: ", ".join(sorted(weights))} if weights else {}
-    data |= _description(request, settings)
+    data |= _description(request, translations)
     for name in ("truth", "source"):
         alone = sorted(translations.partners.get(name, {}).keys() - subject_of.keys())
         data |= {f"of --{name} without a translation": alone} if alone else {}
@@ -370,8 +372,21 @@ def _data(
     return data
 
 
-def _description(request: Request, settings: Settings) -> dict:
+def _origin_of_masks(request: Request, translations: Translations) -> str:
+    """Where body masks are from, see `cases.read`."""
+    if request.masks is not None:
+        return "given"
+    computed = f"computed from the {'truth' if request.source is None else 'source'}"
+    sides = (translations.partners.get(side, {}) for side in ("source", "truth"))
+    has = {name for side in sides for name, scan in side.items() if scan.mask is not None}
+    if not has & translations.scans.keys():
+        return computed
+    return f"the layout's, else {computed}" if translations.scans.keys() - has else "the layout's"
+
+
+def _description(request: Request, translations: Translations) -> dict:
     """How volumes were compared."""
+    settings = translations.settings
     axis, spacing, size = dataclasses.astuple(settings.grid)
     image = settings.target.image
     data = {
@@ -382,9 +397,7 @@ def _description(request: Request, settings: Settings) -> dict:
     }
     if request.compares:
         data |= {
-            "body mask": "given"
-            if request.masks is not None
-            else f"computed from the {'truth' if request.source is None else 'source'}",
+            "body mask": _origin_of_masks(request, translations),
             "slices scored inside the body": "those that show at least "
             f"{scores.LEAST_BODY:.0%} of it",
             "coherence along the axis": "on the model's grid, inside the body, in fractions of the "

@@ -156,7 +156,7 @@ def _open_store(path, translations: Translations) -> Store:
     for name, sidecar in translations.sidecars.items():
         scan = translations.scans[name]
         if sidecar is None:
-            if scan.subject in subjects:
+            if scan.is_of(digests):
                 raise InputError(
                     f"{scan.path}: the subject {scan.subject!r} is among the training subjects of "
                     f"{path}; leave it out"

@@ -50,7 +50,9 @@ def challenge_description(settings: Settings) -> str:
         f"a slice has a side below {least} px"
     )
     if target.modality == "ct":
-        return text + "; MAE in HU. The challenge's masks are to be given by --masks"
+        return (
+            text + "; MAE in HU. The challenge's masks are those of its layout, or given by --masks"
+        )
     return text + (
         "; 0 and 1 are the ends of the volume's percentile window. The challenge has CT as target "
         "alone, so that these numbers compare with each other and not with its own"

@@ -339,7 +339,7 @@ def _of_scans(options: Options, translations: Translations, real, grid: str, see
         encoder = _inception(options, settings, grid, mesh)
     target, subjects = settings.target, translations.subjects
     assumed = Assumed(settings.assumed.spacing)
-    content = layouts.find(real, modality=target.modality, assumed=assumed)
+    content = layouts.find(real, modality=target.modality, assumed=assumed, flags=False)
     groups = {
         "translation": [
             (scan, target, sidecar and sidecar.window)

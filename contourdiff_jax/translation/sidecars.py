@@ -80,6 +80,7 @@ class Sidecar:
       cost: see `cost`; empty in those written before it was recorded.
       training_subjects: SHA-256 of their names.
       weights: digest of the model's.
+      subject: whose volume was translated; '' where it does not say.
     """
 
     settings: Settings
@@ -89,6 +90,7 @@ class Sidecar:
     cost: dict
     training_subjects: frozenset[str]
     weights: str = ""
+    subject: str = ""
 
 
 def beside(scan: Scan) -> Path:
@@ -143,6 +145,7 @@ def read(scan: Scan) -> Sidecar | None:
             cost=dict(fields.get("cost", {})),
             training_subjects=frozenset(fields.get("training_subjects_sha256", ())),
             weights=fields.get("checkpoint", {}).get("digest", ""),
+            subject=str(fields.get("subject", "")),
         )
     except InputError as error:
         raise InputError(f"{file}: {error}") from error

@@ -623,6 +623,60 @@ def test_one_subject_has_no_interval_and_the_file_is_valid_json(data):
 # ----------------------------------------------------------------------------------------------
 
 
+def test_the_layouts_own_masks_are_used_where_none_are_given(data):
+    """As SynthRAD has them, of whichever side is given; --masks=FOLDER finds the same."""
+    for subject in SHAPES:
+        for kind, folder in (("ct", "source"), ("mr", "truth"), ("mask", "masks")):
+            path = data / "synthrad/Task1/AB" / subject / f"{kind}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(data / folder / f"{subject}_{kind}.nii.gz", path)
+    given, root = run(data, "given").metrics, data / "synthrad"
+    for number, folders in enumerate(
+        (
+            {"truth": root, "source": root, "masks": None},
+            {"source": root, "masks": None},
+            {"truth": root, "masks": None},
+            {"truth": root, "source": root, "masks": root},
+        )
+    ):
+        scored = run(data, str(number), **folders).metrics
+        assert scored["methods"]["translation"] == given["methods"]["translation"]
+        said = scored["data"]["body mask"]
+        assert said == ("given" if folders["masks"] else "the layout's")
+    (root / "Task1/AB/s1/mask.nii.gz").unlink()
+    part = run(data, "part", truth=root, source=root, masks=None)
+    assert part.metrics["data"]["body mask"] == "the layout's, else computed from the source"
+
+
+@pytest.mark.parametrize(
+    ("kept", "file", "recorded"),
+    [
+        ("s2", "s2_ct", "s2"),
+        # As earlier versions kept them, that knew fewer words for what is shown.
+        ("s2-T1", "s2_ct", "s2"),
+        ("s2_t1ce", "s2_ct", "s2"),
+        ("sub-s2_ses-1", "sub-s2_ses-1_ct", "sub-s2_ses-1"),
+        # The file's name says less than that of its source did.
+        ("s2", "CT", "s2"),
+    ],
+)
+def test_a_subject_of_the_training_data_is_known_by_its_names_of_before(data, kept, file, recorded):
+    digest = hashlib.sha256(kept.encode()).hexdigest()
+    truth = truth_of(data, "s2")
+    path = data / "one" / f"{file}.nii.gz"
+    save(path, truth)
+    sidecar(path, own_window(truth), subject=recorded, training_subjects_sha256=[digest])
+    request = Request(path, data / "out", truth=data / "truth/s2_mr.nii.gz")
+    with pytest.raises(InputError, match="was used for training"):
+        evaluate(request)
+
+
+def test_a_translation_is_not_its_own_truth(data):
+    result = "--truth has this file itself"
+    with pytest.raises(InputError, match=result):
+        run(data, truth=data / "translated")
+
+
 def test_a_subject_of_the_training_data_is_an_error(data):
     digests = [hashlib.sha256(name).hexdigest() for name in (b"s0", b"s2")]
     sidecar(data / "translated" / "s2_ct.nii.gz", Window(0, 1), training_subjects_sha256=digests)

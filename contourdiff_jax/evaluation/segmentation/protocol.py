@@ -36,7 +36,7 @@ from contourdiff_jax.training import checkpoint, loop, run
 from contourdiff_jax.training.loop import Compiled
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.translation.sidecars import NOTICE
-from contourdiff_jax.volumes import filenames, intensity, io
+from contourdiff_jax.volumes import intensity, io
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset
 
@@ -119,7 +119,7 @@ def segment(request: Request) -> Outcome:
     real = intensity.preset(request.test_preset) if request.test_preset else origin.preset
     sets = _training_sets(request, origin.preset, real)
     tests = pairs.by_name(request.test_images, real.modality)
-    truths = pairs.by_name(request.test_labels)
+    truths = pairs.by_name(request.test_labels, "labels")
     if tests.keys().isdisjoint(truths):
         names = f"{min(tests)}, .. and {min(truths)}, .."
         raise InputError(
@@ -228,7 +228,7 @@ def _check_apart(
                     f"{paths[scan.subject]}; leave it out of one"
                 )
     for scan in tests.values():
-        if filenames.subject_digest(scan.subject) in training_subjects:
+        if scan.is_of(training_subjects):
             raise InputError(
                 f"{scan.path}: the model of the translations was trained on the subject "
                 f"{scan.subject!r}; leave it out"
