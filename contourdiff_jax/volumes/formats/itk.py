@@ -152,7 +152,8 @@ def _inflated(data: bytes, size: int) -> bytes:
 
 
 def _detached(path: Path, name: str) -> Path:
-    """The file beside a header that its text names."""
+    """The file beside a header that its text names, also as ./NAME."""
+    name = re.sub(r"^(\./+)+", "", name)
     if "%" in name or re.match(r"LIST\b", name):
         raise InputError(f"{path}: its voxels lie in several files; convert it to one")
     if not name.isprintable() or len(name) > 255 or re.search(r"^\.{0,2}$|[/\\]", name):
@@ -190,13 +191,13 @@ def _meta(path: Path, head: bytes) -> _Header:
     last = re.search(rb"^ElementDataFile[ \t]*[=:][ \t]*([^\r\n]*)(\r?\n|\Z)", head, re.MULTILINE)
     if last is None:
         raise ValueError("no such line")
-    fields = {}
-    for line in head[: last.start()].decode("latin-1").strip().split("\n"):
-        key, value = re.split("[=:]", line, maxsplit=1)
-        fields[key.strip()] = value.strip()
+    lines = re.findall(
+        r"^([^=:\n]*)[=:](.*)$", head[: last.start()].decode("latin-1"), re.MULTILINE
+    )
+    fields = {key.strip(): value.strip() for key, value in lines}
 
-    def yes(*keys):
-        return any(fields.get(key, "False").lower() in ("true", "1") for key in keys)
+    def yes(*keys):  # MetaIO looks at the first letter alone
+        return any(fields.get(key, "")[:1] in ("T", "t", "1") for key in keys)
 
     def numbers(*keys, count, default):
         text = next((fields[key] for key in keys if key in fields), None)
@@ -208,7 +209,7 @@ def _meta(path: Path, head: bytes) -> _Header:
         raise ValueError("sizes of other than all dimensions")
     if int(fields.get("ElementNumberOfChannels", 1)) != 1 or "ARRAY" in fields["ElementType"]:
         raise InputError(f"{path}: several numbers a voxel (colour, vectors); give one")
-    if not yes("BinaryData"):
+    if "BinaryData" in fields and not yes("BinaryData"):  # ITK takes binary for the default
         raise InputError(f"{path}: voxels as text; convert it to binary")
     scale = numbers("ElementToIntensityFunctionSlope", count=1, default=[1])
     shift = numbers("ElementToIntensityFunctionOffset", count=1, default=[0])
@@ -236,13 +237,14 @@ def _nrrd(path: Path, head: bytes) -> _Header:
     """Of an NRRD: 'field: value' lines up to an empty one."""
     last = re.search(rb"\r?\n\r?\n|\Z", head)
     magic, *lines = head[: last.start()].decode("latin-1").rstrip().split("\n")
-    if not re.fullmatch(r"NRRD000[1-5]\s*", magic):
+    if not re.fullmatch(r"NRRD(000[1-5]|00\.01)\s*", magic):
         raise ValueError("no NRRD")
     fields = {}
     for line in lines:
         # 'key:=value' and '#' are free text.
         if field := re.match(r"([\w ]+): *(?!=)(.*)", line):
-            fields[field[1].lower()] = field[2].strip()
+            name = field[1].lower().replace(" ", "")  # most fields have two spellings
+            fields[{"centers": "centerings"}.get(name, name)] = field[2].strip()
         elif not re.match(r"#|[^:]+:=", line):
             raise ValueError("no field")
 
@@ -250,17 +252,18 @@ def _nrrd(path: Path, head: bytes) -> _Header:
     if len(shape) != int(fields["dimension"]):
         raise ValueError("sizes of other than all dimensions")
     kinds = fields.get("kinds", "").lower().split()[:3]
-    vectors = re.findall(r"none|\(([^()]*)\)", fields.get("space directions", ""))
+    vectors = re.findall(r"none|\(([^()]*)\)", fields.get("spacedirections", ""))
     if not all(vectors[:3]) or not set(kinds) <= {"domain", "space", "none", "???"}:
         raise InputError(f"{path}: several numbers a voxel (colour, vectors); give one")
     encoding = fields["encoding"].lower()
     if encoding not in ("raw", "gzip", "gz"):
         raise InputError(f"{path}: its encoding is neither raw nor gzip; convert it to one of them")
     compressed = encoding != "raw"
-    line_skip, skip = int(fields.get("line skip", 0)), int(fields.get("byte skip", 0))
+    line_skip, skip = int(fields.get("lineskip", 0)), int(fields.get("byteskip", 0))
     if line_skip or (compressed and skip):
         raise InputError(f"{path}: text before its voxels; convert it to one file")
-    if set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm", ""}:
+    units = f"{fields.get('spaceunits', '')} {fields.get('units', '')}"
+    if set(re.findall(r'"([^"]*)"', units)) - {"mm", "millimeter", "millimeters", "???", ""}:
         raise InputError(f"{path}: lengths in other units than mm; convert it")
 
     notes = []
@@ -274,14 +277,14 @@ def _nrrd(path: Path, head: bytes) -> _Header:
         axes = np.array([_floats(vector.replace(",", " "), count) for vector in vectors[:3]]).T
         if len(vectors) != len(shape):
             raise ValueError("directions of other than all dimensions")
-    elif "spacings" in fields:
-        axes = np.diag(_floats(fields["spacings"], len(shape))[:3])
+        origin = np.zeros(count)
     else:
-        axes = np.eye(min(len(shape), 3))
-        notes.append("no voxel sizes in the header, taken as 1 mm")
-    origin = np.zeros(len(axes))
-    if "space origin" in fields:
-        origin = _floats(fields["space origin"].strip("()").replace(",", " "), len(axes))
+        sizes, origin = _axis_by_axis(fields, shape)
+        axes = np.diag(np.where(np.isnan(sizes), 1.0, sizes))
+        if np.isnan(sizes).any():
+            notes.append("no voxel sizes in the header, taken as 1 mm")
+    if "spaceorigin" in fields:
+        origin = _floats(fields["spaceorigin"].strip("()").replace(",", " "), len(axes))
     axes, origin = _embedded(axes, origin)
     signs = np.diag(NRRD_SPACES[space])
 
@@ -289,12 +292,30 @@ def _nrrd(path: Path, head: bytes) -> _Header:
     dtype = np.dtype(NRRD_TYPES[name])
     if dtype.itemsize > 1:
         dtype = dtype.newbyteorder({"little": "<", "big": ">"}[fields["endian"].lower()])
-    detached = fields.get("data file", fields.get("datafile"))
+    detached = fields.get("datafile")
     if detached is None:
         data, skip = path, skip if skip < 0 else last.end() + skip
     else:
         data = _detached(path, detached)
     return _Header(shape, dtype, signs @ axes, signs @ origin, data, skip, compressed, tuple(notes))
+
+
+def _axis_by_axis(fields: dict[str, str], shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes [n] and origin [n] of up to three axes that an NRRD describes one by one.
+
+    A size is NaN where nothing says it. Minimum and maximum are the ends of an axis, or with
+    centring `node` its first and last sample (teem.sourceforge.net/nrrd/format.html).
+    """
+    n, unknown = min(len(shape), 3), np.full(len(shape), np.nan)
+    sizes, low, high = (
+        _floats(fields[name], len(shape))[:n] if name in fields else unknown[:n]
+        for name in ("spacings", "axismins", "axismaxs")
+    )
+    nodes = np.array([*fields.get("centerings", "").lower().split(), *["???"] * n])[:n] == "node"
+    steps = np.array(shape[:n]) - nodes
+    sizes = np.where(np.isnan(sizes) & (steps > 0), (high - low) / np.maximum(steps, 1), sizes)
+    first = np.where(nodes, low, low + np.where(np.isnan(sizes), 1.0, sizes) / 2)
+    return sizes, np.nan_to_num(first)
 
 
 # --------------------------------------------------------------------------------------------------

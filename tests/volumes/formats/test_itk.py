@@ -138,6 +138,9 @@ def test_images_of_fewer_and_more_axes_are_read(tmp_path, suffix):
         {"BinaryDataByteOrderMSB": "False", "ElementSize": "9 9 9", "Modality": "MET_MOD_CT"},
         {"ElementSpacing": None, "ElementSize": "3 2 1"},
         {"ElementType": "MET_USHORT", "CompressedData": False, "ElementNumberOfChannels": 1},
+        {"BinaryData": None},
+        {"BinaryData": None, "ObjectType": None, "ElementSpacing": None},
+        {"BinaryData": "T", "ElementByteOrderMSB": "F"},
     ],
 )
 def test_metaimages_of_other_programs_are_read(tmp_path, fields):
@@ -156,6 +159,13 @@ def test_metaimages_of_other_programs_are_read(tmp_path, fields):
         {"space": None, "space_directions": None, "spacings": "1 2 3"},
         {"space": None, "space_directions": None},
         {"measurement_frame": "(1,0,0) (0,1,0) (0,0,1)", "key:=value": "="},
+        {"endian": None, "type": "uchar"},
+        {"space": None, "space_directions": None, "spacings": "1 2 nan"},
+        {"space": None, "space_directions": None, "spacings": "1 2 3", "axis_mins": "10 20 30"},
+        {
+            **{"space": None, "space_directions": None, "spacings": "1 2 3"},
+            **{"axismins": "10 20 30", "centers": "node cell ???"},
+        },
     ],
 )
 def test_nrrds_of_other_programs_are_read(tmp_path, fields):
@@ -171,6 +181,35 @@ def test_numbers_before_the_voxels_are_skipped(tmp_path):
         agrees_with_itk(meta(tmp_path / "a.mhd", b"", "ElementDataFile = a.raw", HeaderSize=value))
         path = nrrd(tmp_path / "a.nhdr", b"", byte_skip=value, data_file="a.raw")
         np.testing.assert_array_equal(agrees_with_itk(path).voxels(), ramp())
+
+
+def test_voxels_beside_a_header_may_be_named_from_its_folder(tmp_path):
+    (tmp_path / "a.raw").write_bytes(ramp().tobytes("F"))
+    agrees_with_itk(meta(tmp_path / "a.mhd", b"", "ElementDataFile = ./a.raw"))
+    agrees_with_itk(nrrd(tmp_path / "a.nhdr", b"", data_file="./a.raw"))
+    assert io.parts(tmp_path / "a.mhd") == (tmp_path / "a.mhd", tmp_path / "a.raw")
+
+
+def test_fields_of_an_nrrd_have_two_spellings(tmp_path):
+    """Skipped unread, they would shift every voxel without a word."""
+    path = nrrd(tmp_path / "a.nrrd", b"text\n\n" + ramp().tobytes("F"), byteskip=6)
+    np.testing.assert_array_equal(agrees_with_itk(path).voxels(), ramp())
+    path = nrrd(tmp_path / "b.nrrd", b"text\n" + ramp().tobytes("F"), lineskip=1)
+    with pytest.raises(InputError, match="text before its voxels"):
+        io.opened(path)
+
+
+@pytest.mark.parametrize("centers", ["cell cell cell", "node node node"])
+def test_the_ends_of_an_axis_say_how_large_its_voxels_are(tmp_path, centers):
+    """As the format's definition has it; SimpleITK takes 1 mm."""
+    ends = " ".join(
+        str(size * (n - (centers[0] == "n"))) for size, n in zip((1, 2, 3), SHAPE, strict=True)
+    )
+    fields = {"space": None, "space_directions": None, "centerings": centers}
+    image = io.opened(nrrd(tmp_path / "a.nrrd", axis_mins="0 0 0", axis_maxs=ends, **fields))
+    np.testing.assert_allclose(np.diag(image.native.affine), (-1, -2, 3, 1))
+    first = np.zeros(3) if centers[0] == "n" else (-0.5, -1, 1.5)
+    np.testing.assert_allclose(image.native.affine[:3, 3], first)
 
 
 def test_a_detached_header_needs_no_newline_at_its_end(tmp_path):
@@ -372,6 +411,7 @@ def refused(path, match, capfd):
         ({"ElementType": "MET_SHORT_ARRAY"}, "several numbers a voxel"),
         ({"ElementNumberOfChannels": 3}, "several numbers a voxel"),
         ({"BinaryData": "False"}, "voxels as text"),
+        ({"BinaryData": "yes"}, "voxels as text"),
         ({"ElementToIntensityFunctionSlope": 2}, "rescaled"),
         ({"ElementSpacing": "1 2"}, "no MetaImage file"),
         ({"ElementSpacing": "1 2 DOE"}, "no MetaImage file"),
@@ -409,6 +449,7 @@ def test_bad_metaimages_are_refused(tmp_path, capfd, fields, match):
         ({"space_origin": "(0,0,inf)"}, "NaN or infinity"),
         ({"space": "scanner-xyz"}, "its space is none of"),
         ({"space_units": '"DOE" "mm" "mm"'}, "other units than mm"),
+        ({"space_directions": None, "spacings": "1 2 3", "units": '"cm" "cm" "cm"'}, "other units"),
         ({"encoding": "ascii"}, "neither raw nor gzip"),
         ({"encoding": "bzip2"}, "neither raw nor gzip"),
         ({"line_skip": 1}, "text before its voxels"),
