@@ -21,7 +21,7 @@ from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.data.store import StoreWriter, check_is_free
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.volumes import geometry, intensity
+from contourdiff_jax.volumes import geometry, intensity, io
 from contourdiff_jax.volumes.grid import AXES, KEPT_WHOLE, Grid
 from contourdiff_jax.volumes.intensity import Preset
 from contourdiff_jax.volumes.masks import body_mask
@@ -269,7 +269,8 @@ def _in_order(
 
     def attempt(scan):
         try:
-            return cut(scan)
+            with io.within_memory(scan.path):
+                return cut(scan)
         except InputError as error:
             return error
 

@@ -21,6 +21,11 @@ RAS = np.array([[0, 1], [1, 1], [2, 1]])
 # headers round to that much.
 EVEN = 0.01
 
+# [mm] Voxels of medical images are larger than the first and smaller than the second along any
+# axis; what is not has its lengths in another unit, or a damaged header.
+SMALLEST, LARGEST = 0.01, 100.0
+UNITS = {"metres": 1000.0, "micrometres": 0.001}
+
 
 @dataclasses.dataclass(frozen=True)
 class NativeGrid:
@@ -79,3 +84,19 @@ def check_affine(path: Path, affine: np.ndarray) -> None:
     # The determinant of the unit axes is the volume they span: at zero they lie in one plane.
     if not sizes.all() or abs(np.linalg.det(affine[:3, :3] / sizes)) < 1e-4:
         raise InputError(f"{path}: the affine is singular; repair the header")
+
+
+def check_sizes(path: Path, affine: np.ndarray, remedy: str = "repair the header") -> None:
+    """InputError where an affine [4, 4] makes voxels of a size that no medical image has."""
+    sizes = spacing(affine)
+    odd = sizes[(sizes < SMALLEST) | (sizes > LARGEST)]
+    if not odd.size:
+        return
+    likely = "damaged"
+    for unit, factor in UNITS.items():
+        if odd.min() * factor >= SMALLEST and odd.max() * factor <= LARGEST:
+            likely = f"likely in {unit}"
+    raise InputError(
+        f"{path}: voxels of {' x '.join(f'{size:.3g}' for size in sizes)} mm, {likely}: "
+        f"{SMALLEST:g} to {LARGEST:g} mm is plausible; {remedy}"
+    )

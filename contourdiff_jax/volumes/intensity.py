@@ -20,6 +20,10 @@ from contourdiff_jax.errors import InputError
 # the top, a negative minimum is such an undershoot. In z-scored volumes it is far lower.
 UNDERSHOOT = 0.05
 
+# Values whose contrast is less than this share of them are alike: float32 holds little else there
+# than rounding, and no histogram of it can be made.
+FLAT = 2.0**-14
+
 
 @dataclasses.dataclass(frozen=True)
 class Window:
@@ -55,6 +59,11 @@ def _float32(x):
 
 
 IDENTITY = Window(0.0, 1.0)
+
+
+def is_flat(low: float, high: float) -> bool:
+    """Whether values from `low` to `high` are one value, but for rounding."""
+    return high - low <= FLAT * max(abs(low), abs(high))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ The formats have a module each: nifti.py, dicom.py, itk.py (.mha, .nrrd) and pic
 the voxels on demand.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,10 +18,13 @@ import numpy as np
 
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
-from contourdiff_jax.volumes import filenames, geometry, volume
+from contourdiff_jax.volumes import filenames, geometry, intensity, volume
 from contourdiff_jax.volumes.filenames import DICOM, ITK, NIFTI, PICTURES, SUFFIXES
 from contourdiff_jax.volumes.geometry import NativeGrid
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, BadSlices, Image, Volume
+
+# How NumPy refuses arrays that no memory could hold.
+TOO_LARGE = ("array is too big", "Maximum allowed dimension exceeded")
 
 
 def parts(path: Path) -> tuple[Path, ...]:
@@ -40,12 +44,23 @@ def parts(path: Path) -> tuple[Path, ...]:
 def opened(files: Path | Sequence[Path], assumed: Assumed = UNKNOWN) -> Image:
     """Opens one file, or the slices of one volume in any order; reads headers only.
 
-    Raises InputError, naming the file, for what is none, or holds no image.
+    Raises InputError, naming the file, for what is none, or holds no image, or has voxels of a size
+    that no medical image has.
     """
-    # Formats are imported when they are needed: some take half a second.
     files = _listed(files)
     for path in files:
         disk.check_is_file(path)
+    image = _opened(files, assumed)
+    path = files[0] if len(files) == 1 else files[0].parent
+    picture = filenames.suffix_of(files[0]) in PICTURES
+    remedy = "give another --pixel_spacing" if picture else "repair the header"
+    geometry.check_sizes(path, image.native.affine, remedy)
+    return image
+
+
+def _opened(files: list[Path], assumed: Assumed) -> Image:
+    """`opened` by the format's own module."""
+    # Formats are imported when they are needed: some take half a second.
     suffix = filenames.suffix_of(files[0])
     if suffix in NIFTI:
         from contourdiff_jax.volumes.formats import nifti
@@ -87,18 +102,33 @@ def read(
     Raises InputError, naming the file, for anything that cannot be used as an image.
     """
     path = _listed(files)[0] if path is None else path
-    (image, array), failed = _without_bad_slices(
-        files, lambda good: ((image := opened(good, assumed)), image.voxels())
-    )
-    array = np.asarray(array, np.float32).reshape(image.native.shape)
-    if not np.isfinite(array).all():
-        count = int(array.size - np.isfinite(array).sum())
-        raise InputError(f"{path}: {count} voxels are NaN or infinite; replace them first")
-    if labels and (array.min() < 0 or array.max() > 65535 or (array != np.rint(array)).any()):
-        raise InputError(f"{path}: a label map must hold whole numbers from 0 to 65535")
-    if not labels and array.min() == array.max():
-        raise InputError(f"{path}: constant volume, every voxel is {array.flat[0]:g}")
-    return volume.canonical(array, image.native, path, image.notes, failed, image.span)
+    with within_memory(path):
+        (image, array), failed = _without_bad_slices(
+            files, lambda good: ((image := opened(good, assumed)), image.voxels())
+        )
+        array = np.asarray(array, np.float32).reshape(image.native.shape)
+        if not np.isfinite(array).all():
+            count = int(array.size - np.isfinite(array).sum())
+            raise InputError(f"{path}: {count} voxels are NaN or infinite; replace them first")
+        low, high = float(array.min()), float(array.max())
+        if labels and (low < 0 or high > 65535 or (array != np.rint(array)).any()):
+            raise InputError(f"{path}: a label map must hold whole numbers from 0 to 65535")
+        if not labels and low == high:
+            raise InputError(f"{path}: constant volume, every voxel is {low:g}")
+        if not labels and intensity.is_flat(low, high):
+            raise InputError(f"{path}: constant volume but for rounding, all voxels are {low:g}")
+        return volume.canonical(array, image.native, path, image.notes, failed, image.span)
+
+
+@contextlib.contextmanager
+def within_memory(path: Path):
+    """Makes it the failure of a volume's file that its arrays do not fit into memory."""
+    try:
+        yield
+    except (MemoryError, ValueError) as error:
+        if isinstance(error, ValueError) and not str(error).startswith(TOO_LARGE):
+            raise
+        raise InputError(f"{path}: not enough memory for a volume of this size") from error
 
 
 def shape_and_affine(

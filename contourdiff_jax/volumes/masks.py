@@ -14,7 +14,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from contourdiff_jax.volumes import geometry
+from contourdiff_jax.volumes import geometry, intensity
 
 CHANNELS = 128  # of a picture that OpenCV takes at once
 SAMPLE = 1 << 18  # coarse voxels that the thresholds of MR rest on, at most
@@ -90,17 +90,23 @@ def _mr_threshold(coarse: np.ndarray) -> float:
     # One axis only: three or four planes would be taken for the channels of a colour picture.
     values = coarse.ravel()
     values = values[:: -(-values.size // SAMPLE)]
-    bright = threshold_otsu(values)
+    bright = _otsu(values)
     rest = values[values < bright]
     if not rest.size:  # nothing but texture finer than the coarse voxels
         return -np.inf
-    dim = threshold_otsu(rest)
+    dim = _otsu(rest)
     outside = values[values <= dim]
     tissue, air = np.median(values[values > dim]), np.median(outside)
     if air > NO_AIR * tissue:
         return -np.inf
     noise = 1.4826 * np.median(np.abs(outside - air))
     return float(air + max(NOISE * noise, FAINT * (tissue - air)))
+
+
+def _otsu(values: np.ndarray) -> float:
+    """Otsu's threshold of values [n]; the lowest where they are too alike for a histogram."""
+    low, high = float(values.min()), float(values.max())
+    return low if intensity.is_flat(low, high) else threshold_otsu(values)
 
 
 def _body(solid: np.ndarray, spacing: np.ndarray) -> np.ndarray:

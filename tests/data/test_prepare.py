@@ -12,6 +12,7 @@ from PIL import Image
 
 from contourdiff_jax.commands import prepare as commands_prepare
 from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.data import prepare as data_prepare
 from contourdiff_jax.data import store as stores
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
@@ -258,6 +259,34 @@ def test_mr_volumes_without_contrast_are_left_out_by_name(tmp_path):
     result = prepare(tmp_path / "mr", tmp_path / "store", "mr")
     ((path, reason),) = result.failed
     assert path.name == "flat.nii.gz" and reason.startswith(f"{path}: constant volume")
+
+
+def test_what_memory_does_not_hold_is_left_out_by_name(source, tmp_path, monkeypatch):
+    """Reading it is the least: masks and slices are made of it."""
+    found = data_prepare.body_mask
+
+    def mask(array, *given):
+        if array.max() > 3000:
+            raise MemoryError("Unable to allocate 63.5 TiB")
+        return found(array, *given)
+
+    save(source, "e_ct.nii.gz", np.where(ball(), 3001, -1000).astype(np.int16))
+    monkeypatch.setattr(data_prepare, "body_mask", mask)
+    result = prepare(source, tmp_path / "store", "ct")
+    ((path, reason),) = result.failed
+    assert path.name == "e_ct.nii.gz"
+    assert reason == f"{path}: not enough memory for a volume of this size"
+    assert len(result.done) == 5
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e-7, 1e3])
+def test_a_header_in_other_units_is_left_out_and_no_grid_is_made_of_it(source, tmp_path, factor):
+    for name in ("e_ct", "f_ct", "g_ct", "h_ct", "i_ct", "j_ct"):
+        sizes = np.array(SPACING) * factor
+        save(source, f"{name}.nii.gz", np.where(ball(), 40, -1000).astype(np.int16), sizes)
+    result = prepare(source, tmp_path / "store", "ct")
+    assert result.grid == Grid("axial", 2.0, 64) and len(result.done) == 5
+    assert {path.name[0] for path, _ in result.failed} == set("efghij")
 
 
 @pytest.mark.parametrize("what", ["labels", "masks"])

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes come back onto their file's own grid, and bad files are refused in one line."""
 
+import dataclasses
 import errno
 import gzip
 import itertools
 import os
 
+import cv2
 import nibabel as nib
 import numpy as np
 import pytest
+from dicom_series import write_series
 
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import filenames, geometry, io
 from contourdiff_jax.volumes import volume as volumes_volume
-from contourdiff_jax.volumes.formats import nifti
+from contourdiff_jax.volumes.formats import itk, nifti
+from contourdiff_jax.volumes.geometry import NativeGrid
 
 # All 48 ways in which the three axes of a file can be ordered and flipped.
 ORDERS = list(itertools.permutations(range(3)))
@@ -112,8 +116,10 @@ def test_real_files_come_back_bit_for_bit(tmp_path, data_root):
         io.write(tmp_path / "out.nii", volume.array, volume, np.float32, overwrite=True)
         second = nib.load(tmp_path / "out.nii")
         np.testing.assert_array_equal(second.get_fdata(), first.get_fdata())
-        for field in nifti.GEOMETRY_FIELDS:
+        for field in set(nifti.GEOMETRY_FIELDS) - {"pixdim", "xyzt_units"}:
             np.testing.assert_array_equal(second.header[field], first.header[field], field)
+        np.testing.assert_array_equal(second.header["pixdim"][:4], first.header["pixdim"][:4])
+        assert second.header.get_xyzt_units()[0] == first.header.get_xyzt_units()[0]
 
 
 @pytest.mark.parametrize(("qform", "sform"), [(0, 0), (1, 0), (0, 4), (2, 1)])
@@ -166,9 +172,12 @@ def test_nifti2_stays_nifti2(tmp_path):
 
 
 def test_units_are_converted_to_millimetres(tmp_path):
-    source = with_fields(tmp_path / "a.nii", xyzt_units=nib.nifti1.unit_codes["meter"])
+    rows = dict(
+        zip(("srow_x", "srow_y", "srow_z"), np.diag((0.002, 0.002, 0.003, 1)), strict=False)
+    )
+    source = with_fields(tmp_path / "a.nii", xyzt_units=nib.nifti1.unit_codes["meter"], **rows)
     volume = io.read(source)
-    np.testing.assert_allclose(geometry.spacing(volume.affine), 1000)
+    np.testing.assert_allclose(geometry.spacing(volume.affine), (2, 2, 3))
     io.write(tmp_path / "b.nii", volume.array, volume, np.float32)
     np.testing.assert_allclose(io.read(tmp_path / "b.nii").affine, volume.affine)
 
@@ -205,6 +214,20 @@ def test_nothing_that_could_name_a_patient_is_copied(tmp_path):
     volume = io.read(tmp_path / "a.nii")
     io.write(tmp_path / "b.nii", volume.array, volume, np.float32)
     assert secret not in (tmp_path / "b.nii").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (*SHAPE, 1)])
+def test_numbers_of_axes_that_are_not_kept_are_not_copied(tmp_path, shape):
+    """Time between volumes, and whatever else a program has put there."""
+    image = nib.Nifti1Image(ramp(shape), np.eye(4))
+    image.header["pixdim"][4:] = 19570131, 47.11, 8.15, 3
+    image.header.set_xyzt_units("mm", "msec")
+    nib.save(image, tmp_path / "a.nii")
+    volume = io.read(tmp_path / "a.nii")
+    io.write(tmp_path / "b.nii", volume.array, volume, np.float32)
+    header = header_of(tmp_path / "b.nii")
+    np.testing.assert_array_equal(header["pixdim"][4:], 1)
+    assert nib.load(tmp_path / "b.nii").header.get_xyzt_units() == ("mm", "unknown")
 
 
 def test_written_files_are_reproducible(tmp_path):
@@ -283,6 +306,26 @@ def not_finite_affine(path):
     with_fields(path, srow_x=np.nan)
 
 
+def nearly_constant(path):
+    write_nifti(path, (1000 + 1e-3 * (ramp() % 7)).astype(np.float32))
+
+
+def metres(path):
+    write_nifti(path, affine=np.diag((8e-4, 8e-4, 3e-3, 1)))
+
+
+def thousandths(path):
+    write_nifti(path, affine=np.diag((900, 900, 3000, 1)))
+
+
+def one_axis_damaged(path):
+    write_nifti(path, affine=np.diag((1, 1, 1e-20, 1)))
+
+
+def all_axes_damaged(path):
+    write_nifti(path, affine=np.diag((1e-9, 1e-9, 1e-9, 1)))
+
+
 def huge(path):
     with_fields(path, dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])
 
@@ -309,6 +352,11 @@ BAD = {
     singular: "singular",
     not_finite_affine: "NaN or infinity",
     huge: "not enough memory|truncated",
+    nearly_constant: "constant volume but for rounding, all voxels are 1000",
+    metres: "voxels of 0.0008 x 0.0008 x 0.003 mm, likely in metres",
+    thousandths: "voxels of 900 x 900 x 3e[+]03 mm, likely in micrometres",
+    one_axis_damaged: "voxels of 1 x 1 x 1e-20 mm, damaged",
+    all_axes_damaged: "voxels of 1e-09 x 1e-09 x 1e-09 mm, damaged",
 }
 
 
@@ -344,6 +392,47 @@ def test_a_damaged_header_never_gives_another_error(tmp_path):
             refused += 1
             assert "\n" not in str(error)
     assert refused > 50, "the damage must matter"
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".mha", ".nrrd", ".png", ".npy", ".dcm"])
+@pytest.mark.parametrize("size", [1e-9, 0.009, 101.0])
+def test_voxels_of_no_plausible_size_are_refused_in_every_format(tmp_path, suffix, size):
+    path, assumed = tmp_path / f"a{suffix}", volumes_volume.UNKNOWN
+    if suffix in (".png", ".npy"):
+        assumed = volumes_volume.Assumed(spacing=size)
+        plane = ramp()[:, :, 0].astype(np.uint8)
+        np.save(path, plane) if suffix == ".npy" else cv2.imwrite(str(path), plane)
+    elif suffix == ".dcm":
+        [path] = write_series(
+            tmp_path, ramp()[:, :, :1].astype(np.int16), spacing=(size, size), names=["a.dcm"]
+        )
+    elif suffix == ".nii":
+        write_nifti(path, affine=np.diag((size, 1, 1, 1)))
+    else:
+        itk.write(path, ramp(), NativeGrid(SHAPE, np.diag((size, 1, 1, 1))), np.float32, False)
+    for action in (io.read, io.opened, io.shape_and_affine):
+        with pytest.raises(InputError, match=r"voxels of|PixelSpacing is damaged") as caught:
+            action(path, assumed=assumed)
+        assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 63.5 TiB"),
+        ValueError("Maximum allowed dimension exceeded"),
+        ValueError("array is too big; `arr.size * arr.dtype.itemsize` is larger"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_the_files_failure(tmp_path, monkeypatch, error):
+    def fail():
+        raise error
+
+    path = write_nifti(tmp_path / "a.nii")
+    image = nifti.opened(path)
+    monkeypatch.setattr(nifti, "opened", lambda _: dataclasses.replace(image, voxels=fail))
+    with pytest.raises(InputError, match=r"a\.nii: not enough memory"):
+        io.read(path)
 
 
 def test_missing_files_and_other_types_are_refused(tmp_path):

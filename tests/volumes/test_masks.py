@@ -147,6 +147,16 @@ def test_small_and_flat_volumes_have_masks(rng):
     assert mouse[body].mean() > 0.95
 
 
+@pytest.mark.parametrize("dark", [0.0, 1000.0])
+def test_parts_that_are_all_alike_have_no_threshold(dark):
+    """No histogram can be made of values that differ by rounding alone."""
+    array = np.full((20, 20, 20), dark, np.float32)
+    array.flat[::3] = np.nextafter(np.float32(dark), np.float32(np.inf))
+    assert body_mask(array, np.eye(4), "mr").all()
+    array[5:15, 5:15, 5:15] = 2000
+    assert body_mask(array, np.eye(4), "mr")[6:14, 6:14, 6:14].all()
+
+
 @pytest.mark.parametrize("planes", [3, 4])
 def test_a_volume_of_a_few_planes_is_not_a_colour_picture(rng, planes):
     """scikit-image takes a last axis of 3 or 4 for channels, and warns; a stack may be as thin."""

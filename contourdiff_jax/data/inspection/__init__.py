@@ -58,7 +58,8 @@ def inspect(
     progress = tqdm(waiting.values(), desc="inspect", unit="scan", disable=None)
     for number, (root, scan) in enumerate(progress):
         try:
-            done.append(_inspect(scan, root, number in viewed, failed))
+            with io.within_memory(scan.path):
+                done.append(_inspect(scan, root, number in viewed, failed))
         except InputError as error:
             failed.append((scan.path, str(error)))
     return Inspection(

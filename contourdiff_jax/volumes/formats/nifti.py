@@ -20,6 +20,7 @@ GEOMETRY_FIELDS = (
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z"),
 )
+SPATIAL_UNITS = 0x07  # the bits of xyzt_units that say what lengths are in
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 DEFLATE = 1032  # bytes that one byte of gzip can become at most
 
@@ -54,6 +55,9 @@ def opened(path: Path) -> Image:
     header.set_data_shape(shape)
     for field in GEOMETRY_FIELDS:
         header[field] = image.header[field]
+    # Of axes that are not kept the fourth is time, and others may be anything.
+    header["pixdim"][4:] = 1
+    header["xyzt_units"] &= SPATIAL_UNITS
 
     def voxels():
         return _quietly(path, lambda: image.get_fdata(dtype=np.float32, caching="unchanged"))
