@@ -21,6 +21,7 @@ from collections import Counter
 from absl import flags
 
 from contourdiff_jax.commands import scan_flags
+from contourdiff_jax.data.inspection import findings
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import SPLITS
 from contourdiff_jax.errors import InputError
@@ -79,9 +80,11 @@ def main(values: flags.FlagValues) -> int:
         count = f"{len(result.cropped)} of {len(result.done)}"
         print(
             f"warning: {count} volumes are larger than the grid and cropped, {path.name} most "
-            f"({kept:.0%} is kept); raise --size or --spacing",
+            f"({kept:.0%} of the body is kept); raise --size or --spacing",
             file=sys.stderr,
         )
+    for line in findings.alike(result.doubtful):
+        print(f"warning: {line}", file=sys.stderr)
     for _, reason in result.failed:
         print(f"left out: {reason}", file=sys.stderr)
     return 1 if result.failed else 0

@@ -17,6 +17,7 @@ from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.data import layouts, splits
+from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.data.store import StoreWriter, check_is_free
@@ -28,6 +29,7 @@ from contourdiff_jax.volumes.masks import body_mask
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 
 SIZE_STEP = 32  # a size that five halvings divide suits any U-Net
+LEFT_OVER = 0.999  # of a side: rounding the spacing leaves a fraction of a pixel, not worth 32
 WORKERS = 2  # volumes worked on at a time: each takes its size in memory several times
 VALIDATION = 0.1  # of the subjects, where nothing says who is for validation
 
@@ -125,7 +127,8 @@ class PrepareResult:
 
     done: list[Path]
     failed: list[tuple[Path, str]]  # and why
-    cropped: list[tuple[Path, float]]  # and the fraction of the field of view that is left
+    cropped: list[tuple[Path, float]]  # and the fraction of the body that is left
+    doubtful: list[tuple[Path, str]]  # and why their values can hardly be what the preset says
     grid: Grid
     slices: int
     splits: dict[str, str]  # subject -> split
@@ -161,7 +164,7 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
     grid = _grid(content.scans, request.axis, request.spacing, request.size)
     cut = _Cut(chosen, grid, contours, labels, request.labels_flag, masks)
 
-    done, failed, cropped, notes = [], list(content.failed), [], []
+    done, failed, cropped, doubtful, notes = [], list(content.failed), [], [], []
     keeps = {
         "labels": labels is not None or all(scan.labels for scan in content.scans),
         "contours": contours,
@@ -177,7 +180,9 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
             done.append(scan.path)
             failed += piece.failed
             notes += piece.notes
-            if piece.kept < KEPT_WHOLE:
+            doubtful += [(scan.path, doubt) for doubt in piece.doubts]
+            # A size that is not given was chosen to hold all.
+            if request.size is not None and piece.kept < KEPT_WHOLE:
                 cropped.append((scan.path, piece.kept))
         progress.close()
         if not done:
@@ -190,6 +195,7 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
         done,
         failed,
         cropped,
+        doubtful,
         grid,
         len(writer),
         split_of,
@@ -204,12 +210,14 @@ class _Piece:
 
     Attributes:
       slices: arguments of StoreWriter.add.
-      kept: fraction of the field of view that lies inside the grid.
+      kept: fraction of the body that lies inside the grid.
+      doubts: why its values can hardly be what the preset takes them for.
       failed, notes: of the volume.
     """
 
     slices: dict
     kept: float
+    doubts: list[str]
     failed: tuple[tuple[Path, str], ...]
     notes: tuple[str, ...]
 
@@ -255,7 +263,8 @@ class _Cut:
             "source": scan.source,
             "sha256": scan.sha256,
         }
-        return _Piece(slices, resampling.kept, volume.failed, volume.notes)
+        doubts = guesses.doubts(self.preset, scan.assumed, volume, window, mask > 0)
+        return _Piece(slices, resampling.kept_of(mask > 0), doubts, volume.failed, volume.notes)
 
 
 def _in_order(
@@ -310,7 +319,6 @@ def _grid(scans: list[Scan], axis: str, spacing: float | None, size: int | None)
     if spacing is None:
         spacing = float(f"{np.median(sizes):.2g}")
     if size is None:
-        # Rounding the spacing may leave a fraction of a pixel over, which is not worth 32.
-        pixels = np.max(extents) / spacing * KEPT_WHOLE
+        pixels = np.max(extents) / spacing * LEFT_OVER
         size = SIZE_STEP * math.ceil(pixels / SIZE_STEP)
     return Grid(axis, spacing, size)

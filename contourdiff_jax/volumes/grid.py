@@ -26,7 +26,7 @@ from contourdiff_jax.volumes.volume import Volume
 # pictures begin at the patient's anterior, superior and right ends, which in RAS are the far ends.
 AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
-KEPT_WHOLE = 0.999  # less of the field of view inside the grid than this is worth a warning
+KEPT_WHOLE = 0.995  # less inside the grid than this, which is told as 99%, is worth a warning
 CHUNK = 32  # slices resampled at a time, which bounds the memory of the intermediate products
 
 
@@ -110,6 +110,12 @@ class Resampling:
     def shrink(self, planes, fill: float) -> np.ndarray:
         """`slices` of planes [N, R, C] that are on the volume's own voxels."""
         return _apply(self._forward, planes, fill)
+
+    def kept_of(self, mask) -> float:
+        """Fraction of a mask [X, Y, Z] that lies inside the grid; 1 where it is empty."""
+        seen = self.planes(mask).sum(0, dtype=np.float64)
+        (_, rows), (_, columns) = self._backward
+        return float(rows @ seen @ columns / seen.sum()) if seen.any() else 1.0
 
     def volume(self, slices, fill: float) -> np.ndarray:
         """Slices [N, H, W] -> volume [X, Y, Z] float32, the way back; `fill` outside the grid."""

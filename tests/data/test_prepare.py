@@ -3,6 +3,7 @@
 
 import errno
 import os
+import re
 
 import cv2
 import numpy as np
@@ -14,12 +15,13 @@ from contourdiff_jax.commands import prepare as commands_prepare
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.data import prepare as data_prepare
 from contourdiff_jax.data import store as stores
+from contourdiff_jax.data.inspection import inspect
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import io
-from contourdiff_jax.volumes.grid import Grid
+from contourdiff_jax.volumes.grid import AXES, Grid
 
 SHAPE = (30, 34, 6)
 SPACING = (2.0, 2.0, 5.0)
@@ -145,6 +147,84 @@ def test_cropping_is_said(source, tmp_path, capsys):
     arguments = (f"--source={source}", "--preset=ct", "--spacing=1", "--size=32")
     assert run(*arguments, f"--out={tmp_path}/store") == 0
     assert "5 of 5 volumes are larger than the grid and cropped" in capsys.readouterr().err
+
+
+def test_a_crop_of_air_alone_is_not_said(source, tmp_path, capsys):
+    """The body is 50 mm wide, the field of view 60 mm."""
+    arguments = (f"--source={source}", "--preset=ct", "--spacing=1.625", "--size=32")
+    assert run(*arguments, f"--out={tmp_path}/store") == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("spacing", [3.203125, 0.4883, 0.9766])
+def test_a_grid_that_prepare_chose_crops_nothing(tmp_path, spacing):
+    """Its spacing is rounded, so a fraction of a pixel may not fit in."""
+    array = np.random.default_rng(0).integers(1, 400, (384, 384, 1)).astype(np.float32)
+    save(tmp_path / "mr", "p1.nii.gz", array, (spacing, spacing, 6.0))
+    result = prepare(tmp_path / "mr", tmp_path / "store", "mr")
+    assert result.grid.size == 384 and not result.cropped
+    # Nor does the same grid if it is given: what is lost would be told as 0%.
+    given = {"spacing": result.grid.spacing, "size": result.grid.size}
+    assert not prepare(tmp_path / "mr", tmp_path / "given", "mr", **given).cropped
+
+
+HU_OF_HEAD = np.where(ball(radius=23), 40, np.where(ball(), 900, -1000))
+SIGNAL = np.where(ball(radius=20), 700, np.where(ball(), 300, 0))
+
+
+@pytest.mark.parametrize(
+    ("array", "preset", "doubt"),
+    [
+        (HU_OF_HEAD, "ct", None),
+        (SIGNAL, "mr", None),
+        (HU_OF_HEAD + 1024, "ct", r"taken for ct, but its values look like ct \(HU \+ 1024\)"),
+        (SIGNAL, "ct", "taken for ct, but its values look like mr"),
+        (HU_OF_HEAD, "mr", "taken for mr, but its values look like ct"),
+        (
+            np.where(ball(radius=9), 9000, HU_OF_HEAD),
+            "ct",
+            "of the body lies outside -1024 to 3071 and is clipped",
+        ),
+    ],
+)
+def test_values_that_are_not_what_the_preset_says_are_told(tmp_path, capsys, array, preset, doubt):
+    """In the words of translate, once for all volumes alike."""
+    for name, seed in (("a", 1), ("b", 2)):
+        noise = np.random.default_rng(seed).normal(scale=10, size=SHAPE)
+        noisy = array + np.where(array <= 24, np.abs(noise), noise)  # no scanner's is below air
+        save(tmp_path / "in", f"{name}.nii.gz", noisy.astype(np.float32))
+    assert run(f"--source={tmp_path}/in", f"--preset={preset}", f"--out={tmp_path}/store") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (doubt is not None)
+    if doubt is not None:
+        assert re.match(rf"warning: {tmp_path}/in/a.nii.gz: .*{doubt}", lines[0])
+        assert lines[0].endswith(" (and 1 more like it)")
+
+
+@pytest.mark.parametrize(("span", "told"), [((), True), (("--range=-1000,1000",), False)])
+def test_pictures_of_8_bits_are_no_ct_unless_a_range_says_so(tmp_path, capsys, span, told):
+    (tmp_path / "in").mkdir()
+    noise = np.random.default_rng(0).normal(scale=20, size=SHAPE)
+    grey = np.clip((HU_OF_HEAD + noise + 1000) / 2000 * 255, 0, 255).astype(np.uint8)
+    for k in range(grey.shape[2]):
+        Image.fromarray(grey[:, :, k]).save(tmp_path / "in" / f"p1-{k:02}.png")
+    arguments = (f"--source={tmp_path}/in", "--preset=ct", f"--out={tmp_path}/store")
+    assert run(*arguments, "--pixel_spacing=2", *span) == 0
+    assert ("taken for ct, but" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize("axis", range(3))
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_single_slices_across_any_axis_give_no_warning_of_numpy(tmp_path, axis, dtype):
+    """Warnings are errors here."""
+    shape = np.where(np.arange(3) == axis, 1, (30, 34, 32))
+    array = np.where(ball((30, 34, 32), 25, (2, 2, 2)), 150, 10).take([16], axis)
+    array = (array + np.random.default_rng(0).integers(0, 99, shape)).astype(dtype)
+    save(tmp_path / "in", "a.nii.gz", array, (2.0, 2.0, 2.0))
+    for name in AXES:
+        result = prepare(tmp_path / "in", tmp_path / f"store_{name}", "mr", axis=name)
+        assert not result.failed and not result.doubtful
+    assert inspect([tmp_path / "in"], views=1).scans
 
 
 def test_given_masks_are_used(source, tmp_path):

@@ -163,6 +163,10 @@ def test_what_is_cropped_is_filled_on_the_way_back():
     array = np.random.default_rng(2).normal(size=(40, 30, 3)).astype(np.float32)
     fit = Grid("axial", 1.0, 20).fit(array.shape, np.eye(4))
     assert fit.covered == 1 and fit.kept == pytest.approx(20 * 20 / (40 * 30))
+    mask = np.zeros(array.shape, bool)
+    assert fit.kept_of(mask) == 1 and fit.kept_of(~mask) == pytest.approx(fit.kept)
+    mask[12:28, 8:22] = True
+    assert fit.kept_of(mask) == 1
     back = fit.volume(fit.slices(array, 0.0), 9.0)
     np.testing.assert_allclose(back[10:30, 5:25], array[10:30, 5:25], atol=1e-6)
     back[10:30, 5:25] = 9

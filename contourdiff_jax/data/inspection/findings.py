@@ -4,6 +4,7 @@
 import dataclasses
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -94,14 +95,8 @@ class Inspection:
 
     def lines(self, which: str) -> list[str]:
         """The problems or the notes, a line each; what is alike in many scans is one line."""
-        alike = defaultdict(list)
-        for inspected in self.scans:
-            for text in inspected.lines(which):
-                alike[re.sub(r"[\d.]+", "0", text)].append(f"{inspected.scan.path}: {text}")
-        lines = []
-        for first, *more in alike.values():
-            lines.append(f"{first} (and {len(more)} more like it)" if more else first)
-        return lines + only(which, self.remarks)
+        each = ((seen.scan.path, text) for seen in self.scans for text in seen.lines(which))
+        return alike(each) + only(which, self.remarks)
 
     @property
     def summary(self) -> str:
@@ -111,6 +106,17 @@ class Inspection:
         problems = count(self.lines(PROBLEM), "problem")
         failed = f", {len(self.failed)} cannot be used" if self.failed else ""
         return f"layout {layout}, {count(self.scans, 'scan')} of {subjects}, {problems}{failed}"
+
+
+def alike(texts: Iterable[tuple[Path, str]]) -> list[str]:
+    """Texts on files, a line each; those that differ in their numbers alone are one line."""
+    lines = defaultdict(list)
+    for path, text in texts:
+        lines[re.sub(r"[\d.]+", "0", text)].append(f"{path}: {text}")
+    return [
+        f"{first} (and {len(more)} more like it)" if more else first
+        for first, *more in lines.values()
+    ]
 
 
 def only(which: str, remarks: list[Remark]) -> list[str]:

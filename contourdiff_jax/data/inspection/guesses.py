@@ -10,9 +10,10 @@ from contourdiff_jax.data.layouts import naming
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import filenames, intensity
-from contourdiff_jax.volumes.intensity import Window
-from contourdiff_jax.volumes.volume import Assumed
+from contourdiff_jax.volumes.intensity import Preset, Window
+from contourdiff_jax.volumes.volume import Assumed, Volume
 
+CLIPPED = 0.01  # more of the body than this outside the preset's range is worth a warning
 SAMPLE = 1 << 22  # voxels that percentiles and guesses look at
 
 # In HU: air, or -1024 where a scanner stores no less; soft tissue; fat; muscle and organs.
@@ -67,6 +68,33 @@ def guess(array: np.ndarray, dtype: np.dtype, called: str | None, assumed: Assum
     return Guess("mr", "mr", "neither HU nor labels")
 
 
+def doubts(
+    preset: Preset, assumed: Assumed, volume: Volume, window: Window, inside: np.ndarray
+) -> list[str]:
+    """Why the values of a volume can hardly be what a preset takes them for, one line each.
+
+    Args:
+      preset: of the volume.
+      assumed: what pictures do not say themselves.
+      volume: its values in native units.
+      window: of the volume by its preset.
+      inside: [X, Y, Z] bool, the body.
+    """
+    lines = []
+    seems = guess(volume.array, volume.array.dtype, None, assumed)
+    if seems.preset != preset.name or seems.offset:
+        looks = f"{seems.modality} ({seems.reason}); see `contourdiff inspect`"
+        lines.append(f"taken for {preset.name}, but its values look like {looks}")
+    if preset.percentiles is not None:  # MR is clipped at its own, by design
+        return lines
+    values = preset.values(volume.array[inside], window)
+    outside = (values < preset.storage.low) | (values > preset.storage.high)
+    if outside.sum() > CLIPPED * outside.size:
+        storage = f"{preset.storage.low:g} to {preset.storage.high:g}"
+        lines.append(f"{outside.mean():.1%} of the body lies outside {storage} and is clipped")
+    return lines
+
+
 def _share(values: np.ndarray, interval: tuple[float, float]) -> float:
     low, high = interval
     return float(np.mean((values >= low) & (values <= high)))
@@ -86,9 +114,11 @@ def _labels(array: np.ndarray, values: np.ndarray) -> int:
         # In images too there are patches of nothing and of all that a window saturates.
         plain = levels[np.argsort(counts)[-2:]]
         planes = array[:, :, :: -(-array.shape[2] // 16)]
+        if len(planes) == 1:  # a sagittal slice has neighbours along y alone
+            planes = planes[0]
         varied = ~np.isin(planes, plain)
-        varied = varied[1:] | varied[:-1]
-        if not np.mean((planes[1:] == planes[:-1])[varied]) > PATCHES:
+        alike = (planes[1:] == planes[:-1])[varied[1:] | varied[:-1]]
+        if not alike.sum() > PATCHES * alike.size:
             return 0
     return levels.size
 
