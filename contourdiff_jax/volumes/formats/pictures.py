@@ -11,7 +11,9 @@ would cut to 8 bits, and what is not one number a pixel, is refused.
 import contextlib
 import dataclasses
 import logging
+import math
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -36,6 +38,7 @@ LEVELS = 32  # whole numbers that a window must hold to be worth rounding to
 
 # Tags of TIFF.
 BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT, ORIENTATION = 258, 259, 262, 277, 339, 274
+DESCRIPTION, STRIPS, STRIP_SIZES = 270, 273, 279
 
 # Formats that keep what is written, by suffix.
 WRITTEN = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".npy": "NumPy"}
@@ -217,7 +220,8 @@ def _checked(path: Path, image: Pillow.Image) -> _File:
         raise InputError(f"{path}: {samples} numbers a pixel; save it as greyscale")
     if "exif" in image.info and image.format != "TIFF" and image.getexif().get(ORIENTATION, 1) != 1:
         raise InputError(f"{path}: its EXIF data say to turn it; save it turned")
-    slices = _slices(path, image)
+    pages = _pages(path, image)
+    slices = _stacked(path, image, pages)
     # Before the memory is asked for that a damaged header claims.
     packed = 1 if image.info.get("compression") == "raw" else PACKED
     if slices * rows * columns * samples * bits // 8 > path.stat().st_size * packed:
@@ -232,8 +236,13 @@ def _checked(path: Path, image: Pillow.Image) -> _File:
         bits = 8
     dtype = np.dtype(bool if bits == 1 else f"{kind}{(bits + 7) // 8}")
 
+    shape = slices, rows, columns
+    read = _undivided(path, image, dtype, shape) if slices > pages else None
+
     def voxels():
-        return _quietly(path, lambda: _decoded(path, (slices, rows, columns), bits).astype(dtype))
+        return _quietly(
+            path, lambda: (read() if read else _decoded(path, shape, bits)).astype(dtype)
+        )
 
     return _File(
         image.size,
@@ -266,7 +275,7 @@ def _depth(path: Path, image: Pillow.Image) -> tuple[str, int, int]:
     return "u", 1 if image.mode == "1" else 8, len(image.getbands())
 
 
-def _slices(path: Path, image: Pillow.Image) -> int:
+def _pages(path: Path, image: Pillow.Image) -> int:
     """How many pages an open TIFF has, all alike; 1 of other pictures."""
     if image.format != "TIFF":
         if getattr(image, "n_frames", 1) > 1:
@@ -287,6 +296,62 @@ def _slices(path: Path, image: Pillow.Image) -> int:
         if kind() != first:
             raise InputError(f"{path}: its pages differ in size or depth; save each as a file")
     raise InputError(f"{path}: {PAGES} pages or more; split it")
+
+
+def _stacked(path: Path, image: Pillow.Image, pages: int) -> int:
+    """How many slices an open picture of so many pages holds.
+
+    Some programs write all of a stack behind the directory of its first page, and say in a text how
+    many images there are: ImageJ from 4 GB on, and tifffile if it is asked to. The same texts say
+    where pages are of several channels or times, whose slices make no volume.
+    """
+    axes, behind = _axes_told(image) if image.format == "TIFF" else ((), False)
+    if len(axes) > 1:
+        told = " x ".join(map(str, axes))
+        raise InputError(
+            f"{path}: {told} slices, channels or times in one stack; save each volume as a file"
+        )
+    return axes[0] if axes and behind and pages == 1 else pages
+
+
+def _undivided(path: Path, image: Pillow.Image, dtype, shape) -> Callable[[], np.ndarray]:
+    """What reads slices [slices, rows, columns] that follow one another behind one directory."""
+    tags = image.tag_v2
+    stored = dtype.newbyteorder("<" if tags.prefix == b"II" else ">")
+    starts, sizes = tags[STRIPS], tags[STRIP_SIZES]
+    whole = all(
+        start + size == after for start, size, after in zip(starts, sizes, starts[1:], strict=False)
+    )
+    plain = image.info["compression"] == "raw" and tags.get(PHOTOMETRIC) == 1
+    end = starts[0] + stored.itemsize * math.prod(shape)
+    if not (
+        whole and plain and tags[BITS][0] == 8 * stored.itemsize and end <= path.stat().st_size
+    ):
+        raise InputError(
+            f"{path}: says {shape[0]} images, and holds one page; save each as a page or a file"
+        )
+    return lambda: np.fromfile(path, stored, math.prod(shape), offset=starts[0]).reshape(shape)
+
+
+def _axes_told(image: Pillow.Image) -> tuple[tuple[int, ...], bool]:
+    """Lengths above 1 of the axes beside rows and columns, as a TIFF's text says them.
+
+    And whether images without a page of their own may lie behind the last one's.
+    """
+    text = str(image.tag_v2.get(DESCRIPTION, ""))
+    lengths, behind = [], True
+    if text.startswith("ImageJ="):
+        told = dict(re.findall(r"^(\w+)=(\d+)\s*$", text, re.MULTILINE))
+        lengths = [int(told.get(axis, 1)) for axis in ("channels", "slices", "frames")]
+        if max(lengths) == 1:
+            lengths = [int(told.get("images", 1))]
+    elif shape := re.match(r'\{"shape": \[([\d, ]+)\]', text):  # tifffile's
+        shape = [int(length) for length in shape[1].split(",")]
+        lengths = shape[:-2] if tuple(shape[-2:]) == image.size[::-1] else []
+    elif "<OME" in text:  # whose images may lie in other files
+        told, behind = re.search(r"<Pixels\s[^>]*>", text), False
+        lengths = [int(n) for n in re.findall(r'\bSize[CZT]="(\d+)"', told[0])] if told else []
+    return tuple(length for length in lengths if length > 1), behind
 
 
 def _decoded(path: Path, shape: tuple[int, int, int], bits: int) -> np.ndarray:

@@ -197,6 +197,32 @@ def test_tiffs_are_read_as_tifffile_reads_them(tmp_path, dtype, compression, ord
     np.testing.assert_array_equal(stored(path), tifffile.imread(path).astype(np.float32))
 
 
+@pytest.mark.parametrize("options", [{"imagej": True}, {}], ids=["imagej", "tifffile"])
+@pytest.mark.parametrize("dtype", ["u1", "u2", "f4"])
+def test_stacks_with_one_directory_are_read_whole(tmp_path, dtype, options):
+    """As ImageJ writes them above 4 GB."""
+    array = numbers(dtype, 7)
+    options |= {"truncate": True, "photometric": "minisblack"}
+    for order in ("<", ">"):
+        path = tmp_path / "a.tif"
+        tifffile.imwrite(path, array, **options, byteorder=order)
+        with Pillow.open(path) as image:
+            assert image.n_frames == 1
+        image = io.opened(path)
+        assert image.dtype == dtype and image.native.shape == (COLUMNS, ROWS, 7)
+        np.testing.assert_array_equal(stored(path), array.astype(np.float32))
+        path.write_bytes(path.read_bytes()[: -ROWS * COLUMNS * array.itemsize])
+        with pytest.raises(InputError, match="says 7 images, and holds one page"):
+            io.opened(path)
+
+
+@pytest.mark.parametrize("axes", ["ZYX", "TYX", "CYX"])
+def test_one_axis_beside_the_plane_is_that_of_the_slices(tmp_path, axes):
+    array = numbers(np.uint16, 7)
+    tifffile.imwrite(tmp_path / "a.tif", array, imagej=True, metadata={"axes": axes})
+    np.testing.assert_array_equal(stored(tmp_path / "a.tif"), array)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 4])
 def test_small_depths_are_not_spread(tmp_path, bits):
     """Pillow makes 0, 85, 170, 255 of the 0, 1, 2, 3 of two bits: labels would be others."""
@@ -436,7 +462,21 @@ def not_a_number(path):
     np.save(path, np.where(numbers() == 255, np.nan, 1.0))
 
 
+def several_axes(**options):
+    """Pages of which every second is of another channel or time."""
+
+    def write(path):
+        array = numbers(np.uint16, 6).reshape(3, 2, ROWS, COLUMNS)
+        tifffile.imwrite(path, array, photometric="minisblack", **options)
+
+    return write
+
+
 BAD = [
+    (several_axes(imagej=True, metadata={"axes": "ZCYX"}), ".tif", "2 x 3 slices, channels or"),
+    (several_axes(imagej=True, metadata={"axes": "TZYX"}), ".tif", "2 x 3 slices, channels or"),
+    (several_axes(ome=True, metadata={"axes": "ZCYX"}), ".tif", "2 x 3 slices, channels or"),
+    (several_axes(), ".tif", "3 x 2 slices, channels or times in one stack"),
     (mode("RGB"), ".png", "colour; save it as greyscale"),
     (mode("RGB"), ".bmp", "colour; save it as greyscale"),
     (mode("RGB"), ".jpg", "colour; save it as greyscale"),
