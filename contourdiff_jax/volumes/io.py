@@ -20,6 +20,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import filenames, geometry, intensity, volume
 from contourdiff_jax.volumes.filenames import DICOM, ITK, NIFTI, PICTURES, SUFFIXES
+from contourdiff_jax.volumes.formats import preamble
 from contourdiff_jax.volumes.geometry import NativeGrid
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, BadSlices, Image, Volume
 
@@ -62,6 +63,10 @@ def _opened(files: list[Path], assumed: Assumed) -> Image:
     """`opened` by the format's own module."""
     # Formats are imported when they are needed: some take half a second.
     suffix = filenames.suffix_of(files[0])
+    if suffix in DICOM or preamble.is_dicom(files[0]):
+        from contourdiff_jax.volumes.formats import dicom
+
+        return dicom.opened(files)
     if suffix in NIFTI:
         from contourdiff_jax.volumes.formats import nifti
 
@@ -74,10 +79,6 @@ def _opened(files: list[Path], assumed: Assumed) -> Image:
         from contourdiff_jax.volumes.formats import pictures
 
         return pictures.opened(files, assumed)
-    from contourdiff_jax.volumes.formats import dicom
-
-    if suffix in DICOM or dicom.is_dicom(files[0]):
-        return dicom.opened(files)
     raise InputError(
         f"{files[0]}: unsupported file type; known are DICOM and {', '.join(SUFFIXES)}"
     )

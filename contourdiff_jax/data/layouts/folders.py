@@ -3,7 +3,6 @@
 
 import functools
 import os
-import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from contourdiff_jax.data.layouts import marks
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import filenames
+from contourdiff_jax.volumes.formats import preamble
 
 # Other programs' folders. SynthRAD keeps pictures of its volumes in `overview`.
 IGNORED = {"__macosx", "@eadir", "$recycle.bin", "overview", "overviews"}
@@ -172,16 +172,11 @@ def is_picture(path: Path) -> bool:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM: by its suffix, or without one by its first bytes."""
+    """Whether a file is DICOM: by its suffix, or without one that is known by its first bytes."""
     suffix = filenames.suffix_of(path)
     if suffix is not None:
         return suffix in filenames.DICOM
-    # Unique identifiers as names look like suffixes of digits.
-    if path.name == "DICOMDIR" or not re.fullmatch(r"(\.\d*)?", path.suffix):
-        return False
-    from contourdiff_jax.volumes.formats import dicom
-
-    return dicom.is_dicom(path)
+    return path.name.upper() != "DICOMDIR" and preamble.is_dicom(path)
 
 
 def _axes(path: Path) -> int:

@@ -18,12 +18,10 @@ import numpy as np
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import geometry
 from contourdiff_jax.volumes.formats import decoding, frames
-from contourdiff_jax.volumes.formats.elements import Unusable, is_dicom
+from contourdiff_jax.volumes.formats.elements import Unusable
 from contourdiff_jax.volumes.formats.frames import Frame, Header
 from contourdiff_jax.volumes.geometry import EVEN, NativeGrid
 from contourdiff_jax.volumes.volume import BadSlices, Image
-
-__all__ = ["LPS", "Series", "group", "is_dicom", "opened"]
 
 LPS = np.diag((-1.0, -1, 1, 1))  # from DICOM's coordinates to RAS and back
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.datadict import tag_for_keyword
 from pydicom.filereader import read_dataset
 from pydicom.uid import (
     UID,
@@ -36,6 +37,8 @@ PIXELS = {
     0x7FE00009: "DoubleFloatPixelData",
     0x7FE00010: "PixelData",
 }
+UNDEFINED = 0xFFFFFFFF  # length of an element that ends with a delimiter
+ITEM = b"\xfe\xff\x00\xe0"
 INFLATED = 1 << 27  # bytes that a deflated file may become
 LOGGERS = ("pydicom", "pylibjpeg", "openjpeg")
 
@@ -61,34 +64,6 @@ class Elements:
     size: int
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM: it says so, or begins as a data set does that lost its preamble."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(1024)
-    except OSError:
-        return False
-    return start[128:132] == b"DICM" or _is_data_set(start)
-
-
-def _is_data_set(start: bytes) -> bool:
-    """Whether three elements of groups 2 or 8 follow one another, as in no other kind of file."""
-    at, last = 0, 0
-    for _ in range(3):
-        if len(start) < at + 12:
-            return False
-        group, element, vr, length = struct.unpack_from("<HH2sH", start, at)
-        tag = group << 16 | element
-        if group not in (2, 8) or tag <= last:
-            return False
-        if vr in (b"OB", b"UN", b"SQ", b"UT"):
-            length = 4 + struct.unpack_from("<L", start, at + 8)[0]
-        elif not (vr.isalpha() and vr.isupper()):  # implicit: the length stands here
-            (length,) = struct.unpack_from("<L", start, at + 4)
-        at, last = at + 8 + length, tag
-    return True
-
-
 def read(path: Path, tags: Sequence[int], *, pixels: bool) -> Elements:
     """The elements of a file that have these tags; call it within `guarded`.
 
@@ -108,12 +83,13 @@ def read(path: Path, tags: Sequence[int], *, pixels: bool) -> Elements:
         if syntax == DeflatedExplicitVRLittleEndian:
             stream = io.BytesIO(_inflated(file.read()))
             syntax, end = ExplicitVRLittleEndian, len(stream.getbuffer())
-        bytes_of = {}
+        packed = syntax.is_encapsulated
+        spans = {}
 
         def at_pixels(tag, vr, length):
             if tag in PIXELS:
-                bytes_of[PIXELS[tag]] = min(length, max(end - stream.tell(), 0))
-            return tag in PIXELS and not pixels
+                spans[PIXELS[tag]] = stream.tell(), length
+            return tag in PIXELS and (packed or not pixels)
 
         dataset = read_dataset(
             stream,
@@ -122,10 +98,28 @@ def read(path: Path, tags: Sequence[int], *, pixels: bool) -> Elements:
             stop_when=at_pixels,
             specific_tags=list(tags),
         )
+        keyword, (start, length) = next(reversed(spans.items()), (None, (end, 0)))
+        if pixels and packed and keyword is not None:
+            stream.seek(start)
+            value = _items(stream.read(-1 if length == UNDEFINED else length))
+            dataset.add_new(tag_for_keyword(keyword), "OB", value)
     if "SOPClassUID" not in dataset:
         dataset.SOPClassUID = meta.get("MediaStorageSOPClassUID", "")
-    keyword, size = next(reversed(bytes_of.items()), (None, 0))
-    return Elements(dataset, syntax, keyword, size)
+    return Elements(dataset, syntax, keyword, min(length, max(end - start, 0)))
+
+
+def _items(data: bytes) -> bytes:
+    """The items that encapsulated pixels consist of; Unusable where the last is cut short.
+
+    They end with a delimiter, or without one with the file: some archives drop it, and what is
+    whole without it is read by all others.
+    """
+    end = 0
+    while data[end : end + 4] == ITEM and end + 8 <= len(data):
+        end += 8 + struct.unpack_from("<L", data, end + 4)[0]
+    if end > len(data):
+        raise Unusable("the file is truncated or damaged; copy it again")
+    return data[:end]
 
 
 def _inflated(deflated: bytes) -> bytes:

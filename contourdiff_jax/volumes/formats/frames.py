@@ -15,7 +15,7 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.pixels import get_decoder
 
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.volumes.formats import elements
+from contourdiff_jax.volumes.formats import elements, preamble
 from contourdiff_jax.volumes.formats.elements import (
     Elements,
     Unusable,
@@ -120,7 +120,7 @@ def header(path: Path) -> Header | None:
 
     Raises InputError, naming the file, for anything else.
     """
-    if not elements.is_dicom(path):
+    if not preamble.is_dicom(path):
         raise InputError(f"{path}: not a DICOM file")
     return elements.guarded(path, lambda: _header(path))
 

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from absl import flags
+from dicom_series import write_series
 from matplotlib.text import Text
 from PIL import Image
 
@@ -178,6 +179,19 @@ def test_real_pictures_are_windowed_ones(data_root, folder):
     clipped = [line for line in inspection.lines(PROBLEM) if "CT clipped to 8 bits" in line]
     assert len(clipped) == (expected == "picture"), "said once, not of every scan"
     assert all("--range" in line for line in clipped)
+
+
+@pytest.mark.parametrize("name", ["{}", "{}.img", "a.b.{}.v2", "1.2.840.{}", "I{}.dcm.bak", "{} 1"])
+def test_dicom_is_recognised_by_its_first_bytes_whatever_it_is_called(tmp_path, name):
+    names = [name.format(f"IM{k}") for k in range(8)]
+    write_series(tmp_path / "p1", (mr()[:, :, :8] + 1).astype(np.int16), names=names)
+    for other in ("notes.txt", "table.dat", "DICOMDIR"):
+        (tmp_path / "p1" / other).write_text("nothing like it " * 99)
+    inspection = inspect([tmp_path])
+    assert inspection.layouts == {str(tmp_path): "dicom"} and not inspection.failed
+    [scan] = inspection.scans
+    assert scan.format == "DICOM" and len(scan.scan.files) == 8
+    assert inspect([tmp_path / "p1" / names[0]]).scans[0].format == "DICOM"
 
 
 def test_a_range_gives_pictures_a_unit(tmp_path):

@@ -47,7 +47,7 @@ from pydicom.uid import (
 
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import geometry, io
-from contourdiff_jax.volumes.formats import decoding, dicom, frames
+from contourdiff_jax.volumes.formats import decoding, dicom, frames, preamble
 
 LPS = np.array([-1, -1, 1])
 NATIVE = [
@@ -270,6 +270,45 @@ def test_files_that_gdcm_compressed(tmp_path, rng, same_locale, compressor):
         pytest.skip(f"nothing here decodes {syntax.name}")
     np.testing.assert_array_equal(read(path)[1], read(plain)[1])
     check_places(io.read(path), sitk.ReadImage(str(path)))
+
+
+def without_delimiter(path):
+    """Cuts off the item that ends compressed pixels, which some archives leave out."""
+    data = path.read_bytes()
+    assert data.endswith(b"\xfe\xff\xdd\xe0\0\0\0\0")
+    path.write_bytes(data[:-8])
+    return path
+
+
+@pytest.mark.parametrize("syntax", [RLELossless, JPEG2000Lossless], ids=lambda one: one.keyword)
+def test_compressed_files_without_their_last_delimiter_are_read(tmp_path, rng, syntax):
+    """As ITK, GDCM and pydicom read them; but not if a frame is cut short by a byte."""
+    if not (can_encode(syntax) and get_decoder(syntax).is_available):
+        pytest.skip(f"nothing here encodes and decodes {syntax.name}")
+    array = rng.integers(0, 3000, (40, 50, 3)).astype(np.int16)
+    for path in write_series(tmp_path / "a", array, syntax=syntax):
+        check_places(io.read(without_delimiter(path)), sitk.ReadImage(str(path)))
+    places = np.arange(3)[:, None] * (0, 0, 3.0)
+    path = without_delimiter(save(enhanced(array, places), tmp_path / "b.dcm", syntax))
+    np.testing.assert_array_equal(read(path)[1], array)
+    for rest in (b"", b"\xfe\xff\xdd\xe0\0\0\0\0", b"\0\0", bytes(20)):
+        whole = tmp_path / "c.dcm"
+        whole.write_bytes(path.read_bytes() + rest)
+        np.testing.assert_array_equal(read(whole)[1], array)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match="truncated"):
+        io.read(path)
+
+
+def test_a_deflated_file_without_its_last_byte_is_read_if_its_pixels_are_there(tmp_path, rng):
+    array = rng.integers(0, 3000, (40, 50, 1)).astype(np.int16)
+    [path] = write_series(tmp_path, array, syntax=DeflatedExplicitVRLittleEndian)
+    data = path.read_bytes()
+    path.write_bytes(data.rstrip(b"\0")[:-1])  # of the marker that ends the stream
+    np.testing.assert_array_equal(read(path)[1], array)
+    path.write_bytes(data[:-40])
+    with pytest.raises(InputError, match="truncated"):
+        io.read(path)
 
 
 def test_jpeg_of_8_bits(tmp_path):
@@ -553,7 +592,7 @@ def test_files_that_lost_their_preamble_or_more(tmp_path):
         bare = tmp_path / f"{name}.bin"
         for start in (132, 144 + int.from_bytes(data[140:144], "little")):
             bare.write_bytes(data[start:])
-            assert dicom.is_dicom(bare)
+            assert preamble.is_dicom(bare)
             np.testing.assert_array_equal(read(bare)[1], expected)
 
 
@@ -570,7 +609,7 @@ def test_other_files_are_not_dicom(tmp_path, rng):
     for k in range(50):
         (tmp_path / f"noise{k}").write_bytes(rng.bytes(2000))
     for path in (*tmp_path.iterdir(), tmp_path, tmp_path / "none"):
-        assert not dicom.is_dicom(path), path
+        assert not preamble.is_dicom(path), path
 
 
 def test_nothing_of_a_header_is_told(tmp_path, capfd, caplog):
