@@ -34,6 +34,10 @@ BESIDE = 0.25
 STEEP = 2.0  # mm that a stack goes for one along its normal: 60 degrees
 TILT = 0.5  # degrees between slices and their stack that rounded positions do not make
 WHOLE_GAPS = 0.05  # what a gap may be off a multiple of the usual one and slices still be missing
+# Positions may be even but for the rounding of the header: certainly so where the last digit is
+# less than the first of these, in gaps; not where it is more than the second, unless the header
+# says this gap, because missing slices could look the same.
+FINE_DIGIT, COARSE_DIGIT = 0.1, 0.35
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,11 +247,13 @@ def _placed(slices: list[_Slice], spacing, notes: list[str]) -> tuple[list[_Slic
     origins, positions = origins[order], positions[order]
 
     pixel = min(spacing)
+    digit = min(one.frame.digit for one in slices)
+    blur = np.sqrt(3) * digit  # what two rounded origins may be off each other
     extent = positions[-1] - positions[0]
     direction = (origins[-1] - origins[0]) / extent if extent > SAME_POSITION * pixel else normal
     line = origins[0] + (positions - positions[0])[:, None] * direction
     beside = np.linalg.norm(origins - line, axis=1).max()
-    if beside > BESIDE * pixel or np.linalg.norm(direction) > STEEP:
+    if beside > max(BESIDE * pixel, min(blur, pixel)) or np.linalg.norm(direction) > STEEP:
         raise Unusable("slices that do not lie behind one another; give one stack of them")
 
     kept = _one_a_position(slices, positions, SAME_POSITION * pixel, notes)
@@ -255,17 +261,69 @@ def _placed(slices: list[_Slice], spacing, notes: list[str]) -> tuple[list[_Slic
     if len(slices) == 1:
         step = slices[0].frame.gap
         if step is None:
-            notes.append("no slice thickness in the header: 1 mm is assumed")
+            notes.append(
+                "no slice thickness in the header, or none that is plausible: 1 mm is assumed"
+            )
         return slices, _grid(slices, axes, spacing, origins[kept[0]], (step or 1.0) * normal)
 
-    _note_tilt(slices[0].header, direction, normal, notes)
-    step = (origins[kept[-1]] - origins[kept[0]]) / (len(slices) - 1)
+    if extent * np.linalg.norm(direction - normal) > blur:
+        _note_tilt(slices[0].header, direction, normal, notes)
+    origin = origins[kept[0]]
+    step = (origins[kept[-1]] - origin) / (len(slices) - 1)
+    exact = _unrounded(positions, digit * np.abs(normal).sum(), slices[0].frame.gap)
+    if exact is not None:
+        # What lies beside the normal by less than the rounding is no tilt either.
+        along = direction if extent * np.linalg.norm(direction - normal) > blur else normal
+        origin = origin + (exact[0] - positions[0]) * along
+        step = (exact[-1] - exact[0]) / (len(slices) - 1) * along
+        positions = exact
     offsets = (positions - positions[0]) / (step @ normal)
     if np.abs(offsets - np.arange(len(slices))).max() <= EVEN:
         offsets = None
     else:
         _note_gaps(slices, positions, normal, notes)
-    return slices, _grid(slices, axes, spacing, origins[kept[0]], step, offsets)
+    return slices, _grid(slices, axes, spacing, origin, step, offsets)
+
+
+def _unrounded(positions: np.ndarray, digit: float, stated: float | None) -> np.ndarray | None:
+    """Positions [n] as they were before the header rounded them, if they were even.
+
+    None where they are even as they are, with slices missing or not, and where no even ones become
+    these by rounding.
+
+    Args:
+      digit: mm that the last digit of the header is worth along the normal.
+      stated: mm from slice to slice as the header says it.
+    """
+    heights, gaps = positions - positions[0], np.diff(positions)
+
+    def fit(steps, numbers):
+        """How far apart rounding has moved positions at least, and where it moved them from."""
+        moved = positions - np.outer(steps, numbers)
+        best = moved[np.ptp(moved, axis=1).argmin()]
+        return np.ptp(best), (best.max() + best.min()) / 2 + positions - best
+
+    step = heights[-1] / len(gaps)
+    if np.abs(heights - step * np.arange(len(positions))).max() <= EVEN * step:
+        return None
+    most = digit * 1.001  # but for floating-point numbers
+    if stated is not None:
+        moved, even = fit([stated], np.rint(heights / stated))
+        if moved <= most and np.diff(even).min() > 0.5 * stated:
+            return even
+    usual = gaps[gaps < 1.5 * np.quantile(gaps, 0.25, method="lower")].mean()
+    counts = np.rint(gaps / usual)
+    numbers = np.append(0, np.cumsum(counts))  # of the slices, missing ones counted
+    step = heights[-1] / numbers[-1]
+    if counts.min() < 1 or np.abs(heights - step * numbers).max() <= EVEN * step:
+        return None
+    if digit > FINE_DIGIT * step:
+        if counts.max() > 1 or digit > COARSE_DIGIT * step:
+            return None
+        most = digit * 0.99  # gaps that grow would just be within it
+    steps = step + digit / numbers[-1] * np.linspace(-1, 1, 201)  # the ends are rounded too
+    moved, even = fit(steps, numbers)
+    return even if moved <= most else None
 
 
 def _grid(slices, axes, spacing, origin, step, offsets=None) -> NativeGrid:

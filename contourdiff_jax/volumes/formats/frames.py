@@ -8,6 +8,7 @@ as digests, which are compared and never shown.
 
 import dataclasses
 import hashlib
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from contourdiff_jax.volumes.formats.elements import (
     numbers,
     raw,
 )
+from contourdiff_jax.volumes.geometry import LARGEST, SMALLEST
 from contourdiff_jax.volumes.intensity import PRESETS
 
 AIR = PRESETS["ct"].air
@@ -56,7 +58,7 @@ TAGS = tuple(tag_for_keyword(keyword) for keyword in KEYWORDS)
 CODECS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 COMPRESSION = 10_000  # times that pixels may be smaller in a file: more than a blank frame is
 RIGHT_ANGLE = 0.01  # what the cosines of two directions may be off
-SIZES = (1e-5, 1e3)  # [mm] between pixels or slices
+SIZES = (1e-5, 1e3)  # [mm] between pixels
 FARTHEST = 1e6  # [mm] from the origin
 
 
@@ -70,6 +72,7 @@ class Frame:
       spacing: mm between columns, and between rows.
       gap: mm to the next frame.
       slope, intercept: from stored numbers to units.
+      digit: [mm] of the last that the numbers of its origin are written with.
     """
 
     origin: np.ndarray | None
@@ -78,6 +81,7 @@ class Frame:
     gap: float | None
     slope: float
     intercept: float
+    digit: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,10 +260,18 @@ def _frame(dataset, shared, own) -> Frame:
         origin=origin if placed else None,
         axes=_axes(cosines) if placed else None,
         spacing=_spacing(measures),
-        gap=next((abs(gap) for gap in gaps if SIZES[0] < abs(gap) < SIZES[1]), None),
+        gap=next((abs(gap) for gap in gaps if SMALLEST <= abs(gap) <= LARGEST), None),
         slope=slope,
         intercept=number(values, "RescaleIntercept", 0.0),
+        digit=_last_digit(group("PlanePositionSequence"), "ImagePositionPatient"),
     )
+
+
+def _last_digit(item, keyword: str) -> float:
+    """What one step of the last digit is worth with which numbers are written, 1 at most."""
+    values = item.get(keyword) or ()
+    exponents = [Decimal(str(value).strip()).as_tuple().exponent for value in values]
+    return 10.0 ** min([0, *exponents])
 
 
 def _axes(cosines: np.ndarray) -> np.ndarray:

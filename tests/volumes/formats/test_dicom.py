@@ -160,6 +160,73 @@ def test_gaps_that_drift_are_uneven(tmp_path):
     np.testing.assert_allclose(offsets, heights, atol=1e-9)
 
 
+def write_rounded(folder, step, digits, count=40, axes=AXIAL, first=(-40.0, 25, 300), **elements):
+    """A series whose header says places in this many digits behind the point."""
+    places = np.array(first) + np.arange(count)[:, None] * step * np.cross(*axes)
+    paths = write_series(folder, voxels((6, 5, count)), axes=axes, places=places)
+    for path, place in zip(paths, places, strict=True):
+        dataset = pydicom.dcmread(path)
+        dataset.ImagePositionPatient = [f"{number:.{digits}f}" for number in place]
+        dataset.save_as(path)
+    for path in paths if elements else ():
+        update(dataset := pydicom.dcmread(path), elements).save_as(path)
+    return paths, places
+
+
+@pytest.mark.parametrize("axes", [AXIAL, SAGITTAL, ORIENTATIONS["oblique"]])
+@pytest.mark.parametrize(
+    ("step", "digits", "elements"),
+    [
+        (1.25, 1, {}),
+        (1.25, 1, {"SpacingBetweenSlices": 1.25}),
+        (1.25, 1, {"SliceThickness": 3}),
+        (0.625, 2, {}),
+        (0.7, 1, {}),
+        (3.4, 0, {}),
+        (1.5, 0, {"SpacingBetweenSlices": 1.5}),
+        (-2.55, 1, {}),
+    ],
+)
+def test_places_rounded_to_the_digits_written_are_even(tmp_path, axes, step, digits, elements):
+    if digits == 0 and axes not in (AXIAL, SAGITTAL):
+        pytest.skip("the slices would lie beside one another by more than a pixel")
+    paths, places = write_rounded(tmp_path, step, digits, axes=axes, **elements)
+    volume, array = read(paths)
+    assert volume.notes == () and volume.native.offsets is None
+    assert array.shape == (6, 5, 40) and volume.even() is volume
+    np.testing.assert_array_equal(array, voxels((6, 5, 40))[:, :, :: np.sign(step).astype(int)])
+    size = geometry.spacing(volume.native.affine)[2]
+    np.testing.assert_allclose(size, abs(step), atol=10.0**-digits / 39)
+    for k, place in enumerate(places[:: np.sign(step).astype(int)]):
+        found = LPS * (volume.native.affine @ (0, 0, k, 1))[:3]
+        np.testing.assert_allclose(found, place, atol=2 * 10.0**-digits)
+
+
+def test_slices_missing_between_rounded_places_are_told_and_the_rest_is_even(tmp_path):
+    paths, _ = write_rounded(tmp_path, 1.25, 1)
+    volume = io.read([path for k, path in enumerate(paths) if k not in (7, 20, 21)])
+    (note,) = volume.notes
+    assert note.startswith("3 slices missing in 2 places")
+    assert volume.even().array.shape[2] == 40
+
+
+@pytest.mark.parametrize(
+    "heights",
+    [(0, 4, 8, 15, 22), (0, 3, 6, 10, 14), (0, 1, 2, 4, 5), (0, 5, 10, 15, 25, 35), (0, 3, 9, 12)],
+)
+def test_whole_numbers_are_not_taken_for_rounded_ones(tmp_path, heights):
+    """Gaps that differ by more than rounding makes, or as missing slices make them, are kept."""
+    paths = write_series(tmp_path, voxels((3, 4, len(heights))))
+    for path, height in zip(paths, heights, strict=True):
+        dataset = pydicom.dcmread(path)
+        dataset.ImagePositionPatient = ["0", "0", str(height)]
+        dataset.save_as(path)
+    volume = io.read(paths)
+    assert len(volume.notes) == 1
+    offsets = volume.native.offsets * volume.native.affine[2, 2]
+    np.testing.assert_allclose(offsets, heights, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("left_out", "note"),
     [
@@ -196,6 +263,7 @@ def test_duplicated_slices_are_left_out(tmp_path):
         ({"SpacingBetweenSlices": 2.5, "SliceThickness": 5}, 2.5, 0),
         ({"SliceThickness": 5}, 5, 0),
         ({"SpacingBetweenSlices": 0}, 1, 1),
+        ({"SliceThickness": 650}, 1, 1),  # of an overview, as wide as the body
     ],
 )
 def test_a_single_slice_is_as_thick_as_its_header_says(tmp_path, elements, thickness, notes):
