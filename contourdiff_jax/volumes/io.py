@@ -42,8 +42,17 @@ def parts(path: Path) -> tuple[Path, ...]:
 # --------------------------------------------------------------------------------------------------
 
 
-def opened(files: Path | Sequence[Path], assumed: Assumed = UNKNOWN) -> Image:
+def opened(
+    files: Path | Sequence[Path],
+    assumed: Assumed = UNKNOWN,
+    frames: Sequence[int] | None = None,
+) -> Image:
     """Opens one file, or the slices of one volume in any order; reads headers only.
+
+    Args:
+      files: one file, or the slices of one volume.
+      assumed: what pictures do not say themselves.
+      frames: of a DICOM file that holds several volumes, which frames are this one's.
 
     Raises InputError, naming the file, for what is none, or holds no image, or has voxels of a size
     that no medical image has.
@@ -51,7 +60,7 @@ def opened(files: Path | Sequence[Path], assumed: Assumed = UNKNOWN) -> Image:
     files = _listed(files)
     for path in files:
         disk.check_is_file(path)
-    image = _opened(files, assumed)
+    image = _opened(files, assumed, frames)
     path = files[0] if len(files) == 1 else files[0].parent
     picture = filenames.suffix_of(files[0]) in PICTURES
     remedy = "give another --pixel_spacing" if picture else "repair the header"
@@ -59,14 +68,10 @@ def opened(files: Path | Sequence[Path], assumed: Assumed = UNKNOWN) -> Image:
     return image
 
 
-def _opened(files: list[Path], assumed: Assumed) -> Image:
+def _opened(files: list[Path], assumed: Assumed, frames: Sequence[int] | None) -> Image:
     """`opened` by the format's own module."""
     # Formats are imported when they are needed: some take half a second.
     suffix = filenames.suffix_of(files[0])
-    if suffix in DICOM or preamble.is_dicom(files[0]):
-        from contourdiff_jax.volumes.formats import dicom
-
-        return dicom.opened(files)
     if suffix in NIFTI:
         from contourdiff_jax.volumes.formats import nifti
 
@@ -79,6 +84,10 @@ def _opened(files: list[Path], assumed: Assumed) -> Image:
         from contourdiff_jax.volumes.formats import pictures
 
         return pictures.opened(files, assumed)
+    if suffix in DICOM or preamble.is_dicom(files[0]):
+        from contourdiff_jax.volumes.formats import dicom
+
+        return dicom.opened(files, frames)
     raise InputError(
         f"{files[0]}: unsupported file type; known are DICOM and {', '.join(SUFFIXES)}"
     )
@@ -90,6 +99,7 @@ def read(
     labels: bool = False,
     path: Path | None = None,
     assumed: Assumed = UNKNOWN,
+    frames: Sequence[int] | None = None,
 ) -> Volume:
     """Reads a volume into closest-canonical RAS, float32.
 
@@ -98,14 +108,14 @@ def read(
         a single 2-D slice is [X, Y, 1]. Slices that cannot be read are left out.
       labels: the file is a label map or mask: it may be constant, but must hold whole numbers.
       path: what to call it; by default the first file.
-      assumed: what pictures do not say themselves.
+      assumed, frames: as in `opened`.
 
     Raises InputError, naming the file, for anything that cannot be used as an image.
     """
     path = _listed(files)[0] if path is None else path
     with within_memory(path):
         (image, array), failed = _without_bad_slices(
-            files, lambda good: ((image := opened(good, assumed)), image.voxels())
+            files, lambda good: ((image := opened(good, assumed, frames)), image.voxels())
         )
         array = np.asarray(array, np.float32).reshape(image.native.shape)
         if not np.isfinite(array).all():
@@ -133,10 +143,12 @@ def within_memory(path: Path):
 
 
 def shape_and_affine(
-    files: Path | Sequence[Path], assumed: Assumed = UNKNOWN
+    files: Path | Sequence[Path],
+    assumed: Assumed = UNKNOWN,
+    frames: Sequence[int] | None = None,
 ) -> tuple[tuple[int, int, int], np.ndarray]:
     """Shape and affine [4, 4] of a volume in closest-canonical RAS, from its headers alone."""
-    image, _ = _without_bad_slices(files, lambda good: opened(good, assumed))
+    image, _ = _without_bad_slices(files, lambda good: opened(good, assumed, frames))
     return image.native.canonical()
 
 

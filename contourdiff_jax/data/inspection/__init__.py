@@ -50,7 +50,7 @@ def inspect(
         failed += content.failed
         notes += [(NOTE, note) for note in content.notes]
         for scan in content.scans:
-            waiting.setdefault(scan.files, (root, scan))
+            waiting.setdefault((scan.files, scan.frames), (root, scan))
     if waiting:
         scans.check_assumed((scan for _, scan in waiting.values()), assumed)
     viewed = set(np.linspace(0, len(waiting) - 1, min(views, len(waiting))).round().astype(int))
@@ -95,7 +95,8 @@ def _inspect(scan: Scan, root: str, viewed: bool, failed: list) -> Inspected:
             raise error from None
     failed += volume.failed
     unread = {path for path, _ in volume.failed}
-    image = io.opened([path for path in scan.files if path not in unread], scan.assumed)
+    good = [path for path in scan.files if path not in unread]
+    image = io.opened(good, scan.assumed, scan.frames)
     values = guesses.sample(volume.array)
     percentiles = dict(zip(PERCENTILES, np.percentile(values, PERCENTILES).tolist(), strict=True))
     percentiles |= {0: float(volume.array.min()), 100: float(volume.array.max())}

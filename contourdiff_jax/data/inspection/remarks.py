@@ -99,12 +99,13 @@ def _geometry_remarks(volume: Volume, image: Image, picture: bool) -> Iterator[R
         yield PROBLEM, f"oblique by {turn:.0f} degrees; {remedy}"
     if picture:  # what follows is about slices that belong together
         return
-    across = int(sizes.argmax()) if sizes.max() > THICK * sizes.min() else int(np.argmin(shape))
+    thick = sizes.max() > THICK * np.median(sizes)  # along one axis, not two
+    across = int(sizes.argmax()) if thick else int(np.argmin(shape))
     if shape[across] == 1:
         yield PROBLEM, "a single slice; leave it out if it is a localiser"
     elif shape[across] < FEW_SLICES:
         yield PROBLEM, f"{shape[across]} slices; too few for a body mask, get the whole volume"
-    if sizes.max() > THICK * sizes.min():
+    if thick:
         axis = next(name for name, axes in AXES.items() if axes[0] == across)
         text = f"{axis} slices, {sizes.max() / sizes.min():.1f} times as thick as their pixels"
         if axis == "axial":
@@ -191,7 +192,9 @@ def _along_ras(inspected: Inspected) -> list[float]:
 def _identical(done: list[Inspected]) -> Iterator[Remark]:
     """On scans with the same bytes. Only files of one size are read again."""
     for _, alike in _grouped(done, lambda s: sum(path.stat().st_size for path in s.scan.files)):
-        for _, group in _grouped(alike if len(alike) > 1 else (), lambda s: s.scan.sha256):
+        for _, group in _grouped(
+            alike if len(alike) > 1 else (), lambda s: (s.scan.sha256, s.scan.frames)
+        ):
             if len(group) > 1:
                 subjects = _listed(sorted(s.scan.subject for s in group))
                 files = _listed(s.scan.path for s in group)

@@ -30,6 +30,7 @@ class Scan:
       labels, mask: the label map and the body mask on its grid, where the layout holds them.
       assumed: what pictures do not say themselves.
       formerly: other names that earlier versions gave the subject.
+      frames: of a DICOM file that holds several volumes, which frames are this one's.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Scan:
     mask: Path | None = None
     assumed: Assumed = UNKNOWN
     formerly: tuple[str, ...] = ()
+    frames: tuple[int, ...] | None = None
 
     def is_of(self, digests: Collection[str]) -> bool:
         """Whether the subject is one of those whose names have these digests.
@@ -54,11 +56,12 @@ class Scan:
 
     def read(self, *, labels: bool = False) -> Volume:
         """The volume; see `volumes.io.read`."""
-        return io.read(self.files, labels=labels, path=self.path, assumed=self.assumed)
+        how = {"assumed": self.assumed, "frames": self.frames}
+        return io.read(self.files, labels=labels, path=self.path, **how)
 
     def geometry(self):
         """Shape and affine [4, 4] in closest-canonical RAS, from the headers alone."""
-        return io.shape_and_affine(self.files, self.assumed)
+        return io.shape_and_affine(self.files, self.assumed, self.frames)
 
     @functools.cached_property
     def sha256(self) -> str:

@@ -299,7 +299,8 @@ def of_dicom(root: Path, files: Sequence[Path], wanted: Wanted) -> Content:
             for number, one in enumerate(kept, start=1):
                 name = owner if len(kept) == 1 else f"{owner}_series{number}"
                 path = Path(os.path.commonpath([file.parent for file in one.files]))
-                content.scans.append(scan(owner, one.files, name=name, path=path, kind=kind))
+                rest = {"path": path, "kind": kind, "frames": one.frames}
+                content.scans.append(scan(owner, one.files, name=name, **rest))
     if scouts:
         content.notes.append(f"{scouts} localizers or series of fewer than {FEW} slices left out")
     return content
@@ -398,6 +399,6 @@ def _depth(series) -> int:
     if len(series.files) >= FEW:
         return len(series.files)
     try:
-        return io.opened(series.files).native.shape3[2]
+        return io.opened(series.files, frames=series.frames).native.shape3[2]
     except InputError:  # it will be reported when its turn comes to be read
         return FEW

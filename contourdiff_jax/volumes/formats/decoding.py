@@ -46,7 +46,8 @@ def digest(header: Header) -> bytes | None:
 
 def _fill(header: Header, targets: Mapping[int, np.ndarray]) -> None:
     file = elements.read(header.path, WHOLE, pixels=True)
-    dataset, count = file.dataset, len(header.frames)
+    dataset, side = file.dataset, header.tiles
+    count = 1 if side > 1 else len(header.frames)
     # The decoders need these elements, which may be missing; frames.py has checked their values.
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = file.syntax
@@ -56,15 +57,25 @@ def _fill(header: Header, targets: Mapping[int, np.ndarray]) -> None:
     dataset.PixelRepresentation = int(header.dtype.kind == "i")
     dataset.BitsStored = elements.integer(dataset, "BitsStored", 8 * header.dtype.itemsize)
     if file.syntax.is_encapsulated:
-        _check_codestreams(file, header.shape, count)
+        columns, rows = header.shape
+        _check_codestreams(file, (columns * side, rows * side), count)
     decoded = get_decoder(file.syntax).iter_array(dataset, raw=True, allow_excess_frames=False)
+    pictures = (picture for picture, _ in itertools.islice(decoded, count))
+    if side > 1:
+        pictures = (tile for picture in pictures for tile in _tiles(picture, side))
     left = set(targets)
-    for index, (stored, _) in enumerate(itertools.islice(decoded, count)):
+    for index, stored in enumerate(itertools.islice(pictures, len(header.frames))):
         if index in left:
             targets[index][...] = _in_units(stored, dataset, header, header.frames[index])
             left.remove(index)
     if left:
         raise Unusable("the file is truncated or damaged; copy it again")
+
+
+def _tiles(picture: np.ndarray, side: int) -> np.ndarray:
+    """The tiles [side * side, rows, columns] of a picture, row by row."""
+    rows, columns = (length // side for length in picture.shape)
+    return picture.reshape(side, rows, side, columns).swapaxes(1, 2).reshape(-1, rows, columns)
 
 
 def _in_units(stored: np.ndarray, dataset, header: Header, frame: Frame) -> np.ndarray:

@@ -46,6 +46,7 @@ class Series:
 
     Attributes:
       files: sorted by path.
+      frames: which of the only file's are the volume's, where it holds several volumes; else None.
       patient: counts the patients from 1, in the order of a digest of what identifies them.
       number: counts the series of a patient from 1.
       kind: the modality: 'CT', 'MR', ...; 'OT' where it is none that DICOM knows.
@@ -53,6 +54,7 @@ class Series:
     """
 
     files: tuple[Path, ...]
+    frames: tuple[int, ...] | None
     patient: int
     number: int
     kind: str
@@ -69,7 +71,8 @@ def group(files: Iterable[Path]) -> tuple[list[Series], list[tuple[Path, str]]]:
 
     A series of DICOM is parted further, so that each makes a volume: by orientation, matrix and
     pixel size, and by echo, time or kind of image where several of them show the same positions. A
-    file of several frames is a series of its own.
+    file of several frames is never put together with others, and parted likewise: the order of its
+    frames means nothing (PS3.3 C.7.6.16).
 
     Returns:
       The series, by patient, and the files that cannot be read, with the reason. Files without an
@@ -85,28 +88,40 @@ def group(files: Iterable[Path]) -> tuple[list[Series], list[tuple[Path, str]]]:
         if header is not None:
             alone = path if len(header.frames) > 1 else None
             buckets[header.patient, header.series, header.shape, alone].append(header)
-    alike = itertools.chain.from_iterable(_alike(headers) for headers in buckets.values())
-    parts = list(itertools.chain.from_iterable(_parted(headers) for headers in alike))
-    parts.sort(key=lambda part: (part[0].patient, part[0].number, part[0].path))
+    parts = [part for headers in buckets.values() for part in _volumes(_slices_of(headers))]
+    parts.sort(key=lambda part: part[0].header.place)
     series, patients, count = [], {}, Counter()
     for part in parts:
-        first = part[0]
+        first = part[0].header
         patient = patients.setdefault(first.patient, len(patients) + 1)
         count[patient] += 1
-        files = tuple(header.path for header in part)
-        series.append(Series(files, patient, count[patient], first.kind, first.localizer))
+        files = tuple(dict.fromkeys(one.header.path for one in part))
+        chosen = None
+        if len(part) < len(first.frames):
+            chosen = tuple(sorted(one.index for one in part))
+        series.append(Series(files, chosen, patient, count[patient], first.kind, first.localizer))
     return series, failed
 
 
-def _alike(headers: Sequence[Header]) -> list[list[Header]]:
-    """Headers parted by orientation and pixel size."""
+def _slices_of(headers: Sequence[Header]) -> list["_Slice"]:
+    """All frames, those of a file in the order of what they show."""
+    slices = [_Slice(header, index) for header in headers for index in range(len(header.frames))]
+    return sorted(slices, key=lambda one: (one.header.path, one.frame.order, one.index))
+
+
+def _volumes(slices: Sequence["_Slice"]) -> list[Sequence["_Slice"]]:
+    """Slices parted so that each part makes a volume."""
+    return [part for alike in _alike(slices) for part in _parted(alike)]
+
+
+def _alike(slices: Sequence["_Slice"]) -> list[list["_Slice"]]:
+    """Slices parted by orientation and pixel size."""
     parts = []
-    for header in headers:
-        frame = header.frames[0]
-        part = next((part for part in parts if _same(part[0].frames[0], frame)), None)
+    for one in slices:
+        part = next((part for part in parts if _same(part[0].frame, one.frame)), None)
         if part is None:
             parts.append(part := [])
-        part.append(header)
+        part.append(one)
     return parts
 
 
@@ -121,30 +136,36 @@ def _same(one: Frame, other: Frame) -> bool:
     )
 
 
-def _parted(headers: Sequence[Header]) -> list[Sequence[Header]]:
-    """Headers parted by echo, time or kind of image, where several images have one position.
+def _parted(slices: Sequence["_Slice"]) -> list[Sequence["_Slice"]]:
+    """Slices parted by echo, time or kind of image, where several have one position.
 
     They are parted by what takes several values at most of the positions: neither where each value
     covers a stretch of the body, as acquisitions of a CT do, nor where each is one slice's.
     """
-    most = max(Counter(map(_origin, headers)).values())
-    if most == 1 or headers[0].frames[0].origin is None:
-        return [headers]
-    for part in range(len(frames.PARTS)):
+    places = [_place(one) for one in slices]
+    most = max(Counter(places).values())
+    if most == 1 or places[0] is None:
+        return [slices]
+    for values in zip(*(one.frame.parts for one in slices), strict=True):
         by_value = defaultdict(list)
-        for header in headers:
-            by_value[header.parts[part]].append(header)
-        origins = [[_origin(header) for header in some] for some in by_value.values()]
-        times = Counter(itertools.chain.from_iterable(map(set, origins)))
-        shared = [np.mean([times[origin] > 1 for origin in some]) for some in origins]
-        if len(by_value) <= most and np.mean(shared) > 0.5:
-            return [smaller for some in by_value.values() for smaller in _parted(some)]
-    return [headers]
+        for number, value in enumerate(values):
+            by_value[value].append(number)
+        if not 1 < len(by_value) <= most:
+            continue
+        held = [[places[number] for number in some] for some in by_value.values()]
+        times = Counter(itertools.chain.from_iterable(map(set, held)))
+        shared = [np.mean([times[place] > 1 for place in some]) for some in held]
+        if np.mean(shared) > 0.5:
+            if isinstance(values[0], int):  # ranks of one file, by which its volumes are numbered
+                by_value = dict(sorted(by_value.items()))
+            some = ([slices[number] for number in numbers] for numbers in by_value.values())
+            return [smaller for part in some for smaller in _parted(part)]
+    return [slices]
 
 
-def _origin(header: Header) -> tuple[float, ...] | None:
-    """Where the first frame lies, to compare."""
-    origin = header.frames[0].origin
+def _place(one: "_Slice") -> tuple[float, ...] | None:
+    """Where a slice lies, to compare."""
+    origin = one.frame.origin
     return None if origin is None else tuple((np.round(origin, 2) + 0.0).tolist())
 
 
@@ -165,8 +186,12 @@ class _Slice:
         return self.header.frames[self.index]
 
 
-def opened(files: Sequence[Path]) -> Image:
+def opened(files: Sequence[Path], chosen: Sequence[int] | None = None) -> Image:
     """Opens the slices of one series in any order, or one file of several frames.
+
+    Args:
+      files: of the series.
+      chosen: which frames of the only file, as `group` has parted them; all by default.
 
     Raises:
       BadSlices: some of several files cannot be read, or hold no image.
@@ -179,22 +204,30 @@ def opened(files: Sequence[Path]) -> Image:
             raise InputError(f"{header.path}: {header.refused}")
     if len({header.series for header in headers}) > 1:
         raise InputError(f"{path}: files of several series; give those of one")
-    first = headers[0]
+    slices = _slices_of(headers)
+    if chosen is not None:
+        slices = [one for one in slices if one.index in set(chosen)]
+        if len(slices) < len(chosen):
+            raise InputError(f"{path}: other frames than it had; begin anew")
+    elif len(headers) == 1 and len(parts := _volumes(slices)) > 1:
+        raise InputError(
+            f"{path}: {len(parts)} volumes in one file, as are echoes, phases and kinds of image; "
+            "give its folder, or split it first"
+        )
+    first = slices[0]
     if any(
-        header.shape != first.shape or not _same(frame, first.frames[0])
-        for header in headers
-        for frame in header.frames
+        one.header.shape != first.header.shape or not _same(one.frame, first.frame)
+        for one in slices
     ):
         raise InputError(f"{path}: slices of several sizes or orientations; give those of one")
-    slices = [_Slice(header, index) for header in headers for index in range(len(header.frames))]
     slices.sort(key=lambda one: (one.header.instance, one.header.path, one.index))
     notes = list(dict.fromkeys(note for header in headers for note in header.notes))
-    spacing = first.frames[0].spacing
+    spacing = first.frame.spacing
     if spacing is None:
         notes.append("no pixel size in the header: 1 mm is assumed")
         spacing = (1.0, 1.0)
     try:
-        if first.frames[0].origin is None:
+        if first.frame.origin is None:
             native = _unplaced(slices, spacing, notes)
         else:
             slices, native = _placed(slices, spacing, notes)
@@ -335,11 +368,19 @@ def _grid(slices, axes, spacing, origin, step, offsets=None) -> NativeGrid:
 
 
 def _one_a_position(slices, positions, tolerance: float, notes: list[str]) -> list[int]:
-    """Of the slices at each position the one with the lowest number, as indices; adds notes."""
+    """Of the slices at each position the one with the lowest number, as indices; adds notes.
+
+    Raises Unusable where frames of one file have no numbers.
+    """
     starts = np.flatnonzero(np.diff(positions, prepend=-np.inf) > tolerance)
     kept, same, other = [], 0, 0
     for cluster in np.split(np.arange(len(slices)), starts[1:]):
-        first = min(cluster, key=lambda k: (slices[k].header.instance, slices[k].index, k))
+        orders = {(slices[k].header.path, slices[k].frame.order) for k in cluster}
+        if len(orders) < len(cluster):
+            raise Unusable(
+                "frames in one place that its header does not tell apart; split it first"
+            )
+        first = min(cluster, key=lambda k: (slices[k].header.instance, slices[k].frame.order, k))
         kept.append(int(first))
         for k in cluster:
             if k != first:

@@ -8,15 +8,17 @@ as digests, which are compared and never shown.
 
 import dataclasses
 import hashlib
+import math
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
-from pydicom.datadict import tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, tag_for_keyword
 from pydicom.pixels import get_decoder
 
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.volumes.formats import elements, preamble
+from contourdiff_jax.volumes.formats import elements, mosaic, preamble
 from contourdiff_jax.volumes.formats.elements import (
     Elements,
     Unusable,
@@ -43,6 +45,11 @@ PARTS = (
     *("EchoTime", "EchoNumbers", "InversionTime", "TemporalPositionIdentifier", "TriggerTime"),
     *("DiffusionBValue", "ImageType", "AcquisitionNumber"),
 )
+# Of nuclear medicine, what frames in one place can be of (PS3.3 C.8.4.8).
+VECTORS = (
+    *("EnergyWindowVector", "DetectorVector", "PhaseVector", "RotationVector"),
+    *("RRIntervalVector", "TimeSlotVector", "AngularViewVector", "TimeSliceVector"),
+)
 KEYWORDS = (
     *("SOPClassUID", "Modality", "PatientID", "StudyInstanceUID", "SeriesInstanceUID"),
     *("SeriesNumber", "InstanceNumber", "NumberOfFrames", "Rows", "Columns", *PARTS),
@@ -51,10 +58,16 @@ KEYWORDS = (
     *("SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation", "BitsAllocated"),
     *("BitsStored", "HighBit", "PixelPaddingValue", "PixelPaddingRangeLimit"),
     *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"),
-    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence", *VECTORS),
 )
 TAGS = tuple(tag_for_keyword(keyword) for keyword in KEYWORDS)
 
+MOSAIC = "a mosaic of many slices in one picture; convert it, as with dcm2niix"
+# What functional groups say of where a frame lies and not of what it shows.
+PLACES = tuple(
+    tag_for_keyword(keyword)
+    for keyword in ("PlanePositionSequence", "PlaneOrientationSequence", "DimensionIndexValues")
+)
 CODECS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 COMPRESSION = 10_000  # times that pixels may be smaller in a file: more than a blank frame is
 RIGHT_ANGLE = 0.01  # what the cosines of two directions may be off
@@ -73,6 +86,9 @@ class Frame:
       gap: mm to the next frame.
       slope, intercept: from stored numbers to units.
       digit: [mm] of the last that the numbers of its origin are written with.
+      parts: what can differ between images in one place, to compare: digests of what PARTS say, or
+        of one frame of many, ranks of what its functional groups say.
+      order: its dimension indices (PS3.3 C.7.6.17), among those of its file; () where it has none.
     """
 
     origin: np.ndarray | None
@@ -82,6 +98,8 @@ class Frame:
     slope: float
     intercept: float
     digit: float
+    parts: tuple = ()
+    order: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +118,7 @@ class Header:
       notes: what is odd about it, one line each.
       patient, series: digests of what identifies them.
       number, instance: of the series, and of the image in it; infinite where there is none.
-      parts: digests of what PARTS say.
+      tiles: along a side of the mosaic in which its frames lie; 1 where they lie in none.
     """
 
     path: Path
@@ -116,7 +134,12 @@ class Header:
     series: str
     number: float
     instance: float
-    parts: tuple[str, ...]
+    tiles: int = 1
+
+    @property
+    def place(self) -> tuple[str, float, Path]:
+        """By what files are put in order."""
+        return self.patient, self.number, self.path
 
 
 def header(path: Path) -> Header | None:
@@ -144,6 +167,11 @@ def _header(path: Path) -> Header | None:
     if refused is None:
         _check_size(file, count, rows * columns * dtype.itemsize)
     frames, notes = _frames(dataset, count)
+    tiles = 1
+    if refused is None and mosaic.is_mosaic(raw(dataset, "ImageType")):
+        frames, tiles = _tiled(path, frames, (columns, rows))
+        refused = None if tiles else MOSAIC
+        columns, rows = columns // max(tiles, 1), rows // max(tiles, 1)
     padding = _padding(dataset) if kind == "CT" else None
     if padding and padding[0] * frames[0].slope + frames[0].intercept < AIR:
         notes.append(f"padding outside the field of view is set to {AIR:g}")
@@ -163,7 +191,7 @@ def _header(path: Path) -> Header | None:
         series=_digest(raw(dataset, "SeriesInstanceUID")),
         number=number(dataset, "SeriesNumber", np.inf),
         instance=number(dataset, "InstanceNumber", np.inf),
-        parts=tuple(_digest(raw(dataset, keyword)) for keyword in PARTS),
+        tiles=tiles,
     )
 
 
@@ -199,6 +227,8 @@ def _refusal(file: Elements) -> str | None:
         photometric not in ("MONOCHROME1", "MONOCHROME2", "")
     ):
         return "an image of no known colours; give one number a pixel"
+    if any(len(set(np.ravel(dataset.get(keyword) or 0).tolist())) > 1 for keyword in VECTORS):
+        return "frames of several detectors, phases or times; split it first"
     if file.pixels == "PixelData":
         allocated = integer(dataset, "BitsAllocated", 0)
         stored = integer(dataset, "BitsStored", allocated)
@@ -226,6 +256,8 @@ def _frames(dataset, count: int) -> tuple[list[Frame], list[str]]:
     shared = dataset.get("SharedFunctionalGroupsSequence") or [None]
     if count == 1 or not own:
         frame = _frame(dataset, shared[0], own[0] if own else None)
+        parts = tuple(_digest(raw(dataset, keyword)) for keyword in PARTS)
+        frame = dataclasses.replace(frame, parts=parts)
         if count == 1 or frame.origin is None:
             return [frame] * count, []
         step = frame.gap or 1.0
@@ -236,7 +268,78 @@ def _frames(dataset, count: int) -> tuple[list[Frame], list[str]]:
         )
     if len(own) != count:
         raise Unusable("NumberOfFrames is damaged; export it again")
-    return [_frame(dataset, shared[0], group) for group in own], []
+    ranks, orders = _ranks(own), _orders(own)
+    return [
+        dataclasses.replace(_frame(dataset, shared[0], group), parts=order + parts, order=order)
+        for group, parts, order in zip(own, ranks, orders, strict=True)
+    ], []
+
+
+def _orders(groups: Sequence) -> list[tuple[int, ...]]:
+    """The dimension indices of frames by their functional groups; () where not all have them."""
+    contents = [group.get("FrameContentSequence") or [{}] for group in groups]
+    orders = [tuple(map(int, content[0].get("DimensionIndexValues") or ())) for content in contents]
+    return orders if len(set(map(len, orders))) == 1 else [()] * len(orders)
+
+
+def _ranks(groups: Sequence) -> list[tuple[int, ...]]:
+    """Of all elements that differ between functional groups, but for places, the rank in each."""
+    told = [dict(_elements(group)) for group in groups]
+    ranks = []
+    for path in sorted(set().union(*told)):
+        values = [values.get(path, (b"", None))[0] for values in told]
+        if len(set(values)) > 1:
+            some = {values[path][0]: values[path][1] for values in told if path in values}
+            ordered = sorted(set(values), key=lambda value: _sortable(some.get(value)))
+            rank = {value: place for place, value in enumerate(ordered)}
+            ranks.append([rank[value] for value in values])
+    return list(zip(*ranks, strict=True)) or [()] * len(groups)
+
+
+def _elements(item, path: tuple[int, ...] = ()) -> Iterator[tuple[tuple, tuple[bytes, object]]]:
+    """All elements of an item and of those in it: where each stands, its bytes, and itself."""
+    for tag in sorted(item.keys()):
+        if tag in PLACES or tag.is_private or not dictionary_has_tag(tag):
+            continue
+        if dictionary_VR(tag) == "SQ":
+            for number, inner in enumerate(item[tag].value or ()):
+                yield from _elements(inner, (*path, tag, number))
+        else:
+            value = item.get_item(tag).value
+            encoded = value if isinstance(value, bytes) else repr(value).encode()
+            yield (*path, tag), (encoded, (item, tag))
+
+
+def _sortable(element) -> tuple:
+    """The value of an element of an item, to sort by: none, numbers, and then texts."""
+    if element is None:
+        return 0, [], ""
+    item, tag = element
+    value = item[tag].value
+    try:
+        return 1, np.array(value, np.float64).ravel().tolist(), ""
+    except (TypeError, ValueError):
+        return 2, [], str(value)
+
+
+def _tiled(path: Path, frames: list[Frame], shape: tuple[int, int]) -> tuple[list[Frame], int]:
+    """The slices in a mosaic of [columns, rows], and tiles along its side: 0 where nothing says it.
+
+    The header places the mosaic as if it were one slice: its middle is that of the first tile.
+    """
+    frame, told = frames[0], mosaic.described(path)
+    if told is None or len(frames) > 1 or None in (frame.spacing, frame.gap) or frame.axes is None:
+        return frames, 0
+    count, direction = told
+    tiles = math.ceil(math.sqrt(count))
+    normal = np.cross(*frame.axes)
+    cosine = normal @ direction
+    if shape[0] % tiles or shape[1] % tiles or abs(abs(cosine) - 1) > RIGHT_ANGLE:
+        return frames, 0
+    size = np.array(shape)
+    first = frame.origin + (size - size // tiles) / 2 * frame.spacing @ frame.axes
+    step = np.sign(cosine) * frame.gap * normal
+    return [dataclasses.replace(frame, origin=first + k * step) for k in range(count)], tiles
 
 
 def _frame(dataset, shared, own) -> Frame:

@@ -9,9 +9,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from absl import flags
-from dicom_series import write_series
+from dicom_series import enhanced, write_series
+from dicom_series import save as save_dicom
 from matplotlib.text import Text
 from PIL import Image
+from pydicom.dataset import Dataset
 
 from contourdiff_jax.commands import inspect as module
 from contourdiff_jax.data.inspection import guesses, inspect, sheets
@@ -192,6 +194,24 @@ def test_dicom_is_recognised_by_its_first_bytes_whatever_it_is_called(tmp_path, 
     [scan] = inspection.scans
     assert scan.format == "DICOM" and len(scan.scan.files) == 8
     assert inspect([tmp_path / "p1" / names[0]]).scans[0].format == "DICOM"
+
+
+def test_two_echoes_in_one_file_are_two_scans_and_not_copies(tmp_path):
+    slices = (mr()[:, :, 8:16] + 1).astype(np.int16)
+    places = np.arange(8)[:, None] * (0, 0, 6.0)
+    frames = np.concatenate([slices, slices // 4], axis=2)
+    dataset = enhanced(frames, [*places, *places], spacing=(5.0, 5.0), Modality="MR")
+    for k, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        group.MREchoSequence = [Dataset()]
+        group.MREchoSequence[0].EffectiveEchoTime = 90.0 if k < 8 else 10.0
+    (tmp_path / "p1").mkdir()
+    save_dicom(dataset, tmp_path / "p1" / "a")
+    inspection = inspect([tmp_path])
+    assert not inspection.failed and not inspection.lines(PROBLEM)
+    assert [seen.scan.name for seen in inspection.scans] == ["p1_series1", "p1_series2"]
+    assert {seen.scan.subject for seen in inspection.scans} == {"p1"}
+    first, second = (seen.percentiles[100] for seen in inspection.scans)
+    assert second == slices.max() and first == second // 4
 
 
 def test_a_range_gives_pictures_a_unit(tmp_path):

@@ -3,6 +3,7 @@
 
 import locale
 import resource
+import struct
 import time
 import tracemalloc
 import warnings
@@ -34,6 +35,7 @@ from pydicom.pixels import get_decoder, get_encoder
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
+    EnhancedMRImageStorage,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -508,6 +510,227 @@ def test_files_of_many_frames_with_one_place(tmp_path):
     np.testing.assert_array_equal(array, voxels())
     np.testing.assert_allclose(volume.native.affine[:3, 2], 2 * LPS * np.cross(*CORONAL))
     assert volume.notes == ("the header places the first frame only: 2 mm to the next is assumed",)
+
+
+def grouped_frames(names, order, dimensions=True):
+    """A file of frames of several volumes, whose order in it means nothing; the volumes by name.
+
+    Args:
+      names: of the volumes: {name: functional groups, as {sequence: {keyword: value}}}.
+      order: random, of the frames.
+      dimensions: whether there are dimension indices.
+    """
+    volumes = {name: voxels() + 1000 * k for k, name in enumerate(names)}
+    told = [(name, k) for name in names for k in range(4)]
+    order.shuffle(told)
+    frames = np.stack([volumes[name][:, :, k] for name, k in told], 2)
+    places = np.array([(1, 2, 3 + 3.0 * k) for _, k in told])
+    dataset = enhanced(frames, places, SOPClassUID=EnhancedMRImageStorage, Modality="MR")
+    for group, (name, k) in zip(dataset.PerFrameFunctionalGroupsSequence, told, strict=True):
+        content = Dataset()
+        content.FrameReferenceDateTime = f"2020010100{order.integers(60):02}"
+        if dimensions:
+            content.DimensionIndexValues = [1, k + 1, list(names).index(name) + 1]
+            content.InStackPositionNumber = k + 1
+        group.FrameContentSequence = [content]
+        for sequence, fields in names[name].items():
+            item = Dataset()
+            setattr(group, sequence, [update(item, fields)])
+    return dataset, volumes
+
+
+def echoes(times):
+    return {time: {"MREchoSequence": {"EffectiveEchoTime": time}} for time in times}
+
+
+DIFFERENT = {
+    "echoes": echoes([9.5, 10.5, 90.0]),
+    "kinds": {
+        kind: {"MRImageFrameTypeSequence": {"ComplexImageComponent": kind}}
+        for kind in ("MAGNITUDE", "PHASE")
+    },
+    "phases": {
+        time: {"CardiacSynchronizationSequence": {"NominalCardiacTriggerDelayTime": time}}
+        for time in (0.0, 50.0, 100.0, 1000.0)
+    },
+    "times": {
+        time: {"TemporalPositionSequence": {"TemporalPositionTimeOffset": time}}
+        for time in (0.0, 5.0)
+    },
+    "b-values": {b: {"MRDiffusionSequence": {"DiffusionBValue": b}} for b in (0.0, 500.0, 1000.0)},
+    "kernels": {
+        kernel: {"CTReconstructionSequence": {"ConvolutionKernel": kernel}}
+        for kernel in ("B30", "B70")
+    },
+}
+
+
+@pytest.mark.parametrize("dimensions", [True, False], ids=["indexed", "by groups alone"])
+@pytest.mark.parametrize("syntax", NATIVE[:2], ids=["implicit", "explicit"])
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_frames_of_several_volumes_are_parted(tmp_path, rng, what, syntax, dimensions):
+    """By dimension indices or functional groups, whatever the order of the frames."""
+    dataset, volumes = grouped_frames(DIFFERENT[what], rng, dimensions=dimensions)
+    path = save(dataset, tmp_path / "a.dcm", syntax)
+    series, failed = dicom.group([path])
+    assert not failed and [one.files for one in series] == [(path,)] * len(volumes)
+    for one, array in zip(series, volumes.values(), strict=True):
+        volume = io.read(one.files, frames=one.frames)
+        assert volume.notes == ()
+        np.testing.assert_array_equal(volume.to_native(volume.array), array)
+        shape, _ = io.shape_and_affine(one.files, frames=one.frames)
+        assert shape == volume.array.shape
+    with pytest.raises(InputError, match=f"{len(volumes)} volumes in one file"):
+        io.read(path)
+
+
+def test_echoes_of_several_times_in_one_file_are_parted_twice(tmp_path, rng):
+    names = {
+        (echo, kind): {
+            "MREchoSequence": {"EffectiveEchoTime": echo},
+            "MRImageFrameTypeSequence": {"ComplexImageComponent": kind},
+        }
+        for echo in (10.0, 90.0)
+        for kind in ("MAGNITUDE", "PHASE")
+    }
+    dataset, volumes = grouped_frames(names, rng, dimensions=False)
+    series, _ = dicom.group([save(dataset, tmp_path / "a.dcm")])
+    arrays = [io.read(one.files, frames=one.frames) for one in series]
+    for volume, array in zip(arrays, volumes.values(), strict=True):
+        np.testing.assert_array_equal(volume.to_native(volume.array), array)
+
+
+def test_stacks_of_several_directions_in_one_file_are_parted(tmp_path):
+    """As of a localizer."""
+    places = np.arange(4)[:, None] * (0, 0, 3.0)
+    dataset, other = enhanced(voxels(), places), enhanced(voxels(), places, axes=CORONAL)
+    for one in (dataset, other):
+        shared = one.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+        for group in one.PerFrameFunctionalGroupsSequence:
+            group.PlaneOrientationSequence = shared
+        del one.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence
+    for k, group in enumerate(other.PerFrameFunctionalGroupsSequence):
+        group.PlanePositionSequence[0].ImagePositionPatient = [0, 3.0 * k, 0]
+    dataset.PerFrameFunctionalGroupsSequence.extend(other.PerFrameFunctionalGroupsSequence)
+    dataset.PixelData += other.PixelData
+    dataset.NumberOfFrames = 8
+    series, _ = dicom.group([save(dataset, tmp_path / "a.dcm")])
+    assert [one.frames for one in series] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    for one in series:
+        assert io.read(one.files, frames=one.frames).array.size == 120
+
+
+def test_frames_in_one_place_that_nothing_tells_apart_are_refused(tmp_path):
+    places = np.array([0, 1, 2, 0])[:, None] * (0, 0, 3.0)
+    path = save(enhanced(voxels(), places), tmp_path / "a.dcm")
+    with pytest.raises(InputError, match="does not tell apart; split it first"):
+        io.read(path)
+
+
+@pytest.mark.parametrize("vector", ["EnergyWindowVector", "DetectorVector", "PhaseVector"])
+def test_frames_of_several_detectors_or_phases_are_refused(tmp_path, vector):
+    dataset = picture(header(kind="NM"), voxels().transpose(2, 1, 0))
+    setattr(dataset, vector, [1, 1, 1, 1])
+    assert io.read(save(dataset, tmp_path / "a.dcm")).array.size == 120
+    setattr(dataset, vector, [1, 2, 1, 2])
+    with pytest.raises(InputError, match="several detectors, phases or times"):
+        io.read(save(dataset, tmp_path / "b.dcm"))
+
+
+# --------------------------------------------------------------------------------------------------
+# Mosaics
+# --------------------------------------------------------------------------------------------------
+
+
+def csa(**elements):
+    """A CSA header of Siemens' second version (nibabel.org, dicom/siemens_csa)."""
+    data = b"SV10\4\3\2\1" + struct.pack("<2I", len(elements), 77)
+    for name, values in elements.items():
+        kind = {str: b"SH", int: b"US"}.get(type(values[0]), b"FD")
+        data += struct.pack("<64si4s3i", name.encode(), len(values), kind, 0, len(values), 77)
+        for value in values:
+            text = f"{value:.8f}" if kind == b"FD" else str(value)
+            text = text.encode() + b"\0"
+            data += struct.pack("<4i", len(text), len(text), 77, len(text))
+            data += text + b"\0" * (-len(text) % 4)
+    return data
+
+
+def write_mosaic(path, array, axes=AXIAL, direction=1, told=True, syntax=ExplicitVRLittleEndian):
+    """Slices [columns, rows, slices] side by side; the first lies at (1, 2, 3) in its middle."""
+    count = array.shape[2]
+    side = int(np.ceil(np.sqrt(count)))
+    tiles = np.zeros((side * side, *array.shape[1::-1]), array.dtype)
+    tiles[:count] = array.transpose(2, 1, 0)
+    rows = [np.concatenate(tiles[k : k + side], 1) for k in range(0, side * side, side)]
+    dataset = picture(header(kind="MR"), np.concatenate(rows, 0)[None])
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+    dataset.Manufacturer = "SIEMENS"
+    dataset.PixelSpacing, dataset.SliceThickness = [0.75, 0.5], 2.0
+    dataset.SpacingBetweenSlices = 2.5
+    dataset.ImageOrientationPatient = [f"{number:.12f}" for number in np.ravel(axes)]
+    dataset.ImagePositionPatient = [1, 2, 3]
+    if told:
+        block = dataset.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+        normal = direction * np.cross(*axes)
+        elements = {"NumberOfImagesInMosaic": [count], "SliceNormalVector": normal}
+        block.add_new(0x10, "OB", csa(AcquisitionMatrixText=["5p*6"], **elements))
+    return save(dataset, path, syntax)
+
+
+@pytest.mark.parametrize("syntax", [*NATIVE[:2], RLELossless], ids=lambda one: one.keyword)
+@pytest.mark.parametrize("direction", [1, -1])
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_mosaics_are_split_as_nibabel_splits_them(tmp_path, name, direction, syntax):
+    array = voxels((6, 5, 7), np.uint16)
+    path = write_mosaic(tmp_path / "a.dcm", array, ORIENTATIONS[name], direction, syntax=syntax)
+    volume = io.read(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from nibabel.nicom import dicomwrappers
+
+        reference = dicomwrappers.wrapper_from_file(path)
+        values, affine = reference.get_data(), reference.affine
+    for index in np.ndindex(volume.array.shape):
+        place = LPS * (volume.affine @ (*index, 1))[:3]
+        found = np.linalg.solve(affine, (*place, 1))[:3]
+        np.testing.assert_allclose(found, np.rint(found), atol=1e-3)
+        assert volume.array[index] == values[tuple(np.rint(found).astype(int))]
+    assert volume.notes == ()
+
+
+def test_mosaics_of_a_series_are_volumes_of_their_own(tmp_path):
+    for k in range(3):
+        write_mosaic(tmp_path / f"{k}.dcm", voxels((6, 5, 4), np.uint16) + k)
+    series, _ = dicom.group(tmp_path.iterdir())
+    for k, one in enumerate(series):
+        np.testing.assert_array_equal(read(one.files)[1], voxels((6, 5, 4))[:, :, ::1] + k)
+
+
+def test_mosaics_that_do_not_say_how_they_are_made_are_refused(tmp_path):
+    path = write_mosaic(tmp_path / "a.dcm", voxels((6, 5, 4), np.uint16), told=False)
+    dataset = pydicom.dcmread(path)
+    block = dataset.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+    normal = {"SliceNormalVector": [0, 0, 1]}
+    for number, content in enumerate(
+        (
+            None,
+            b"",
+            b"SV10 and noise",
+            csa(**normal),
+            csa(NumberOfImagesInMosaic=[9]),
+            csa(NumberOfImagesInMosaic=[50], **normal),
+            csa(NumberOfImagesInMosaic=[-1], **normal),
+            csa(NumberOfImagesInMosaic=[4], SliceNormalVector=[1, 0, 0]),
+        )
+    ):
+        if content is not None:
+            block.add_new(0x10, "OB", content)
+        bad = tmp_path / f"{number}.dcm"
+        dataset.save_as(bad)
+        with pytest.raises(InputError, match="a mosaic of many slices in one picture; convert it"):
+            io.read(bad)
+        assert len(dicom.group([bad])[0]) == 1
 
 
 # --------------------------------------------------------------------------------------------------
