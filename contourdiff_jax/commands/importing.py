@@ -2,8 +2,8 @@
 """Make a run of a diffusers UNet2DModel, such as the original ContourDiff saves, to translate with.
 
 --checkpoint is a folder with unet/config.json and its safetensors (the original's model_epoch_N),
-or that unet folder. It knows nothing of the images it was trained on: say what they were. A folder
-that `contourdiff export` wrote does know. Pickles are not read.
+or that unet folder. It does not say which images it was trained on, so the other flags have to; a
+folder that `contourdiff export` wrote says it. Pickles are not read.
 
 Example:
     contourdiff import --checkpoint=out/model_epoch_400 --workdir=runs/mr --preset=mr --spacing=1
@@ -20,6 +20,7 @@ from contourdiff_jax.volumes.grid import AXES
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    """The flags of `contourdiff import`."""
     flags.DEFINE_string("checkpoint", None, "folder of a diffusers model", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run to make", flag_values=values)
     flags.DEFINE_string("preset", None, "modality of its images: ct or mr", flag_values=values)
@@ -35,12 +36,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "contours",
         None,
         "contours it was trained with: a JSON file, or "
-        f"{', '.join(contour_settings.PRESETS)}; original, if not said",
+        f"{', '.join(contour_settings.PRESETS)}; original by default",
         flag_values=values,
     )
 
 
 def main(values: flags.FlagValues) -> int:
+    """Runs the command."""
     for name in ("checkpoint", "workdir"):
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff import --help`")
@@ -57,11 +59,11 @@ def main(values: flags.FlagValues) -> int:
     return 0
 
 
-def _window(given: list[str]) -> tuple[float, float]:
+def _window(words: list[str]) -> tuple[float, float]:
     try:
-        low, high = map(float, given)
+        low, high = map(float, words)
     except ValueError:
         low = high = 0.0
     if not -math.inf < low < high < math.inf:
-        raise InputError(f"--window={','.join(given)}: must be LOW,HIGH with LOW below HIGH")
+        raise InputError(f"--window={','.join(words)}: must be LOW,HIGH with LOW below HIGH")
     return low, high

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Everything once, in minutes, on generated heads: train on MR, translate CT, score, report.
 
-Makes phantoms, trains on the MR of some, translates the CT of others from its contours alone,
-scores the result against the MR that these others would have had, and writes WORKDIR/report.html.
+Generates heads, trains on the MR of some, translates the CT of others from its contours alone,
+scores the result against the true MR of the latter, and writes WORKDIR/report.html.
 
 Example:
     contourdiff quickstart --workdir=quickstart --minutes=5
@@ -20,18 +20,23 @@ from contourdiff_jax.errors import InputError
 SIZE = 64  # px
 SPACING = 3.6  # mm
 HEADS = {
-    **{"subjects": 44, "test": 6, "train_ct": 4},  # the other 34 are trained on
-    **{"slices": 16, "level": 28.0},  # from the orbits up: faces take longer to learn
+    "subjects": 44,  # of which 34 are trained on
+    "test": 6,
+    "train_ct": 4,
+    "slices": 16,
+    "level": 28.0,  # mm, from the orbits up: faces take longer to learn
 }
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    """The flags of `contourdiff quickstart`."""
     flags.DEFINE_string("workdir", None, "folder for everything that is made", flag_values=values)
     flags.DEFINE_float("minutes", 5.5, "time to train", lower_bound=0.05, flag_values=values)
     flags.DEFINE_integer("seed", 0, "seed of phantoms, training and noise", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> int:
+    """Runs the command; 1 where training was stopped."""
     if values.workdir is None:
         raise InputError("--workdir is required")
     finished = quickstart(Path(values.workdir), minutes=values.minutes, seed=values.seed)
@@ -39,12 +44,12 @@ def main(values: flags.FlagValues) -> int:
 
 
 def config(seed: int = 0):
-    """The configuration of the quickstart; the number of images follows from the time given."""
+    """The configuration of the quickstart, but for the number of images, which time decides."""
     settings = configuration.default()
     settings.seed = seed
-    # Minutes are few. They go where only the contours tell what is there, in almost pure noise; so
-    # one step, to the mean of all images that have these contours, is the best that can be taken.
-    # With hours, the defaults and more steps give texture too.
+    # A few minutes are spent on almost pure noise, where contours alone tell what is there. The
+    # best that this allows is a single step, to the mean of all images with these contours. With
+    # hours, the defaults and more steps give texture too.
     settings.train.batch = 2
     settings.diffusion.time_exponent = 0.1
     settings.sampler.steps = 1
@@ -55,9 +60,9 @@ def config(seed: int = 0):
 
 
 def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
-    """See the module's docstring; returns whether it came to the end (SIGTERM stops training).
+    """Make WORKDIR/report.html and all that it needs; False where SIGTERM stopped the training.
 
-    What an earlier call has finished is kept, so an interrupted quickstart goes on.
+    What an earlier call has finished is kept, so that an interrupted quickstart goes on.
     """
     # Imported here: `contourdiff quickstart --help` needs none of it.
     from contourdiff_jax.data.phantoms.heads import phantoms
@@ -80,7 +85,7 @@ def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
     if (trained / "config.json").exists():
         settings = run.load(trained).config
     else:
-        # The time becomes a number of images once: a resumed run must be the same run.
+        # Minutes become a number of images once: what is resumed must be the same run.
         settings = config(seed)
         speed = images_per_second(settings, store)
         images = max(settings.train.batch, int(speed * minutes * 60))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A run's averaged network as a folder that diffusers loads, with its scheduler."""
+"""Exporting: a run's averaged network and its scheduler, as a folder that diffusers loads."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ PIPELINES = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
 
 
 def export(run_folder: str | Path, out: str | Path) -> None:
-    """Write the run as a diffusers pipeline's folder; see the module's docstring.
+    """Write a run as the folder of a diffusers pipeline, from which `import` makes it again.
 
     Raises:
       InputError: not a run, a setting that diffusers has no equivalent of, or `out` is in use.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs made of models that others trained: diffusers' UNet2DModel, such as the original saves."""
+"""Importing: runs made of diffusers' UNet2DModel, which is what the original saves."""
 
 import contextlib
 import json
@@ -24,9 +24,9 @@ from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
 
-# What a network sees beside the image by the number of its channels, as ContourDiff has it.
+# What a network sees beside the image, by the number of these channels, as in ContourDiff.
 CONDITIONS = {1: (CONTOUR.name,), 2: (CONTOUR.name, NEIGHBOUR.name)}
-STEPS = 50  # of sampling, as published: a scheduler's configuration does not say
+STEPS = 50  # of sampling, as published; the configuration of a scheduler does not say
 
 
 # ----------------------------------------------------------------------------------------------
@@ -45,17 +45,20 @@ def import_checkpoint(
     size: int | None = None,
     contours_file: str | Path | None = None,
 ) -> None:
-    """Make the run `workdir` of a diffusers model; see the module's docstring.
+    """Make a run of a diffusers model.
 
     Args:
-      source: a pipeline's folder, or its `unet`.
-      preset: modality of the images it draws, 'ct' or 'mr'.
-      window: intensities of its black and white, -1 and 1 in the model.
-      axis, spacing, size: its grid, see volumes/grid.py.
-      contours_file: JSON of ContourSettings for these images, or the name of a contour preset.
+      source: a pipeline's folder, or its `unet`. One that `export` wrote says all of the following
+        itself; of any other, preset and spacing have to be given.
+      workdir: folder of the run.
+      preset: modality of the images that the model draws, 'ct' or 'mr'.
+      window: intensities of the model's -1 and 1; default: the preset's.
+      axis, spacing, size: of the grid, see volumes/grid.py; default: axial, and the model's size.
+      contours_file: settings of the contours that it was trained with: a JSON file, or the name of
+        a contour preset; default: the original's.
 
     Raises:
-      InputError: anything of these that cannot be used. Nothing is left behind.
+      InputError: a model or an argument that cannot be used. No files are left behind.
     """
     workdir = Path(workdir)
     disk.check_is_free(workdir)
@@ -70,9 +73,9 @@ def import_checkpoint(
     }
     root = unet.parent if unet.name == "unet" else unet
     if (root / run.EXPORTED).is_file():
-        given = [name for name, value in images.items() if value is not None]
-        if given:
-            raise InputError(f"--{given[0]}: {root / run.EXPORTED} says it already; leave it out")
+        for name, value in images.items():
+            if value is not None:
+                raise InputError(f"--{name}: {root / run.EXPORTED} says it already; leave it out")
         ours = _exported(root, unet / "config.json")
     else:
         ours = _foreign(root, unet / "config.json", images)
@@ -95,7 +98,7 @@ def import_checkpoint(
 
 
 def _exported(root: Path, unet: Path) -> run.Run:
-    """The run that `export` wrote; InputError where what lies beside it has become another."""
+    """The run that `export` wrote; InputError where the files beside it were changed since."""
     path, scheduler = root / run.EXPORTED, _scheduler(root)
     ours = run.read(path)
     with _naming(path):
@@ -117,7 +120,7 @@ def _exported(root: Path, unet: Path) -> run.Run:
 
 
 def _foreign(root: Path, unet: Path, images: dict) -> run.Run:
-    """The run of a model that knows nothing of its images, but for what is given."""
+    """The run of a model without any record of its images, which `images` describes."""
     for name in ("preset", "spacing"):
         if images[name] is None:
             raise InputError(f"--{name} is required: {root} does not say what it was trained on")
@@ -152,7 +155,7 @@ def _size(fields: dict) -> int:
 
 
 def _preset_window(preset: Preset, shown: tuple[float, float] | None) -> Window:
-    """The window of which the part that the model sees, preset.image, is LOW to HIGH."""
+    """The window in which preset.image, the part that the model sees, is from LOW to HIGH."""
     if shown is None:
         return intensity.IDENTITY
     scale = (shown[1] - shown[0]) / (preset.image.high - preset.image.low)
@@ -161,7 +164,7 @@ def _preset_window(preset: Preset, shown: tuple[float, float] | None) -> Window:
 
 
 def _sampling(root: Path) -> dict:
-    """The `diffusion` and `sampler` sections, as published where a scheduler does not say."""
+    """The `diffusion` and `sampler` sections: what the scheduler says, and else as published."""
     training = {"weighting": "none", "time_exponent": 1.0}
     path = _scheduler(root)
     if path is None:
@@ -213,8 +216,8 @@ def _json(path: Path) -> dict:
 
 
 def _params(config, shapes, tensors: dict[str, Tensor], folder: Path):
-    """The tree of `shapes` filled from tensors, once all of them are found to fit."""
-    # A tensor of an early name and its namesake of today cannot both be right.
+    """The tree of `shapes`, filled from tensors that have all been checked to fit."""
+    # Where a file has a tensor under its early name and under today's, the former is unexpected.
     tensors = {
         name if unet2d.current(name) in tensors else unet2d.current(name): tensor
         for name, tensor in tensors.items()
@@ -246,7 +249,7 @@ def _params(config, shapes, tensors: dict[str, Tensor], folder: Path):
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Say which file an InputError is about."""
+    """Put the file that an InputError is about before its text."""
     try:
         yield
     except InputError as error:

@@ -31,9 +31,9 @@ def cached() -> Path:
 
 
 def fetch(path: Path) -> Path:
-    """The weights at `path`, downloaded if they are not there, verified in any case.
+    """Download the weights to `path` unless they are there, and verify them; returns the path.
 
-    Raises InputError where they cannot be had, with all that is needed to get them otherwise.
+    Raises InputError where they cannot be had, saying how to get them otherwise.
     """
     if path.exists():
         if hashlib.sha256(torchfile.contents(path)).hexdigest() != SHA256:
@@ -55,7 +55,7 @@ def fetch(path: Path) -> Path:
 
 
 def _download(path: Path) -> str:
-    """Writes what the URL gives and returns its SHA-256."""
+    """Write what the URL answers, and return its SHA-256."""
     digest = hashlib.sha256()
     with urllib.request.urlopen(URL, timeout=TIMEOUT) as answer, path.open("xb") as file:
         size = answer.length
@@ -68,14 +68,14 @@ def _download(path: Path) -> str:
 
 
 def load(path=None) -> tuple[dict, str, str]:
-    """Parameters of the network, the name of their file without its suffix, and its SHA-256.
+    """(parameters of the network, name of their file without its suffix, its SHA-256).
 
     Args:
       path: the file; by default $CONTOURDIFF_INCEPTION, or that of the cache.
 
     Raises:
-      InputError: no such file, one whose name promises another SHA-256 (as torch names its files,
-        "...-6726825d.pth"), or one that holds other tensors.
+      InputError: no such file; one whose name ends, as torch names its files, in the beginning of
+        another SHA-256 ("...-6726825d.pth"); or one that holds other tensors.
     """
     path = Path(path or os.environ.get(VARIABLE) or cached())
     if path == cached() and not path.exists():

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What diffusers calls our schedules and samplers: names and numbers only, no files.
+"""Our schedules and samplers in diffusers' words: names and numbers only, no files.
 
 The reference is diffusers 0.42 (schedulers/scheduling_ddpm.py, scheduling_ddim.py and
-scheduling_dpmsolver_multistep.py). `ours` and `theirs` are inverse to each other but for what
-diffusers leaves to the caller, the number of steps, eta, and whether eps is clipped, and for DDIM's
-stride, which there is fixed.
+scheduling_dpmsolver_multistep.py). `ours` and `theirs` are inverses of each other, except for what
+diffusers leaves to the caller (the number of steps, eta, and whether eps is clipped) and for the
+stride of its DDIM, which is fixed.
 """
 
 import math
@@ -21,7 +21,7 @@ SCHEDULERS = {
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
-# Fields of a scheduler_config.json that ours have too, and what counts where one is missing.
+# Fields of a scheduler_config.json that have an equivalent here, with diffusers' defaults.
 COMMON = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
@@ -35,7 +35,7 @@ COMMON = {
     "sample_max_value": 1.0,
 }
 CLIPPED = COMMON | {"clip_sample": True, "clip_sample_range": 1.0}
-# With those that ours have not, and what diffusers takes by default and ours do.
+# With the fields that have none: only diffusers' default is supported, which ours do.
 FIELDS = {
     "ddpm": CLIPPED | {"trained_betas": None, "variance_type": "fixed_small"},
     "ddim": CLIPPED | {"trained_betas": None, "set_alpha_to_one": True},
@@ -59,9 +59,9 @@ FIELDS = {
         "time_shift_type": "exponential",
     },
 }
-# Of no effect here: thresholding at 1 is clipping, whatever the ratio of pixels beyond it.
+# Without effect here: thresholding at 1 is clipping, whatever share of pixels lies beyond.
 IDLE = {"dynamic_thresholding_ratio"}
-# What else clips x_0, and at what.
+# What clips x_0, and the field with the limit.
 CLIPPING = {"thresholding": "sample_max_value", "clip_sample": "clip_sample_range"}
 
 
@@ -69,15 +69,15 @@ def ours(fields: Mapping) -> dict[str, dict]:
     """A scheduler_config.json -> fields of the `diffusion` and `sampler` sections (see config.py).
 
     Raises:
-      InputError: a scheduler, or a field of it, that we have no equivalent of, named.
+      InputError: a scheduler, or a field of it, without an equivalent here; it is named.
     """
-    given = fields.get("_class_name", SCHEDULERS["ddpm"])
-    name = _ours("_class_name", given, SCHEDULERS)
+    scheduler = fields.get("_class_name", SCHEDULERS["ddpm"])
+    name = _ours("_class_name", scheduler, SCHEDULERS)
     fields = {n: v for n, v in fields.items() if not n.startswith("_") and n not in IDLE}
     for field, value in fields.items():
         if not any(field in known for known in FIELDS.values()):
-            raise InputError(f"{field}: not a field of a {given} that is known here")
-        # Those of another scheduler are left by `from_config` and have no effect.
+            raise InputError(f"{field}: not a field of a {scheduler} that is known here")
+        # Fields of another scheduler, which `from_config` leaves there, have no effect.
         usual = FIELDS[name].get(field, value)
         if (field not in CLIPPED and value != usual) or (value is None and usual is not None):
             raise InputError(f"{field}: {value!r} is not supported, only {usual!r}")
@@ -107,13 +107,13 @@ def ours(fields: Mapping) -> dict[str, dict]:
 
 
 def theirs(config) -> dict:
-    """A configuration -> the scheduler_config.json that stands for its schedule and sampler.
+    """A configuration -> the scheduler_config.json of its schedule and sampler.
 
     Raises:
-      InputError: a setting that the scheduler has no equivalent of, named.
+      InputError: a setting that the scheduler has no equivalent of; it is named.
     """
     diffusion, sampler = config.diffusion, config.sampler
-    configuration.check_diffusion(config)  # refuses what we have not either
+    configuration.check_diffusion(config)  # refuses what there is not here either
     configuration.check_sampler(config)
     if (sampler.name, sampler.spacing, sampler.fixed_stride) == ("ddim", "linspace", False):
         raise InputError(

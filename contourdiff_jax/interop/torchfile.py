@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors in a file of torch.save, read without torch and without running what is in it.
+"""The tensors in a file of torch.save, read without torch and without running the file.
 
 Such a file is a pickle, and a pickle is a program. This reader knows the few names that a
-dictionary of tensors needs, gives them meanings that do nothing, and refuses every other name. Both
+dictionary of tensors needs, puts harmless things in their place, and refuses every other name. Both
 forms are read: zip archives, and what torch wrote before 1.6 (torch/serialization.py), where
-pickles follow one another:
+several pickles follow one another:
 
     magic, protocol, {"little_endian": ...}, the dictionary, [key of storage, ...],
     then for each key the count of elements, int64, and the elements
@@ -46,7 +46,7 @@ class _View(NamedTuple):
 
 
 def _view(storage, offset, shape, strides, *_) -> _View:
-    """In place of torch._utils._rebuild_tensor_v2: nothing is looked up yet."""
+    """Stands for torch._utils._rebuild_tensor_v2; elements are read later."""
     return _View(storage, offset, shape, strides)
 
 
@@ -58,7 +58,7 @@ NAMES = {
 
 
 class _Refused(Exception):
-    """A name that no tensor needs."""
+    """The file asks for a name that no tensor needs."""
 
 
 class _Unpickler(pickle.Unpickler):
@@ -78,7 +78,8 @@ def read(path: Path, content: bytes | None = None) -> dict[str, np.ndarray]:
     """The tensors of a file by name.
 
     Args:
-      path: the file; of a `content` that was read already, what messages call it.
+      path: the file.
+      content: its bytes, where they have been read already.
 
     Raises:
       InputError: a file that is damaged, that holds other things than tensors, or whose pickle asks
@@ -95,7 +96,7 @@ def read(path: Path, content: bytes | None = None) -> dict[str, np.ndarray]:
             f"{path}: its pickle asks for {error}, which no tensor needs; nothing of it was run, "
             f"and it should not be trusted"
         ) from None
-    # A damaged pickle fails in any way at all.
+    # There is no telling how a damaged pickle fails.
     except Exception as error:
         raise InputError(
             f"{path}: damaged, or not a dictionary of tensors ({disk.reason(error)})"
@@ -126,14 +127,14 @@ def _sequential(stream: io.BytesIO) -> tuple[Mapping, Callable]:
         raise ValueError("neither form of torch.save")
     if _Unpickler(stream).load() != PROTOCOL or not _Unpickler(stream).load()["little_endian"]:
         raise ValueError("another protocol, or elements that are not little-endian")
-    views, keys, places = _Unpickler(stream).load(), _Unpickler(stream).load(), {}
+    views, keys, elements = _Unpickler(stream).load(), _Unpickler(stream).load(), {}
     used = {view.storage.key: view.storage for view in dict.values(views)}
     for key in keys:
         size = np.dtype(used[key].dtype).itemsize * used[key].count
         if int.from_bytes(stream.read(8), "little") != used[key].count:
             raise ValueError(f"storage {key} is not as long as its tensors say")
-        places[key] = stream.read(size)
-    return views, lambda storage: places[storage.key]
+        elements[key] = stream.read(size)
+    return views, lambda storage: elements[storage.key]
 
 
 def _array(view: _View, elements: Callable) -> np.ndarray:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What diffusers calls our networks and their parameters: names and numbers only, no files.
+"""Our networks and their parameters in diffusers' words: names and numbers only, no files.
 
 The reference is `UNet2DModel` of diffusers 0.42 (models/unets/unet_2d.py, unet_2d_blocks.py,
-models/resnet.py, attention_processor.py, embeddings.py). `model` and `unet` are inverse to each
+models/resnet.py, attention_processor.py, embeddings.py). `model` and `unet` are inverses of each
 other, as are `ours` and `theirs`.
 """
 
@@ -16,7 +16,7 @@ from contourdiff_jax.models.unet import decoder_attention
 
 UNET = "UNet2DModel"
 
-# Fields of its config.json, with what counts where one is missing, as in files of older versions.
+# Fields of its config.json with diffusers' defaults, for files of older versions that lack some.
 FIELDS = {
     "sample_size": None,
     "in_channels": 3,
@@ -47,7 +47,7 @@ FIELDS = {
     "num_class_embeds": None,
     "num_train_timesteps": None,
 }
-# The only values of these that our network has, the usual one first.
+# Fields of which our network has only these values, the usual one first.
 SUPPORTED = {
     "time_embedding_type": ("positional",),
     "mid_block_type": ("UNetMidBlock2D",),
@@ -70,10 +70,10 @@ UP = ("UpBlock2D", "AttnUpBlock2D")
 def model(fields: Mapping) -> dict:
     """Fields of a UNet2DModel's config.json -> fields of a `model` section (see config.py).
 
-    All but the conditions: diffusers does not know what channels mean.
+    The conditions are left out: diffusers does not know what channels mean.
 
     Raises:
-      InputError: a field that our network has no equivalent of, named.
+      InputError: a field that our network has no equivalent of; it is named.
     """
     if fields.get("_class_name", UNET) != UNET:
         raise InputError(f"_class_name: {fields['_class_name']!r} is not {UNET}")
@@ -142,7 +142,7 @@ def unet(config, *, inputs: int, outputs: int, size: int) -> dict:
       size: of the images, in pixels.
 
     Raises:
-      InputError: a setting that UNet2DModel has no equivalent of, named.
+      InputError: a setting that UNet2DModel has no equivalent of; it is named.
     """
     if not config.resample_convolution:
         raise InputError(
@@ -228,7 +228,7 @@ PARTS = {
     "scale": "weight",
     "bias": "bias",
 }
-# What attention's parts were called in files of early versions, which diffusers goes on reading.
+# Names of the parts of attention in files of early versions, which diffusers still reads.
 EARLY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -243,7 +243,7 @@ def name(config, path: tuple) -> str:
 
 
 def _block(config, side: str, place: int, kind: str, *rest) -> tuple[str, tuple]:
-    """Our encoder and decoder are flat lists; theirs are blocks, one for each resolution."""
+    """Our encoder and decoder are flat lists; theirs are lists of blocks, one a resolution."""
     stages = {"down": config.layers, "middle": 2, "up": config.layers + 1}[side]
     block, stage = divmod(place, stages + 1)
     parent = "mid_block" if side == "middle" else f"{side}_blocks.{block}"
@@ -253,7 +253,7 @@ def _block(config, side: str, place: int, kind: str, *rest) -> tuple[str, tuple]
 
 
 def current(name: str) -> str:
-    """The name that diffusers gives a parameter today, whatever version named it."""
+    """The name of a parameter in diffusers today, whatever version wrote it."""
     parts = name.split(".")
     return ".".join(EARLY.get(p, p) for p in parts) if "attentions" in parts else name
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters in the files of a diffusers model: safetensors, whole or in shards.
+"""The tensors in a diffusers model's folder: safetensors, in one file or in shards.
 
 Files are memory-mapped and read tensor by tensor. Pickles (.bin, .pt, .ckpt) can run code and are
 not read.
@@ -30,9 +30,10 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
 
     def read(self) -> np.ndarray:
-        """float32, whatever it is kept in.
+        """The values, as float32 whatever the file has.
 
-        The file is mapped anew for every tensor: pages that were read would go on taking memory.
+        The file is mapped for this tensor alone, since pages that were read stay in memory as long
+        as it is mapped.
         """
         with safe_open(self.path, framework="np") as file:
             return file.get_tensor(self.name).astype(np.float32, copy=False)
@@ -42,7 +43,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a model's folder by name.
 
     Raises:
-      InputError: no safetensors, a damaged file, or an index that its shards do not keep to.
+      InputError: no safetensors, a damaged file, or an index that does not agree with its shards.
     """
     if (folder / WEIGHTS).is_file():
         return _tensors(folder / WEIGHTS)
@@ -54,7 +55,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Raise InputError for a pickle, with the line that converts it."""
+    """Raise InputError for a pickle, with the command that converts it."""
     if path.suffix in PICKLES:
         raise InputError(
             f"{path}: a pickle, which can run code and is not read; where you trust it, convert it "
@@ -69,7 +70,7 @@ def write(folder: Path, tensors: dict[str, np.ndarray]) -> None:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    found = {}
+    tensors = {}
     try:
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118, not a dict
@@ -78,10 +79,10 @@ def _tensors(path: Path) -> dict[str, Tensor]:
                     raise InputError(
                         f"{path}: {name} is {tensor.get_dtype()}, not one of {', '.join(DTYPES)}"
                     )
-                found[name] = Tensor(path, name, tuple(tensor.get_shape()))
+                tensors[name] = Tensor(path, name, tuple(tensor.get_shape()))
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: damaged or not a safetensors file ({error})") from None
-    return found
+    return tensors
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
@@ -89,15 +90,15 @@ def _sharded(index: Path) -> dict[str, Tensor]:
         files = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{index}: cannot be read as an index of shards ({error!r})") from None
-    # Nothing is opened that is not in the folder, whatever an index calls it.
+    # Only files of this folder are opened, whatever an index names.
     own = [path.name for path in index.parent.iterdir()]
     for name in files.values():
         if name not in own:
             raise InputError(f"{index}: names {name!r}, which is not a file of its own folder")
-    found = {}
+    tensors = {}
     for name in sorted(set(files.values())):
-        found |= _tensors(index.parent / name)
-    for name in sorted(files.keys() | found.keys()):
-        if name not in found or files.get(name) != found[name].path.name:
+        tensors |= _tensors(index.parent / name)
+    for name in sorted(files.keys() | tensors.keys()):
+        if name not in tensors or files.get(name) != tensors[name].path.name:
             raise InputError(f"{index}: does not say where {name} is, or not rightly")
-    return found
+    return tensors

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Outputs: where translations go, and in which format.
 
-    same     as the source: NIfTI, .mha, .nrrd, .npy and pictures stay what they are under their
-             names; DICOM becomes NIfTI, and so do pictures that cannot hold the target's values
+    same     as the source, under its name: NIfTI, .mha, .nrrd, .npy and pictures; DICOM becomes
+             NIfTI, and so do pictures that cannot hold the target's values
     nifti    OUT/<name>.nii.gz
     dicom    OUT/<name>/0001.dcm ..., a derived series with identifiers of its own
     bids     OUT/sub-<label>/[ses-<label>/]<datatype>/<name>_desc-contourdiff_<kind>.nii.gz, a BIDS
@@ -10,8 +10,8 @@
     nnunet   OUT/imagesTr/<name>_0000.nii.gz and OUT/labelsTr/<name>.nii.gz, the labels of the
              source, with dataset.json: ready to train on
 
-Beside every translation lies its sidecar, whatever the format. Maps of translations (their standard
-deviation, say) are NIfTI, each kind in a folder of its own: OUT/maps/<kind>/<name>.nii.gz.
+Beside every translation lies its sidecar. Maps (samples.py) are NIfTI whatever the format, each
+kind in a folder of its own: OUT/maps/<kind>/<name>.nii.gz.
 
 The affine, the axes and the shape of the source are put back by volumes/io.py and the formats.
 """
@@ -229,7 +229,7 @@ class OutputFolder:
             if labels is None:
                 raise InputError(f"{scan.path}: no label map; --format=nnunet needs --labels")
             dtype = np.uint8 if labels.max() < 256 else np.uint16
-            # Both on the one grid that is written, or nnU-Net refuses them.
+            # On the grid of the image, or nnU-Net refuses them.
             io.write(label, labels, volume, dtype, overwrite=True)
             plain.save(array, volume)
 
@@ -258,7 +258,7 @@ class OutputFolder:
                         "Description": sidecars.NOTICE,
                     }
                 ],
-                # What the source was is in the sidecars, by digest; its place may name a patient.
+                # Sidecars identify the source by its digest; its path may name a patient.
                 "SourceDatasets": [{"URL": "local"}],
             },
         )
@@ -285,21 +285,21 @@ class OutputFolder:
 
 
 def _entities(name: str) -> list[str]:
-    """The BIDS entities of a scan: its own, or a subject label made of its name."""
+    """The BIDS entities of a scan's name, or a subject label made of a name without any."""
     if name.startswith("sub-"):
         return name.split("_")
     return [f"sub-{re.sub('[^A-Za-z0-9]', '', name) or 'unnamed'}"]
 
 
 def _label_names(source: Path) -> dict | None:
-    """The names of the labels that the source's own dataset.json gives."""
+    """Labels by name, of the source's own dataset.json; None where it has none."""
     try:
         labels = json.loads((Path(source) / "dataset.json").read_text())["labels"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not isinstance(labels, dict):
         return None
-    # Version 1 of the format has them the other way round: {"0": "background"}.
+    # Version 1 of the format has names by label: {"0": "background"}.
     if all(isinstance(name, str) for name in labels.values()):
         return {name: int(number) for number, name in labels.items() if number.isdigit()}
     return labels

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sidecars: the JSON beside every translated volume that says what it is and how it was made.
+"""Sidecars: the JSON files beside translated volumes, which say what these are and how made.
 
     {"schema", "notice", "subject", "source": {"name", "sha256"}, "preset": {"source", "target"},
      "assumed": {"spacing", "range"}, "window": [low, high], "grid",
@@ -94,12 +94,12 @@ class Sidecar:
 
 
 def beside(scan: Scan) -> Path:
-    """Where the sidecar of a translated scan lies: beside its file, or beside a series' folder."""
+    """The path of a translated scan's sidecar: beside its file, or a series' folder."""
     first = scan.files[0]
     suffix = filenames.suffix_of(first)
     if suffix in filenames.DICOM:
         return scan.path.with_name(f"{scan.path.name}.json")
-    if suffix in filenames.PICTURES:  # several pictures share a folder with those of others
+    if suffix in filenames.PICTURES:  # those of several scans share a folder
         return first.with_name(f"{scan.stem}.json")
     return first.with_name(f"{filenames.stem(first)}.json")
 
