@@ -25,7 +25,6 @@ from tqdm import tqdm
 from contourdiff_jax import config as configuration
 from contourdiff_jax import methods
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.contracts import Averages, Translator
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
@@ -86,19 +85,12 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What became of the volumes.
+    """What became of the volumes."""
 
-    Attributes:
-      done: files translated now.
-      kept: files that were translated before.
-      failed: paths, and why they could not be translated.
-      left: files that another process is translating.
-    """
-
-    done: list[Path]
-    kept: list[Path]
-    failed: list[tuple[Path, str]]
-    left: list[Path] = dataclasses.field(default_factory=list)
+    done: list[Path]  # translated now
+    kept: list[Path]  # translated before
+    failed: list[tuple[Path, str]]  # and why
+    left: list[Path] = dataclasses.field(default_factory=list)  # to another process, at work on it
 
 
 def translate(request: Request) -> Result:
@@ -120,22 +112,27 @@ def translate(request: Request) -> Result:
     scans.check_assumed(content.scans, request.assumed)
     folder = _output_folder(trained, request, config.sampler)
     jobs = _jobs(content.scans, folder)
-    masks = None if request.masks is None else pairs.by_name(request.masks, "masks")
-    network = _network(trained, config, request)
+    plan, step, averages = _plan(trained, config.sampler, settings, request)
     work = _Work(
-        plan=Plan(
-            settings=settings,
-            window=trained.window,
-            masks=masks,
-            sampler=config.sampler,
-            sees=network.translator.sees,
-            draw=functools.partial(sampling.draw, network.translator, network.sharding),
-            seed=request.seed,
-            maps=bool(folder.maps),
-        ),
+        plan=plan,
         folder=folder,
-        common=_common(trained, config, settings, network, request.seed),
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(network.averages)),
+        common={
+            "schema": sidecars.SCHEMA,
+            "notice": sidecars.NOTICE,
+            **settings.to_dict(),
+            "window": [trained.window.low, trained.window.high],
+            "checkpoint": {
+                "step": step,
+                "images": step * config.train.batch,
+                "digest": checkpoint.digest(averages),
+            },
+            "sampler": config.sampler.to_dict(),
+            "seed": request.seed,
+            "training_subjects_sha256": list(trained.subjects),
+            "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "config": config.to_dict(),
+        },
+        parameters=sum(leaf.size for leaf in jax.tree.leaves(averages)),
         overwrite=request.overwrite,
         result=Result([], [], list(content.failed)),
     )
@@ -156,6 +153,8 @@ def translate(request: Request) -> Result:
 # --------------------------------------------------------------------------------------------------
 
 
+PACKAGES = ("contourdiff-jax", "jax", "flax", "numpy", "opencv-python-headless")  # on record
+OF_STEPS = ("coupling", "scgd", "tiles")  # fields of the sampler that change its steps
 # Values with which a field asks for nothing, so that it may be given where it counts for nothing.
 OFF = {"fixed_stride": False, "anchor": 0, "middle": False, "keep": "first"}
 
@@ -203,7 +202,6 @@ def _output_folder(trained: Run, request: Request, sampler) -> OutputFolder:
         )
     if request.labels is not None and request.format != "nnunet":
         raise InputError("--labels: only --format=nnunet writes label maps; leave it out")
-    maps = sampler.samples > 1 if request.maps is None else request.maps
     return OutputFolder(
         path=Path(request.out),
         format=request.format,
@@ -211,8 +209,12 @@ def _output_folder(trained: Run, request: Request, sampler) -> OutputFolder:
         window=trained.window,
         kind=request.kind or target.name,
         labels=None if request.labels is None else pairs.by_name(request.labels, "labels"),
-        maps=samples.MAPS if maps else (),
+        maps=samples.MAPS if _maps(request, sampler) else (),
     )
+
+
+def _maps(request: Request, sampler) -> bool:
+    return sampler.samples > 1 if request.maps is None else request.maps
 
 
 class _Job(NamedTuple):
@@ -244,35 +246,31 @@ def _jobs(sources: Sequence[Scan], folder: OutputFolder) -> list[_Job]:
     return jobs
 
 
-# --------------------------------------------------------------------------------------------------
-# The network
-# --------------------------------------------------------------------------------------------------
+def _plan(trained: Run, sampler, settings: Settings, request: Request):
+    """How volumes are translated, with the step and the weights of the network that draws them.
 
-
-OF_STEPS = ("coupling", "scgd", "tiles")  # fields of the sampler that change its steps
-
-
-class _Network(NamedTuple):
-    """A run's method, ready to draw, and the weights that it draws with."""
-
-    translator: Translator
-    sharding: jax.sharding.NamedSharding  # of a batch of slices
-    step: int
-    averages: Averages
-
-
-def _network(trained: Run, config: ConfigDict, request: Request) -> _Network:
-    """The run's network; InputError where it cannot draw as it is asked to."""
-    mesh = _mesh(trained, config.sampler.batch, request.devices)
-    method = methods.build(trained, mesh=mesh, sampler=config.sampler)
+    Raises InputError where the run's method cannot draw as it is asked to.
+    """
+    masks = None if request.masks is None else pairs.by_name(request.masks, "masks")
+    mesh = _mesh(trained, sampler.batch, request.devices)
+    method = methods.build(trained, mesh=mesh, sampler=sampler)
     step, averages = checkpoint.averages(Path(request.run), method.players, mesh)
     translator = method.translator(averages, method.fixed)
     for field in OF_STEPS:
-        if config.sampler[field] and not translator.denoises:
-            raise InputError(
-                f"--{field}: it changes the steps of a sampler, and {config.method} takes none"
-            )
-    return _Network(translator, meshes.batch(mesh), step, averages)
+        if sampler[field] and not translator.denoises:
+            name = trained.config.method
+            raise InputError(f"--{field}: it changes the steps of a sampler, and {name} takes none")
+    plan = Plan(
+        settings=settings,
+        window=trained.window,
+        masks=masks,
+        sampler=sampler,
+        sees=translator.sees,
+        draw=functools.partial(sampling.draw, translator, meshes.batch(mesh)),
+        seed=request.seed,
+        maps=_maps(request, sampler),
+    )
+    return plan, step, averages
 
 
 def _mesh(trained: Run, batch: int, devices: int | None) -> Mesh:
@@ -283,31 +281,6 @@ def _mesh(trained: Run, batch: int, devices: int | None) -> Mesh:
     return mesh
 
 
-def _common(trained: Run, config, settings: Settings, network: _Network, seed: int) -> dict:
-    """The fields that the sidecars of all volumes have in common."""
-    return {
-        "schema": sidecars.SCHEMA,
-        "notice": sidecars.NOTICE,
-        **settings.to_dict(),
-        "window": [trained.window.low, trained.window.high],
-        "checkpoint": {
-            "step": network.step,
-            "images": network.step * config.train.batch,
-            "digest": checkpoint.digest(network.averages),
-        },
-        "sampler": config.sampler.to_dict(),
-        "seed": seed,
-        "training_subjects_sha256": list(trained.subjects),
-        "versions": _versions(),
-        "config": config.to_dict(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    names = ("contourdiff-jax", "jax", "flax", "numpy", "opencv-python-headless")
-    return {name: importlib.metadata.version(name) for name in names}
-
-
 # --------------------------------------------------------------------------------------------------
 # The work
 # --------------------------------------------------------------------------------------------------
@@ -315,23 +288,14 @@ def _versions() -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """The translation of a folder.
-
-    Attributes:
-      plan: how volumes are translated.
-      folder: where they go.
-      common: fields of all sidecars.
-      parameters: how many the network has.
-      overwrite: see Request.
-      result: what has become of the volumes so far.
-    """
+    """The translation of a folder's volumes."""
 
     plan: Plan
     folder: OutputFolder
-    common: dict
-    parameters: int
+    common: dict  # fields of all sidecars
+    parameters: int  # of the network
     overwrite: bool
-    result: Result
+    result: Result  # so far
 
     def do(self, jobs: list[_Job]) -> None:
         """Do all jobs but those that other processes do."""
@@ -412,8 +376,8 @@ class _Work:
 
 
 def _check_any(result: Result, request: Request, count: int) -> None:
-    """Raise InputError where there is nothing to show, of `count` volumes."""
-    if result.done + result.kept + result.left:
+    """Raise InputError where none of so many volumes could be translated."""
+    if result.done or result.kept or result.left:
         return
     out = Path(request.out)
     if not any(out.iterdir()):

@@ -34,20 +34,13 @@ SIDES = ("source", "target")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all translated volumes of a folder have in common.
+    """What all translated volumes of a folder have in common."""
 
-    Attributes:
-      source, target: presets of both sides; of the source None, where nothing says it.
-      grid: of the model.
-      contours: settings by side, 'source' and 'target'.
-      assumed: what the source does not say itself, where it is made of pictures.
-    """
-
-    source: Preset | None
+    source: Preset | None  # None where nothing says it
     target: Preset
     grid: Grid
-    contours: dict[str, ContourSettings]
-    assumed: Assumed = UNKNOWN
+    contours: dict[str, ContourSettings]  # by side, 'source' and 'target'
+    assumed: Assumed = UNKNOWN  # what the source, where it is of pictures, does not say
 
     def to_dict(self) -> dict:
         """As fields of a sidecar."""
@@ -71,26 +64,16 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Sidecar:
-    """What `translate` wrote beside a volume.
-
-    Attributes:
-      window: of the translation, in its native units.
-      seconds: that a slice took to translate.
-      slices: how many there are.
-      cost: see `cost`; empty in those written before it was recorded.
-      training_subjects: SHA-256 of their names.
-      weights: digest of the model's.
-      subject: whose volume was translated; '' where it does not say.
-    """
+    """What `translate` wrote beside a volume."""
 
     settings: Settings
-    window: Window
-    seconds: float
+    window: Window  # of the translation, in its native units
+    seconds: float  # that a slice took to translate
     slices: int
-    cost: dict
-    training_subjects: frozenset[str]
-    weights: str = ""
-    subject: str = ""
+    cost: dict  # see `cost`; empty where it was not recorded yet
+    training_subjects: frozenset[str]  # SHA-256 of their names
+    weights: str = ""  # digest of the model's
+    subject: str = ""  # whose volume was translated, where it says
 
 
 def beside(scan: Scan) -> Path:

@@ -44,27 +44,16 @@ CLIPPED = 0.01  # more of the body than this outside the preset's range is worth
 
 
 class Plan(NamedTuple):
-    """How every volume of a folder is translated.
-
-    Attributes:
-      settings: what all volumes have in common.
-      window: of the translations, in native units.
-      masks: body masks by the name of their scan; None: the layout's, or computed.
-      sampler: the section that is drawn with.
-      sees: names of the conditions that the network sees.
-      draw: (seen {name: [N, H, W, c]}, knots, beside) -> slices [N, H, W] in [-1, 1].
-      seed: of the noise.
-      maps: whether maps are wanted.
-    """
+    """How every volume of a folder is translated."""
 
     settings: Settings
-    window: Window
-    masks: dict[str, Scan] | None
-    sampler: ConfigDict
-    sees: frozenset[str]
-    draw: Callable
+    window: Window  # of the translations, in native units
+    masks: dict[str, Scan] | None  # of bodies, by the name of their scan, where a folder has them
+    sampler: ConfigDict  # the section that is drawn with
+    sees: frozenset[str]  # names of the conditions
+    draw: Callable  # (seen {name: [N, H, W, c]}, knots, beside) -> slices [N, H, W] in [-1, 1]
     seed: int = 0
-    maps: bool = False
+    maps: bool = False  # whether they are wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,10 +85,7 @@ class SourceVolume:
 
 
 def read(plan: Plan, scan: Scan) -> SourceVolume:
-    """A scan on the model's grid; raises InputError where it cannot be read.
-
-    Warnings about it are printed.
-    """
+    """A scan on the model's grid; warnings about it are printed."""
     preset, grid = plan.settings.source, plan.settings.grid
     volume = scan.read()
     window = preset.window_of(volume)
