@@ -317,18 +317,17 @@ class _Work:
         self.result.left.extend(job.destination.files[0] for job in jobs)
 
     def _claim(self, jobs: Sequence[_Job], claims: contextlib.ExitStack):
-        """(jobs that are claimed until `claims` is closed, those claimed by other processes).
+        """(jobs claimed until `claims` is closed, jobs that other processes have claimed).
 
-        Of the others, the result says how they are done.
+        What is done or cannot be done is in neither, but in the result.
         """
         ours, theirs = [], []
         for job in jobs:
             try:
-                if self._is_done(job):
-                    self.result.kept.append(job.destination.files[0])
-                elif not claims.enter_context(disk.claim(self.folder.claim(job.destination))):
+                done, file = self._is_done(job), self.folder.claim(job.destination)
+                if not done and not claims.enter_context(disk.claim(file)):
                     theirs.append(job)
-                elif self._is_done(job):  # by a process that had claimed it a moment ago
+                elif done or self._is_done(job):  # by a process that had claimed it a moment ago
                     self.result.kept.append(job.destination.files[0])
                 else:
                     ours.append(job)
@@ -359,20 +358,14 @@ class _Work:
         for (job, source), of_source in zip(readable, drawn, strict=True):
             try:
                 array, maps = volume.finish(self.plan, source, of_source)
-                seconds = (time.perf_counter() - began) / len(readable)
-                self._write(job, source, array, maps, seconds)
+                seconds = round((time.perf_counter() - began) / len(readable), 3)
+                made = {"slices": len(source.contours), "seconds": seconds}
+                made["cost"] = sidecars.cost(self.parameters)
+                job.destination.write(array, source.volume, self._fields(job.scan) | made, maps)
+                self.result.done.append(job.destination.files[0])
+                self.result.failed.extend(source.volume.failed)
             except InputError as error:
                 self.result.failed.append((job.scan.path, str(error)))
-
-    def _write(self, job: _Job, source: volume.SourceVolume, array, maps, seconds: float) -> None:
-        fields = self._fields(job.scan) | {
-            "slices": len(source.contours),
-            "seconds": round(seconds, 3),
-            "cost": sidecars.cost(self.parameters),
-        }
-        job.destination.write(array, source.volume, fields, maps)
-        self.result.done.append(job.destination.files[0])
-        self.result.failed.extend(source.volume.failed)
 
 
 def _check_any(result: Result, request: Request, count: int) -> None:

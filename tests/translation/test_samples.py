@@ -32,10 +32,10 @@ def test_the_nearest_follows_what_was_kept_before():
 def test_the_best_contours_are_those_asked_for():
     asked = np.zeros((4, 8, 8), np.uint8)
     asked[:, 4] = 1
-    found = np.zeros((3, 4, 8, 8), np.uint8)
-    found[0, :, 1] = found[1, :, :, 4] = 1
-    found[2] = asked
-    np.testing.assert_array_equal(samples.best_contours(SAMPLES, found, asked), [2, 2, 2, 2])
+    shown = np.zeros((3, 4, 8, 8), np.uint8)
+    shown[0, :, 1] = shown[1, :, :, 4] = 1
+    shown[2] = asked
+    np.testing.assert_array_equal(samples.best_contours(SAMPLES, shown, asked), [2, 2, 2, 2])
 
 
 def test_what_is_kept_are_slices_of_the_samples_or_their_mean():
