@@ -63,19 +63,19 @@ def difference(out: Path, folder: Path) -> float:
     import jax
     import numpy as np
 
-    from contourdiff_jax import config, models
+    from contourdiff_jax import config, methods
     from contourdiff_jax.data import examples
     from contourdiff_jax.methods.diffusion import NETWORK
     from contourdiff_jax.runtime import mesh as meshes
     from contourdiff_jax.training import checkpoint, run
 
     given = np.load(out / "answer.npz")
-    model = models.build(run.load(folder).config.model)
     mesh = meshes.make(config.default().mesh)
-    params = checkpoint.averages(folder, {NETWORK: model.init}, mesh)[1][NETWORK]
+    method = methods.build(run.load(folder), mesh=mesh)
+    params = checkpoint.averages(folder, method.players, mesh)[1][NETWORK]
     z_t = np.moveaxis(given["z_t"], 1, -1)
     condition = {"contour": examples.given(given["contour"][:, 0])}
-    answer = np.moveaxis(jax.jit(model.apply)(params, z_t, given["t"], condition), -1, 1)
+    answer = np.moveaxis(jax.jit(method.model.apply)(params, z_t, given["t"], condition), -1, 1)
     return float(np.abs(answer - given["answer"]).max() / given["answer"].std())
 
 
