@@ -36,11 +36,10 @@ from contourdiff_jax.translation import chains, samples
 from contourdiff_jax.translation.sidecars import Settings
 from contourdiff_jax.volumes import masks
 from contourdiff_jax.volumes.grid import KEPT_WHOLE, Resampling
-from contourdiff_jax.volumes.intensity import Preset, Window
+from contourdiff_jax.volumes.intensity import Window
 from contourdiff_jax.volumes.volume import Volume
 
 AIR = -1.0  # in the model's range
-CLIPPED = 0.01  # more of the body than this outside the preset's range is worth a warning
 
 
 class Plan(NamedTuple):
@@ -103,7 +102,8 @@ def read(plan: Plan, scan: Scan) -> SourceVolume:
     mask = pairs.companion(volume, scan, plan.masks, "masks")
     if mask is None:
         mask = masks.body_mask(volume.array, volume.affine, preset.modality)
-    _check_intensities(preset, scan, volume, window, mask > 0)
+    for doubt in guesses.doubts(preset, scan.assumed, volume, window, mask > 0):
+        _say(f"warning: {scan.path}: {doubt}")
     body = resampling.masks(mask > 0)
     edges = opencv.on_grid(
         preset.values(volume.array, window),
@@ -114,25 +114,6 @@ def read(plan: Plan, scan: Scan) -> SourceVolume:
         preset.shown(volume, window),
     )
     return SourceVolume(scan, volume, resampling, edges, body)
-
-
-def _check_intensities(preset: Preset, scan: Scan, volume: Volume, window, inside) -> None:
-    """Warn of a volume whose values can hardly be those of its preset."""
-    guess = guesses.guess(volume.array, volume.array.dtype, None, scan.assumed)
-    if guess.preset != preset.name or guess.offset:
-        _say(
-            f"warning: {scan.path}: taken for {preset.name}, but its values look like "
-            f"{guess.modality} ({guess.reason}); see `contourdiff inspect`"
-        )
-    if preset.percentiles is not None:  # MR is clipped at its own, by design
-        return
-    values = preset.values(volume.array[inside], window)
-    outside = (values < preset.storage.low) | (values > preset.storage.high)
-    if outside.sum() > CLIPPED * outside.size:
-        _say(
-            f"warning: {scan.path}: {outside.mean():.1%} of the body lies outside "
-            f"{preset.storage.low:g} to {preset.storage.high:g} and is clipped"
-        )
 
 
 def _say(text: str) -> None:
