@@ -39,7 +39,7 @@ FAMILY = {word.lower(): family for family, words in KINDS.items() for word in wo
 TREATMENTS = (
     "w ce gd post pre contrast fs tra ax axial sag sagittal cor coronal reg registered brain bet "
     "stripped skullstripped unstripped bias n4 norm normalized normalised corrected restore "
-    "resampled cropped defaced acpc dc raw native mni mpr mpr1 mpr2 spc spc1 spc2 manual"
+    "resampled cropped uncropped defaced acpc dc raw native mni mpr mpr1 mpr2 spc spc1 spc2 manual"
 )
 TREATED = frozenset(TREATMENTS.split())
 IMAGES = ("image", "img", "imaging", "volume", "vol")

@@ -216,24 +216,30 @@ def _volumes(folder: Folder, wanted: Wanted) -> Content:
     content = Content("volumes", [])
     files = _of_kind(folder.path, folder.volumes, wanted, content.notes)
     labels, masks = (_beside(folder.volumes, files, family) for family in naming.MADE)
-    for path in files:
-        name = filenames.plain(filenames.stem(path))
-        held = {"labels": labels.get(name), "mask": masks.get(name)}
-        content.scans.append(of_file(path, wanted, **held))
+    content.scans.extend(
+        of_file(path, wanted, labels=labels.get(path), mask=masks.get(path)) for path in files
+    )
     return content
 
 
-def _beside(volumes: list[Path], images: list[Path], family: str) -> dict[str, Path]:
-    """The label maps or masks that lie beside images, by the name that they share with these.
+def _beside(volumes: list[Path], images: list[Path], family: str) -> dict[Path, Path]:
+    """The label map or mask that lies beside an image: p1_ct_seg, or else p1_seg, beside p1_ct.
 
-    A name that has several is left out: --labels or --masks tells which is meant.
+    Where there are several, none is meant: --labels or --masks tells which is.
     """
     held = defaultdict(list)
     for path in sorted({*volumes} - {*images}):
-        kind = naming.last_kind(filenames.stem(path))
+        stem = filenames.stem(path)
+        kind = naming.last_kind(stem)
         if kind and naming.family(kind) == family:
-            held[filenames.plain(filenames.stem(path))].append(path)
-    return {name: paths[0] for name, paths in held.items() if len(paths) == 1}
+            of = stem.removesuffix(kind).rstrip(filenames.SEPARATORS)
+            for name in {of, filenames.plain(stem)}:
+                held[name].append(path)
+    stems = {path: filenames.stem(path) for path in images}
+    named = {
+        path: held.get(stem) or held.get(filenames.plain(stem)) for path, stem in stems.items()
+    }
+    return {path: paths[0] for path, paths in named.items() if paths and len(paths) == 1}
 
 
 def _holds_slices(folder: Folder) -> bool:

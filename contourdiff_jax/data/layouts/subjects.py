@@ -62,7 +62,8 @@ def holds_volumes(folder: Folder) -> bool:
     """Whether there are folders of volumes that can be recognised as subjects'."""
     if folder.volumes or not folder.leaves:
         return False
-    if not all(_is_subjects(folder, path) for path in folder.leaves):
+    above = _subjects_above(folder, folder.leaves)
+    if not all(_is_subjects(path, files, above.get(path)) for path, files in folder.leaves.items()):
         return False
     visits, *_ = _visits(folder)
     kinds = Counter(kind for visit in visits for kind in visit.images)
@@ -76,29 +77,39 @@ def holds_volumes(folder: Folder) -> bool:
     return common and not all(map(str.isdigit, kinds))
 
 
-def _is_subjects(folder: Folder, leaf: Path) -> bool:
+def _is_subjects(leaf: Path, files: list[Path], owner: tuple[str, ...] | None) -> bool:
     """Whether a folder of volumes can be one subject's, and not a collection of many subjects'.
 
-    If it says what it shows, then so do its files, or they name the subject that it lies in.
+    If it says what it shows, then so do its files, or they name the subject `owner` above it.
     """
     if not naming.is_collection(leaf.name):
         return True
-    owners = _owners_of(leaf.relative_to(folder.path).parts)
-    if owners[-1] == leaf.name:
+    if owner is None:
         return False
-    stems = [filenames.stem(path) for path in folder.leaves[leaf]]
-    first = [naming.words(naming.session_and_kind(stem, ())[1])[0] for stem in stems]
-    return any(map(naming.is_kind, first)) or any(
-        naming.session_and_kind(stem, owners[-1:])[1] != stem for stem in stems
+    kinds = [naming.session_and_kind(filenames.stem(path), ())[1] for path in files]
+    return any(
+        naming.is_kind(naming.words(kind)[0])
+        or naming.session_and_kind(kind, owner[-1:])[1] != kind
+        for kind in kinds
     )
 
 
-def _owners_of(parts: Sequence[str]) -> Sequence[str]:
-    """The folders down to the last that can be a subject's, not just that of what it shows."""
-    end = len(parts)
-    while end > 1 and naming.is_kind(parts[end - 1]):
-        end -= 1
-    return parts[:end] if parts and not naming.is_collection(parts[end - 1]) else parts
+def _subjects_above(folder: Folder, leaves: Iterable[Path]) -> dict[Path, tuple[str, ...]]:
+    """Of folders that say only what they show, the folders down to the subject that they lie in.
+
+    Several subjects have a folder of that name: 100307/T1w, 100408/T1w.
+    """
+    owners, having = {}, defaultdict(set)
+    for leaf in leaves:
+        parts = leaf.relative_to(folder.path).parts
+        end = len(parts)
+        while end > 1 and naming.is_kind(parts[end - 1]):
+            end -= 1
+        if end < len(parts) and not naming.is_collection(parts[end - 1]):
+            owners[leaf] = parts[:end]
+            having[parts[end:]].add(parts[:end])
+    several = {leaf for those in having.values() if len(those) > 1 for leaf in those}
+    return {leaf: owner for leaf, owner in owners.items() if owner in several}
 
 
 def synthrad(folder: Folder, wanted: Wanted) -> Content:
@@ -186,9 +197,7 @@ def together(*names: str) -> str:
 def subjects_of(folder: Folder, leaves: Iterable[Path]) -> dict[Path, tuple[str, str]]:
     """Whose folder each is by the folders above it, up to `folder`: subject, and session or ''."""
     parts = {leaf: list(leaf.relative_to(folder.path).parts) for leaf in leaves}
-    owners = {tuple(_owners_of(names)) for names in parts.values()} - set(
-        map(tuple, parts.values())
-    )
+    owners = set(_subjects_above(folder, leaves).values())
     sessions = {}
     for leaf, names in parts.items():
         # Beside a folder that says what it shows lie others of the same subject.

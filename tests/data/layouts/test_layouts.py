@@ -572,6 +572,14 @@ def test_folders_of_many_subjects_are_no_subjects(tmp_path, names):
         layouts.find(tmp_path)
 
 
+def test_folders_that_only_look_like_kinds_make_no_subject_of_what_is_around_them(tmp_path):
+    """A data folder of this and that, of which one part is called by a kind's name."""
+    make(tmp_path, "nifti/sct/t1w.nii", "nifti/stroke/T1.nii", "nifti/mni/p_T1W.nii", "x/y/T1.nii")
+    make(tmp_path, "nifti/sct/t2.nii", "nifti/stroke/FLAIR.nii", "nifti/mni/p_T2W.nii")
+    with pytest.raises(InputError, match="no known layout; images lie in"):
+        layouts.find(tmp_path)
+
+
 def test_a_folder_is_one_subjects_if_the_user_says_so(tmp_path):
     make(tmp_path / "stroke", "FLAIR.nii", "T1.nii", "T2.nii")
     found = find(tmp_path / "stroke", layout="subjects", select="T1")

@@ -64,6 +64,19 @@ def test_of_several_label_maps_none_is_taken(tmp_path):
         pairs.by_name(tmp_path, "labels")
 
 
+def test_the_label_map_of_one_kind_is_not_that_of_another(tmp_path):
+    """In a folder of one subject, and behind a subject's name."""
+    for name in ("t1w", "t2"):
+        for subject in ("", "p1_"):
+            save(tmp_path / f"folder{subject}" / f"{subject}{name}.nii")
+            save(tmp_path / f"folder{subject}" / f"{subject}{name}_seg-manual.nii")
+    for subject in ("", "p1_"):
+        scans = layouts.find(tmp_path / f"folder{subject}", modality="mr").scans
+        assert [(scan.stem, scan.labels.name) for scan in scans] == [
+            (f"{subject}{name}", f"{subject}{name}_seg-manual.nii") for name in ("t1w", "t2")
+        ]
+
+
 def test_a_folder_of_nothing_but_label_maps_is_taken_whole(tmp_path):
     """Whatever its files are called."""
     for names in (("p1", "p2"), ("p1_ct", "p2_ct"), ("p1_labels", "p2_labels")):
