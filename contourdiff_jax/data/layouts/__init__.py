@@ -302,7 +302,7 @@ def _of_kind(folder: Path, files: list[Path], wanted: Wanted, notes: list[str]) 
             )
         if " " in shown(chosen):
             notes.append(f"{shown(chosen)} are taken together; --select takes one of them")
-    if left := [path for path in files if path not in set(chosen)]:
+    if left := sorted({*files} - {*chosen}):
         what = f": {shown(left)}" if shown(left) else ""
         notes.append(f"{len(left)} of {len(files)} files left out{what}")
     return chosen
