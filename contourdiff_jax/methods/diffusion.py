@@ -157,8 +157,8 @@ def build(
     config = ours.config
     sampler = sampler or config.sampler
     model, schedule = models.build(config.model), schedules.build(config.diffusion)
-    learnt, visited = timesteps(config), samplers.timesteps(sampler, schedule.steps)
-    check_visited(config, visited)
+    visited = samplers.timesteps(sampler, schedule.steps)
+    learnt = check_visited(config, visited)
     player = Player(
         model.init,
         loss(
@@ -256,8 +256,8 @@ def timesteps(config) -> np.ndarray:
     return np.sort(samplers.timesteps(config.sampler, config.diffusion.steps))
 
 
-def check_visited(config, visited: np.ndarray, who: str = "the run") -> None:
-    """Raise InputError unless a network of this configuration has learnt the timesteps [n].
+def check_visited(config, visited: np.ndarray, who: str = "the run") -> np.ndarray:
+    """The timesteps that a network of this configuration learns; InputError where [n] are others.
 
     Args:
       who: whose network it is, for the message.
@@ -269,6 +269,7 @@ def check_visited(config, visited: np.ndarray, who: str = "the run") -> None:
             f"and is asked at others; take --steps={len(known)}, or train with "
             f"--config.diffusion.timesteps=all"
         )
+    return known
 
 
 # --------------------------------------------------------------------------------------------------

@@ -233,14 +233,8 @@ def uncertainty(evaluation: Evaluation) -> str:
     if not metrics:
         return ""
     text = "Error left when the voxels of the largest standard deviation are left out."
-    return "\n".join(
-        (
-            "<h3>Does the uncertainty rank the errors?</h3>",
-            tables.table(evaluation.methods, metrics),
-            _note(UNCERTAINTY_READING),
-            *_captioned(evaluation, "sparsification.png", text),
-        )
-    )
+    title, picture = "Does the uncertainty rank the errors?", ("sparsification.png", text)
+    return _pictured(evaluation, title, metrics, UNCERTAINTY_READING, picture)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -269,14 +263,8 @@ def memorisation(evaluation: Evaluation) -> str:
     if not metrics:
         return ""
     text = "The slice of the lowest ratio of each subject, and below it what it is nearest to."
-    return "\n".join(
-        (
-            "<h3>Memorisation</h3>",
-            tables.table(evaluation.methods, metrics),
-            _note(MEMORY_READING),
-            *_captioned(evaluation, "nearest.png", text),
-        )
-    )
+    picture = ("nearest.png", text)
+    return _pictured(evaluation, "Memorisation", metrics, MEMORY_READING, picture)
 
 
 def cost(evaluation: Evaluation) -> str:
@@ -336,6 +324,18 @@ def _pictures(paths: list[Path]) -> list[str]:
     """The first picture; others are folded away."""
     first, *others = (html.picture(html.read_png(path), path.stem) for path in paths)
     return [first] + ([html.details("More subjects", "".join(others))] if others else [])
+
+
+def _pictured(evaluation: Evaluation, title: str, metrics, reading: str, picture) -> str:
+    """A table of metrics, how to read it, and a picture: its file and its caption."""
+    return "\n".join(
+        (
+            f"<h3>{title}</h3>",
+            tables.table(evaluation.methods, metrics),
+            _note(reading),
+            *_captioned(evaluation, *picture),
+        )
+    )
 
 
 def _captioned(evaluation: Evaluation, name: str, caption: str) -> list[str]:
