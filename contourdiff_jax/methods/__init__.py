@@ -113,8 +113,7 @@ def continued(
       name: see loop.train.
     """
     compiled, start = compiled or loop.compiled(method, ours.config.train), method.start
-    resumed = bool(processes.told(lambda: "yes" if checkpoint.exists(workdir) else ""))
-    if init and not resumed:
+    if init and not checkpoint.exists(workdir):
         run.load(Path(init))
         _, start = checkpoint.averages(Path(init), method.players, method.mesh)
     with run.claimed(workdir, ours):
