@@ -86,6 +86,11 @@ def overview(params: Params) -> str:
     return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
+def count(params: Params) -> int:
+    """How many parameters there are; they may be ShapeDtypeStructs."""
+    return parameter_overview.count_parameters(params)
+
+
 def _scatter(key, params: Params) -> Params:
     """Multiply every kernel, which holds its standard deviation (blocks.deviation), by noise.
 

@@ -175,8 +175,9 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
         config[section] for section in ("model", "diffusion", "train", "sampler")
     )
     fields = {
-        "network": f"U-Net, {_parameters(config):,} parameters, channels "
-        f"{'-'.join(map(str, model.channels))}, sees {', '.join(model.conditions)}",
+        "network": f"U-Net, channels {'-'.join(map(str, model.channels))}, sees "
+        f"{', '.join(model.conditions)}",
+        **_parameters(trained),
         "diffusion": f"{diffusion.steps} steps, {diffusion.schedule} schedule, predicts "
         f"{diffusion.prediction}",
         "sampler": f"{sampler.name}, {_many(sampler.steps, 'step')} by default",
@@ -199,13 +200,15 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
     return fields
 
 
-def _parameters(config) -> int:
-    import jax  # it takes a second, and --help does not need it
+def _parameters(trained: Run) -> dict[str, str]:
+    """How many parameters each network that learns has, in all and in its parts."""
+    from contourdiff_jax import methods, models  # they take a second, as JAX does
 
-    from contourdiff_jax import models
-
-    init = models.build(config.model).init
-    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
+    return {
+        f"parameters of the {player}": f"{models.count(params):,}: "
+        + ", ".join(f"{part} {models.count(inside):,}" for part, inside in params.items())
+        for player, params in methods.networks(trained).items()
+    }
 
 
 def _scores(record: Record) -> str:

@@ -90,7 +90,7 @@ def test_it_says_what_the_run_and_its_store_are(trained, store_path, tmp_path):
     store = open_store(store_path)
     init = models.build(run.load(trained).config.model).init
     count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(init, jax.random.key(0))))
-    assert f"{count:,} parameters" in text
+    assert f"| parameters of the network | {count:,}: " in text
     rows = len(store.rows("train"))
     subjects = len(store.subjects("train"))
     assert f"| train split | {subjects} subjects, {subjects} volumes, {rows} slices |" in text
