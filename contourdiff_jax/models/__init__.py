@@ -4,6 +4,7 @@
 Outside, a model is two pure functions over plain dicts.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from clu import parameter_overview
 from flax import nnx
+from ml_collections import FrozenConfigDict
 
 from contourdiff_jax.contracts import Params
 from contourdiff_jax.models import conditioning
@@ -39,7 +41,14 @@ def build(config, *, channels: int = 1, dims: int = 2) -> Model:
 
     Args:
       dims: number of spatial dimensions.
+
+    The same functions come back for the same network, so that what is traced of it once serves.
     """
+    return _built(FrozenConfigDict(config), channels, dims)
+
+
+@functools.cache
+def _built(config: FrozenConfigDict, channels: int, dims: int) -> Model:
     inputs = channels + conditioning.channels(config)
 
     def create():

@@ -102,7 +102,8 @@ def main() -> None:
             "--size=64",
         )
         for number in range(given.turns):
-            for name, version in versions.items():
+            # Who begins takes turns, too.
+            for name, version in sorted(versions.items(), reverse=number % 2 == 0):
                 measured[name].append(turn(version, work, f"{name}{number}"))
                 print(
                     name,
