@@ -9,7 +9,6 @@ where it has no effect without others, and an entry in tests/test_config.py that
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -190,11 +189,24 @@ def from_dict(fields: dict) -> ConfigDict:
     for name, section in config.items():
         if isinstance(section, ConfigDict) and not isinstance(fields.get(name, {}), dict):
             raise InputError(f"config.{name}: {fields[name]!r}, where a section of fields belongs")
+    _check_types(config, fields, "config")
     try:
         config.update(ConfigDict(fields))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise InputError(f"config: {str(error.args[0]).splitlines()[0]}") from None
     return config
+
+
+def _check_types(config: ConfigDict, fields: dict, name: str) -> None:
+    """Raise InputError for nothing, and for true or false as a number: a ConfigDict takes both."""
+    for field in fields.keys() & config.keys():
+        value, kind = fields[field], config.get_type(field)
+        if kind is ConfigDict:
+            _check_types(config[field], value, f"{name}.{field}")
+        elif (value is None and config[field] is not None) or (
+            isinstance(value, bool) and kind in (int, float)
+        ):
+            raise InputError(f"{name}.{field}: {value}, where a {kind.__name__} belongs")
 
 
 # Fields of the `contours` section with the defaults that they had in runs without a method.
@@ -259,7 +271,10 @@ def flat(config: ConfigDict) -> dict[str, object]:
 # --------------------------------------------------------------------------------------------------
 
 MOST_LAYERS = 64  # residual blocks a resolution: more is a slip, and would be built for hours
+MOST = 1e9  # of any number: more is a slip, too
+SEEDS = 2**62  # are below: JAX and NumPy take them, and segmenters count on from theirs
 FUSED_WIDTH = 128  # features of a head at most that cuDNN's attention takes on every NVIDIA GPU
+WIDEST = 2**16  # features of a resolution, images of a batch
 CONDITIONS = ("contour", "neighbour")  # contracts.CONDITIONS; this file imports nothing heavy
 
 
@@ -270,85 +285,103 @@ class Rule(NamedTuple):
     words: str
 
 
-def _from(least: float) -> Rule:
-    words = "must not be negative" if least == 0 else f"must be at least {least:g}"
-    return Rule(lambda value: least <= value < math.inf, words)
+def _between(least: float, most: float = MOST) -> Rule:
+    words = f"must lie between {least:g} and {most:g}"
+    return Rule(lambda value: least <= value <= most, words)
 
 
 def _among(*names: str) -> Rule:
     return Rule(lambda value: value in names, f"is not one of {', '.join(map(str, names))}")
 
 
-ABOVE_0 = Rule(lambda value: 0 < value < math.inf, "must be above 0")
-SHARE = Rule(lambda value: 0 <= value <= 1, "must lie between 0 and 1")
+ABOVE_0 = Rule(lambda value: 0 < value <= MOST, f"must be above 0 and at most {MOST:g}")
+SHARE = _between(0, 1)
 BELOW_1 = Rule(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
+SWITCHES = Rule(lambda value: all(v in (True, False) for v in value), "must be True and False")
+DEVICES = Rule(lambda value: value == -1 or 1 <= value <= MOST, "must be positive, or -1")
 FREE = Rule(lambda value: True, "")  # a switch, or checked with others below
 
 RULES = {
-    "seed": _from(0),
+    "seed": Rule(lambda value: 0 <= value < SEEDS, f"must be at least 0 and below {SEEDS}"),
     "grid.axis": _among("", "axial", "coronal", "sagittal"),
-    "grid.spacing": _from(0),
-    "grid.size": _from(0),
+    "grid.spacing": _between(0),
+    "grid.size": _between(0),
     "augment.flip": SHARE,
     "augment.probability": SHARE,
-    "augment.scale": _from(0),
-    "augment.zoom": _from(0),
-    "augment.rotation": _from(0),
-    "augment.shift": _from(0),
-    "disturbance.thresholds": _from(0),
-    "disturbance.contrast": _from(0),
-    "disturbance.noise": _from(0),
-    "disturbance.displacement": _from(0),
+    "augment.scale": _between(0, 10),
+    "augment.zoom": _between(0, 10),
+    "augment.rotation": _between(0, 360),
+    "augment.shift": _between(0, 10),
+    "disturbance.thresholds": _between(0, 1000),
+    "disturbance.contrast": _between(0, 1000),
+    "disturbance.noise": _between(0, 1000),
+    "disturbance.displacement": _between(0, 1000),
     "disturbance.doubled": SHARE,
     "disturbance.missing": SHARE,
-    "model.null": _among("flag", "empty"),
-    "model.layers": Rule(
-        lambda value: 1 <= value <= MOST_LAYERS, f"must lie between 1 and {MOST_LAYERS}"
+    "model.conditions": Rule(
+        lambda names: (
+            names[:1] == CONDITIONS[:1]
+            and all(name in CONDITIONS[1:] for name in names[1:])
+            and len(set(names)) == len(names)
+        ),
+        f"must be {CONDITIONS[0]}, or with it {', '.join(CONDITIONS[1:])}",
     ),
+    "model.null": _among("flag", "empty"),
+    "model.channels": Rule(
+        lambda value: value and all(type(c) is int and 0 < c <= WIDEST for c in value),
+        f"must be whole numbers from 1 to {WIDEST}, one a resolution",
+    ),
+    "model.layers": _between(1, MOST_LAYERS),
+    "model.attention": SWITCHES,
+    "model.decoder_attention": SWITCHES,
+    "model.time_shift": _between(0),
     "model.middle_divisor": ABOVE_0,
     "model.downsample_padding": _among(0, 1),
-    "model.head_width": _from(0),
-    "model.groups": _from(1),
+    "model.head_width": _between(0),
+    "model.groups": _between(1),
     "model.epsilon": ABOVE_0,
     "model.dropout": BELOW_1,
     "model.dtype": _among("float32", "bfloat16"),
-    "diffusion.steps": _from(2),
+    "diffusion.steps": _between(2, 1e6),
     "diffusion.schedule": _among("linear", "scaled_linear", "cosine"),
     "diffusion.prediction": _among("eps", "x0", "v"),
     "diffusion.weighting": _among("none", "x0", "min_snr"),
     "diffusion.time_exponent": ABOVE_0,
     "diffusion.timesteps": _among("all", "sampler"),
     "diffusion.gamma": ABOVE_0,
-    "distillation.substeps": _from(0),
+    "distillation.substeps": _between(0),
     **{
         f"train.{name}": ABOVE_0
-        for name in ("images", "batch", "clip", "ema_halflife", "keep", "accumulate")
+        for name in ("images", "clip", "ema_halflife", "keep", "accumulate")
     },
     **{
-        f"train.{name}": _from(0)
+        f"train.{name}": _between(0)
         for name in (
             *("learning_rate", "warmup", "weight_decay", "ema_rampup", "resident"),
             *("log", "evaluate", "sample", "checkpoint"),
         )
     },
+    "train.batch": _between(1, WIDEST),
     "train.condition_dropout": SHARE,
     "train.neighbour": SHARE,
     "sampler.name": _among("ddpm", "ddim", "dpmpp_2m"),
-    "sampler.steps": _from(1),
+    "sampler.steps": _between(1),
     "sampler.spacing": _among("trailing", "leading", "linspace"),
-    "sampler.offset": _from(0),
+    "sampler.offset": _between(0),
     "sampler.eta": SHARE,
-    "sampler.guidance": Rule(math.isfinite, "must be finite"),
-    "sampler.batch": _from(1),
-    "sampler.coherence": _from(0),
+    "sampler.guidance": _between(-1000, 1000),
+    "sampler.batch": _between(1, WIDEST),
+    "sampler.coherence": _between(0),
     "sampler.coupling": BELOW_1,
-    "sampler.neighbour_guidance": _from(0),
-    "sampler.candidates": _from(1),
+    "sampler.neighbour_guidance": _between(0, 1000),
+    "sampler.candidates": _between(1, 1000),
     "sampler.candidate": _among("lowest_mean", "best_contours"),
-    "sampler.anchor": _from(0),
-    "sampler.samples": _from(1),
+    "sampler.anchor": _between(0),
+    "sampler.samples": _between(1, 1000),
     "sampler.keep": _among("first", "lowest_mean", "nearest", "best_contours", "mean"),
-    "sampler.tiles": Rule(lambda value: 0 <= value <= 0.5, "must lie between 0 and 0.5, a share"),
+    "sampler.tiles": _between(0, 0.5),
+    "mesh.data": DEVICES,
+    "mesh.fsdp": DEVICES,
 }
 
 
@@ -401,17 +434,7 @@ def _check_field(name: str, value, called: str) -> None:
 def check_model(config: ConfigDict) -> None:
     """Raise InputError for a network that cannot be built."""
     _check_fields("model", config.model)
-    model = config.model
-    names, channels = tuple(model.conditions), tuple(model.channels)
-    if names[:1] != CONDITIONS[:1] or len(set(names)) < len(names) or set(names) - set(CONDITIONS):
-        raise InputError(
-            f"config.model.conditions: {names} must be {CONDITIONS[0]}, or with it "
-            f"{', '.join(CONDITIONS[1:])}"
-        )
-    if not channels or not all(isinstance(c, int) and c > 0 for c in channels):
-        raise InputError(
-            f"config.model.channels: {channels} must be positive whole numbers, one a resolution"
-        )
+    model, channels = config.model, tuple(config.model.channels)
     # Waves come in pairs, and their frequencies are spread over one step less with a shift of 1.
     if channels[0] % 2 or channels[0] // 2 == model.time_shift:
         raise InputError(

@@ -211,7 +211,7 @@ def configured(fields):
         ({"train.checkpoint": -5}, "train.checkpoint"),
         ({"train.condition_dropout": 1.5}, "train.condition_dropout: 1.5"),
         # Sampling
-        ({"sampler.steps": 0}, "steps: 0.*at least 1"),
+        ({"sampler.steps": 0}, "steps: 0.*between 1"),
         ({"sampler.steps": 1001}, "steps: 1001.*1 and 1000"),
         (
             {"sampler.steps": 1000, "sampler.name": "dpmpp_2m", "sampler.spacing": "leading"},

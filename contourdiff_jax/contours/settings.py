@@ -19,14 +19,15 @@ pixels, which are then brought to the model's by nearest neighbour.
 
 import dataclasses
 import itertools
-import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import forms
 from contourdiff_jax.volumes.intensity import Window
 
+MOST = 1e9  # below it lie all values and thresholds, and above -MOST
+WIDEST = 1000  # pixels or mm that `apart` and `thin` may be
 BLURS = (1, 3, 5, 7, 9)  # widths of a Gaussian whose weights 8 bits hold, as OpenCV computes it
 
 # What contours are computed from once a volume is on the grid; a store names its arrays so.
@@ -81,28 +82,31 @@ class ContourSettings:
         if not self.windows and not self.curve and not self.native:
             raise InputError("contours.windows: one (low, high) window or a curve is needed")
         for window in self.windows:
-            if not -math.inf < window[0] < window[1] < math.inf:
+            if not -MOST < window[0] < window[1] < MOST:
                 raise InputError(f"contours.windows: {window} must be (low, high) with low < high")
         values, greys = ([pair[i] for pair in self.curve] for i in range(2))
-        if len(self.curve) == 1 or any(a >= b for a, b in itertools.pairwise(values)):
+        rising = all(a < b for a, b in itertools.pairwise([-MOST, *values, MOST]))
+        if len(self.curve) == 1 or not rising:
             raise InputError(f"contours.curve: the values {values} must be two or more and rise")
         if any(not 0 <= grey <= 1 for grey in greys):
             raise InputError(f"contours.curve: the greys {greys} must lie between 0 and 1")
-        if not 0 <= self.low <= self.high:
+        if not 0 <= self.low <= self.high < MOST:
             raise InputError(
                 f"contours: the thresholds low={self.low} and high={self.high} "
-                f"must satisfy 0 <= low <= high"
+                f"must satisfy 0 <= low <= high < {MOST:g}"
             )
         if not isinstance(self.blur, int) or self.blur not in BLURS:
             raise InputError(f"contours.blur: {self.blur} is none of {', '.join(map(str, BLURS))}")
-        if self.apart < 0:
-            raise InputError(f"contours.apart: {self.apart} is negative")
-        if not 0 <= self.thin < math.inf:
-            raise InputError(f"contours.thin: {self.thin} mm is negative")
+        for name, unit in (("apart", "pixels"), ("thin", "mm")):
+            if not 0 <= getattr(self, name) <= WIDEST:
+                value = f"{getattr(self, name)} must be 0 to {WIDEST} {unit}"
+                raise InputError(f"contours.{name}: {value}")
         if self.thin and (self.windows or self.native or not self.curve):
             raise InputError("contours.thin: it is of a curve alone, without windows or native")
         object.__setattr__(self, "clean", tuple(self.clean))
-        if self.clean and (len(self.clean) != 2 or any(area < 0 for area in self.clean)):
+        if self.clean and (
+            len(self.clean) != 2 or any(not 0 <= area < MOST for area in self.clean)
+        ):
             raise InputError(f"contours.clean: {self.clean} is not a pair of areas in pixels")
         if self.clean and not self.native:
             raise InputError("contours.clean: it is of native pixels; set contours.native too")
@@ -151,16 +155,8 @@ class ContourSettings:
 
     @classmethod
     def from_dict(cls, fields: Mapping) -> "ContourSettings":
-        """Raises InputError for fields that are not the settings' own."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown, missing = set(fields) - known, {"low", "high"} - set(fields)
-        if unknown or missing:
-            problem = f"unknown {sorted(unknown)}" if unknown else f"missing {sorted(missing)}"
-            raise InputError(f"contours: {problem}; the fields are {', '.join(sorted(known))}")
-        try:
-            return cls(**fields)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"contours: a value of the wrong type ({error})") from None
+        """Raises InputError for fields that are not the settings' own, or of another type."""
+        return forms.checked(fields, cls, "contours")
 
 
 MR = ContourSettings(windows=((0, 1),), low=20, high=50)
@@ -206,11 +202,5 @@ def named(given: str | Path, modality: str) -> ContourSettings:
     """The settings of a preset's name, or of a JSON file."""
     if str(given) in PRESETS:
         return preset(str(given), modality)
-    try:
-        return ContourSettings.from_dict(json.loads(Path(given).read_text()))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{given}: cannot be read as JSON ({error}), and is none of {', '.join(PRESETS)}"
-        ) from None
-    except InputError as error:
-        raise InputError(f"{given}: {error}") from None
+    remedy = f"give settings as `contours` writes them, or one of {', '.join(PRESETS)}"
+    return forms.read(Path(given), ContourSettings, remedy)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stores: a folder of prepared slices that training reads at random, memory-mapped.
 
-    STORE/dataset.json   schema version, modality, preset, grid, version of the tool, and the sha256
-                         of every other file
+    STORE/dataset.json   schema version, modality, preset, grid, version of the tool, the sha256 of
+                         every other file, and a digest of all that
     STORE/index.csv      one line a slice: subject, volume, slice, position, split, source, sha256,
                          window_low, window_high
     STORE/slices.npy     [N, H, W] uint16, values through the preset's storage window
@@ -21,7 +21,6 @@ by subject. The folder is written under a temporary name and renamed when it is 
 import contextlib
 import csv
 import dataclasses
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,13 +31,14 @@ import contourdiff_jax
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, forms
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
 
 SCHEMA = 1
 SPLITS = ("train", "val", "test")
+PREPARE = "prepare the store again"
 
 # The type of every column of the index, in the order of the file.
 COLUMNS = {
@@ -51,6 +51,13 @@ COLUMNS = {
     "sha256": str,
     "window_low": float,
     "window_high": float,
+}
+FORM = {  # of dataset.json
+    "preset": str,
+    "grid": Grid,
+    "labels": bool,
+    "contours?": ContourSettings | None,
+    "sha256?": dict[str, str],
 }
 ARRAYS = {
     "slices": np.uint16,
@@ -132,21 +139,17 @@ class Store:
 def open_store(path: str | Path) -> Store:
     """Opens a store and checks that its parts agree; InputError where they do not."""
     path = Path(path)
-    dataset = _read_dataset(path)
-    try:
+    file = path / "dataset.json"
+    if not file.is_file():
+        raise InputError(f"{path}: not a store (it has no dataset.json); make one with `prepare`")
+    dataset = forms.read(file, FORM, PREPARE, SCHEMA)
+    with forms.naming(file, PREPARE):
         preset = intensity.preset(dataset["preset"])
-        grid = Grid(**dataset["grid"])
-        contours = dataset.get("contours")
-        settings = None if contours is None else ContourSettings.from_dict(contours)
-        names = _names(bool(dataset["labels"]), settings)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path / 'dataset.json'}: incomplete ({error}); prepare again") from error
-    except InputError as error:
-        raise InputError(f"{path / 'dataset.json'}: {error}; prepare again") from error
+    grid, settings = dataset["grid"], dataset.get("contours")
     index = _read_index(path / "index.csv")
     count = len(index["subject"])
     arrays = dict.fromkeys(ARRAYS)
-    for name in names:
+    for name in _names(dataset["labels"], settings):
         arrays[name] = _open_array(path / f"{name}.npy", (count, grid.size, grid.size))
     return Store(
         path=path,
@@ -183,22 +186,6 @@ def _names(labels: bool, contours: ContourSettings | None) -> list[str]:
     if contours is not None:
         has[contours.basis] = True
     return [name for name in ARRAYS if has.get(name)]
-
-
-def _read_dataset(path: Path) -> dict:
-    file = path / "dataset.json"
-    if not file.is_file():
-        raise InputError(f"{path}: not a store (it has no dataset.json); make one with `prepare`")
-    try:
-        dataset = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read: {disk.reason(error)}") from error
-    schema = dataset.get("schema") if isinstance(dataset, dict) else None
-    if schema != SCHEMA:
-        raise InputError(
-            f"{path}: a store of schema {schema}, this version reads {SCHEMA}; prepare it again"
-        )
-    return dataset
 
 
 def _read_index(file: Path) -> dict[str, np.ndarray]:
@@ -368,7 +355,7 @@ class StoreWriter:
                 writer = csv.DictWriter(stream, list(COLUMNS))
                 writer.writeheader()
                 writer.writerows({**row, "split": splits[row["subject"]]} for row in self._rows)
-            disk.write_json(self._partial / "dataset.json", self._dataset())
+            disk.write_json(self._partial / "dataset.json", forms.sealed(self._dataset()))
             check_is_free(self.path, self._overwrite)
             disk.replace(self._partial, self._target)
 

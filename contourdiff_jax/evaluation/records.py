@@ -22,12 +22,30 @@ import numpy as np
 import contourdiff_jax
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics import bootstrap
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, forms
 from contourdiff_jax.translation.sidecars import NOTICE
 
 SCHEMA = 1  # of metrics.json
 SUBJECTS = "subject of each scan"  # in "data", where a subject has several: {scan: subject}
 WEIGHTS = "weights of the model"  # that translated: their digest, in its "data"
+INTERVAL = {"value": float, "low": float | None, "high": float | None, "n": int}
+FORM = {  # of metrics.json
+    "methods": dict[str, dict[str, INTERVAL]],
+    "data?": {
+        f"{SUBJECTS}?": dict[str, str],
+        f"{WEIGHTS}?": str,
+        "target preset?": str | None,
+        "source preset?": str | None,
+        "failed?": list[str],
+    },
+    "versions?": dict[str, object],
+    "cost?": dict[str, object],
+}
+COST = {  # what is recorded, where anything is
+    "seconds a slice": INTERVAL,
+    "seconds a volume": INTERVAL,
+    **dict.fromkeys(("parameters?", "devices?", "host_bytes?", "device_bytes?"), int),
+}
 COLUMNS = ("subject", "slice", "method", "metric", "value", "seconds")  # of rows.csv
 
 
@@ -210,42 +228,12 @@ def read(path: Path) -> Record:
     return Record(folder.name, metrics, _read_rows(path.with_name("rows.csv")), folder)
 
 
-def read_json(path: Path):
-    """The content of a JSON file; InputError where it cannot be read."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {disk.reason(error)}") from error
-
-
 def _read_metrics(path: Path) -> dict:
-    metrics = read_json(path)
-    if not isinstance(metrics, dict) or metrics.get("schema") != SCHEMA:
-        raise InputError(f"{path}: not metrics of schema {SCHEMA}; evaluate again")
-    metrics = {"data": {}, "cost": {}} | metrics
-    try:
-        entries = [e for scores in metrics["methods"].values() for e in scores.values()]
-        for name in ("data", "versions", "cost"):
-            if not isinstance(metrics.get(name, {}), dict):
-                raise TypeError(f"{name} is not an object")
-        cost = metrics["cost"]
-        seconds = [cost[f"seconds a {what}"] for what in ("slice", "volume")] if cost else []
-        for entry in entries + seconds:
-            bootstrap.text(entry)
-            if not isinstance(entry["n"], int):
-                raise TypeError(f"n is {entry['n']!r}")
-        for name in ("parameters", "devices", "host_bytes", "device_bytes"):
-            if not isinstance(cost.get(name, 0), int):
-                raise TypeError(f"{name} is {cost[name]!r}")
-        if not all(isinstance(name, str) for name in metrics["data"].get(SUBJECTS, {}).values()):
-            raise TypeError(f"{SUBJECTS}: not names")
-    except (KeyError, AttributeError, TypeError, ValueError, OverflowError) as error:
-        raise InputError(
-            f"{path}: damaged metrics ({disk.reason(error)}); evaluate again"
-        ) from error
-    if not entries:
+    metrics = {"data": {}, "cost": {}} | forms.read(path, FORM, "evaluate again", SCHEMA)
+    if not any(metrics["methods"].values()):
         raise InputError(f"{path}: no method has a metric; evaluate again")
-    return metrics
+    with forms.naming(path, "evaluate again"):
+        return metrics | {"cost": forms.checked(metrics["cost"], COST if metrics["cost"] else {})}
 
 
 def _read_rows(path: Path) -> list[dict]:

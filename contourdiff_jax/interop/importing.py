@@ -1,9 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Importing: runs made of diffusers' UNet2DModel, which is what the original saves."""
 
-import contextlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,7 +15,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import schedulers, unet2d, weight_files
 from contourdiff_jax.interop.weight_files import Tensor
 from contourdiff_jax.methods.diffusion import NETWORK
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, forms
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
@@ -80,11 +77,11 @@ def import_checkpoint(
     else:
         ours = _foreign(root, unet / "config.json", images)
     config = ours.config
-    with _naming(root):
+    with forms.naming(root):
         configuration.check_diffusion(config)
         configuration.check_sampler(config)
     tensors = weight_files.tensors(unet)
-    with _naming(unet / "config.json"):
+    with forms.naming(unet / "config.json"):
         configuration.check_model(config)
         configuration.check_size(config, ours.grid.size)
     model = models.build(config.model)
@@ -101,8 +98,7 @@ def _exported(root: Path, unet: Path) -> run.Run:
     """The run that `export` wrote; InputError where the files beside it were changed since."""
     path, scheduler = root / run.EXPORTED, _scheduler(root)
     ours = run.read(path)
-    with _naming(path):
-        configuration.check_model(ours.config)
+    with forms.naming(path):
         network = unet2d.unet(ours.config.model, inputs=0, outputs=0, size=0)
         sampling = schedulers.theirs(ours.config)
     beside = [(unet, unet2d.model, network)]
@@ -110,7 +106,7 @@ def _exported(root: Path, unet: Path) -> run.Run:
         beside.append((scheduler, schedulers.ours, sampling))
     for file, meaning, written in beside:
         fields = _json(file)
-        with _naming(file):
+        with forms.naming(file):
             same = meaning(fields) == meaning(written)
         if not same:
             raise InputError(
@@ -125,7 +121,7 @@ def _foreign(root: Path, unet: Path, images: dict) -> run.Run:
         if images[name] is None:
             raise InputError(f"--{name} is required: {root} does not say what it was trained on")
     preset, fields = intensity.preset(images["preset"]), _json(unet)
-    with _naming(unet):
+    with forms.naming(unet):
         model = unet2d.model(fields) | _conditions(fields)
         size = _size(fields) if images["size"] is None else images["size"]
     grid = Grid(images["axis"] or "axial", images["spacing"], size)
@@ -170,7 +166,7 @@ def _sampling(root: Path) -> dict:
     if path is None:
         print(f"note: {root} saves no scheduler; DDPM's is assumed, as published")
     fields = {} if path is None else _json(path)
-    with _naming(path or root):
+    with forms.naming(path or root):
         sections = schedulers.ours(fields)
     diffusion, sampler = sections["diffusion"], sections["sampler"]
     # DPM-Solver++ may leave out a timestep.
@@ -206,13 +202,7 @@ def _scheduler(root: Path) -> Path | None:
 
 
 def _json(path: Path) -> dict:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise InputError(f"{path}: not a JSON object of fields")
-    return fields
+    return forms.read(path, dict[str, object], "save the model again")
 
 
 def _params(config, shapes, tensors: dict[str, Tensor], folder: Path):
@@ -245,12 +235,3 @@ def _params(config, shapes, tensors: dict[str, Tensor], folder: Path):
         return jnp.asarray(unet2d.ours(values))  # of NumPy's Orbax would make a copy
 
     return jax.tree.map(read, names)
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the file that an InputError is about before its text."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None

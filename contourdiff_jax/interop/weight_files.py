@@ -5,7 +5,6 @@ Files are memory-mapped and read tensor by tensor. Pickles (.bin, .pt, .ckpt) ca
 not read.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import forms
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -86,10 +86,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
-    try:
-        files = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{index}: cannot be read as an index of shards ({error!r})") from None
+    form = {"weight_map": dict[str, str]}
+    files = forms.read(index, form, "give an index of shards as diffusers writes it")["weight_map"]
     # Only files of this folder are opened, whatever an index names.
     own = [path.name for path in index.parent.iterdir()]
     for name in files.values():

@@ -13,7 +13,8 @@ from contourdiff_jax.evaluation import records
 from contourdiff_jax.evaluation.metrics import catalogue
 from contourdiff_jax.evaluation.records import Record
 from contourdiff_jax.reports import comparison, html, sections, tables
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, forms
+from contourdiff_jax.training import logs
 from contourdiff_jax.translation.sidecars import NOTICE
 
 AXES = ("ssim_mask", "psnr_mask")  # of the figure of slices
@@ -131,7 +132,7 @@ def _evaluation(record: Record, prefix: str, drawn: dict[str, bytes]) -> str:
 
 def _run(folder: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     """The section of a training run."""
-    config = records.read_json(folder / "config.json")
+    config = forms.read(folder / "config.json", dict[str, object], "restore it from a copy")
     stats = read_stats(folder / "stats.jsonl")
     parts = [f"<h2>Training run: {escape(folder.resolve().name)}</h2>"]
     if stats:
@@ -157,18 +158,17 @@ def read_stats(path: Path) -> list[dict]:
     if not path.is_file():
         return []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
         raise InputError(f"{path}: cannot be read: {disk.reason(error)}") from error
     stats = []
     for number, line in enumerate(lines, start=1):
         try:
-            fields = json.loads(line)
-            stats.append(fields | {"images": int(fields["images"])})
-        except (ValueError, KeyError, TypeError) as error:
+            stats.append(forms.checked(forms.parsed(line), logs.FORM))
+        except InputError as error:
             if number == len(lines):
                 break
-            raise InputError(f"{path}: line {number} is not a JSON object with images") from error
+            raise InputError(f"{path}: line {number}: {error}; leave this run out") from None
     if not stats:
         raise InputError(f"{path}: empty, nothing was trained; leave this run out or train it")
     return stats

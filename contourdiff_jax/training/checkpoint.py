@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from contourdiff_jax.contracts import Averages, Player
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import disk, processes
+from contourdiff_jax.runtime import disk, forms, processes
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training.state import TrainState
 
@@ -169,8 +169,17 @@ def _restore(checkpoints, run, items: dict) -> tuple[int, dict]:
     for step, before in zip(steps, [*steps[1:], None], strict=True):
         name = f"{run}/checkpoints/{step}"
         try:
-            _verify(Path(checkpoints.directory) / str(step), name, items)
-            return step, _read(checkpoints, step, name, items)
+            folder = Path(checkpoints.directory) / str(step)
+            _verify(folder, name, items)
+            trees = _read(checkpoints, step, name, items)
+            lacking = [item for item in items if not (folder / item / DIGESTS).is_file()]
+            if lacking and processes.is_main():
+                print(
+                    f"warning: {name}/{lacking[0]}: without its {DIGESTS}, so that damage is not "
+                    "noticed; restore that from a copy",
+                    file=sys.stderr,
+                )
+            return step, trees
         except _Damaged as damage:
             if before is None:
                 raise InputError(f"{damage}; restore it from a copy, or train again") from None
@@ -185,7 +194,8 @@ class _Damaged(InputError):
 def _verify(folder: Path, name: str, items) -> None:
     """Raise _Damaged, in all processes alike, where files of a checkpoint are not as written.
 
-    Checkpoints of earlier versions have no digests: they show damage only when they are read.
+    A checkpoint without digests, as of earlier versions, is used with a warning: it shows damage
+    only when it is read.
     """
 
     def damage() -> str:
@@ -195,9 +205,9 @@ def _verify(folder: Path, name: str, items) -> None:
             if not (folder / item / DIGESTS).is_file():
                 continue
             try:
-                written = json.loads((folder / item / DIGESTS).read_text())
+                written = forms.read(folder / item / DIGESTS, dict[str, str], "")
                 actual = _digests(folder / item)
-            except (OSError, ValueError, InputError) as error:
+            except (OSError, InputError) as error:
                 return f"{name}: damaged, {item}: {_reason(error)}"
             for file, digest in written.items():
                 if actual.get(file) != digest:

@@ -12,7 +12,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import disk, forms
+
+FORM = {  # of a line
+    "step?": int,
+    "images": int,
+    **dict.fromkeys(("seconds?", "images_per_second?", "learning_rate?"), float),
+    **dict.fromkeys(("loss?", "heldout_loss?"), float),
+    "heldout_loss_t?": list[float],
+}
 
 
 class Logs:
@@ -36,11 +45,11 @@ class Logs:
         self.seconds = 0.0
         with self._writing():
             if self._stats.exists():
-                lines = self._stats.read_text().splitlines(keepends=True)
+                lines = self._stats.read_bytes().splitlines(keepends=True)
                 kept = [line for line in lines if _fields(line).get("step", step + 1) <= step]
                 if len(kept) < len(lines):
                     with disk.whole(self._stats) as partial:
-                        partial.write_text("".join(kept))
+                        partial.write_bytes(b"".join(kept))
                 self.seconds = max(
                     (_fields(line).get("seconds", 0.0) for line in kept), default=0.0
                 )
@@ -87,12 +96,12 @@ class Logs:
         )
 
 
-def _fields(line: str) -> dict:
+def _fields(line: bytes) -> dict:
+    """What a line says; nothing where it is damaged, as one that a killed run was writing."""
     try:
-        fields = json.loads(line)
-    except ValueError:  # the line a killed run was writing
+        return forms.checked(forms.parsed(line), FORM)
+    except InputError:
         return {}
-    return fields if isinstance(fields, dict) else {}
 
 
 def _tensorboard(folder: Path):

@@ -8,7 +8,6 @@ stats.jsonl    see logs.py, as for samples/*.png and tensorboard/
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,7 @@ from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.data.store import Store, open_store, verify
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import disk, processes
+from contourdiff_jax.runtime import disk, forms, processes
 from contourdiff_jax.volumes import filenames, intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
@@ -29,6 +28,19 @@ LONG = 5.0  # seconds; where reading a store takes longer, the time is printed
 LOCK = ".lock"  # a file in the run's folder, locked by the process that trains it
 SCHEMA = 1  # of config.json
 EXPORTED = "contourdiff.json"  # the name of config.json beside a model exported to diffusers
+RESTORE = "restore it from a copy"
+FORM = {  # of config.json
+    "config": object,
+    "data": {
+        "preset": str,
+        "window": tuple[float, float],
+        "grid": Grid,
+        "contours": ContourSettings,
+        "subjects": tuple[str, ...],
+        "teacher?": str,
+        "labels?": tuple[int, ...],
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +85,7 @@ class Run:
 
     def save(self, folder: Path, name: str = "config.json") -> None:
         """Write config.json, whole or not at all."""
-        with disk.whole(Path(folder) / name) as partial:
-            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        disk.write_json(Path(folder) / name, forms.sealed(self.to_dict()))
 
 
 def begin(
@@ -162,32 +173,22 @@ def exists(folder: Path) -> bool:
 
 def read(path: Path) -> Run:
     """Read a file that `Run.save` wrote; raises InputError as `load` does."""
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore it from a copy") from None
-    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-        raise InputError(
-            f"{path}: not of schema {SCHEMA}; use the version of contourdiff that wrote it"
-        )
-    try:
+    fields = forms.read(path, FORM, RESTORE, SCHEMA)
+    with forms.naming(path, RESTORE):
         data = fields["data"]
-        return Run(
+        ours = Run(
             configuration.from_dict(configuration.of_before(fields["config"])),
             intensity.preset(data["preset"]),
-            Window(*map(float, data["window"])),
-            Grid(**data["grid"]),
-            ContourSettings.from_dict(data["contours"]),
-            tuple(data["subjects"]),
+            Window(*data["window"]),
+            data["grid"],
+            data["contours"],
+            data["subjects"],
             data.get("teacher", ""),  # runs of earlier versions do not say
-            tuple(data.get("labels", ())),
+            data.get("labels", ()),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{path}: field {error} is missing or wrong; restore the file from a copy"
-        ) from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        # A segmenter's network is not that of the configuration.
+        configuration.check(ours.config, size=None if ours.labels else ours.grid.size)
+        return ours
 
 
 def opened(path: Path, verified: bool) -> Store:

@@ -17,7 +17,6 @@ The affine, the axes and the shape of the source are put back by volumes/io.py a
 """
 
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ from contourdiff_jax import __version__
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, forms
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.volumes import filenames, io
 from contourdiff_jax.volumes.intensity import Preset, Window
@@ -70,9 +69,9 @@ class Destination:
         """
         there = [path for path in self._all if path.exists()]
         try:
-            sidecar = json.loads(self.sidecar.read_text())
-        except (OSError, ValueError):
-            sidecar = None
+            sidecar = forms.read(self.sidecar, {"left_out?": list[str]}, "")
+        except InputError:
+            sidecar = {}
         if sidecars.states(sidecar, fields):
             left_out = sidecar.get("left_out", [])
             return {path.name for path in self._all if path not in there} == set(left_out)
@@ -293,13 +292,12 @@ def _entities(name: str) -> list[str]:
 
 def _label_names(source: Path) -> dict | None:
     """Labels by name, of the source's own dataset.json; None where it has none."""
+    form = {"labels": dict[str, int | str | list[int]]}
     try:
-        labels = json.loads((Path(source) / "dataset.json").read_text())["labels"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if not isinstance(labels, dict):
+        labels = forms.read(Path(source) / "dataset.json", form, "")["labels"]
+    except InputError:
         return None
     # Version 1 of the format has names by label: {"0": "background"}.
     if all(isinstance(name, str) for name in labels.values()):
-        return {name: int(number) for number, name in labels.items() if number.isdigit()}
+        return {name: int(number) for number, name in labels.items() if number.isdecimal()}
     return labels

@@ -11,6 +11,7 @@ Nothing of the source's header is in it. "window" is the translation's in its na
 
 import dataclasses
 import json
+import os
 import statistics
 import sys
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.data.layouts import marks
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import forms
 from contourdiff_jax.volumes import filenames, intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
@@ -30,6 +31,24 @@ from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 SCHEMA = 1
 NOTICE = marks.NOTICE  # by which layouts know a translation
 SIDES = ("source", "target")
+TRANSLATE = "translate again"
+FORM = {
+    "preset": {"source": str, "target": str},
+    "window": tuple[float, float],
+    "grid": Grid,
+    "contours": {"source": ContourSettings, "target": ContourSettings},
+    "slices": int,
+    "seconds": float,
+    "assumed?": Assumed,
+    "cost?": {
+        **dict.fromkeys(("parameters?", "devices?"), int),
+        **dict.fromkeys(("host_bytes?", "device_bytes?"), int | None),
+        "device?": str,
+    },
+    "training_subjects_sha256?": list[str],
+    "checkpoint?": {"digest?": str},
+    "subject?": str,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +69,6 @@ class Settings:
             "grid": dataclasses.asdict(self.grid),
             "contours": {side: settings.to_dict() for side, settings in self.contours.items()},
         }
-
-    @classmethod
-    def from_dict(cls, fields: Mapping) -> "Settings":
-        """Raises KeyError, TypeError or InputError for fields of no sidecar."""
-        return cls(
-            **{side: intensity.preset(fields["preset"][side]) for side in SIDES},
-            grid=Grid(**fields["grid"]),
-            contours={side: ContourSettings.from_dict(fields["contours"][side]) for side in SIDES},
-            assumed=Assumed.from_dict(fields.get("assumed", {})),
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +96,12 @@ def beside(scan: Scan) -> Path:
     return first.with_name(f"{filenames.stem(first)}.json")
 
 
-def states(sidecar: object, wanted: Mapping) -> bool:
+def states(sidecar: Mapping, wanted: Mapping) -> bool:
     """Whether a sidecar, as its JSON is read, has all `wanted` fields.
 
     Those of the configuration that are newer than the sidecar have their defaults in it.
     """
-    return isinstance(sidecar, dict) and _complete(wanted).items() <= _complete(sidecar).items()
+    return _complete(wanted).items() <= _complete(sidecar).items()
 
 
 def _complete(fields: Mapping) -> dict:
@@ -108,34 +117,24 @@ def _complete(fields: Mapping) -> dict:
 def read(scan: Scan) -> Sidecar | None:
     """The sidecar of a translated scan, None where there is none; InputError if damaged."""
     file = beside(scan)
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.exists(file):
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON: {disk.reason(error)}") from error
-    if not isinstance(fields, dict) or fields.get("schema") != SCHEMA:
-        raise InputError(f"{file}: not a sidecar of schema {SCHEMA}; translate again")
-    try:
-        low, high = map(float, fields["window"])
-        if not low < high:
-            raise ValueError(f"window {low} to {high}")
+    fields = forms.read(file, FORM, TRANSLATE, SCHEMA)
+    with forms.naming(file, TRANSLATE):
+        if fields["slices"] < 1:
+            raise InputError(f"slices: {fields['slices']}, where there is one at least")
+        source, target = (intensity.preset(fields["preset"][side]) for side in SIDES)
+        assumed = fields.get("assumed", UNKNOWN)
         return Sidecar(
-            Settings.from_dict(fields),
-            window=Window(low, high),
+            Settings(source, target, fields["grid"], fields["contours"], assumed),
+            window=Window(*fields["window"]),
             seconds=fields["seconds"] / fields["slices"],
             slices=fields["slices"],
-            cost=dict(fields.get("cost", {})),
+            cost=fields.get("cost", {}),
             training_subjects=frozenset(fields.get("training_subjects_sha256", ())),
             weights=fields.get("checkpoint", {}).get("digest", ""),
-            subject=str(fields.get("subject", "")),
+            subject=fields.get("subject", ""),
         )
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise InputError(
-            f"{file}: a damaged sidecar ({type(error).__name__}: {error}); translate again"
-        ) from error
 
 
 # --------------------------------------------------------------------------------------------------

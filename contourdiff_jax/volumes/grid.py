@@ -28,6 +28,8 @@ AXES = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 
 KEPT_WHOLE = 0.995  # less inside the grid than this, which is told as 99%, is worth a warning
 CHUNK = 32  # slices resampled at a time, which bounds the memory of the intermediate products
+LEAST, MOST = 1e-5, 1e4  # mm of a pixel; others are a slip, whatever is cut
+LARGEST = 2**14  # pixels of a side, likewise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +43,12 @@ class Grid:
     def __post_init__(self):
         if self.axis not in AXES:
             raise InputError(f"no slicing axis {self.axis!r}; known: {', '.join(AXES)}")
-        if not 0 < self.spacing < np.inf:
-            raise InputError(f"the grid's spacing must be above 0 mm, not {self.spacing}")
-        if self.size < 1:
-            raise InputError(f"the grid's size must be at least 1 pixel, not {self.size}")
+        if not LEAST <= self.spacing <= MOST:
+            raise InputError(
+                f"the grid's spacing must lie between {LEAST:g} and {MOST:g} mm, not {self.spacing}"
+            )
+        if not 1 <= self.size <= LARGEST:
+            raise InputError(f"the grid's size must be 1 to {LARGEST} pixels, not {self.size}")
 
     def fit(self, shape, affine, offsets=None) -> "Resampling":
         """The resampling between volumes of that shape and affine [4, 4], and this grid.

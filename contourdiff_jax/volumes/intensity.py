@@ -27,10 +27,16 @@ FLAT = 2.0**-14
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """An interval of intensities, low < high."""
+    """An interval of intensities, low < high; InputError for one that float32 cannot tell apart."""
 
     low: float
     high: float
+
+    def __post_init__(self):
+        if not 1e-30 < self.high - self.low < 1e30:
+            raise InputError(
+                f"no intensity window: {self.low} to {self.high} must be finite and rise"
+            )
 
     def unit(self, x):
         """low..high -> [-1, 1], clipped; float32, of NumPy's arrays and JAX's."""

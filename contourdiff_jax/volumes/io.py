@@ -190,6 +190,7 @@ def write(path, array: np.ndarray, like: Volume, dtype, overwrite: bool = False)
 
     if array.shape != like.array.shape:
         raise ValueError(f"array of shape {array.shape} for a volume of shape {like.array.shape}")
+    volume.check_finite(path, array)
     array, native = like.to_native(array), like.native
     if native.offsets is not None:
         array, native = volume.evened(array, native), native.even()
@@ -203,4 +204,5 @@ def save(path, array: np.ndarray, affine: np.ndarray, dtype, overwrite: bool = F
 
     affine = np.asarray(affine, np.float64)
     geometry.check_affine(Path(path), affine)
+    volume.check_finite(path, array)
     nifti.write(Path(path), array, NativeGrid(array.shape, affine), dtype, overwrite)

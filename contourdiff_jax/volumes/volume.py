@@ -50,11 +50,12 @@ class Assumed:
     spacing: float | None = None
     range: tuple[float, float] | None = None
 
-    @classmethod
-    def from_dict(cls, fields: dict) -> "Assumed":
-        """The inverse of dataclasses.asdict after a way through JSON."""
-        span = fields.get("range")
-        return cls(fields.get("spacing"), None if span is None else tuple(map(float, span)))
+    def __post_init__(self):
+        low, high = self.range or (0, 1)
+        if not -1e6 < low < high < 1e6:
+            raise InputError(f"--range={low:g},{high:g}: give two numbers, LOW,HIGH")
+        if not 0 < (1 if self.spacing is None else self.spacing) < 1e6:
+            raise InputError(f"--pixel_spacing={self.spacing:g} must be a positive number of mm")
 
 
 UNKNOWN = Assumed()
@@ -130,6 +131,13 @@ def evened(array: np.ndarray, native: NativeGrid) -> np.ndarray:
     low, high = native.offsets[upper - 1], native.offsets[upper]
     weight = ((offsets - low) / (high - low)).astype(np.float32)
     return array[..., upper - 1] * (1 - weight) + array[..., upper] * weight
+
+
+def check_finite(path: Path, array: np.ndarray) -> None:
+    """InputError for an array with NaN or infinity, which no file `path` is to hold."""
+    count = array.size - np.count_nonzero(np.isfinite(array))
+    if count:
+        raise InputError(f"{path}: not written: {count} of its voxels would be NaN or infinite")
 
 
 def cast(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

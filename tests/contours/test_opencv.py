@@ -162,7 +162,7 @@ def test_what_may_be_left_out_has_its_default():
     [
         ({"low": 60, "high": 50}, "low=60"),
         ({"low": -1}, "low=-1"),
-        ({"low": float("nan")}, "low=nan"),
+        ({"low": float("nan")}, "low: nan, where a finite number"),
         ({"windows": []}, "windows"),
         ({"windows": [[0, 1], [5, 5]]}, r"\(5.0, 5.0\)"),
         ({"windows": [[80, -20]]}, r"\(80.0, -20.0\)"),
@@ -171,9 +171,9 @@ def test_what_may_be_left_out_has_its_default():
         ({"curve": [[0, 0]]}, "curve.*two or more"),
         ({"curve": [[0, 0], [0, 1]]}, "curve.*rise"),
         ({"curve": [[0, 0], [1, 1.5]]}, "curve.*between 0 and 1"),
-        ({"windows": 5}, "wrong type"),
-        ({"low": "a"}, "wrong type"),
-        ({"windows": [[0, float("inf")]]}, "low < high"),
+        ({"windows": 5}, "windows: 5, where a list"),
+        ({"low": "a"}, "low: .a., where a finite number"),
+        ({"windows": [[0, float("inf")]]}, r"windows\[0\]\[1\]: inf"),
         ({"blur": 3.0}, "blur: 3.0"),
         ({"blur": 11}, "blur: 11 is none of 1, 3, 5, 7, 9"),
         ({"thin": -1}, "thin: -1"),
@@ -183,10 +183,10 @@ def test_what_may_be_left_out_has_its_default():
         ({"blur": 0}, "blur: 0"),
         ({"blur": -3}, "blur: -3"),
         ({"apart": -1}, "apart: -1"),
-        ({"clean": [8000]}, r"clean: \(8000,\)"),
+        ({"clean": [8000]}, "clean: .8000., where a list of 2"),
         ({"clean": [8000, -1]}, "clean.*-1"),
-        ({"clean": 8000}, "wrong type"),
-        ({"appart": 1}, "unknown.*appart.*fields are.*apart"),
+        ({"clean": 8000}, "clean: 8000, where a list"),
+        ({"appart": 1}, "appart: unknown; known are.*apart"),
     ],
 )
 def test_bad_settings_are_named(fields, named):
@@ -200,7 +200,7 @@ def test_bad_settings_are_named(fields, named):
 def test_missing_settings_are_named(name):
     fields = {"windows": [[0, 1]], "low": 20, "high": 50}
     del fields[name]
-    with pytest.raises(InputError, match=f"missing.*{name}"):
+    with pytest.raises(InputError, match=f"{name}: missing"):
         ContourSettings.from_dict(fields)
 
 

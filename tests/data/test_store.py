@@ -86,7 +86,7 @@ def test_stores_without_a_word_of_contours_have_none(tmp_path):
     """As those of earlier versions."""
     path = write_store(tmp_path / "store")
     dataset = json.loads((path / "dataset.json").read_text())
-    del dataset["contours"]
+    del dataset["contours"], dataset["digest"]
     (path / "dataset.json").write_text(json.dumps(dataset))
     assert open_store(path).contours is None
 
@@ -250,7 +250,9 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path):
 
 def edit_dataset(path, **fields):
     file = path / "dataset.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    dataset = json.loads(file.read_text()) | fields
+    del dataset["digest"]
+    file.write_text(json.dumps(dataset))
 
 
 def edit_index(path, change):
@@ -265,7 +267,7 @@ BREAKAGES = {
     "another schema": (lambda path: edit_dataset(path, schema=SCHEMA + 1), "schema"),
     "not JSON": (lambda path: (path / "dataset.json").write_text("{"), "cannot be read"),
     "not an object": (lambda path: (path / "dataset.json").write_text("[]"), "schema"),
-    "no grid": (lambda path: edit_dataset(path, grid=None), "incomplete"),
+    "no grid": (lambda path: edit_dataset(path, grid=None), "grid: None, where an object"),
     "unknown preset": (lambda path: edit_dataset(path, preset="pet"), "known: ct, mr"),
     "another size": (
         lambda path: edit_dataset(path, grid={"axis": "axial", "spacing": 1.5, "size": 32}),
@@ -276,7 +278,7 @@ BREAKAGES = {
         lambda path: edit_dataset(path, contours=NATIVE.to_dict()),
         "contours.npy.*missing or damaged",
     ),
-    "unknown contours": (lambda path: edit_dataset(path, contours={"low": 1}), "missing.*high"),
+    "unknown contours": (lambda path: edit_dataset(path, contours={"low": 1}), "contours.high: missing"),
     "no slices": (lambda path: (path / "slices.npy").unlink(), "missing or damaged"),
     "no masks": (lambda path: (path / "masks.npy").unlink(), "missing or damaged"),
     "truncated": (
@@ -335,6 +337,6 @@ def test_stores_without_digests_are_not_verified(tmp_path):
     """As those of earlier versions: they open, and it is known that nothing is known."""
     path = write_store(tmp_path / "store")
     dataset = json.loads((path / "dataset.json").read_text())
-    del dataset["sha256"]
+    del dataset["sha256"], dataset["digest"]
     (path / "dataset.json").write_text(json.dumps(dataset))
     assert not verify(open_store(path))

@@ -7,7 +7,6 @@ BIDS, https://bids-specification.readthedocs.io, its file names (entities, suffi
 """
 
 import dataclasses
-import json
 import re
 from collections import defaultdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from contourdiff_jax.data.layouts.naming import EVERY, Wanted
 from contourdiff_jax.data.layouts.scans import Content
 from contourdiff_jax.data.layouts.stacks import scan
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import forms
 from contourdiff_jax.volumes import filenames
 
 # --------------------------------------------------------------------------------------------------
@@ -120,10 +120,11 @@ def _channel_names(folder: Folder, notes: list[str]) -> dict[str, str]:
     if path not in folder.files:
         return {}
     try:
-        fields = json.loads(path.read_text(encoding="utf-8-sig"))
+        form = dict.fromkeys(("channel_names?", "modality?"), dict[str, str])
+        fields = forms.read(path, form, "")
         channels = fields.get("channel_names") or fields["modality"]
         names = {f"{int(number):04d}": name.strip() for number, name in channels.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except (InputError, KeyError, ValueError):
         notes.append("dataset.json names no channels; they are called by their numbers")
         return {}
     if len(set(names.values())) < len(names):

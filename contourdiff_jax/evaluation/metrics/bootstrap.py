@@ -51,7 +51,7 @@ def text(entry):
     digits = len(str(int(abs(entry["value"]))))
     decimals = 4 if 0 < abs(entry["value"]) < 0.01 else max(0, 4 - digits)
     value = f"{entry['value']:.{decimals}f}"
-    if entry["low"] is None:
+    if None in (entry["low"], entry["high"]):
         return value
     return f"{value} [{entry['low']:.{decimals}f}, {entry['high']:.{decimals}f}]"
 

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.features import in_batches
 from contourdiff_jax.models import segmenter
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, forms
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid, Resampling
@@ -34,6 +34,10 @@ from contourdiff_jax.volumes.volume import Volume
 
 SCHEMA = 1
 KEY = "segmenter"  # of the file's metadata
+FORM = {
+    **{"schema": int, "labels": tuple[int, ...], "preset": str, "grid": Grid},
+    **{"method": str, "seed": int, "images": int},
+}
 BATCH = 16  # slices at a time
 
 
@@ -138,16 +142,17 @@ def load(path) -> tuple[Trained, str]:
     disk.check_is_file(path)
     try:
         with safe_open(path, framework="np") as file:
-            fields = json.loads((file.metadata() or {})[KEY])
+            fields = forms.parsed((file.metadata() or {})[KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        fields = forms.checked(fields, FORM)
         if fields.pop("schema") != SCHEMA:
-            raise InputError(f"{path}: a segmenter of another schema; train it again")
-        fields["labels"] = tuple(map(int, fields["labels"]))
-        fields["grid"] = Grid(**fields["grid"])
-        fields["preset"] = intensity.preset(fields["preset"])
-        params = _nested(tensors, segmenter.build(len(fields["labels"])))
-        trained = Trained(params=params, **fields)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError("of another schema; train it again")
+        first, *others = labels = fields["labels"]
+        if first != 0 or not all(0 < label < 2**16 for label in others):
+            raise InputError(f"labels: {labels}")
+        fields |= {"preset": intensity.preset(fields["preset"])}
+        trained = Trained(_nested(tensors, segmenter.build(len(labels))), **fields)
+    except (InputError, SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: not the weights of a segmenter ({disk.reason(error)}); `contourdiff "
             f"segment` writes them to OUT/weights"

@@ -74,6 +74,7 @@ def write(
     folder, array = Path(folder), np.asarray(array)
     if array.shape != like.array.shape:
         raise ValueError(f"array of shape {array.shape} for a volume of shape {like.array.shape}")
+    volume.check_finite(folder, array)
     planes = _planes(folder, like.native)
     stored = like.to_native(array).reshape(like.native.shape3)
     stored, slope, intercept = _stored(stored, modality)

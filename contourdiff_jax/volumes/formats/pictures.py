@@ -496,6 +496,7 @@ def write(
     pictures cannot hold the values.
     """
     folder, targets = Path(folder), [Path(folder) / name for name in names]
+    volume.check_finite(targets[0], array)
     native = like.to_native(array).reshape(like.native.shape3)
     if len(targets) not in (1, len(native.T)):
         raise ValueError(f"{len(targets)} names for {len(native.T)} slices")
