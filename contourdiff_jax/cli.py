@@ -9,6 +9,7 @@ import ast
 import contextlib
 import importlib
 import inspect
+import math
 import os
 import sys
 from pathlib import Path
@@ -77,6 +78,7 @@ def _run(name: str, argv: list[str]) -> int:
         raise InputError(_one_line(error)) from None
     except Exception as error:  # a configuration file is a program, and can fail as one
         raise InputError(f"--config: {_one_line(error)}") from None
+    _check(values, arguments)
     if wants_help:
         print(_command_help(name, command.__doc__, values))
         return 0
@@ -85,6 +87,18 @@ def _run(name: str, argv: list[str]) -> int:
     if arguments:
         raise InputError(f"unexpected {arguments[0]!r}; settings are given as --flag=value")
     return command.main(values)
+
+
+def _check(values, arguments: list[str]) -> None:
+    """Raise InputError for what no flag takes: nothing at all, and numbers that are none."""
+    # Fields of a configuration, which may be empty, it checks itself.
+    names = [name for name in values if values[name].present and "." not in name]
+    given = {f"--{name}": values[name].value for name in names}
+    for name, value in [*given.items(), *(("a path", argument) for argument in arguments)]:
+        if value == "":
+            raise InputError(f"{name}: empty; give it a value, or leave it out")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name}={value}: must be a finite number")
 
 
 def _keep_compiled() -> None:

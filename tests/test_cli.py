@@ -422,7 +422,7 @@ def test_a_run_of_another_network_is_one_line(refused, mr_run, phantom_data, tmp
     ("override", "named"),
     [
         ("model.channels=(16,)*7", "halved 6 times.*--size=64"),
-        ("train.batch=0", "config.train.batch: 0 must be above 0"),
+        ("train.batch=0", "config.train.batch: 0 must lie between 1"),
         ("train.accumulate=3", "config.train.accumulate"),
         ("mesh.data=3", "config.mesh: data=3"),
         ("grid.size=64", "--size=64"),

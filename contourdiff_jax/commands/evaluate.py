@@ -28,7 +28,7 @@ import sys
 
 from absl import flags
 
-from contourdiff_jax.commands import cluster_flags
+from contourdiff_jax.commands import cluster_flags, number_flags
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records, scores
 from contourdiff_jax.evaluation.folder import Request, evaluate
@@ -68,7 +68,7 @@ def define_flags(values: flags.FlagValues) -> None:
         ("overwrite", "Replace an evaluation."),
     ):
         flags.DEFINE_bool(name, False, text, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "Seed of the bootstrap.", flag_values=values)
+    number_flags.define_seed(values, "Seed of the bootstrap.")
     cluster_flags.define_flags(values)
 
 

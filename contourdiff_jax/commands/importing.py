@@ -3,7 +3,8 @@
 
 --checkpoint is a folder with unet/config.json and its safetensors (the original's model_epoch_N),
 or that unet folder. It does not say which images it was trained on, so the other flags have to; a
-folder that `contourdiff export` wrote says it. Pickles are not read.
+folder that `contourdiff export` wrote says it. --axis is axial by default, and --size the model's
+own. Pickles are not read.
 
 Example:
     contourdiff import --checkpoint=out/model_epoch_400 --workdir=runs/mr --preset=mr --spacing=1
@@ -13,10 +14,10 @@ import math
 
 from absl import flags
 
+from contourdiff_jax.commands import number_flags
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop.importing import import_checkpoint
-from contourdiff_jax.volumes.grid import AXES
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -27,11 +28,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list(
         "window", None, "LOW,HIGH: its black and white; the preset's by default", flag_values=values
     )
-    flags.DEFINE_enum(
-        "axis", None, list(AXES), "axis of its slices; axial by default", flag_values=values
-    )
-    flags.DEFINE_float("spacing", None, "mm of its pixels", flag_values=values)
-    flags.DEFINE_integer("size", None, "pixels of a side; its own by default", flag_values=values)
+    number_flags.define_grid(values, axis=None)
     flags.DEFINE_string(
         "contours",
         None,

@@ -20,6 +20,7 @@ import dataclasses
 
 from absl import flags
 
+from contourdiff_jax.commands import number_flags
 from contourdiff_jax.data.phantoms.heads import LEVEL, Heads, phantoms
 from contourdiff_jax.errors import InputError
 
@@ -44,7 +45,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "spacing", None, "in-plane spacing in mm (default: 230 mm / size)", flag_values=values
     )
-    flags.DEFINE_integer("seed", 0, "seed of all randomness", flag_values=values)
+    number_flags.define_seed(values, "seed of all randomness")
     flags.DEFINE_float(
         "bias", 0.0, "structural bias between the domains, 0 for none, 1 strong", flag_values=values
     )

@@ -20,25 +20,22 @@ from collections import Counter
 
 from absl import flags
 
-from contourdiff_jax.commands import scan_flags
+from contourdiff_jax.commands import number_flags, scan_flags
 from contourdiff_jax.data.inspection import findings
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import SPLITS
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import intensity
-from contourdiff_jax.volumes.grid import AXES
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff prepare`."""
-    text, number = flags.DEFINE_string, flags.DEFINE_float
+    text = flags.DEFINE_string
     text("source", None, "A volume, or a folder of volumes or slices.", flag_values=values)
     text("out", None, "Folder of the store to write.", flag_values=values)
     presets = sorted(intensity.PRESETS)
     flags.DEFINE_enum("preset", None, presets, "What the intensities are.", flag_values=values)
-    flags.DEFINE_enum("axis", "axial", list(AXES), "Slicing axis.", flag_values=values)
-    number("spacing", None, "Pixel spacing of the grid in mm.", flag_values=values)
-    flags.DEFINE_integer("size", None, "Pixels along a side of the grid.", flag_values=values)
+    number_flags.define_grid(values)
     text("labels", None, "Folder of label maps, paired by name.", flag_values=values)
     text("masks", None, "Folder of body masks, paired by name.", flag_values=values)
     text(
@@ -48,7 +45,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     text("split", None, "CSV file with the columns subject,split.", flag_values=values)
-    number(
+    flags.DEFINE_float(
         "validation", None, "Fraction of the subjects for val; 0.1 by default.", flag_values=values
     )
     flags.DEFINE_bool("overwrite", False, "Replace a store of that name.", flag_values=values)

@@ -14,6 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from contourdiff_jax import config as configuration
+from contourdiff_jax.commands import number_flags
 from contourdiff_jax.errors import InputError
 
 # A grid and a network that two CPU cores train in minutes.
@@ -31,8 +32,10 @@ HEADS = {
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff quickstart`."""
     flags.DEFINE_string("workdir", None, "folder for everything that is made", flag_values=values)
-    flags.DEFINE_float("minutes", 5.5, "time to train", lower_bound=0.05, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "seed of phantoms, training and noise", flag_values=values)
+    flags.DEFINE_float(
+        "minutes", 5.5, "time to train", lower_bound=0.05, upper_bound=1e5, flag_values=values
+    )
+    number_flags.define_seed(values, "seed of phantoms, training and noise")
 
 
 def main(values: flags.FlagValues) -> int:

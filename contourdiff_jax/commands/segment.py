@@ -24,11 +24,11 @@ import sys
 
 from absl import flags
 
+from contourdiff_jax.commands import number_flags
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records
 from contourdiff_jax.evaluation.segmentation.protocol import Request, segment
 from contourdiff_jax.volumes import intensity
-from contourdiff_jax.volumes.grid import AXES
 
 REQUIRED = {
     "train_images": "Folder of translated volumes, to train on.",
@@ -57,14 +57,12 @@ def define_flags(values: flags.FlagValues) -> None:
     ):
         flags.DEFINE_enum(name, None, presets, text, flag_values=values)
     flags.DEFINE_list("classes", None, "Labels to learn; all by default.", flag_values=values)
-    flags.DEFINE_enum("axis", "axial", list(AXES), "Slicing axis.", flag_values=values)
-    flags.DEFINE_float("spacing", None, "Pixel spacing of the grid in mm.", flag_values=values)
+    number_flags.define_grid(values)
     whole = flags.DEFINE_integer
-    whole("size", None, "Pixels along a side of the grid.", flag_values=values)
     whole("images", None, "That each network sees; 100 epochs by default.", flag_values=values)
     whole("batch", 8, "Images of a training step.", flag_values=values)
     whole("seeds", 3, "Networks trained on each set.", flag_values=values)
-    whole("seed", 0, "Of the first network, and of the bootstrap.", flag_values=values)
+    number_flags.define_seed(values, "Of the first network, and of the bootstrap.")
 
 
 def main(values: flags.FlagValues) -> int:

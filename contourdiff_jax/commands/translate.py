@@ -20,7 +20,7 @@ import dataclasses
 from absl import flags
 
 from contourdiff_jax import config as configuration
-from contourdiff_jax.commands import scan_flags
+from contourdiff_jax.commands import number_flags, scan_flags
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.translation import outputs, samples
@@ -78,7 +78,7 @@ def define_flags(values: flags.FlagValues) -> None:
     for field, value in configuration.default().sampler.items():
         text = f"{SAMPLER[field]}; the run's by default"
         DEFINE[type(value)](_flag(field), None, text, flag_values=values)
-    flags.DEFINE_integer("seed", 0, "seed of the noise", lower_bound=0, flag_values=values)
+    number_flags.define_seed(values, "seed of the noise")
     flags.DEFINE_bool(
         "maps",
         None,

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from contourdiff_jax import figures
+from contourdiff_jax.config import SEEDS
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import baselines, cases, records, scores, unpaired
@@ -79,6 +80,10 @@ class Request:
         apart = self.distances is None and self.memorisation is None
         on_grid = self.truth is not None or self.features == "inception"
         for wrong, message in (
+            (
+                not 0 <= self.seed < SEEDS,
+                f"--seed={self.seed} must be at least 0 and below {SEEDS}",
+            ),
             (
                 apart and not self.compares,
                 "nothing to compare with: give --truth, --source or both, --features or "

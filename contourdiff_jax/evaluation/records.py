@@ -233,7 +233,9 @@ def _read_metrics(path: Path) -> dict:
     if not any(metrics["methods"].values()):
         raise InputError(f"{path}: no method has a metric; evaluate again")
     with forms.naming(path, "evaluate again"):
-        return metrics | {"cost": forms.checked(metrics["cost"], COST if metrics["cost"] else {})}
+        return metrics | {
+            "cost": forms.checked(metrics["cost"], COST if metrics["cost"] else {}, "cost")
+        }
 
 
 def _read_rows(path: Path) -> list[dict]:

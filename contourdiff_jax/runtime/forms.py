@@ -48,11 +48,11 @@ def read(path: Path, form, remedy: str, schema: int | None = None):
             value = parsed(path.read_bytes())
         except OSError as error:
             raise InputError(f"cannot be read: {disk.reason(error)}") from error
-        is_object = isinstance(value, dict)
-        if schema is not None and not (is_object and value.get("schema") == schema):
-            raise InputError(f"not of schema {schema}, as this version reads it")
+        found = value.get("schema") if isinstance(value, dict) else None
+        if schema not in (None, found):
+            raise InputError(f"of schema {found!r:.20}, not of schema {schema}")
         content = checked(value, form)
-    if is_object and SEAL in value and value != sealed(value):
+    if isinstance(value, dict) and SEAL in value and value != sealed(value):
         raise InputError(
             f"{path}: changed since it was written; if on purpose, remove its field {SEAL!r}, "
             f"otherwise {remedy}"

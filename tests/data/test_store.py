@@ -278,7 +278,10 @@ BREAKAGES = {
         lambda path: edit_dataset(path, contours=NATIVE.to_dict()),
         "contours.npy.*missing or damaged",
     ),
-    "unknown contours": (lambda path: edit_dataset(path, contours={"low": 1}), "contours.high: missing"),
+    "unknown contours": (
+        lambda path: edit_dataset(path, contours={"low": 1}),
+        "contours.high: missing",
+    ),
     "no slices": (lambda path: (path / "slices.npy").unlink(), "missing or damaged"),
     "no masks": (lambda path: (path / "masks.npy").unlink(), "missing or damaged"),
     "truncated": (

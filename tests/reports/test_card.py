@@ -158,7 +158,7 @@ def test_what_does_not_belong_together_is_refused(trained, phantom_data, scores,
         card(trained, out, [other])
     with pytest.raises(InputError, match="not a run"):
         card(scores, out)
-    with pytest.raises(InputError, match="cannot be read as JSON"):
+    with pytest.raises(InputError, match="nowhere: cannot be read"):
         card(trained, out, [tmp_path / "nowhere"])
     with pytest.raises(InputError, match=r"name the card \.md"):
         card(trained, tmp_path / "card.html")

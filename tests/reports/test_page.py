@@ -324,19 +324,28 @@ def test_labels_are_left_out_where_there_is_no_body_to_compare_with(scores, tmp_
 # ----------------------------------------------------------------------------------------------
 
 
+def damaged(value="1", n="1", data="{}", cost="{}"):
+    """Metrics with such JSON in the places."""
+    entry = f'{{"value": {value}, "low": null, "high": null, "n": {n}}}'
+    others = f'"methods": {{"a": {{"ssim": {entry}}}}}, "data": {data}, "cost": {cost}'
+    return f'{{"schema": 1, {others}}}'
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "not metrics of schema 1"),
-        ('{"schema": 2, "methods": {}}', "not metrics of schema 1"),
-        ('{"schema": 1}', "damaged metrics"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        ("[]", "not of schema 1"),
+        ('{"schema": 2, "methods": {}}', "not of schema 1"),
+        ('{"schema": 1}', "methods: missing"),
         ('{"schema": 1, "methods": {}}', "no method has a metric"),
-        ('{"schema": 1, "methods": {"a": {"ssim": 0.5}}}', "damaged metrics"),
-        ('{"schema": 1, "methods": {"a": {"ssim": {"value": NaN, "low": 0}}}}', "damaged metrics"),
-        ('{"schema": 1, "methods": {"a": {"x": {"value": 1, "low": null}}}}', "damaged metrics"),
-        ('{"schema": 1, "methods": {}, "data": []}', "data is not an object"),
-        ('{"schema": 1, "methods": {}, "cost": {"seconds a slice": 1}}', "damaged metrics"),
+        ('{"schema": 1, "methods": {"a": {"ssim": 0.5}}}', "methods.a.ssim: 0.5, where an object"),
+        (damaged(value="NaN"), "methods.a.ssim.value: nan, where a finite number"),
+        (damaged(value="true"), "methods.a.ssim.value: True, where a finite number"),
+        (damaged(n="1.5"), "methods.a.ssim.n: 1.5, where a whole number"),
+        (damaged(data="[]"), "data: .., where an object"),
+        (damaged(cost='{"seconds a slice": 1}'), "cost.seconds a volume: missing"),
     ],
 )
 def test_damaged_metrics_are_one_line(tmp_path, content, message):

@@ -194,14 +194,17 @@ HARMS = [
 @pytest.mark.parametrize("digests", [True, False])
 @pytest.mark.parametrize(("pattern", "harm"), HARMS)
 def test_of_a_damaged_checkpoint_the_one_before_is_used(run, capfd, pattern, harm, digests):
-    """One line says which; earlier versions wrote no digests, but files that cannot be read."""
+    """One line says which; where there are no digests, files that cannot be read, and a warning."""
     if not digests:
         for path in run.rglob(checkpoint.DIGESTS):
             path.unlink()
     harm(largest(run / "checkpoints" / "2", pattern))
     assert_same(restore(run), state_at(1, like()))
-    (line,) = capfd.readouterr().err.splitlines()
+    line, *others = capfd.readouterr().err.splitlines()
     assert line.startswith(f"warning: {run}/checkpoints/2: ") and line.endswith("; going on from 1")
+    assert ["/1/params: without its sha256.json" in other for other in others] == [True] * (
+        not digests
+    )
 
 
 @pytest.mark.parametrize("item", [*checkpoint.OF_PLAYERS, "progress"])

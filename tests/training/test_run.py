@@ -89,7 +89,10 @@ def test_contours_are_those_of_the_preset_but_for_what_is_set(store, tiny):
         ({"thin": 3.0}, r"config\.contours\.thin: it is of a curve alone"),
         ({"clean": (80, 30)}, r"config\.contours\.clean: it is of native pixels"),
         ({"windows": ()}, r"config\.contours\.windows: one .* is needed"),
-        ({"windows": (("a", "b"),)}, r"config\.contours\.windows\[0\]\[0\]: .a., where a finite number"),
+        (
+            {"windows": (("a", "b"),)},
+            r"config\.contours\.windows\[0\]\[0\]: .a., where a finite number",
+        ),
         ({"apart": 1}, r"config\.contours\.apart: has no effect unless"),
     ],
 )
@@ -291,7 +294,10 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
         (lambda f: f.update(data=[1]), "data: .1., where an object"),
         (lambda f: f["data"].pop("window"), "window"),
         (lambda f: f["data"].update(window=[1, 2, 3]), "window: .*a list of 2"),
-        (lambda f: f["data"].update(window=["low", "high"]), "window.0.: .low., where a finite number"),
+        (
+            lambda f: f["data"].update(window=["low", "high"]),
+            "window.0.: .low., where a finite number",
+        ),
         (lambda f: f["data"].update(preset="pet"), "pet"),
         (lambda f: f["data"]["grid"].update(axis="oblique"), "oblique"),
         (lambda f: f["data"]["grid"].update(depth=3), "depth"),

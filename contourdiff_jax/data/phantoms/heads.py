@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from contourdiff_jax.config import SEEDS
 from contourdiff_jax.data.phantoms import anatomy, rendering
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
@@ -19,6 +20,7 @@ from contourdiff_jax.volumes import io
 FIELD_OF_VIEW = 230.0  # mm, in plane
 CENTRE = (0.0, 4.0)  # mm, of the field of view in plane: the nose counts
 LEVEL = 4.0  # mm, height of the middle slice: the face counts, the neck does not
+MOST = 4096  # voxels along an axis
 OVERSAMPLING = (2, 2, 2)  # anatomy samples per voxel along each axis, for partial volume
 KINDS = {  # what is written of a subject, by its role
     "train_mr": ("mr", "labels"),
@@ -87,20 +89,22 @@ class Heads:
 
     def __post_init__(self):
         size, slices, level, seed, bias = self.size, self.slices, self.level, self.seed, self.bias
-        if size < 32:
-            raise InputError(f"phantoms: --size={size} is too small to show a head; use 32 or more")
-        if slices < 1:
-            raise InputError(f"phantoms: --slices={slices} must be 1 or more")
+        if not 32 <= size <= MOST:
+            raise InputError(f"phantoms: --size={size} shows no head; give 32 to {MOST}")
+        if not 1 <= slices <= MOST:
+            raise InputError(f"phantoms: --slices={slices} must lie between 1 and {MOST}")
         for name in ("spacing", "thickness"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < np.inf:
-                raise InputError(f"phantoms: --{name}={value} must be a positive number of mm")
+            if value is not None and not 0.01 <= value <= 100:
+                raise InputError(f"phantoms: --{name}={value} must lie between 0.01 and 100 mm")
         if not abs(level) <= 100:
             raise InputError(f"phantoms: --level={level} misses the head; give -100 to 100 mm")
-        if seed < 0:
-            raise InputError(f"phantoms: --seed={seed} must be 0 or more")
+        if not 0 <= seed < SEEDS:
+            raise InputError(f"phantoms: --seed={seed} must be at least 0 and below {SEEDS}")
         if not 0 <= bias <= 2:
             raise InputError(f"phantoms: --bias={bias} must lie between 0 (none) and 2")
+        if self.subjects > 1e6:
+            raise InputError(f"phantoms: --subjects={self.subjects} are too many; give 2 to 1e6")
         if self.subjects < 2:
             raise InputError(
                 f"phantoms: --subjects={self.subjects} is too few; one to train and one to test "

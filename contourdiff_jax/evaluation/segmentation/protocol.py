@@ -43,7 +43,11 @@ from contourdiff_jax.volumes.intensity import Preset
 GRID = "grid"  # the method of a segmenter that is always right on its grid
 PANELS = 8  # volumes that are drawn
 MOST = 255  # classes, the background not counted
-LEAST = {"seeds": 1, "seed": 0, "images": 1}  # values of a request
+# Least and most that numbers of a request may be.
+BOUNDS = {
+    **{"seeds": (1, 1000), "seed": (0, config.SEEDS - 1)},
+    **{"images": (1, config.MOST), "batch": (1, config.WIDEST)},
+}
 
 
 Folder = str | Path
@@ -76,10 +80,10 @@ class Request:
 
     def check(self) -> None:
         """InputError for numbers that cannot be, and for flags that need others."""
-        for name, least in LEAST.items():
+        for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"--{name}={value} must be at least {least}")
+            if value is not None and not least <= value <= most:
+                raise InputError(f"--{name}={value} must lie between {least:g} and {most:g}")
         if self.lower_images is not None and self.lower_preset is None:
             raise InputError("--lower_images needs --lower_preset, which says what they show")
         if self.upper_images is not None and self.upper_labels is None:

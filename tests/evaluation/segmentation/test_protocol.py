@@ -439,9 +439,9 @@ def test_a_label_that_is_not_found_has_no_distance_and_is_counted(data, untraine
         ({"classes": []}, "--classes: from 1 to 255 labels"),
         ({"classes": [0, 3]}, "label 0: in no volume of --test_labels"),
         ({"size": 33}, "--size=33"),
-        ({"seeds": 0}, "--seeds=0 must be at least 1"),
-        ({"images": 0}, "--images=0 must be at least 1"),
-        ({"batch": 0}, "--batch: 0 images cannot be divided"),
+        ({"seeds": 0}, "--seeds=0 must lie between 1"),
+        ({"images": 0}, "--images=0 must lie between 1"),
+        ({"batch": 0}, "--batch=0 must lie between 1"),
         ({"test_images": "absent"}, "absent: no such file or folder"),
     ],
 )
