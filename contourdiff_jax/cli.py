@@ -59,6 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open to the end
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{name}: {error.filename}: {error.strerror}")  # too long a name, for one
 
 
 def _run(name: str, argv: list[str]) -> int:
@@ -95,8 +99,8 @@ def _check(values, arguments: list[str]) -> None:
     names = [name for name in values if values[name].present and "." not in name]
     given = {f"--{name}": values[name].value for name in names}
     for name, value in [*given.items(), *(("a path", argument) for argument in arguments)]:
-        if value == "":
-            raise InputError(f"{name}: empty; give it a value, or leave it out")
+        if value == "" or (isinstance(value, str) and "\0" in value):
+            raise InputError(f"{name}: empty, or with a zero in it; give a value, or leave it out")
         if isinstance(value, float) and not math.isfinite(value):
             raise InputError(f"{name}={value}: must be a finite number")
 

@@ -86,9 +86,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "samples by default",
         flag_values=values,
     )
-    flags.DEFINE_integer(
-        "devices", None, "devices to use; all by default", lower_bound=1, flag_values=values
-    )
+    text, most = "devices to use; all by default", 10**6
+    flags.DEFINE_integer("devices", None, text, lower_bound=1, upper_bound=most, flag_values=values)
     flags.DEFINE_bool(
         "overwrite", False, "replace translations made with other settings", flag_values=values
     )
