@@ -241,6 +241,34 @@ def test_what_cannot_work_is_named(fields, named):
         config.check(configured(fields))
 
 
+# By the type of a field, what none of that type may be.
+NONSENSE = {
+    bool: (None, 2, "yes", [], {}),
+    int: (None, True, 1.5, -(2**70), 2**70, "1", [], {}, float("nan")),
+    float: (None, True, float("nan"), float("inf"), -float("inf"), 1e300, -1e300, 10**400, "1", []),
+    str: (None, 1, "nonsense", [], {}),
+    tuple: (None, True, 1, "abc", {}, [float("nan")], [-1], [2**70], ["nonsense"], [[["a"]]]),
+}
+
+
+@pytest.mark.parametrize("field", config.flat(config.default()))
+def test_no_field_takes_nonsense(field, store_path):
+    """No number is without bounds, no true or false a number, and nothing no value."""
+    section, _, name = field.partition(".")
+    default = config.default()
+    kind = default[section].get_type(name) if name else default.get_type(section)
+    for value in NONSENSE[kind]:
+        fields = {section: {name: value}} if name else {section: value}
+        if value is None and section == "contours" and name != "preset":
+            continue  # what the preset says
+        with pytest.raises(InputError) as error:
+            read = config.from_dict(fields)
+            config.check(read)
+            methods._check_known(read.method)
+            run.begin(read, open_store(store_path))
+        assert "\n" not in str(error.value) and name in str(error.value)
+
+
 def test_a_size_that_cannot_be_halved_is_named_with_one_that_can():
     settings = config.default()
     config.check(settings, size=32)

@@ -23,7 +23,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import cases
 from contourdiff_jax.evaluation.folder import Request, evaluate
 from contourdiff_jax.methods import train
-from contourdiff_jax.translation import sidecars
+from contourdiff_jax.translation import sidecars, volume
 from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.formats import derived
 from contourdiff_jax.volumes.grid import AXES
@@ -60,6 +60,31 @@ def series(folder):
 def same_place(ours, theirs, tolerance):
     np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-3)
     np.testing.assert_allclose(ours.array, theirs.array, atol=tolerance)
+
+
+@pytest.mark.parametrize("format", ["same", "nifti", "dicom"])
+def test_voxels_that_are_no_numbers_are_that_volume_s_failure(
+    mr_run, phantom_data, tmp_path, monkeypatch, format
+):
+    """Nothing of it is left, and the others are translated."""
+    finish, source, out = volume.finish, phantom_data / "test_ct", tmp_path / "out"
+    if format == "same":  # pictures
+        source = tmp_path / "source"
+        source.mkdir()
+        for path in (phantom_data / "test_ct").iterdir():
+            np.save(source / f"{path.name[:10]}.npy", io.read(path).array.T)
+
+    def damaged(plan, read, drawn):
+        array, maps = finish(plan, read, drawn)
+        array[0, 0, 0] = np.nan if read.scan.name.startswith("phantom005") else 0
+        return array, maps
+
+    monkeypatch.setattr(volume, "finish", damaged)
+    result = translate(mr_run, source, out, preset="ct", format=format)
+    ((_, reason),) = result.failed
+    assert "not written: 1 of its voxels would be NaN or infinite" in reason
+    assert len(result.done) == 1
+    assert not [path for path in out.iterdir() if "phantom005" in path.name]
 
 
 # ----------------------------------------------------------------------------------------------
