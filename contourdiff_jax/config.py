@@ -192,21 +192,21 @@ def from_dict(fields: dict) -> ConfigDict:
     _check_types(config, fields, "config")
     try:
         config.update(ConfigDict(fields))
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"config: {str(error.args[0]).splitlines()[0]}") from None
     return config
 
 
 def _check_types(config: ConfigDict, fields: dict, name: str) -> None:
-    """Raise InputError for nothing, and for true or false as a number: a ConfigDict takes both."""
+    """Raise InputError for what a ConfigDict takes: null, and as a number true, or what none is."""
     for field in fields.keys() & config.keys():
         value, kind = fields[field], config.get_type(field)
         if kind is ConfigDict:
             _check_types(config[field], value, f"{name}.{field}")
-        elif (value is None and config[field] is not None) or (
-            isinstance(value, bool) and kind in (int, float)
-        ):
-            raise InputError(f"{name}.{field}: {value}, where a {kind.__name__} belongs")
+        number = kind in (int, float) and isinstance(value, int)
+        absurd = number and (isinstance(value, bool) or abs(value) > SEEDS)
+        if absurd or (value is None and config[field] is not None):
+            raise InputError(f"{name}.{field}: {value!r:.40}, where a {kind.__name__} belongs")
 
 
 # Fields of the `contours` section with the defaults that they had in runs without a method.

@@ -128,7 +128,8 @@ class Store:
             float(np.median(self.index[column][rows[first]]))
             for column in ("window_low", "window_high")
         )
-        return Window(low, high)
+        with forms.naming(self.path / "index.csv", PREPARE):
+            return Window(low, high)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -199,6 +200,8 @@ def _read_index(file: Path) -> dict[str, np.ndarray]:
             name: np.array([kind(row[name]) for row in rows], kind)
             for name, kind in COLUMNS.items()
         }
+        if not all(np.isfinite(column).all() for column in index.values() if column.dtype == float):
+            raise ValueError("a number in it is not finite")
     except (OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{file}: cannot be read: {disk.reason(error)}; prepare the store again"

@@ -36,7 +36,7 @@ FORM = {  # of metrics.json
         f"{WEIGHTS}?": str,
         "target preset?": str | None,
         "source preset?": str | None,
-        "failed?": list[str],
+        "failed?": tuple[str, ...],
     },
     "versions?": dict[str, object],
     "cost?": dict[str, object],

@@ -5,7 +5,7 @@ A form says what a value must be, in the words of type hints:
 
     float, int, str, bool   finite numbers, whole ones of 64 bits; true and false are no numbers
     X | None, object        or null; anything
-    list[X], tuple[X, Y], tuple[X, ...], dict[str, X]
+    tuple[X, Y], tuple[X, ...], dict[str, X]
     {"a": X, "b?": Y}       an object with these fields, and perhaps others; b may be missing
     a dataclass             an object with the fields of the class and no others
 
@@ -106,8 +106,12 @@ def checked(value, form, name: str = ""):
         return checked(value, inner[0], name)
     if kind is object:
         return value
-    if kind in (list, tuple):
-        return kind(_listed(value, inner, name, of_any_length=kind is list or ... in inner))
+    if kind is tuple:
+        _require(isinstance(value, list | tuple), name, value, "a list")
+        inner = inner[:1] * len(value) if ... in inner else inner
+        _require(len(value) == len(inner), name, value, f"a list of {len(inner)}")
+        numbers = range(len(value))
+        return tuple(checked(value[n], inner[n], f"{name}[{n}]") for n in numbers)
     if kind is dict:
         _require(isinstance(value, Mapping), name, value, "an object")
         return {field: checked(v, inner[1], _dotted(name, field)) for field, v in value.items()}
@@ -126,23 +130,13 @@ def _is(value, kind: type) -> bool:
     return isinstance(value, kind) and (kind is not int or abs(value) < 2**63)
 
 
-def _listed(value, forms: tuple, name: str, of_any_length: bool) -> list:
-    _require(isinstance(value, list | tuple), name, value, "a list")
-    if of_any_length:
-        forms = forms[:1] * len(value)
-    _require(len(value) == len(forms), name, value, f"a list of {len(forms)}")
-    pairs = enumerate(zip(value, forms, strict=True))
-    return [checked(one, form, f"{name}[{number}]") for number, (one, form) in pairs]
-
-
 def _object(value, form, name: str):
     """An object of the fields of `form`: those that a dict lists, or a dataclass has."""
     _require(isinstance(value, Mapping), name, value, "an object")
     if is_class := not isinstance(form, dict):
-        of, kind = typing.get_type_hints(form), form
-        without = dataclasses.MISSING
+        kind, hints, none = form, typing.get_type_hints(form), dataclasses.MISSING
         form = {
-            f.name + "?" * (f.default is not without): of[f.name] for f in dataclasses.fields(kind)
+            f.name + "?" * (f.default is not none): hints[f.name] for f in dataclasses.fields(kind)
         }
     known = {field.removesuffix("?"): inner for field, inner in form.items()}
     missing = [field for field in form if field not in value and not field.endswith("?")]

@@ -20,7 +20,7 @@ FORM = {  # of a line
     "images": int,
     **dict.fromkeys(("seconds?", "images_per_second?", "learning_rate?"), float),
     **dict.fromkeys(("loss?", "heldout_loss?"), float),
-    "heldout_loss_t?": list[float],
+    "heldout_loss_t?": tuple[float, ...],
 }
 
 

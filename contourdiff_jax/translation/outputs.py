@@ -69,7 +69,7 @@ class Destination:
         """
         there = [path for path in self._all if path.exists()]
         try:
-            sidecar = forms.read(self.sidecar, {"left_out?": list[str]}, "")
+            sidecar = forms.read(self.sidecar, {"left_out?": tuple[str, ...]}, "")
         except InputError:
             sidecar = {}
         if sidecars.states(sidecar, fields):
@@ -292,7 +292,7 @@ def _entities(name: str) -> list[str]:
 
 def _label_names(source: Path) -> dict | None:
     """Labels by name, of the source's own dataset.json; None where it has none."""
-    form = {"labels": dict[str, int | str | list[int]]}
+    form = {"labels": dict[str, int | str | tuple[int, ...]]}
     try:
         labels = forms.read(Path(source) / "dataset.json", form, "")["labels"]
     except InputError:

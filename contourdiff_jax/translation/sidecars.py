@@ -45,7 +45,7 @@ FORM = {
         **dict.fromkeys(("host_bytes?", "device_bytes?"), int | None),
         "device?": str,
     },
-    "training_subjects_sha256?": list[str],
+    "training_subjects_sha256?": tuple[str, ...],
     "checkpoint?": {"digest?": str},
     "subject?": str,
 }

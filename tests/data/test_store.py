@@ -300,6 +300,10 @@ BREAKAGES = {
         lambda path: edit_index(path, lambda rows: rows[2].__setitem__(1, "one")),
         "cannot be read",
     ),
+    "no finite number": (
+        lambda path: edit_index(path, lambda rows: rows[2].__setitem__(7, "nan")),
+        "a number in it is not finite",
+    ),
     "a short line": (lambda path: edit_index(path, lambda rows: rows[2].pop()), "cannot be read"),
     "unknown split": (
         lambda path: edit_index(path, lambda rows: rows[2].__setitem__(4, "training")),
