@@ -9,7 +9,6 @@ import ast
 import contextlib
 import importlib
 import inspect
-import math
 import os
 import sys
 from pathlib import Path
@@ -101,8 +100,8 @@ def _check(values, arguments: list[str]) -> None:
     for name, value in [*given.items(), *(("a path", argument) for argument in arguments)]:
         if value == "" or (isinstance(value, str) and "\0" in value):
             raise InputError(f"{name}: empty, or with a zero in it; give a value, or leave it out")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{name}={value}: must be a finite number")
+        if isinstance(value, int | float) and not abs(value) < 2**63:
+            raise InputError(f"{name}={value}: must be a finite number of usual size")
 
 
 def _keep_compiled() -> None:
@@ -166,8 +165,9 @@ def _one_line(error: Exception) -> str:
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     # Of a KeyError, str gives the representation of its message.
-    text = error.args[0] if isinstance(error, KeyError) else error
-    return " ".join(str(text).split())
+    text = str(error.args[0] if isinstance(error, KeyError) else error)
+    first, found, trace = text.partition("Traceback (most recent call last)")
+    return " ".join(f"{first}{trace.strip().splitlines()[-1] if found else ''}".split())
 
 
 def _fail(message: str) -> int:

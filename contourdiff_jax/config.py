@@ -192,7 +192,7 @@ def from_dict(fields: dict) -> ConfigDict:
     _check_types(config, fields, "config")
     try:
         config.update(ConfigDict(fields))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"config: {str(error.args[0]).splitlines()[0]}") from None
     return config
 
@@ -206,7 +206,7 @@ def _check_types(config: ConfigDict, fields: dict, name: str) -> None:
         number = kind in (int, float) and isinstance(value, int)
         absurd = number and (isinstance(value, bool) or abs(value) > SEEDS)
         if absurd or (value is None and config[field] is not None):
-            raise InputError(f"{name}.{field}: {value!r:.40}, where a {kind.__name__} belongs")
+            raise InputError(f"{name}.{field}: {value!r:.40}, where {kind.__name__} belongs")
 
 
 # Fields of the `contours` section with the defaults that they had in runs without a method.

@@ -65,6 +65,7 @@ def test_missing_fields_have_their_defaults():
     [
         ({"sead": 1}, "sead"),
         ({"train": {"bach": 8}}, "bach"),
+        ({"train": {"batch.size": 8}}, "size"),
         ({"train": {"batch": "many"}}, "batch"),
         ({"train": {"batch": 2.5}}, "batch"),
         ({"model": {"channels": "wide"}}, "channels"),

@@ -93,3 +93,9 @@ def test_some_packages_are_known_to_some_rooms_only(package):
         and _room(module) not in ONLY_IN[package]
     }
     assert not knowing, f"{package} is for {', '.join(ONLY_IN[package])} only"
+
+
+def test_json_is_read_in_one_place():
+    """Where it is checked; but for what the configuration makes of its own fields."""
+    reading = {name for name, path in MODULES.items() if "json.load" in path.read_text()}
+    assert reading == {"runtime.forms", "config"}

@@ -111,7 +111,7 @@ def _complete(fields: Mapping) -> dict:
     except (KeyError, InputError):
         return dict(fields)
     sections = {"config": config.to_dict(), "sampler": config.sampler.to_dict()}
-    return json.loads(json.dumps({**fields, **sections}))
+    return forms.parsed(json.dumps({**fields, **sections}))
 
 
 def read(scan: Scan) -> Sidecar | None:

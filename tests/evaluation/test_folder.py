@@ -811,10 +811,14 @@ def test_rounding_in_a_header_is_not_another_grid(data):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 2}, "not a sidecar of schema 1"),
-        ({"window": [1]}, "damaged sidecar"),
-        ({"window": [1, 1]}, "damaged sidecar"),
-        ({"slices": 0}, "damaged sidecar"),
+        ({"schema": 2}, "not of schema 1"),
+        ({"window": [1]}, "window: [1], where a list of 2 belongs"),
+        ({"window": [1, 1]}, "no intensity window: 1 to 1"),
+        ({"window": [0, 1e300]}, "no intensity window: 0 to 1e+300"),
+        ({"slices": 0}, "slices: 0"),
+        ({"cost": {"devices": True}}, "cost.devices: True, where a whole number"),
+        ({"training_subjects_sha256": "abc"}, "training_subjects_sha256: 'abc', where a list"),
+        ({"grid": GRID | {"spacing": 1e300}}, "spacing must lie between"),
         ({"preset": {"source": "ct", "target": "pet"}}, "no intensity preset 'pet'"),
         ({"contours": {"source": {}, "target": {}}}, "contours"),
     ],
