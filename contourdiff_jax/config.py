@@ -186,9 +186,6 @@ def from_dict(fields: dict) -> ConfigDict:
     if not isinstance(fields, dict):
         raise InputError(f"config: {fields!r}, where a dictionary of sections belongs")
     config = default()
-    for name, section in config.items():
-        if isinstance(section, ConfigDict) and not isinstance(fields.get(name, {}), dict):
-            raise InputError(f"config.{name}: {fields[name]!r}, where a section of fields belongs")
     _check_types(config, fields, "config")
     try:
         config.update(ConfigDict(fields))
@@ -202,6 +199,8 @@ def _check_types(config: ConfigDict, fields: dict, name: str) -> None:
     for field in fields.keys() & config.keys():
         value, kind = fields[field], config.get_type(field)
         if kind is ConfigDict:
+            if not isinstance(value, dict):
+                raise InputError(f"{name}.{field}: {value!r}, where a section of fields belongs")
             _check_types(config[field], value, f"{name}.{field}")
         number = kind in (int, float) and isinstance(value, int)
         absurd = number and (isinstance(value, bool) or abs(value) > SEEDS)

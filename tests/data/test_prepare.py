@@ -415,7 +415,7 @@ def test_a_full_disk_leaves_no_store(source, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(stores.json, "dumps", full)
+    monkeypatch.setattr(stores.disk, "write_json", full)
     with pytest.raises(InputError, match="store: cannot be written: no space left"):
         prepare(source, tmp_path / "store", "ct")
     assert [path.name for path in tmp_path.iterdir()] == ["ct"]
@@ -443,8 +443,8 @@ def test_required_flags_are_asked_for(tmp_path, name):
     [
         ({"preset": "pet"}, "known: ct, mr"),
         ({"axis": "oblique"}, "known"),
-        ({"spacing": -1}, "above 0"),
-        ({"size": 0}, "at least 1"),
+        ({"spacing": -1}, "spacing must lie between"),
+        ({"size": 0}, "size must be 1 to"),
         ({"validation": 1.5}, "validation"),
         ({"source": "none"}, "no such"),
         ({"labels": "none"}, "no such"),
