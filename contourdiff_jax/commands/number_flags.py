@@ -4,11 +4,12 @@
 from absl import flags
 
 from contourdiff_jax.config import SEEDS
-from contourdiff_jax.volumes import grid
 
 
 def define_grid(values: flags.FlagValues, axis: str | None = "axial") -> None:
     """The flags of a grid (volumes/grid.py); `axis` is the default."""
+    from contourdiff_jax.volumes import grid  # SciPy takes its time, and a seed needs none of it
+
     flags.DEFINE_enum("axis", axis, list(grid.AXES), "Slicing axis.", flag_values=values)
     flags.DEFINE_float(
         "spacing",
