@@ -7,12 +7,14 @@ method, metric, value and seconds. A statistic is a line of stats.jsonl.
 
 import io
 import math
+import warnings
 from collections import defaultdict
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.ticker import (
     EngFormatter,
     LogLocator,
@@ -38,7 +40,12 @@ IMAGES = "images seen"
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file; equal figures make equal files."""
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})  # no version in it
+    for text in figure.findobj(Text):  # names of subjects are no formulas
+        text.set_parse_math(False)
+    with warnings.catch_warnings():
+        # A name in letters that the font lacks is shown as boxes.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        figure.savefig(stream, format="png", dpi=DPI, metadata={"Software": None})  # no version
     return stream.getvalue()
 
 

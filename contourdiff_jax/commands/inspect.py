@@ -15,7 +15,6 @@ Example:
 """
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,7 +185,4 @@ def _show(runs: list[Path], values: flags.FlagValues, arguments: list[str]) -> i
 def _png(inspection: Inspection) -> bytes:
     from contourdiff_jax import figures
 
-    with warnings.catch_warnings():
-        # A name in letters that the font lacks is shown as boxes.
-        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
-        return figures.png(sheets.sheet(inspection))
+    return figures.png(sheets.sheet(inspection))

@@ -278,7 +278,7 @@ def _in_order(
 
     def attempt(scan):
         try:
-            with io.within_memory(scan.path):
+            with io.blamed(scan.path):
                 return cut(scan)
         except InputError as error:
             return error
@@ -308,12 +308,10 @@ def _grid(scans: list[Scan], axis: str, spacing: float | None, size: int | None)
     plane = list(AXES[axis][1:])
     sizes, extents = [], []
     for scan in scans:
-        try:
+        with io.failures(scan.path, []):  # it will be reported when its turn comes to be read
             shape, affine = scan.geometry()
-        except InputError:  # it will be reported when its turn comes to be read
-            continue
-        sizes.append(geometry.spacing(affine)[plane])
-        extents.append(sizes[-1] * np.array(shape)[plane])
+            sizes.append(geometry.spacing(affine)[plane])
+            extents.append(sizes[-1] * np.array(shape)[plane])
     if not sizes:
         return Grid(axis, spacing or 1.0, size or SIZE_STEP)
     if spacing is None:

@@ -19,7 +19,7 @@ from contourdiff_jax.data import layouts
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import cases, scores
 from contourdiff_jax.evaluation.cases import Case, Settings
-from contourdiff_jax.volumes import geometry, masks
+from contourdiff_jax.volumes import geometry, io, masks
 from contourdiff_jax.volumes.volume import Assumed
 
 LEVELS = 128  # of the mean image, from the lowest to the highest slice that shows the body
@@ -67,19 +67,18 @@ def learn(real, scored: set[str], settings: Settings) -> Baselines:
         if scan.subject in scored:
             left_out.append(scan.subject)
             continue
-        try:
+        with io.failures(scan.path, failed):
             volume = scan.read().even()
             values = cases.values_of(volume, target)
-        except InputError as error:
-            failed.append((scan.path, str(error)))
-            continue
-        mask = masks.body_mask(volume.array, volume.affine, target.modality)
-        resampling = settings.grid.fit(values.shape, volume.affine)
-        histograms.append(np.quantile(values[mask], np.linspace(0, 1, QUANTILES)))
-        slices, body = resampling.slices(values, target.air), resampling.masks(mask)
-        total = total + _between(slices, np.linspace(*masks.extent(body), LEVELS))
-        gap = float(geometry.spacing(volume.affine)[resampling.axes[0]])
-        coherence.append((scan.subject, gap, scores.along_axis(slices, body, gap, settings)))
+            mask = masks.body_mask(volume.array, volume.affine, target.modality)
+            resampling = settings.grid.fit(values.shape, volume.affine)
+            histogram = np.quantile(values[mask], np.linspace(0, 1, QUANTILES))
+            slices, body = resampling.slices(values, target.air), resampling.masks(mask)
+            gap = float(geometry.spacing(volume.affine)[resampling.axes[0]])
+            along = scores.along_axis(slices, body, gap, settings)
+            total = total + _between(slices, np.linspace(*masks.extent(body), LEVELS))
+            histograms.append(histogram)
+            coherence.append((scan.subject, gap, along))
     if not histograms:
         raise InputError(f"{real}: no volume of a subject that is not scored, so no baselines")
     count = len(histograms)

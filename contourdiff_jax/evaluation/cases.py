@@ -18,7 +18,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics.paired import SSIM_WINDOW
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.translation.sidecars import Settings, Sidecar
-from contourdiff_jax.volumes import geometry, intensity
+from contourdiff_jax.volumes import geometry, intensity, io
 from contourdiff_jax.volumes.grid import AXES, Grid, Resampling
 from contourdiff_jax.volumes.intensity import Preset, Window
 from contourdiff_jax.volumes.masks import body_mask
@@ -151,16 +151,10 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
 def _mask(volume: Volume, scan: Scan, given: Volume | None, partners: dict) -> np.ndarray | None:
     """The body mask [X, Y, Z] that is given, else that of the layout of the source or the truth."""
     if given is not None:
-        array, path = given.array, given.path
-    else:
-        held = (partners.get(side, {}).get(scan.name) for side in ("source", "truth"))
-        other = next((it for it in held if it is not None and it.mask is not None), None)
-        if other is None:
-            return None
-        array, path = pairs.companion(volume, other, None, "masks"), other.mask
-    if not (array > 0).any():
-        raise InputError(f"{path}: an empty mask")
-    return array > 0
+        return given.array > 0
+    held = (partners.get(side, {}).get(scan.name) for side in ("source", "truth"))
+    other = next((it for it in held if it is not None and it.mask is not None), None)
+    return None if other is None else pairs.companion(volume, other, None, "masks") > 0
 
 
 def values_of(volume: Volume, preset: Preset, window: Window | None = None) -> np.ndarray:
@@ -246,7 +240,7 @@ def common_settings(
                 f"{path}: no sidecar beside it, so --preset and, for --source, --source_preset "
                 f"must say what the intensities are"
             )
-        return _implied_settings(scans[first], preset, source_preset)
+        return _implied_settings(list(map(scans.get, sidecars)), preset, source_preset)
     settings = sidecars[first].settings
     for name, sidecar in sidecars.items():
         if sidecar.settings != settings:
@@ -263,11 +257,17 @@ def common_settings(
     return settings
 
 
-def _implied_settings(scan: Scan, preset: str, source_preset: str | None) -> Settings:
-    """Default contours, and a grid of axial slices that covers the volume at its finest spacing."""
+def _implied_settings(scans: list[Scan], preset: str, source_preset: str | None) -> Settings:
+    """Default contours, and axial slices that cover the first volume at its finest spacing."""
     target = intensity.preset(preset)
     source = None if source_preset is None else intensity.preset(source_preset)
-    shape, affine = scan.geometry()
+    failed = []
+    for scan in scans:
+        with io.failures(scan.path, failed):
+            shape, affine = scan.geometry()
+            break
+    else:
+        raise InputError(failed[0][1])
     sizes, plane = geometry.spacing(affine), list(AXES["axial"][1:])
     spacing = sizes[plane].min()
     size = np.ceil(np.round((np.array(shape) * sizes)[plane].max() / spacing, 3))

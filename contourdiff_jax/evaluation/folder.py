@@ -24,6 +24,7 @@ from contourdiff_jax.evaluation.records import Outcome
 from contourdiff_jax.runtime import disk, processes
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.translation.sidecars import NOTICE
+from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.grid import AXES, planes_across
 from contourdiff_jax.volumes.masks import extent
 from contourdiff_jax.volumes.volume import Assumed
@@ -258,32 +259,29 @@ def _compare(
     for name, scan in tqdm(
         translations.scans.items(), desc="evaluate", unit="volume", disable=None
     ):
-        try:
+        with io.failures(scan.path, compared.failed):
             case = cases.read(
                 scan, translations.sidecars[name], translations.partners, translations.settings
             )
             alike = baselines.alike(case, learned)
-            compared.rows.extend(
-                scores.rows(
-                    case,
-                    baselines.methods(case, learned),
-                    request.grid,
-                    [coherence for _, _, coherence in alike],
-                    request.conventions is not None,
-                )
+            rows = scores.rows(
+                case,
+                baselines.methods(case, learned),
+                request.grid,
+                [coherence for _, _, coherence in alike],
+                request.conventions is not None,
             )
-        except InputError as error:
-            compared.failed.append((scan.path, str(error)))
-            continue
-        compared.names.append(name)
-        compared.real.extend(real for real in alike if real not in compared.real)
-        if len(compared.names) <= PANELS:
-            (folder / "panels" / f"{name}.png").write_bytes(figures.png(_panel(case)))
-            (folder / "views" / f"{name}.png").write_bytes(figures.png(_views(case)))
-        if case.deviation is not None:
-            left, oracle = uncertainty.sparsification(*scores.ranked(case))
-            if left is not None:
-                compared.curves.append((left, oracle))
+            curve = None, None
+            if case.deviation is not None:
+                curve = uncertainty.sparsification(*scores.ranked(case))
+            if len(compared.names) < PANELS:
+                disk.write(folder / "panels" / f"{name}.png", figures.png(_panel(case)))
+                disk.write(folder / "views" / f"{name}.png", figures.png(_views(case)))
+            compared.names.append(name)
+            compared.rows.extend(rows)
+            compared.real.extend(real for real in alike if real not in compared.real)
+            if curve[0] is not None:
+                compared.curves.append(curve)
     compared.rows.extend(
         (subject, scores.WHOLE, "real", metric, value, None)
         for subject, _, coherence in compared.real

@@ -29,7 +29,7 @@ from contourdiff_jax.evaluation.cases import Translations
 from contourdiff_jax.evaluation.metrics import bootstrap, nearest
 from contourdiff_jax.evaluation.metrics.nearest import Neighbours
 from contourdiff_jax.evaluation.scores import LEAST_BODY
-from contourdiff_jax.volumes import filenames
+from contourdiff_jax.volumes import filenames, io
 from contourdiff_jax.volumes.masks import body_mask
 
 SIDE = 64  # pixels that slices are averaged to, where they have more
@@ -181,20 +181,17 @@ def _of_scans(
     """
     pictures, owners, numbers = [], [], []
     for name, scan in tqdm(scans.items(), desc="nearest", unit="volume", disable=None):
-        try:
+        with io.failures(scan.path, failed):
             volume = scan.read().even()
             window = windows.get(name) or store.preset.window_of(volume)
-        except InputError as error:
-            failed.append((scan.path, str(error)))
-            continue
-        resampling = store.grid.fit(volume.array.shape, volume.affine)
-        body = body_mask(volume.array, volume.affine, store.preset.modality)
-        shown = np.flatnonzero(resampling.masks(body).mean((1, 2)) >= LEAST_BODY)
-        values = store.preset.values(volume.array, window)
-        slices = resampling.slices(values, store.preset.air)[shown]
-        pictures.append(_small(store.preset.image.unit(slices)))
-        owners += [(name, subject_of[name])] * len(shown)
-        numbers.append(shown)
+            resampling = store.grid.fit(volume.array.shape, volume.affine)
+            body = body_mask(volume.array, volume.affine, store.preset.modality)
+            shown = np.flatnonzero(resampling.masks(body).mean((1, 2)) >= LEAST_BODY)
+            values = store.preset.values(volume.array, window)
+            slices = resampling.slices(values, store.preset.air)[shown]
+            pictures.append(_small(store.preset.image.unit(slices)))
+            owners += [(name, subject_of[name])] * len(shown)
+            numbers.append(shown)
     side = min(SIDE, store.grid.size)
     return Slices(
         np.concatenate([np.empty((0, side, side), np.float32), *pictures]),

@@ -27,6 +27,7 @@ from contourdiff_jax.evaluation.scores import LEAST_BODY
 from contourdiff_jax.runtime import processes
 from contourdiff_jax.runtime.disk import check_is_file, open_file, reason
 from contourdiff_jax.translation.sidecars import Settings
+from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.grid import AXES, Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
 from contourdiff_jax.volumes.masks import body_mask
@@ -236,15 +237,14 @@ class _Stacks:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for scan, preset, window in tqdm(self.group, desc=self.title, unit="volume", disable=None):
-            try:
+            views = []
+            with io.failures(scan.path, self.failed):
                 volume = scan.read().even()
-                window = window or preset.window_of(volume)
                 if volume.span is None:
                     check_units(volume, preset)
-            except InputError as error:
-                self.failed.append((scan.path, str(error)))
-                continue
-            for view, images in self.slicing.images(volume, preset, window):
+                window = window or preset.window_of(volume)
+                views = list(self.slicing.images(volume, preset, window))
+            for view, images in views:
                 self.owners.extend([(view, scan.subject)] * len(images))
                 yield images
 

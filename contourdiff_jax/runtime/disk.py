@@ -124,8 +124,11 @@ def replace(partial: Path, path: Path) -> None:
 
 
 def hidden(path: Path) -> Path:
-    """A new name beside `path`, on the same file system, so that renaming is atomic."""
-    return path.with_name(f".{uuid.uuid4().hex}.{path.name}")
+    """A new name beside `path`, on the same file system, so that renaming is atomic.
+
+    Of a long name it has the end alone: a file system takes no more than 255 bytes.
+    """
+    return path.with_name(f".{uuid.uuid4().hex}.{path.name[-40:]}")
 
 
 def is_partial(path: Path) -> bool:

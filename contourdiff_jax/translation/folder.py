@@ -13,7 +13,7 @@ import functools
 import importlib.metadata
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +37,7 @@ from contourdiff_jax.translation import samples, sampling, sidecars, volume
 from contourdiff_jax.translation.outputs import Destination, OutputFolder
 from contourdiff_jax.translation.sidecars import Settings
 from contourdiff_jax.translation.volume import Plan
-from contourdiff_jax.volumes import intensity
+from contourdiff_jax.volumes import intensity, io
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 
 
@@ -323,7 +323,7 @@ class _Work:
         """
         ours, theirs = [], []
         for job in jobs:
-            try:
+            with self._failures([job]):
                 done, file = self._is_done(job), self.folder.claim(job.destination)
                 if not done and not claims.enter_context(disk.claim(file)):
                     theirs.append(job)
@@ -331,8 +331,6 @@ class _Work:
                     self.result.kept.append(job.destination.files[0])
                 else:
                     ours.append(job)
-            except InputError as error:
-                self.result.failed.append((job.scan.path, str(error)))
         return ours, theirs
 
     def _is_done(self, job: _Job) -> bool:
@@ -348,15 +346,15 @@ class _Work:
         began = time.perf_counter()
         readable = []
         for job in jobs:
-            try:
+            with self._failures([job]):
                 readable.append((job, volume.read(self.plan, job.scan)))
-            except InputError as error:
-                self.result.failed.append((job.scan.path, str(error)))
         if not readable:
             return
-        drawn = volume.draw(self.plan, [source for _, source in readable])
-        for (job, source), of_source in zip(readable, drawn, strict=True):
-            try:
+        drawn = []
+        with self._failures([job for job, _ in readable]):
+            drawn = volume.draw(self.plan, [source for _, source in readable])
+        for (job, source), of_source in zip(readable, drawn, strict=False):  # or none
+            with self._failures([job]):
                 array, maps = volume.finish(self.plan, source, of_source)
                 seconds = round((time.perf_counter() - began) / len(readable), 3)
                 made = {"slices": len(source.contours), "seconds": seconds}
@@ -364,8 +362,16 @@ class _Work:
                 job.destination.write(array, source.volume, self._fields(job.scan) | made, maps)
                 self.result.done.append(job.destination.files[0])
                 self.result.failed.extend(source.volume.failed)
-            except InputError as error:
-                self.result.failed.append((job.scan.path, str(error)))
+
+    @contextlib.contextmanager
+    def _failures(self, jobs: Sequence[_Job]) -> Iterator[None]:
+        """Makes what fails within because of files the failure of these jobs."""
+        try:
+            yield
+        except Exception as error:
+            for job in jobs:
+                with io.failures(job.scan.path, self.result.failed):
+                    raise error
 
 
 def _check_any(result: Result, request: Request, count: int) -> None:

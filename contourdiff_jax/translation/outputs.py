@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from contourdiff_jax import __version__
-from contourdiff_jax.data.layouts import pairs
+from contourdiff_jax.data.layouts import naming, pairs
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk, forms
@@ -95,7 +95,7 @@ class Destination:
             for name, path in self.maps.items():
                 io.write(path, maps[name], like, np.float32)
             self.save(array, like)
-        except InputError:
+        except Exception:
             self.sidecar.unlink(missing_ok=True)
             self._remove()
             raise
@@ -140,7 +140,7 @@ class OutputFolder:
     def claim(self, destination: Destination) -> Path:
         """The file by which a process claims a destination for itself."""
         name = "-".join(destination.sidecar.relative_to(self.path).with_suffix(".lock").parts)
-        return self.path / f".{name}"
+        return self.path / f".{naming.safe(name)}"
 
     def _without_maps(self, scan: Scan) -> Destination:
         if self.format == "dicom":

@@ -32,6 +32,7 @@ from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.diffusion import noise, tiles
+from contourdiff_jax.errors import InputError
 from contourdiff_jax.translation import chains, samples
 from contourdiff_jax.translation.sidecars import Settings
 from contourdiff_jax.volumes import masks
@@ -84,27 +85,38 @@ class SourceVolume:
 
 
 def read(plan: Plan, scan: Scan) -> SourceVolume:
-    """A scan on the model's grid; warnings about it are printed."""
+    """A scan on the model's grid; warnings about it are printed.
+
+    Raises InputError, naming the file, where nothing of it is there to be drawn.
+    """
     preset, grid = plan.settings.source, plan.settings.grid
     volume = scan.read()
     window = preset.window_of(volume)
     volume, resampling = grid.fit_volume(volume)
-    if resampling.kept < KEPT_WHOLE and plan.sampler.tiles:
-        side = tiles.side(resampling.needed, grid.size)
-        _, resampling = dataclasses.replace(grid, size=side).fit_volume(volume)
-    elif resampling.kept < KEPT_WHOLE:
-        _say(
-            f"warning: {scan.path} is larger than the run's grid: {resampling.kept:.0%} of its "
-            f"field of view is translated, the rest is air; --tiles translates all of it"
-        )
     for note in volume.notes:
         _say(f"note: {scan.path}: {note}")
     mask = pairs.companion(volume, scan, plan.masks, "masks")
     if mask is None:
         mask = masks.body_mask(volume.array, volume.affine, preset.modality)
-    for doubt in guesses.doubts(preset, scan.assumed, volume, window, mask > 0):
+    inside = mask > 0
+    kept = resampling.kept_of(inside)
+    if kept < KEPT_WHOLE and plan.sampler.tiles:
+        side = tiles.side(resampling.needed, grid.size)
+        _, resampling = dataclasses.replace(grid, size=side).fit_volume(volume)
+    elif kept < KEPT_WHOLE:
+        _say(
+            f"warning: {scan.path} is larger than the run's grid: {kept:.0%} of its body is "
+            f"translated, the rest is air; --tiles translates all of it"
+        )
+    for doubt in guesses.doubts(preset, scan.assumed, volume, window, inside):
         _say(f"warning: {scan.path}: {doubt}")
-    body = resampling.masks(mask > 0)
+    body = resampling.masks(inside)
+    if not body.any():
+        remedy = "use a run of another --spacing" if kept >= KEPT_WHOLE else "use --tiles"
+        raise InputError(
+            f"{scan.path}: nothing of the body lies on the run's grid, {grid.size} x {grid.size} "
+            f"px of {grid.spacing:g} mm; {remedy}, or give a mask by --masks"
+        )
     edges = opencv.on_grid(
         preset.values(volume.array, window),
         body,
@@ -113,6 +125,11 @@ def read(plan: Plan, scan: Scan) -> SourceVolume:
         plan.settings.contours["source"],
         preset.shown(volume, window),
     )
+    if not edges.any():
+        raise InputError(
+            f"{scan.path}: no contour in any slice, so there is nothing to draw from; see whether "
+            f"--preset and --contours suit it"
+        )
     return SourceVolume(scan, volume, resampling, edges, body)
 
 

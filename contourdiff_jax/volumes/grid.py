@@ -76,8 +76,6 @@ class Resampling:
     Attributes:
       plane_spacing: mm between the rows and between the columns of the volume's own planes.
       positions: [N] float64, mm: coordinate along the slicing axis of every slice's centre.
-      covered: fraction of the grid that lies inside the volume's field of view.
-      kept: fraction of the field of view that lies inside the grid; below 1 it is cropped.
       needed: pixels a side of a grid that would hold all of it.
     """
 
@@ -100,8 +98,6 @@ class Resampling:
         self._backward = [_weights(*grid_side, *side) for side in sides]
         self._nearest = [_nearest(*side, *grid_side) for side in sides]
         self.needed = math.ceil(max(round(n * mm / grid.spacing, 4) for n, mm in sides))
-        self.covered = float(np.prod([cover.mean() for _, cover in self._forward]))
-        self.kept = float(np.prod([cover.mean() for _, cover in self._backward]))
 
     def slices(self, array, fill: float) -> np.ndarray:
         """Volume [X, Y, Z] -> slices [N, H, W] float32; `fill` outside the field of view.

@@ -11,7 +11,7 @@ the voxels on demand.
 """
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +113,7 @@ def read(
     Raises InputError, naming the file, for anything that cannot be used as an image.
     """
     path = _listed(files)[0] if path is None else path
-    with within_memory(path):
+    with blamed(path):
         (image, array), failed = _without_bad_slices(
             files, lambda good: ((image := opened(good, assumed, frames)), image.voxels())
         )
@@ -132,10 +132,22 @@ def read(
 
 
 @contextlib.contextmanager
-def within_memory(path: Path):
-    """Makes it the failure of a volume's file that its arrays do not fit into memory."""
+def failures(path: Path, failed: list[tuple[Path, str]]) -> Iterator[None]:
+    """Adds to `failed` what fails within because of a volume's file, so that others go on."""
+    try:
+        with blamed(path):
+            yield
+    except InputError as error:
+        failed.append((path, str(error)))
+
+
+@contextlib.contextmanager
+def blamed(path: Path) -> Iterator[None]:
+    """Makes it the failure of a volume's file that it cannot be read or held in memory."""
     try:
         yield
+    except OSError as error:
+        raise InputError(f"{path}: cannot be used: {disk.reason(error)}") from error
     except (MemoryError, ValueError) as error:
         if isinstance(error, ValueError) and not str(error).startswith(TOO_LARGE):
             raise

@@ -13,15 +13,16 @@ from PIL import Image
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
+from contourdiff_jax import figures
 from contourdiff_jax.commands import evaluate as commands_evaluate
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.evaluation import cases, records
 from contourdiff_jax.evaluation import folder as module
-from contourdiff_jax.evaluation import records
 from contourdiff_jax.evaluation.folder import Request, evaluate
 from contourdiff_jax.evaluation.metrics import catalogue, consistency, synthrad
 from contourdiff_jax.evaluation.metrics.paired import PSNR_CAP
-from contourdiff_jax.volumes import filenames, io
+from contourdiff_jax.volumes import filenames, io, masks
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import PRESETS, Window
 from contourdiff_jax.volumes.masks import body_mask
@@ -683,6 +684,43 @@ def test_a_subject_of_the_training_data_is_an_error(data):
     with pytest.raises(InputError, match=r"'s2' was used for training"):
         run(data)
     assert not (data / "out").exists()
+
+
+def test_a_name_is_drawn_as_it_is(recwarn):
+    """It is no formula, and may be in letters that the font lacks."""
+    picture = {"translation": np.zeros((1, 2, 2))}
+    drawn = [
+        figures.png(figures.panel(name, picture, None, np.zeros(1)))
+        for name in ("a$_$b", "a$x$b", "头", "a")
+    ]
+    assert len(set(drawn)) == len(drawn) and not recwarn.list
+
+
+def test_what_a_volume_makes_fail_ends_nothing_else(data, monkeypatch):
+    def mask(array, *given):
+        if array.shape == SHAPES["s2"]:
+            raise MemoryError("63.5 TiB")
+        return body_mask(array, *given)
+
+    for used in (cases, masks):  # the translation's own, and that of a real volume
+        monkeypatch.setattr(used, "body_mask", mask)
+    result = run(data, masks=None)
+    [(path, why)] = result.failed
+    assert path.name == "s2_ct.nii.gz" and "not enough memory" in why
+    assert len(result.metrics["data"]["subjects"]) == 2
+    save(data / "real" / "s9_mr.nii.gz", truth_of(data, "s1"))
+    save(data / "real" / "s8_mr.nii.gz", truth_of(data, "s2"))
+    result = run(data, "again", real=data / "real")
+    assert [path.name for path, _ in result.failed] == ["s8_mr.nii.gz"]
+    assert len(result.metrics["data"]["subjects"]) == 3
+
+
+def test_a_first_volume_that_is_damaged_does_not_say_the_grid(data):
+    for path in (data / "translated").glob("*.json"):
+        path.unlink()
+    (data / "translated" / "s1_ct.nii.gz").write_bytes(b"no volume")
+    [(path, _)] = run(data, preset="mr", source_preset="ct").failed
+    assert path.name == "s1_ct.nii.gz"
 
 
 def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(data, capsys):

@@ -33,6 +33,7 @@ from contourdiff_jax.runtime import disk
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.translation import sidecars
+from contourdiff_jax.translation import volume as translate_volume
 from contourdiff_jax.volumes import intensity, io
 from contourdiff_jax.volumes.volume import Assumed
 
@@ -327,18 +328,49 @@ def large(sources, tmp_path):
     return tmp_path / "large"
 
 
-def test_what_the_grid_does_not_cover_is_air_and_is_said(
-    mr_run, large, translated, tmp_path, capsys
-):
+def test_air_that_the_grid_does_not_cover_is_no_loss(mr_run, large, translated, tmp_path, capsys):
     translate(mr_run, large, tmp_path / "out", preset="ct")
-    warning = capsys.readouterr().err
-    assert re.search(rf"warning: {large / NAMES[0]} is larger than .*45%", warning)
+    assert capsys.readouterr().err == ""
     array = voxels(tmp_path / "out")
     outside = np.pad(np.zeros((32, 32, 5), bool), ((8, 8), (8, 8), (0, 0)), constant_values=True)
     low, high = sidecar(tmp_path / "out")["window"]
     # The grid's last pixel covers a seventieth of the voxel beside it.
     assert np.abs(array[outside] - low).max() < 0.03 * (high - low)
     np.testing.assert_allclose(array[~outside].reshape(32, 32, 5), voxels(translated), atol=1e-3)
+
+
+def moved(sources, folder, *, scale=1, pad=0):
+    """The first head, larger, or in the last corner of a field of view with that much air."""
+    volume = io.read(sources / NAMES[0])
+    array = np.pad(volume.array, ((pad, 0), (pad, 0), (0, 0)), constant_values=-1000)
+    io.save(folder / NAMES[0], array, volume.affine @ np.diag((scale, scale, 1, 1)), np.int16)
+    return folder
+
+
+def test_a_body_that_the_grid_does_not_cover_is_said(mr_run, sources, tmp_path, capsys):
+    large = moved(sources, tmp_path / "large", scale=1.6)
+    translate(mr_run, large, tmp_path / "out", preset="ct")
+    (kept,) = re.findall(r"larger than the run's grid: (\d+)% of its body", capsys.readouterr().err)
+    assert 30 < int(kept) < 90
+
+
+def test_a_body_that_is_not_on_the_grid_is_not_translated(mr_run, sources, tmp_path):
+    """Zeros would count as done; nothing of it stays."""
+    away, out = moved(sources, tmp_path / "away", pad=64), tmp_path / "out"
+    with pytest.raises(InputError, match=rf"{NAMES[0]}: nothing of the body lies on .*--tiles"):
+        translate(mr_run, away, out, preset="ct")
+    assert not out.exists()
+    assert translate(mr_run, away, out, preset="ct", sampler={"tiles": 0.25}).done
+
+
+def test_a_source_without_contours_is_not_translated(mr_run, sources, tmp_path):
+    mixed = shutil.copytree(sources, tmp_path / "mixed")
+    plain = np.broadcast_to(np.linspace(0, 60, 32)[:, None, None], (32, 32, 5))
+    io.save(mixed / "plain_ct.nii.gz", plain, np.diag((7.2, 7.2, 7.2, 1)), np.float32)
+    result = translate(mr_run, mixed, tmp_path / "out", preset="ct")
+    [(path, why)] = result.failed
+    assert path.name == "plain_ct.nii.gz" and "no contour in any slice" in why
+    assert len(result.done) == 2
 
 
 def test_what_fits_is_translated_without_a_word(mr_run, sources, tmp_path, capsys):
@@ -456,7 +488,7 @@ def test_the_originals_contours_are_those_of_the_pictures(
 
 
 def test_masks_may_be_given(mr_run, sources, phantom_data, translated, tmp_path):
-    """Zeros and ones; a mask of nothing but ones is one too."""
+    """A mask of nothing but ones is one, and of zeros none."""
     translate(mr_run, sources, tmp_path / "a", preset="ct", masks=phantom_data / "test_labels")
     volume = io.read(sources / NAMES[0])
     for value, folder in ((1, "ones"), (0, "zeros")):
@@ -468,8 +500,8 @@ def test_masks_may_be_given(mr_run, sources, phantom_data, translated, tmp_path)
     assert [path.name for path, _ in result.failed] == NAMES[1:]
     assert "phantom006" in result.failed[0][1] and "masks" in result.failed[0][1]
     options["masks"] = tmp_path / "zeros"
-    translate(mr_run, sources, tmp_path / "c", **options)
-    assert (voxels(tmp_path / "c") != voxels(tmp_path / "b")).any()
+    with pytest.raises(InputError, match=r"phantom005_mask\.nii\.gz: an empty mask"):
+        translate(mr_run, sources, tmp_path / "c", **options)
 
 
 def test_other_settings_are_not_mixed_into_a_folder(mr_run, sources, translated, tmp_path):
@@ -523,6 +555,35 @@ def test_a_bad_file_is_reported_and_the_rest_is_done(mr_run, sources, translated
     assert "2 translated, 0 kept from before, 1 failed" in written.out
     assert same_volumes(out, translated)
     assert len(contents(out)) == 4
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("63.5 TiB"), OSError(errno.EIO, "Input/output error")]
+)
+@pytest.mark.parametrize("step", ["read", "draw", "finish"])
+def test_what_a_volume_makes_fail_ends_nothing_else(
+    mr_run, sources, tmp_path, monkeypatch, step, error
+):
+    done = getattr(translate_volume, step)
+
+    def fails(plan, source, *drawn):
+        scans = source if isinstance(source, list) else [source]
+        if any(getattr(it, "scan", it).name == "phantom005" for it in scans):
+            raise error
+        return done(plan, source, *drawn)
+
+    monkeypatch.setattr(translate_volume, step, fails)
+    result = translate(mr_run, sources, tmp_path / "out", preset="ct")
+    [(path, why)] = result.failed
+    assert path == sources / NAMES[0] and why.startswith(f"{path}: ")
+    assert [path.name for path in result.done] == NAMES[1:]
+    assert sorted(contents(tmp_path / "out")) == ["phantom006_ct.json", NAMES[1]]
+
+
+def test_a_bug_is_no_failure_of_a_volume(mr_run, sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(translate_volume, "read", lambda *_: {}["no such thing"])
+    with pytest.raises(KeyError):
+        translate(mr_run, sources, tmp_path / "out", preset="ct")
 
 
 def test_a_volume_without_contrast_is_reported_by_name(mr_run, phantom_data, tmp_path):

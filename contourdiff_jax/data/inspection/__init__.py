@@ -57,11 +57,8 @@ def inspect(
     done = []
     progress = tqdm(waiting.values(), desc="inspect", unit="scan", disable=None)
     for number, (root, scan) in enumerate(progress):
-        try:
-            with io.within_memory(scan.path):
-                done.append(_inspect(scan, root, number in viewed, failed))
-        except InputError as error:
-            failed.append((scan.path, str(error)))
+        with io.failures(scan.path, failed):
+            done.append(_inspect(scan, root, number in viewed, failed))
     return Inspection(
         layouts={path: content.layout for path, content in contents.items()},
         scans=done,

@@ -88,11 +88,11 @@ def sheet(inspection: Inspection):
             axis.imshow(inspected.view)
             axis.set_xlim(-0.5, parts * (SIDE + 3) - 3.5)  # one scale for all scans
             colour = "firebrick" if inspected.lines(PROBLEM) else "black"
-            style = {"fontsize": 7, "loc": "left", "parse_math": False, "color": colour}
-            axis.set_title(_caption(inspected, 24 * parts), **style)
+            caption = _caption(inspected, 24 * parts)
+            axis.set_title(caption, fontsize=7, loc="left", color=colour)
     left_out = len(inspection.scans) - len(viewed)
     more = f" ({left_out} scans are not shown)" if left_out else ""
-    figure.suptitle(f"{inspection.summary}{more}", fontsize=9, parse_math=False)
+    figure.suptitle(f"{inspection.summary}{more}", fontsize=9)
     return figure
 
 

@@ -97,7 +97,7 @@ def partner(
     if _share(scan.files, others[name].files):
         raise InputError(f"{volume.path}: --{what} has this file itself, and no other of its name")
     other = others[name].read(labels=labels).even()
-    _check_same_grid(volume, other)
+    _check(volume, other, what)
     return other
 
 
@@ -122,12 +122,14 @@ def companion(
     if _share(scan.files, [path]):
         raise InputError(f"{volume.path}: its own {what}, as the layout says; give others")
     other = io.read(path, labels=True)
-    _check_same_grid(volume, other)
+    _check(volume, other, what)
     return other.array
 
 
-def _check_same_grid(volume: Volume, other: Volume) -> None:
-    """InputError where two volumes do not lie on one grid, voxel for voxel."""
+def _check(volume: Volume, other: Volume, what: str) -> None:
+    """InputError where two volumes do not lie on one grid, voxel for voxel, or a mask is empty."""
+    if what == "masks" and not other.array.any():
+        raise InputError(f"{other.path}: an empty mask; give one that shows the body")
     if not _same_grid(volume, other):
         raise InputError(
             f"{volume.path}: {other.path} lies on another grid; resample one onto the other's"

@@ -5,7 +5,6 @@ Two bounds say what a score is worth: segmenters that learn from the sources as 
 real volumes of the target with labels. docs/scores.md defines the numbers.
 """
 
-import contextlib
 import dataclasses
 import shutil
 import tempfile
@@ -272,7 +271,7 @@ def _labels_of_maps(scans: Iterable[Scan]) -> set[int]:
     """Labels of label maps; those that cannot be read are reported when their turn comes."""
     labels = set()
     for scan in scans:
-        with contextlib.suppress(InputError):
+        with io.failures(scan.path, []):
             labels |= set(np.unique(scan.read(labels=True).array).astype(int).tolist())
     return labels - {0}
 
@@ -360,24 +359,22 @@ def _test(
     for network in networks:
         (folder / "predictions" / network.name).mkdir(parents=True)
     for name, scan in tqdm(tests.items(), desc="test", unit="volume", disable=None):
-        try:
-            case = testing.read(scan, truths, preset, grid, labels)
-        except InputError as error:
-            failed.append((scan.path, str(error)))
-            continue
-        pictures = {}
-        for network in networks:
-            probabilities = network.probabilities(case.images, mesh)
-            label_map = trained.label_map(probabilities, labels, case.resampling)
-            path = folder / "predictions" / network.name / f"{scan.stem}.nii.gz"
-            io.write(path, label_map, case.volume, dtype)
-            results.append(scores.Score(name, network.method, network.seed, case.scores(label_map)))
-            pictures.setdefault(network.method, probabilities.argmax(-1))
-        results.append(scores.Score(name, GRID, None, case.scores(case.ceiling())))
-        if drawn < PANELS:
-            picture = figures.png(case.panel(pictures, f"{name} · {NOTICE}"))
-            (folder / "panels" / f"{name}.png").write_bytes(picture)
-            drawn += 1
+        with io.failures(scan.path, failed):
+            case, tested, pictures = testing.read(scan, truths, preset, grid, labels), [], {}
+            for network in networks:
+                probabilities = network.probabilities(case.images, mesh)
+                label_map = trained.label_map(probabilities, labels, case.resampling)
+                path = folder / "predictions" / network.name / f"{scan.stem}.nii.gz"
+                io.write(path, label_map, case.volume, dtype)
+                measured = case.scores(label_map)
+                tested.append(scores.Score(name, network.method, network.seed, measured))
+                pictures.setdefault(network.method, probabilities.argmax(-1))
+            tested.append(scores.Score(name, GRID, None, case.scores(case.ceiling())))
+            if drawn < PANELS:
+                picture = figures.png(case.panel(pictures, f"{name} · {NOTICE}"))
+                disk.write(folder / "panels" / f"{name}.png", picture)
+                drawn += 1
+            results += tested
     return results, failed
 
 
