@@ -24,6 +24,10 @@ UNDERSHOOT = 0.05
 # than rounding, and no histogram of it can be made.
 FLAT = 2.0**-14
 
+# A smaller contrast than the first is none of an image, nor are values beyond the second: float32
+# holds no squares of them.
+FAINTEST, BRIGHTEST = 1e-12, 1e12
+
 
 @dataclasses.dataclass(frozen=True)
 class Window:
@@ -69,7 +73,7 @@ IDENTITY = Window(0.0, 1.0)
 
 def is_flat(low: float, high: float) -> bool:
     """Whether values from `low` to `high` are one value, but for rounding."""
-    return high - low <= FLAT * max(abs(low), abs(high))
+    return high - low <= max(FLAT * max(abs(low), abs(high)), FAINTEST)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -124,6 +124,8 @@ def read(
         low, high = float(array.min()), float(array.max())
         if labels and (low < 0 or high > 65535 or (array != np.rint(array)).any()):
             raise InputError(f"{path}: a label map must hold whole numbers from 0 to 65535")
+        if max(-low, high) > intensity.BRIGHTEST:
+            raise InputError(f"{path}: values from {low:g} to {high:g}, as no image has; repair it")
         if not labels and low == high:
             raise InputError(f"{path}: constant volume, every voxel is {low:g}")
         if not labels and intensity.is_flat(low, high):

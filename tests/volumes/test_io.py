@@ -230,6 +230,33 @@ def test_numbers_of_axes_that_are_not_kept_are_not_copied(tmp_path, shape):
     assert nib.load(tmp_path / "b.nii").header.get_xyzt_units() == ("mm", "unknown")
 
 
+@pytest.mark.parametrize("code", ["qform_code", "sform_code"])
+def test_of_a_header_nothing_travels_but_where_the_voxels_lie(tmp_path, code):
+    """Every other byte is that of a new header, those of a form that is not in use too."""
+    image = nib.Nifti1Image(ramp(), np.diag((2, 3, 4, 1)))
+    image.header.set_qform(image.affine, code=1)
+    image.header.set_sform(image.affine, code=1)
+    nib.save(image, tmp_path / "a.nii")
+    plain = header_of(tmp_path / "a.nii")
+    kept = {"sizeof_hdr", "dim", "datatype", "bitpix", "vox_offset", "magic", "pixdim", code}
+    kept |= {"scl_slope", "scl_inter", "xyzt_units", *nifti.FORMS[code]}
+    changed = plain.copy()
+    for name, (dtype, _) in plain.dtype.fields.items():
+        if name not in kept:
+            changed[name] = np.frombuffer(bytes(range(1, 1 + dtype.itemsize)), dtype)[0]
+    changed["pixdim"][4:] = 19570131
+    for other in nifti.FORMS.keys() - {code}:
+        changed[other] = 0
+    path = tmp_path / "b.nii"
+    path.write_bytes(changed.tobytes() + (tmp_path / "a.nii").read_bytes()[348:])
+    volume = io.read(path)
+    io.write(tmp_path / "c.nii", volume.array, volume, np.float32)
+    written, new = header_of(tmp_path / "c.nii"), nib.Nifti1Header().structarr
+    for name in plain.dtype.names:
+        expected = plain if name in kept else new
+        np.testing.assert_array_equal(written[name], expected[name], err_msg=name)
+
+
 def test_written_files_are_reproducible(tmp_path):
     """The same voxels give the same bytes, whenever they are written: no time stamp in the gzip."""
     volume = io.read(write_nifti(tmp_path / "a.nii"))
@@ -310,6 +337,14 @@ def nearly_constant(path):
     write_nifti(path, (1000 + 1e-3 * (ramp() % 7)).astype(np.float32))
 
 
+def without_contrast_in_float32(path):
+    write_nifti(path, (1e-40 * ramp()).astype(np.float32))
+
+
+def beyond_all_images(path):
+    write_nifti(path, (1e34 * ramp()).astype(np.float32))
+
+
 def metres(path):
     write_nifti(path, affine=np.diag((8e-4, 8e-4, 3e-3, 1)))
 
@@ -353,6 +388,8 @@ BAD = {
     not_finite_affine: "NaN or infinity",
     huge: "not enough memory|truncated",
     nearly_constant: "constant volume but for rounding, all voxels are 1000",
+    without_contrast_in_float32: "constant volume but for rounding",
+    beyond_all_images: r"values from 0 to .*e\+\d+, as no image has",
     metres: "voxels of 0.0008 x 0.0008 x 0.003 mm, likely in metres",
     thousandths: "voxels of 900 x 900 x 3e[+]03 mm, likely in micrometres",
     one_axis_damaged: "voxels of 1 x 1 x 1e-20 mm, damaged",

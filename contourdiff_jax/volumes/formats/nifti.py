@@ -14,12 +14,12 @@ from contourdiff_jax.volumes import filenames, geometry, volume
 from contourdiff_jax.volumes.geometry import NativeGrid
 from contourdiff_jax.volumes.volume import Image
 
-# Every header field that says where the voxels lie, and none that could name a patient.
-GEOMETRY_FIELDS = (
-    *("pixdim", "xyzt_units", "qform_code", "sform_code"),
-    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
-    *("srow_x", "srow_y", "srow_z"),
-)
+# The header fields that say where the voxels lie, by the code that says that they do. Others, and
+# these under a code of 0, may say anything of a patient.
+FORMS = {
+    "qform_code": ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    "sform_code": ("srow_x", "srow_y", "srow_z"),
+}
 SPATIAL_UNITS = 0x07  # the bits of xyzt_units that say what lengths are in
 MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 DEFLATE = 1032  # bytes that one byte of gzip can become at most
@@ -53,11 +53,13 @@ def opened(path: Path) -> Image:
     geometry.check_affine(path, affine)
     header = type(image.header)()
     header.set_data_shape(shape)
-    for field in GEOMETRY_FIELDS:
-        header[field] = image.header[field]
+    for code, fields in FORMS.items():
+        for field in (code, *fields) if image.header[code] > 0 else ():
+            header[field] = image.header[field]
     # Of axes that are not kept the fourth is time, and others may be anything.
-    header["pixdim"][4:] = 1
-    header["xyzt_units"] &= SPATIAL_UNITS
+    header["pixdim"][:4] = image.header["pixdim"][:4]
+    header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1
+    header["xyzt_units"] = image.header["xyzt_units"] & SPATIAL_UNITS
 
     def voxels():
         return _quietly(path, lambda: image.get_fdata(dtype=np.float32, caching="unchanged"))
