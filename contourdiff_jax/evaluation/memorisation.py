@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from contourdiff_jax import figures
+from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
@@ -29,7 +30,7 @@ from contourdiff_jax.evaluation.cases import Translations
 from contourdiff_jax.evaluation.metrics import bootstrap, nearest
 from contourdiff_jax.evaluation.metrics.nearest import Neighbours
 from contourdiff_jax.evaluation.scores import LEAST_BODY
-from contourdiff_jax.volumes import filenames, io
+from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.masks import body_mask
 
 SIDE = 64  # pixels that slices are averaged to, where they have more
@@ -152,16 +153,18 @@ def _open_store(path, translations: Translations) -> Store:
             f"{path}: of preset {store.preset.name}, the translations are {target}; give the store "
             f"that the run was trained on"
         )
-    digests = {filenames.subject_digest(subject) for subject in subjects}
     for name, sidecar in translations.sidecars.items():
         scan = translations.scans[name]
         if sidecar is None:
-            if scan.is_of(digests):
+            if scan.is_of(pseudonyms.made(subjects)):
                 raise InputError(
                     f"{scan.path}: the subject {scan.subject!r} is among the training subjects of "
                     f"{path}; leave it out"
                 )
-        elif sidecar.settings.grid != store.grid or sidecar.training_subjects != digests:
+            continue
+        scheme = pseudonyms.scheme_of(sidecar.training_subjects)
+        learnt = set(pseudonyms.made(subjects, scheme))
+        if sidecar.settings.grid != store.grid or sidecar.training_subjects != learnt:
             raise InputError(
                 f"{path}: not the store that {scan.path.name} comes from: it has another grid, or "
                 f"other training subjects"

@@ -90,7 +90,7 @@ def train(
         configuration.check_idle(config)
     opened = processes.together(lambda: run.opened(Path(store), verified))
     configuration.check_size(config, opened.grid.size)
-    ours = run.begin(config, opened, begun=begun)
+    ours = run.begin(config, opened, before=run.load(workdir) if begun else None)
     method = build(ours, store=opened, **how)
     if method.start:
         ours = dataclasses.replace(ours, teacher=checkpoint.digest(method.start))

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import contourdiff_jax
+from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.store import SPLITS, Store, open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records
@@ -19,7 +20,6 @@ from contourdiff_jax.reports import page, tables
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.training.run import Run, load
 from contourdiff_jax.translation.sidecars import NOTICE
-from contourdiff_jax.volumes import filenames
 from contourdiff_jax.volumes.intensity import Preset
 
 KEPT = 0.8  # of a label's contrast; a label that keeps less is named
@@ -104,7 +104,8 @@ def card(
 def _open_store(path, trained: Run) -> Store:
     """The store of a run; InputError for another one."""
     store = open_store(path)
-    subjects = tuple(filenames.subject_digest(subject) for subject in store.subjects("train"))
+    scheme = pseudonyms.scheme_of(trained.subjects)
+    subjects = pseudonyms.made(store.subjects("train"), scheme)
     if subjects != trained.subjects or store.grid != trained.grid:
         raise InputError(
             f"{path}: not the store that the run was trained on: it has another grid, or other "

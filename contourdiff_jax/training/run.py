@@ -17,10 +17,11 @@ from ml_collections import ConfigDict
 from contourdiff_jax import config as configuration
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.store import Store, open_store, verify
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk, forms, processes
-from contourdiff_jax.volumes import filenames, intensity
+from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
 
@@ -54,7 +55,7 @@ class Run:
         percentile preset are brought back to such units.
       grid: of the store.
       contours: how contours are taken of the training data.
-      subjects: sha256 of each training subject's name: enough to recognise one, not to name it.
+      subjects: the pseudonym of each training subject.
       teacher: digest of the weights of the network that taught this one, if any.
       labels: of a segmenter's classes, in order, the background's 0 first.
     """
@@ -89,13 +90,13 @@ class Run:
 
 
 def begin(
-    config: ConfigDict, store: Store, labels: tuple[int, ...] = (), *, begun: bool = False
+    config: ConfigDict, store: Store, labels: tuple[int, ...] = (), *, before: Run | None = None
 ) -> Run:
     """The run of a configuration on a store.
 
     Args:
       labels: of a segmenter's classes, in order, the background's 0 first.
-      begun: whether the run is there already, and is taken as it is.
+      before: the run where it is there already, and is taken as it is.
 
     Raises:
       InputError: the store has no training subjects, is not on the grid that the configuration
@@ -111,6 +112,10 @@ def begin(
                 f"{store.path}: prepared with {field} {actual}, but config.grid.{field} is "
                 f"{wanted}; prepare again with --{field}={wanted} or change the configuration"
             )
+    if before is not None and before.subjects:
+        scheme = pseudonyms.scheme_of(before.subjects)
+    else:
+        scheme = pseudonyms.scheme(store.index["sha256"].tolist())
     return Run(
         config,
         store.preset,
@@ -119,8 +124,8 @@ def begin(
         # A segmenter sees none: any will do.
         contour_settings.PRESETS["default"][store.preset.modality]
         if labels
-        else _contours(config, store, begun),
-        tuple(filenames.subject_digest(s) for s in subjects),
+        else _contours(config, store, before is not None),
+        pseudonyms.made(subjects, scheme),
         labels=labels,
     )
 
@@ -182,7 +187,7 @@ def read(path: Path) -> Run:
             Window(*data["window"]),
             data["grid"],
             data["contours"],
-            data["subjects"],
+            pseudonyms.checked(data["subjects"]),
             data.get("teacher", ""),  # runs of earlier versions do not say
             data.get("labels", ()),
         )

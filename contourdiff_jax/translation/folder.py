@@ -128,7 +128,7 @@ def translate(request: Request) -> Result:
             },
             "sampler": config.sampler.to_dict(),
             "seed": request.seed,
-            "training_subjects_sha256": list(trained.subjects),
+            "training_subjects": list(trained.subjects),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "config": config.to_dict(),
         },

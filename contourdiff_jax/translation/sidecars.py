@@ -4,7 +4,7 @@
     {"schema", "notice", "subject", "source": {"name", "sha256"}, "preset": {"source", "target"},
      "assumed": {"spacing", "range"}, "window": [low, high], "grid",
      "contours": {"source", "target"}, "checkpoint": {"step", "images", "digest"}, "sampler",
-     "seed", "training_subjects_sha256", "slices", "seconds", "cost", "versions", "config"}
+     "seed", "training_subjects", "slices", "seconds", "cost", "versions", "config"}
 
 Nothing of the source's header is in it. "window" is the translation's in its native units.
 """
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from contourdiff_jax import config as configuration
 from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.layouts import marks
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
@@ -30,6 +31,7 @@ from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 
 SCHEMA = 1
 NOTICE = marks.NOTICE  # by which layouts know a translation
+FORMERLY = {"training_subjects_sha256": "training_subjects"}  # fields by what they were called
 SIDES = ("source", "target")
 TRANSLATE = "translate again"
 FORM = {
@@ -45,7 +47,7 @@ FORM = {
         **dict.fromkeys(("host_bytes?", "device_bytes?"), int | None),
         "device?": str,
     },
-    "training_subjects_sha256?": tuple[str, ...],
+    **dict.fromkeys(("training_subjects?", "training_subjects_sha256?"), tuple[str, ...]),
     "checkpoint?": {"digest?": str},
     "subject?": str,
 }
@@ -80,7 +82,7 @@ class Sidecar:
     seconds: float  # that a slice took to translate
     slices: int
     cost: dict  # see `cost`; empty where it was not recorded yet
-    training_subjects: frozenset[str]  # SHA-256 of their names
+    training_subjects: frozenset[str]  # their pseudonyms
     weights: str = ""  # digest of the model's
     subject: str = ""  # whose volume was translated, where it says
 
@@ -106,12 +108,17 @@ def states(sidecar: Mapping, wanted: Mapping) -> bool:
 
 def _complete(fields: Mapping) -> dict:
     """Fields as JSON has them, with all fields of today's configuration."""
+    fields = _renamed(fields)
     try:
         config = configuration.from_dict(configuration.of_before(fields["config"]))
     except (KeyError, InputError):
         return dict(fields)
     sections = {"config": config.to_dict(), "sampler": config.sampler.to_dict()}
     return forms.parsed(json.dumps({**fields, **sections}))
+
+
+def _renamed(fields: Mapping) -> dict:
+    return {FORMERLY.get(name, name): value for name, value in fields.items()}
 
 
 def read(scan: Scan) -> Sidecar | None:
@@ -125,13 +132,14 @@ def read(scan: Scan) -> Sidecar | None:
             raise InputError(f"slices: {fields['slices']}, where there is one at least")
         source, target = (intensity.preset(fields["preset"][side]) for side in SIDES)
         assumed = fields.get("assumed", UNKNOWN)
+        known = _renamed(fields).get("training_subjects", ())
         return Sidecar(
             Settings(source, target, fields["grid"], fields["contours"], assumed),
             window=Window(*fields["window"]),
             seconds=fields["seconds"] / fields["slices"],
             slices=fields["slices"],
             cost=fields.get("cost", {}),
-            training_subjects=frozenset(fields.get("training_subjects_sha256", ())),
+            training_subjects=frozenset(pseudonyms.checked(known)),
             weights=fields.get("checkpoint", {}).get("digest", ""),
             subject=fields.get("subject", ""),
         )

@@ -129,7 +129,7 @@ def is_person(name: str) -> bool:
 
 
 def subject_digest(subject: str) -> str:
-    """SHA-256 of a subject's name: enough to recognise the subject, not to name it."""
+    """SHA-256 of a subject's name, all that earlier versions kept of it."""
     return hashlib.sha256(subject.encode()).hexdigest()
 
 

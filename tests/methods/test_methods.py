@@ -18,9 +18,11 @@ def test_a_field_without_effect_is_refused_before_anything_is_read(tiny, tmp_pat
 
 def test_a_run_that_has_begun_keeps_its_fields(tiny, store_path, two_convolutions, tmp_path):
     """Runs of versions that did not refuse such fields go on."""
+    store = open_store(store_path)
+    before = run.begin(tiny, store)
     tiny.sampler.keep = "mean"
     tiny.contours.apart = 1
-    with run.claimed(tmp_path / "run", run.begin(tiny, open_store(store_path), begun=True)):
+    with run.claimed(tmp_path / "run", run.begin(tiny, store, before=before)):
         pass
     assert methods.train(tiny, store_path, tmp_path / "run")
 

@@ -9,6 +9,7 @@ import pytest
 
 from contourdiff_jax import config
 from contourdiff_jax.contours.settings import ContourSettings, preset
+from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
@@ -51,9 +52,8 @@ def test_a_run_knows_its_training_data(store, tiny):
     assert ours.preset == store.preset
     assert ours.grid == store.grid
     assert ours.window == store.median_window()
-    assert ours.subjects == tuple(
-        filenames.subject_digest(name) for name in store.subjects("train")
-    )
+    scheme = pseudonyms.scheme(store.index["sha256"].tolist())
+    assert ours.subjects == pseudonyms.made(store.subjects("train"), scheme)
 
 
 def test_subjects_are_recognised_but_not_named(saved, store):
@@ -61,8 +61,21 @@ def test_subjects_are_recognised_but_not_named(saved, store):
     text = (folder / "config.json").read_text()
     for name in store.subjects():
         assert name not in text
-    assert filenames.subject_digest(store.subjects("train")[0]) in text
-    assert filenames.subject_digest(store.subjects("val")[0]) not in text
+        assert filenames.subject_digest(name) not in text  # found among guesses in a moment
+    known = run.load(folder).subjects
+    assert pseudonyms.recognised(store.subjects("train")[0], (), known)
+    assert not pseudonyms.recognised(store.subjects("val")[0], (), known)
+
+
+def test_a_run_of_before_goes_on_with_its_pseudonyms(store, tiny, tmp_path):
+    ours = run.begin(tiny, store)
+    theirs = dataclasses.replace(ours, subjects=pseudonyms.made(store.subjects("train")))
+    with run.claimed(tmp_path / "run", theirs):
+        pass
+    begun = run.load(tmp_path / "run")
+    assert begun.subjects == theirs.subjects != ours.subjects
+    with run.claimed(tmp_path / "run", run.begin(tiny, store, before=begun)):
+        pass
 
 
 def test_contours_are_those_of_the_preset_but_for_what_is_set(store, tiny):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
+from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.layouts import naming
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
@@ -46,13 +47,12 @@ class Scan:
     formerly: tuple[str, ...] = ()
     frames: tuple[int, ...] | None = None
 
-    def is_of(self, digests: Collection[str]) -> bool:
-        """Whether the subject is one of those whose names have these digests.
+    def is_of(self, known: Collection[str]) -> bool:
+        """Whether the subject is one of those with these pseudonyms.
 
         Names that earlier versions gave it count too: their stores and runs remember those.
         """
-        names = (self.subject, *self.formerly, *filenames.former_names(self.subject))
-        return any(filenames.subject_digest(name) in digests for name in names)
+        return pseudonyms.recognised(self.subject, self.formerly, known)
 
     def read(self, *, labels: bool = False) -> Volume:
         """The volume; see `volumes.io.read`."""

@@ -320,8 +320,11 @@ def _trained(
         store = stores[source.method]
         shown = images or segmentation.EPOCHS * len(store.rows("train"))
         for seed in seeds:
-            ours = run.begin(segmentation.configured(seed, shown, batch), store, tuple(labels))
-            params = _weights(ours, store, runs / f"{source.method}_{seed}", compiled)
+            folder = runs / f"{source.method}_{seed}"
+            before = run.load(folder) if run.exists(folder) else None
+            settings = segmentation.configured(seed, shown, batch)
+            ours = run.begin(settings, store, tuple(labels), before=before)
+            params = _weights(ours, store, folder, compiled)
             networks.append(
                 Trained(params, ours.labels, source.preset, ours.grid, source.method, seed, shown)
             )
