@@ -17,7 +17,7 @@ from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics.paired import SSIM_WINDOW
 from contourdiff_jax.translation import sidecars
-from contourdiff_jax.translation.sidecars import Settings, Sidecar
+from contourdiff_jax.translation.sidecars import Settings, Sidecar, check_one_model
 from contourdiff_jax.volumes import geometry, intensity, io
 from contourdiff_jax.volumes.grid import AXES, Grid, Resampling
 from contourdiff_jax.volumes.intensity import Preset, Window
@@ -241,6 +241,7 @@ def common_settings(
                 f"must say what the intensities are"
             )
         return _implied_settings(list(map(scans.get, sidecars)), preset, source_preset)
+    check_one_model((scans[name].path, sidecar) for name, sidecar in sidecars.items())
     settings = sidecars[first].settings
     for name, sidecar in sidecars.items():
         if sidecar.settings != settings:

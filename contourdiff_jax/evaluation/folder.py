@@ -361,7 +361,7 @@ def _data(
     data = records.subjects(compared.names or list(translations.scans), subject_of)
     data |= {"slices": len(slices)}
     weights = {sidecar.weights for sidecar in translations.sidecars.values() if sidecar} - {""}
-    data |= {records.WEIGHTS: ", ".join(sorted(weights))} if weights else {}
+    data |= {records.WEIGHTS: weights.pop()} if weights else {}
     data |= _description(request, translations)
     for name in ("truth", "source"):
         alone = sorted(translations.partners.get(name, {}).keys() - subject_of.keys())

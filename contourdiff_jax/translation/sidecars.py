@@ -145,6 +145,17 @@ def read(scan: Scan) -> Sidecar | None:
         )
 
 
+def check_one_model(translated: Iterable[tuple[Path, Sidecar | None]]) -> None:
+    """InputError for volumes that several models translated: their scores would be no model's."""
+    path_of = {one.weights: path for path, one in translated if one is not None and one.weights}
+    if len(path_of) > 1:
+        first, second, *_ = path_of.values()
+        raise InputError(
+            f"{second}: translated by another model than {first.name}; give the translations of "
+            f"one model"
+        )
+
+
 # --------------------------------------------------------------------------------------------------
 # Cost
 # --------------------------------------------------------------------------------------------------

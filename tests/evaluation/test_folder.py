@@ -715,6 +715,19 @@ def test_what_a_volume_makes_fail_ends_nothing_else(data, monkeypatch):
     assert len(result.metrics["data"]["subjects"]) == 3
 
 
+def test_translations_of_two_models_have_no_score(data):
+    """Those of versions that did not say the model's digest may be of either."""
+    windows = {subject: own_window(truth_of(data, subject)) for subject in SHAPES}
+    for (subject, window), digest in zip(windows.items(), ("aa", "aa", None), strict=True):
+        made = {} if digest is None else {"checkpoint": {"digest": digest}}
+        sidecar(data / "translated" / f"{subject}_ct.nii.gz", window, **made)
+    assert run(data).metrics["data"][records.WEIGHTS] == "aa"
+    path = data / "translated" / "s2_ct.nii.gz"
+    sidecar(path, windows["s2"], checkpoint={"digest": "bb"})
+    with pytest.raises(InputError, match=r"s2_ct.*by another model than s1_ct"):
+        run(data, "other")
+
+
 def test_a_first_volume_that_is_damaged_does_not_say_the_grid(data):
     for path in (data / "translated").glob("*.json"):
         path.unlink()

@@ -188,7 +188,9 @@ class _Origin(NamedTuple):
 def _origin(images, name: str | None) -> _Origin:
     """The origin of a folder of translations, by their sidecars and by the preset of that name."""
     scans = pairs.by_name(images, name and intensity.preset(name).modality)
-    beside = [sidecar for sidecar in map(sidecars.read, scans.values()) if sidecar is not None]
+    read = {scan.path: sidecars.read(scan) for scan in scans.values()}
+    sidecars.check_one_model(read.items())
+    beside = [sidecar for sidecar in read.values() if sidecar is not None]
     targets = {sidecar.settings.target.name for sidecar in beside}
     if name is None and len(targets) != 1:
         raise InputError(f"{images}: --preset must say what the intensities are; sidecars do not")

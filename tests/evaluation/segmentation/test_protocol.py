@@ -378,6 +378,11 @@ def test_sidecars_tell_the_preset_and_whom_the_model_has_seen(data, untrained):
     sidecar(data / "train" / "a2_mr.json", "mr", ["c1", "b2"])
     message = "the model of the translations was trained on the subject 'b2'"
     refused(message, arguments(data, out=other))
+    for name, digest in (("a1", "aa"), ("a3", "bb")):
+        path = data / "train" / f"{name}_mr.json"
+        fields = json.loads(path.read_text()) | {"checkpoint": {"digest": digest}}
+        path.write_text(json.dumps(fields))
+    refused("by another model than a1_mr", arguments(data, out=other))
 
 
 def test_one_bad_volume_is_left_out_and_named(data, untrained, capsys):
