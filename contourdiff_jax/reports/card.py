@@ -3,6 +3,7 @@
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -166,7 +167,7 @@ def _data(trained: Run, store: Store | None) -> dict[str, str]:
             )
     files = sorted(set(store.index["sha256"].tolist()))
     digest = hashlib.sha256("\n".join(files).encode()).hexdigest()
-    fields["fingerprint"] = f"`{digest[:16]}`, of the SHA-256 of {_many(len(files), 'file')}"
+    fields["fingerprint"] = f"{digest[:16]}, of the SHA-256 of {_many(len(files), 'file')}"
     return fields
 
 
@@ -185,7 +186,7 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
     }
     if trained.teacher:
         fields["teacher"] = (
-            f"weights `{trained.teacher[:16]}`, {_many(config.distillation.substeps, 'step')} of "
+            f"weights {trained.teacher[:16]}, {_many(config.distillation.substeps, 'step')} of "
             f"theirs learnt as one"
         )
     stats = page.read_stats(folder / "stats.jsonl")
@@ -223,12 +224,12 @@ def _scores(record: Record) -> str:
     for metric in headline:
         entries = [methods[column].get(metric) for column in shown]
         cells = ["–" if entry is None else bootstrap.text(entry) for entry in entries]
-        lines.append([tables.label(metric), *cells])
+        lines.append([_cell(tables.label(metric)), *cells])
     subjects = max((entry["n"] for entry in methods["translation"].values()), default=0)
-    source = metrics["data"].get("source preset") or "a source that is not named"
+    source = str(metrics["data"].get("source preset") or "a source that is not named").upper()
     return "\n\n".join(
         (
-            f"### {_cell(record.name)}: from {source.upper()}, {_many(subjects, 'subject')}",
+            f"### {_cell(record.name)}: from {_cell(source)}, {_many(subjects, 'subject')}",
             "\n".join(f"| {' | '.join(line)} |" for line in lines),
             f"Mean of the subjects, with 95% intervals over them.{_cost(metrics['cost'])}",
         )
@@ -326,9 +327,9 @@ def _table(fields: dict[str, str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text in one line, escaped so that it ends no cell and begins no HTML."""
-    text = " ".join(text.split())
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    """Text in one line, escaped so that it ends no cell and is no HTML, link or other markup."""
+    text = re.sub(r"([\\`*|]|\](?=[(\[:]))", r"\\\1", " ".join(text.split()))
+    return text.replace("<", "&lt;")
 
 
 def _many(count: int, noun: str) -> str:

@@ -115,6 +115,15 @@ def test_licences_and_use_are_stated_or_said_not_to_be(trained, tmp_path):
     assert "not for diagnosis" in text  # whatever the use
 
 
+def test_what_an_evaluation_is_called_is_no_markup(trained, tmp_path):
+    methods = {"translation": TRANSLATION | {"kernel_![a](b)|<i>": entry(0.1)}}
+    data = DATA | {"source preset": "<img src=x>"}
+    folder = write(tmp_path / "[a](http:b)`c`*d*", data=data, methods=methods)
+    text = card(trained, tmp_path / "card.md", [folder]).read_text()
+    assert r"### [a\](http:b)\`c\`\*d\*: from &lt;IMG SRC=X>, 3 subjects" in text
+    assert "<i" not in text.lower() and "![a](b)" not in text
+
+
 def test_scores_and_failures_have_their_numbers(trained, scores, tmp_path):
     text = card(trained, tmp_path / "card.md", [scores]).read_text()
     assert "### from_ct: from CT, 3 subjects" in text
