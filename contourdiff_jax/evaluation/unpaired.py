@@ -36,6 +36,8 @@ from contourdiff_jax.volumes.volume import Assumed, Volume
 LEAST = 50  # images on a side; of fewer, no distance says anything
 # Two samples of one distribution of 512 features have an FID of 13 with 200 images, 32 with 50.
 LEAST_FRECHET = 200
+# Features that unpack to more bytes than the first, and to so many times their file, are none.
+UNPACKED, PACKED = 1 << 30, 100
 MODES = ("pytorch-fid", "torch-fidelity", "clean-fid")
 MODE = "clean-fid"  # by default
 # Options that a network takes; features of a file take none of them.
@@ -136,11 +138,14 @@ def _of_file(path: Path) -> tuple[Samples, tuple[str, str], dict]:
     check_is_file(path)
     try:
         with open_file(path) as stream, np.load(stream, allow_pickle=False) as file:
+            unpacked = sum(member.file_size for member in file.zip.infolist())
+            if unpacked > max(UNPACKED, PACKED * path.stat().st_size):
+                raise ValueError(f"they unpack to {unpacked:,} bytes")
             read = {
                 method: Sample(np.float64(file[key]), file[f"{key}_subjects"].astype(str))
                 for method, key in FILE.items()
             }
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, MemoryError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: not the features of two sets of images ({reason(error)}); see --features in "
             f"docs/scores.md"

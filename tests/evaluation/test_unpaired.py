@@ -292,6 +292,17 @@ def test_files_that_are_no_features(heads, rng, changes, message):
         unpaired.measure(options, None, None)
 
 
+def test_a_file_that_unpacks_to_far_more_than_it_is(heads, rng, monkeypatch):
+    """It is not unpacked to find that out."""
+    monkeypatch.setattr(unpaired, "UNPACKED", 1 << 20)
+    np.savez_compressed(heads / "f.npz", real=np.zeros((1 << 12, 64)))
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", None)
+    with pytest.raises(
+        InputError, match=r"f\.npz: not the features .*unpack to 2,097,\d\d\d bytes"
+    ):
+        unpaired.measure(Options(str(heads / "f.npz")), None, None)
+
+
 def test_a_damaged_file(heads):
     (heads / "f.npz").write_bytes(b"PK\x03\x04 and no more")
     for name in ("f.npz", "none.npz"):
