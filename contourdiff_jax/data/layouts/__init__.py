@@ -20,7 +20,7 @@ import dataclasses
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from contourdiff_jax.data.layouts import conventions, marks, naming, subjects, tables
@@ -219,6 +219,8 @@ def _volumes(folder: Folder, wanted: Wanted) -> Content:
     content.scans.extend(
         of_file(path, wanted, labels=labels.get(path), mask=masks.get(path)) for path in files
     )
+    used = {*files, *labels.values(), *masks.values()}
+    content.notes.extend(_left_out(folder.volumes, used))
     return content
 
 
@@ -260,8 +262,17 @@ def _slices(folder: Folder, wanted: Wanted) -> Content:
         beside = sorted(set(files) - set(those))
         made = stacked(those, wanted, content.failed, owner=folder.name, beside=beside)
         content.scans.extend(dataclasses.replace(scan, kind=kind) for scan in made)
+    content.notes.extend(_left_out(folder.pictures, files))
     content.notes.append(recognition(files))
     return content
+
+
+def _left_out(files: list[Path], used: Iterable[Path]) -> list[str]:
+    """A note on the files that are not used, if there are any."""
+    left = sorted({*files} - {*used})
+    kinds = joined(sorted({naming.last_kind(filenames.stem(path)) for path in left} - {None}))
+    note = f"{len(left)} of {len(files)} files left out{f': {kinds}' if kinds else ''}"
+    return [note] if left else []
 
 
 def _of_kind(folder: Path, files: list[Path], wanted: Wanted, notes: list[str]) -> list[Path]:
@@ -302,9 +313,6 @@ def _of_kind(folder: Path, files: list[Path], wanted: Wanted, notes: list[str]) 
             )
         if " " in shown(chosen):
             notes.append(f"{shown(chosen)} are taken together; --select takes one of them")
-    if left := sorted({*files} - {*chosen}):
-        what = f": {shown(left)}" if shown(left) else ""
-        notes.append(f"{len(left)} of {len(files)} files left out{what}")
     return chosen
 
 

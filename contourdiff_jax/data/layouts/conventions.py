@@ -9,6 +9,7 @@ BIDS, https://bids-specification.readthedocs.io, its file names (entities, suffi
 import dataclasses
 import re
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 from contourdiff_jax.data.layouts import naming
@@ -25,12 +26,20 @@ from contourdiff_jax.volumes import filenames
 # --------------------------------------------------------------------------------------------------
 
 PARTS = {"Tr": "train", "Ts": "test"}
+IMAGES = ("imagesTr", "imagesTs")
 FIRST = "0000"
 
 
 def holds_nnunet(folder: Folder) -> bool:
-    """Whether there is a folder of images to train on or to test with."""
-    return any(path.name in ("imagesTr", "imagesTs") for path in folder.folders)
+    """Whether there is a folder of images to train on or to test with, or it is one itself.
+
+    One by itself counts where cases in it have several channels; else its files are volumes as any.
+    """
+    if folder.name not in IMAGES:
+        return any(path.name in IMAGES for path in folder.folders)
+    stems = {filenames.stem(path) for path in folder.volumes}
+    channels = (re.fullmatch(r"(.+)_(\d{4})", stem) for stem in stems)
+    return any(m and m[2] != FIRST and f"{m[1]}_{FIRST}" in stems for m in channels)
 
 
 @dataclasses.dataclass
@@ -39,22 +48,25 @@ class _Case:
 
     Attributes:
       path: what messages call it.
-      split: 'train' or 'test'.
+      split: 'train' or 'test', None where the folder does not say.
       labels: the label map, where there is one.
       images: by the name or number of the channel.
     """
 
     path: Path
-    split: str
+    split: str | None
     labels: Path | None
     images: dict[str, Path] = dataclasses.field(default_factory=dict)
 
 
 def nnunet(folder: Folder, wanted: Wanted) -> Content:
     """The scans of an nnU-Net data set: of every case the channel that is wanted."""
-    content = Content("nnunet", [])
+    content, parts = Content("nnunet", []), PARTS
+    if folder.name in IMAGES:  # of it alone, whatever it is for
+        parts = {folder.name[-2:]: None}
+        folder = folder.enter(folder.path.parent if folder.path.name else Path(".."))
     names = _channel_names(folder, content.notes)
-    cases = _cases(folder, names)
+    cases = _cases(folder, names, parts)
     kinds = {kind for case in cases for kind in case.images}
     if not kinds:
         raise InputError(f"{folder.path}: no images in imagesTr or imagesTs")
@@ -69,14 +81,14 @@ def nnunet(folder: Folder, wanted: Wanted) -> Content:
             about = {"kind": kind, "split": case.split, "labels": case.labels}
             files = [case.images[kind]]
             content.scans.append(scan(case.path.name, files, assumed=wanted.assumed, **about))
-    lacking = sum(case.labels is None and case.split == "train" for case in cases)
+    lacking = sum(case.labels is None and case.split != "test" for case in cases)
     if 0 < lacking < len(cases):
         content.notes.append(f"{lacking} of {len(cases)} cases have no label map")
     return content
 
 
-def _cases(folder: Folder, names: dict[str, str]) -> list[_Case]:
-    """The cases of imagesTr and imagesTs, by their names without the number of the channel.
+def _cases(folder: Folder, names: dict[str, str], parts: dict[str, str | None]) -> list[_Case]:
+    """The cases of folders and what they are for, by their names without the channel's number.
 
     The Decathlon and AMOS have no such numbers: then label maps are called as images are, or no
     name ends in that of the first channel.
@@ -85,11 +97,11 @@ def _cases(folder: Folder, names: dict[str, str]) -> list[_Case]:
         (what, part): _by_stem(folder.enter(path))
         if (path := folder.path / f"{what}{part}") in folder.folders
         else {}
-        for part in PARTS
+        for part in parts
         for what in ("images", "labels")
     }
     images, labels = (
-        {stem for part in PARTS for stem in files[it, part]} for it in ("images", "labels")
+        {stem for part in parts for stem in files[it, part]} for it in ("images", "labels")
     )
     channel_of = {stem: re.fullmatch(r"(.+)_(\d{4})", stem) for stem in images - labels}
     channel_of = {stem: match for stem, match in channel_of.items() if match}
@@ -97,7 +109,7 @@ def _cases(folder: Folder, names: dict[str, str]) -> list[_Case]:
     if not told and (images & labels or not any(m[2] == FIRST for m in channel_of.values())):
         channel_of = {}
     cases = {}
-    for part, split in PARTS.items():
+    for part, split in parts.items():
         for stem, path in files["images", part].items():
             match = channel_of.get(stem)
             name, channel = match.groups() if match else (stem, FIRST)
@@ -164,6 +176,26 @@ class _Named:
     def visit(self) -> tuple[str, str | None]:
         return self.entities["sub"], self.entities.get("ses")
 
+    def made(self, family: str, files: Iterable["_Named"]) -> Path | None:
+        """The label map or mask, among files, that was made of this image; None of several.
+
+        Those of one structure are not meant, nor the mask of the brain, where the body's is.
+        """
+        held = [
+            file.path
+            for file in files
+            if file.path.parent == self.path.parent
+            and naming.family(file.suffix) == family
+            and file._image == self._image
+            and "label" not in file.entities
+            and file.entities.get("desc") != "brain"
+        ]
+        return held[0] if len(held) == 1 else None
+
+    @property
+    def _image(self) -> dict[str, str]:
+        return {key: value for key, value in self.entities.items() if key != "desc"}
+
 
 def holds_bids(folder: Folder) -> bool:
     """Whether there are images in folders of subjects, all named as they should."""
@@ -181,7 +213,7 @@ def bids(folder: Folder, wanted: Wanted) -> Content:
         files += _named(below)
         content.failed.extend(below.failed)
         subjects.append(below.path)
-    kinds = {file.kind for file in files}
+    every, kinds = files, {file.kind for file in files}
     if wanted.select not in (None, EVERY):
         files = [file for file in files if _matches(file, wanted.select)]
         if not files:
@@ -207,9 +239,11 @@ def bids(folder: Folder, wanted: Wanted) -> Content:
                     or len({other.entities.get(key) for other in those}) > 1
                 ]
                 name = "_".join(f"{key}-{file.entities[key]}" for key in keys)
-                content.scans.append(
-                    scan(f"sub-{file.entities['sub']}", [file.path], name=name, kind=kind)
-                )
+                subject, found = f"sub-{file.entities['sub']}", {"name": name, "kind": kind}
+                if wanted.select != EVERY and naming.family(file.suffix) not in naming.MADE:
+                    found["labels"] = file.made("labels", every)
+                    found["mask"] = file.made("masks", every)
+                content.scans.append(scan(subject, [file.path], **found))
         having = {file.entities["sub"] for file in chosen}
         content.failed.extend(
             (path, f"{path}: no {kind}, as others have")

@@ -13,7 +13,7 @@ from dicom_series import SECRETS, header, save, voxels, write_series
 from PIL import Image
 
 from contourdiff_jax.data import layouts
-from contourdiff_jax.data.layouts import folders, naming
+from contourdiff_jax.data.layouts import folders, naming, pairs
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import filenames, io
@@ -106,7 +106,7 @@ def test_volumes_of_two_modalities_are_chosen_from(tmp_path):
         layouts.find(tmp_path)
     found = find(tmp_path, modality="ct")
     assert tell(found, "stem") == ["a_ct", "b_ct"]
-    assert found.notes == ["2 of 4 files left out: mr and seg"]
+    assert found.notes == ["1 of 4 files left out: mr"]  # the label map is that of a_ct
     assert tell(find(tmp_path, select="seg"), "stem") == ["a_seg"]
     assert len(find(tmp_path, select="*").scans) == 4
 
@@ -390,6 +390,27 @@ def test_nnunet_without_names_of_channels(tmp_path):
     assert found.failed[0][1].endswith("imagesTs/c: no channel 0001, as others have")
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_one_folder_of_nnunet_by_itself(tmp_path, monkeypatch, inside):
+    """Channels are of one subject there too; the folder is used, whatever it is for."""
+    make(tmp_path, *NNUNET)
+    for part, names in (("Tr", ["a", "b"]), ("Ts", ["c"])):
+        folder = tmp_path / f"images{part}"
+        if part == "Ts":
+            make(folder, "c_0001.nii.gz")
+        monkeypatch.chdir(folder)
+        with pytest.raises(InputError, match="holds 0000 and 0001; choose with --select=0000"):
+            layouts.find("." if inside else folder)
+        found = layouts.find("." if inside else folder, select="0001")
+        assert tell(found, "subject", "name", "split") == [(name, name, None) for name in names]
+
+
+def test_volumes_of_nnunet_with_one_channel_are_volumes(tmp_path):
+    make(tmp_path, "imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii.gz")
+    found = find(tmp_path / "imagesTr")
+    assert found.layout == "volumes" and tell(found, "subject") == ["a", "b"]
+
+
 def test_the_decathlon_has_no_channels(tmp_path):
     """Numbers of four digits are then those of the cases, as the label maps show."""
     make(tmp_path, "imagesTr/liver_0001.nii.gz", "imagesTr/liver_0002.nii.gz")
@@ -455,6 +476,21 @@ def test_one_subject_of_bids(tmp_path):
         (None, "sub-02_ses-1"),
         (None, "sub-02_ses-2"),
     ]
+
+
+def test_bids_label_maps_and_masks_belong_to_their_images(tmp_path):
+    """By all entities; of two none is meant, and a brain's is no mask of the body."""
+    names = ("T1w", "dseg", "label-lesion_mask", "desc-brain_mask", "mask", "space-MNI_mask")
+    make(tmp_path, *(f"sub-01/anat/sub-01_{name}.nii.gz" for name in names))
+    make(tmp_path, *(f"sub-02/anat/sub-02_{name}.nii.gz" for name in names[:4]))
+    make(tmp_path, "sub-02/anat/sub-02_desc-other_dseg.nii.gz")
+    found = find(tmp_path, modality="mr")
+    assert [below(tmp_path / "sub-01/anat", pair) for pair in tell(found, "labels", "mask")] == [
+        ["sub-01_dseg.nii.gz", "sub-01_mask.nii.gz"],
+        [None, None],
+    ]
+    maps = pairs.by_name(tmp_path / "sub-01", "labels")
+    assert [scan.path.name for scan in maps.values()] == ["sub-01_dseg.nii.gz"]
 
 
 # --------------------------------------------------------------------------------------------------
