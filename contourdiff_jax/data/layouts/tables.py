@@ -138,7 +138,7 @@ def _add(content: Content, table: Path, lines: Iterable[_Line], wanted: Wanted) 
     volumes_of = defaultdict(set)
     for subject, volume, _ in held:
         volumes_of[subject].add(volume)
-    made = []  # (name, files, first line)
+    made = []  # (name, files, frames, first line)
     for (subject, volume, _), those in held.items():
         first = those[0]
         for line in those:
@@ -148,9 +148,9 @@ def _add(content: Content, table: Path, lines: Iterable[_Line], wanted: Wanted) 
                     f"{first.number}, which is of the same volume"
                 )
         name = f"{subject}_{volume}" if len(volumes_of[subject]) > 1 and volume else subject
-        made += [(name, files, first) for files in _files(content, table, those)]
+        made += [(name, *volume, first) for volume in _volumes(content, table, those)]
     several, counts = Counter(name for name, *_ in made), Counter()
-    for name, files, line in made:
+    for name, files, frames, line in made:
         counts[name] += 1
         content.scans.append(
             scan(
@@ -163,6 +163,7 @@ def _add(content: Content, table: Path, lines: Iterable[_Line], wanted: Wanted) 
                 split=line.split,
                 labels=line.labels,
                 mask=line.mask,
+                frames=frames,
                 assumed=wanted.assumed,
             )
         )
@@ -185,19 +186,24 @@ def _present(content: Content, table: Path, lines: Iterable[_Line]) -> list[_Lin
     return list(present.values())
 
 
-def _files(content: Content, table: Path, lines: Sequence[_Line]) -> list[list[Path]]:
-    """The files of each volume that lines of one volume name: one, but for folders of DICOM."""
-    if lines[0].file.is_dir():
+def _volumes(
+    content: Content, table: Path, lines: Sequence[_Line]
+) -> list[tuple[Sequence[Path], tuple[int, ...] | None]]:
+    """The files, and frames, of each volume that lines name: of one, but for DICOM."""
+    path = lines[0].file
+    if path.is_dir() or (len(lines) == 1 and is_dicom(path)):
         from contourdiff_jax.volumes.formats import dicom
 
-        folder = Folder(lines[0].file, translations=True)
-        inside = [path for files in folder.below.values() for path in files if is_dicom(path)]
+        folder, inside = Folder(path, translations=True), [path]
+        if path.is_dir():
+            inside = [path for files in folder.below.values() for path in files if is_dicom(path)]
+            content.failed.extend(folder.failed)
         series, failed = dicom.group(inside)
-        content.failed.extend([*folder.failed, *failed])
-        if not series:
-            why = f"{table}: line {lines[0].number}: no DICOM images in {folder.path}"
-            content.failed.append((folder.path, why))
-        return [list(one.files) for one in series]
+        content.failed.extend(failed)
+        if not series and not failed:
+            why = f"{table}: line {lines[0].number}: no DICOM images in {path}"
+            content.failed.append((path, why))
+        return [(one.files, one.frames) for one in series]
     slices = {}
     for line in sorted(lines, key=lambda line: (line.order is None, line.order or 0, line.number)):
         key = line.order if line.order is not None else f"line {line.number}"
@@ -205,7 +211,7 @@ def _files(content: Content, table: Path, lines: Sequence[_Line]) -> list[list[P
             why = f"{table}: line {line.number}: the same slice as {slices[key].name}; keep one"
             content.failed.append((line.file, why))
         slices.setdefault(key, line.file)
-    return [list(slices.values())]
+    return [(list(slices.values()), None)]
 
 
 def rows(path: str | Path, needed: Sequence[str]) -> list[tuple[int, dict[str, str]]]:

@@ -9,8 +9,9 @@ from collections import defaultdict
 
 import numpy as np
 import pytest
-from dicom_series import SECRETS, header, save, voxels, write_series
+from dicom_series import SECRETS, enhanced, header, save, voxels, write_series
 from PIL import Image
+from pydicom.dataset import Dataset
 
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import folders, naming, pairs
@@ -825,6 +826,25 @@ def test_a_table_has_kinds_and_volumes(tmp_path):
     # Without a number, volumes of one subject are counted.
     path = table(tmp_path / "list.csv", "file,subject", "a.nii,p", "b.nii,p")
     assert tell(find(path), "name", "subject") == [("p_1", "p"), ("p_2", "p")]
+
+
+def test_a_table_names_a_file_of_several_volumes(tmp_path):
+    places = [(0.0, 0, 3 * k) for k in range(4)] + [(0.0, 0, 3 * k) for k in range(4)]
+    dataset = enhanced(voxels((6, 5, 8)), places)
+    for k, group in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        echo = Dataset()
+        echo.EffectiveEchoTime = 10.0 * (1 + k // 4)
+        group.MREchoSequence = [echo]
+    save(dataset, tmp_path / "both.dcm")
+    write_series(tmp_path / "x", voxels((6, 5, 1)))
+    lines = ("both.dcm,ann", "x,bob")
+    found = find(table(tmp_path / "list.csv", "file,subject", *lines))
+    assert tell(found, "name", "frames") == [
+        ("ann_1", (0, 1, 2, 3)),
+        ("ann_2", (4, 5, 6, 7)),
+        ("bob", None),
+    ]
+    assert [scan.read().array.size for scan in found.scans] == [120, 120, 30]
 
 
 def test_a_table_names_folders_of_dicom(tmp_path):
