@@ -94,3 +94,14 @@ def test_a_folder_behind_a_link_is_replaced_where_it_lies(tmp_path):
     fill(tmp_path / "out", "text")
     assert (tmp_path / "far" / "out" / "a").read_text() == "text"
     assert (tmp_path / "out").is_symlink()
+
+
+@pytest.mark.parametrize("letter", ["a", "ö", "€"])
+def test_names_as_long_as_a_file_system_takes_are_written(tmp_path, letter):
+    suffix = ".nii.gz"
+    longest = (letter * 255).encode()[: 255 - len(suffix)].decode(errors="ignore") + suffix
+    disk.write(tmp_path / longest, "x")
+    with disk.folder(tmp_path / longest[1:]):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {longest, longest[1:]}
+    assert disk.is_partial(disk.hidden(tmp_path / longest))
