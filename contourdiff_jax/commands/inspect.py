@@ -152,7 +152,9 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
         if path.name != "sheet.png":
             disk.write(path, f"{to_json(inspection)}\n")
         elif inspection.scans:
-            disk.write(path, _png(inspection))
+            from contourdiff_jax import figures  # Matplotlib takes a while
+
+            disk.write(path, figures.png(sheets.sheet(inspection)))
     return inspection.status
 
 
@@ -180,9 +182,3 @@ def _show(runs: list[Path], values: flags.FlagValues, arguments: list[str]) -> i
         for player, params in methods.networks(ours).items():
             print(f"\n{player}\n{models.overview(params)}")
     return 0
-
-
-def _png(inspection: Inspection) -> bytes:
-    from contourdiff_jax import figures
-
-    return figures.png(sheets.sheet(inspection))

@@ -34,8 +34,13 @@ def scheme_of(known: Iterable[str]) -> str:
 
 
 def made(subjects: Iterable[str], scheme: str = "") -> tuple[str, ...]:
-    """The pseudonyms of subjects; by default those of earlier versions, which are fast."""
-    return tuple(_made(_own(subject) if scheme else subject, scheme) for subject in subjects)
+    """The pseudonyms of subjects; by default those of earlier versions, which are fast.
+
+    Of a name only what is the subject's own counts: stores of earlier versions have p1-T1 for p1.
+    """
+    if not scheme:
+        return tuple(map(filenames.subject_digest, subjects))
+    return tuple(_salted(filenames.plain(subject) or subject, scheme) for subject in subjects)
 
 
 def checked(known: Iterable[str]) -> tuple[str, ...]:
@@ -49,23 +54,14 @@ def checked(known: Iterable[str]) -> tuple[str, ...]:
 
 def recognised(subject: str, formerly: Iterable[str], known: Collection[str]) -> bool:
     """Whether a subject, which may have had other names, is among those with these pseudonyms."""
-    names, known = [subject, *formerly], set(known)
-    for scheme in {scheme_of([one]) for one in known}:
-        # Without a salt, the names that an earlier version may have kept are tried, too.
-        tried = names if scheme else [*names, *filenames.former_names(subject)]
-        if not known.isdisjoint(made(tried, scheme)):
-            return True
-    return False
-
-
-def _own(subject: str) -> str:
-    """What is a subject's own in a name: stores of earlier versions have p1-T1 for p1."""
-    return filenames.plain(subject) or subject
+    names = [subject, *formerly]
+    # Without a salt, all names that an earlier version may have kept are tried.
+    every = [*names, *filenames.former_names(subject)]
+    schemes = {scheme_of([one]) for one in known}
+    return any(not {*known}.isdisjoint(made(names if it else every, it)) for it in schemes)
 
 
 @functools.cache
-def _made(subject: str, scheme: str) -> str:
-    if not scheme:
-        return filenames.subject_digest(subject)
+def _salted(subject: str, scheme: str) -> str:
     salt = bytes.fromhex(scheme.rstrip("$").rpartition("$")[2])
     return scheme + hashlib.scrypt(subject.encode(), salt=salt, n=1 << COST, r=8, p=1).hex()[:HASH]

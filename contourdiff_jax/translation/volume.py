@@ -112,7 +112,8 @@ def read(plan: Plan, scan: Scan) -> SourceVolume:
         _say(f"warning: {scan.path}: {doubt}")
     body = resampling.masks(inside)
     if not body.any():
-        remedy = "use a run of another --axis or --spacing" if kept >= KEPT_WHOLE else "use --tiles"
+        tiled = plan.sampler.tiles or kept >= KEPT_WHOLE
+        remedy = "use a run of another --axis or --spacing" if tiled else "use --tiles"
         raise InputError(
             f"{scan.path}: nothing of the body lies on the run's grid, {grid.size} x {grid.size} "
             f"px of {grid.spacing:g} mm; {remedy}, or give a mask by --masks"

@@ -12,6 +12,7 @@ import pydicom
 import pytest
 import SimpleITK
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from setups import translate
 
 from contourdiff_jax import config
@@ -333,8 +334,34 @@ def test_no_header_text_is_found_anywhere(two_convolutions, mr_run, tmp_path, ca
         if path.name.endswith(".nii.gz"):
             data = nib.load(path).header.binaryblock
         texts += [str(path).encode(), data]
-    for secret in dicom_series.SECRETS:
+    for secret in dicom_series.SECRETS.values():
         assert not any(secret.encode() in text for text in texts), secret
+
+
+def test_no_format_carries_its_source_s_text(mr_run, phantom_data, tmp_path):
+    secret, sources = "Doe^Jane", tmp_path / "sources"
+    path = next((phantom_data / "test_ct").glob("*.nii.gz"))
+    image, array = SimpleITK.ReadImage(str(path)), io.read(path).array
+    image.SetMetaData("PatientName", secret)
+    sources.mkdir()
+    for suffix in (".mha", ".nrrd"):
+        SimpleITK.WriteImage(image, str(sources / f"s{suffix[1:]}{suffix}"))
+    nifti = nib.load(path)
+    nifti.header["descrip"] = nifti.header["db_name"] = secret
+    nib.save(nifti, sources / "snifti.nii")
+    plane = Image.fromarray(np.uint16(array[::-1, ::-1, 2].T + 1024))
+    text = PngInfo()
+    text.add_text("PatientName", secret)
+    for name, about in (("p.png", {"pnginfo": text}), ("t.tif", {"description": secret})):
+        (tmp_path / name[0]).mkdir()
+        plane.save(tmp_path / name[0] / name, **about)
+    pictures = {"assumed": Assumed(7.2, (-1024, 64511))}
+    for folder, options in ((sources, {}), (tmp_path / "p", pictures), (tmp_path / "t", pictures)):
+        assert all(secret.encode() in file.read_bytes() for file in folder.iterdir())
+        out = tmp_path / "out" / folder.name
+        result = translate(mr_run, folder, out, preset="ct", **options)
+        assert len(result.done) == len(list(folder.iterdir())) and not result.failed
+        assert not any(secret.encode() in file.read_bytes() for file in out.iterdir())
 
 
 # ----------------------------------------------------------------------------------------------

@@ -449,7 +449,7 @@ def test_a_slice_of_air_is_air(mr_run, sources, tmp_path, sampler):
     ("change", "warning"),
     [
         (lambda hu: hu + 1024, r"taken for ct, but its values look like ct \(HU \+ 1024\)"),
-        (lambda hu: (hu + 1000) / 3000, "taken for ct, but its values look like mr"),
+        (lambda hu: (hu + 1000) / 3, "taken for ct, but its values look like mr"),
         (lambda hu: 6 * (hu + 1000) - 1000, r"%\ of the body lies outside -1024 to 3071"),
     ],
 )

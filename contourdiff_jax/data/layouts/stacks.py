@@ -110,18 +110,15 @@ def stacked(
     numbered, scans = defaultdict(dict), []
     names = recognise([filenames.stem(path) for path in (*files, *beside)])
     for path, (subject, number) in zip(files, names[: len(files)], strict=True):
-        try:
+        with io.failures(path, failed):
             shape = io.opened(path, wanted.assumed).native.shape3
-        except InputError as error:
-            failed.append((path, str(error)))
-            continue
-        if shape[2] > 1:
-            scans.append(of_file(path, wanted))
-        elif number in numbered[subject]:
-            other = numbered[subject][number][0]
-            failed.append((path, f"{path}: the same slice as {other.name}; keep one"))
-        else:
-            numbered[subject][number] = path, shape[:2]
+            if shape[2] > 1:
+                scans.append(of_file(path, wanted))
+            elif number in numbered[subject]:
+                other = numbered[subject][number][0]
+                raise InputError(f"{path}: the same slice as {other.name}; keep one")
+            else:
+                numbered[subject][number] = path, shape[:2]
     for subject, slices in numbered.items():
         sizes = defaultdict(list)
         for number in sorted(slices, key=lambda number: -1 if number is None else number):
