@@ -23,15 +23,8 @@ from absl import flags
 from contourdiff_jax import __version__
 from contourdiff_jax.commands import scan_flags
 from contourdiff_jax.data.inspection import inspect, sheets
-from contourdiff_jax.data.inspection.findings import (
-    NOTE,
-    PROBLEM,
-    Inspected,
-    Inspection,
-    only,
-    printable,
-)
-from contourdiff_jax.errors import InputError
+from contourdiff_jax.data.inspection.findings import NOTE, PROBLEM, Inspected, Inspection, only
+from contourdiff_jax.errors import InputError, printable
 from contourdiff_jax.runtime import disk
 
 SCHEMA = 1  # of the JSON

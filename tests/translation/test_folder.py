@@ -587,6 +587,14 @@ def test_a_bug_is_no_failure_of_a_volume(mr_run, sources, tmp_path, monkeypatch)
         translate(mr_run, sources, tmp_path / "out", preset="ct")
 
 
+def test_a_bad_file_of_any_name_is_one_line(mr_run, sources, tmp_path, capsys):
+    mixed = shutil.copytree(sources, tmp_path / "mixed")
+    (mixed / "a\n\udcff\x1b[31m_ct.nii").write_bytes(b"no volume" * 99)
+    assert command(run=mr_run, source=mixed, preset="ct", out=tmp_path / "out") == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"not translated: {mixed}/a???[31m_ct.nii: not a NIfTI file")
+
+
 def test_a_volume_without_contrast_is_reported_by_name(mr_run, phantom_data, tmp_path):
     mixed = shutil.copytree(phantom_data / "test_mr", tmp_path / "mixed")
     flat = np.zeros((32, 32, 5))

@@ -13,7 +13,7 @@ from contourdiff_jax.data.inspection import guesses, remarks, sheets
 from contourdiff_jax.data.inspection.findings import NOTE, Inspected, Inspection
 from contourdiff_jax.data.layouts import naming, scans
 from contourdiff_jax.data.layouts.scans import Content, Scan
-from contourdiff_jax.errors import InputError
+from contourdiff_jax.errors import InputError, printable
 from contourdiff_jax.volumes import geometry, io
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 
@@ -59,10 +59,11 @@ def inspect(
     for number, (root, scan) in enumerate(progress):
         with io.failures(scan.path, failed):
             done.append(_inspect(scan, root, number in viewed, failed))
+    failed = [(p, why.removeprefix(printable(f"{p}: "))) for p, why in dict.fromkeys(failed)]
     return Inspection(
         layouts={path: content.layout for path, content in contents.items()},
         scans=done,
-        failed=[(path, why.removeprefix(f"{path}: ")) for path, why in dict.fromkeys(failed)],
+        failed=failed,
         remarks=[*dict.fromkeys(notes), *remarks.on_several(done)],
     )
 

@@ -125,8 +125,3 @@ def only(which: str, remarks: list[Remark]) -> list[str]:
 
 def count(things, noun: str) -> str:
     return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
-
-
-def printable(text: str) -> str:
-    """File names may hold line breaks, and bytes that are no text."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

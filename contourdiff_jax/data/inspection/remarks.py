@@ -10,7 +10,7 @@ from contourdiff_jax.data.inspection.findings import NOTE, PROBLEM, Guess, Inspe
 from contourdiff_jax.data.inspection.guesses import OFFSET
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
-from contourdiff_jax.errors import InputError
+from contourdiff_jax.errors import InputError, printable
 from contourdiff_jax.volumes import geometry, intensity
 from contourdiff_jax.volumes.grid import AXES
 from contourdiff_jax.volumes.volume import Image, Volume
@@ -134,7 +134,7 @@ def _partner_remarks(volume: Volume, scan: Scan) -> Iterator[Remark]:
         try:
             pairs.companion(volume, scan, None, what)
         except InputError as error:
-            yield PROBLEM, str(error).removeprefix(f"{scan.path}: ")
+            yield PROBLEM, str(error).removeprefix(printable(f"{scan.path}: "))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -5,15 +5,10 @@ import math
 
 import numpy as np
 
-from contourdiff_jax.data.inspection.findings import (
-    PROBLEM,
-    Inspected,
-    Inspection,
-    count,
-    printable,
-)
+from contourdiff_jax.data.inspection.findings import PROBLEM, Inspected, Inspection, count
 from contourdiff_jax.data.inspection.guesses import sample
 from contourdiff_jax.data.layouts.scans import Scan
+from contourdiff_jax.errors import printable
 from contourdiff_jax.volumes import geometry
 from contourdiff_jax.volumes.grid import AXES, Grid
 from contourdiff_jax.volumes.intensity import Window
