@@ -255,7 +255,7 @@ class _Cut:
             basis = opencv.basis(values, resampling, self.preset, self.contours, shown)
         slices = {
             "values": resampling.slices(values, self.preset.air),
-            "masks": resampling.masks(mask > 0),
+            "masks": resampling.body(mask > 0, volume.path, "raise --size or --spacing"),
             "basis": basis,
             "labels": None if labels is None else resampling.labels(labels),
             "positions": resampling.positions,

@@ -110,14 +110,9 @@ def read(plan: Plan, scan: Scan) -> SourceVolume:
         )
     for doubt in guesses.doubts(preset, scan.assumed, volume, window, inside):
         _say(f"warning: {scan.path}: {doubt}")
-    body = resampling.masks(inside)
-    if not body.any():
-        tiled = plan.sampler.tiles or kept >= KEPT_WHOLE
-        remedy = "use a run of another --axis or --spacing" if tiled else "use --tiles"
-        raise InputError(
-            f"{scan.path}: nothing of the body lies on the run's grid, {grid.size} x {grid.size} "
-            f"px of {grid.spacing:g} mm; {remedy}, or give a mask by --masks"
-        )
+    tiled = plan.sampler.tiles or kept >= KEPT_WHOLE
+    remedy = "use a run of another --axis or --spacing" if tiled else "use --tiles"
+    body = resampling.body(inside, scan.path, f"{remedy}, or give a mask by --masks")
     edges = opencv.on_grid(
         preset.values(volume.array, window),
         body,

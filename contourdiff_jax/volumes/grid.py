@@ -13,6 +13,7 @@ superior, right; sagittal: superior, anterior).
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -125,6 +126,16 @@ class Resampling:
     def masks(self, array) -> np.ndarray:
         """Mask [X, Y, Z] -> masks [N, H, W] bool: where more than half of a pixel is covered."""
         return self.slices(array, 0) > 0.5
+
+    def body(self, mask, path: Path, remedy: str) -> np.ndarray:
+        """`masks` of the body in a file's volume; InputError where none of it is on the grid."""
+        body, side = self.masks(mask), self.grid.size
+        if not body.any():
+            raise InputError(
+                f"{path}: nothing of the body lies on the grid of {side} x {side} px of "
+                f"{self.grid.spacing:g} mm; {remedy}"
+            )
+        return body
 
     def labels(self, array) -> np.ndarray:
         """Label volume [X, Y, Z] of whole numbers -> labels [N, H, W] uint16; 0 outside.

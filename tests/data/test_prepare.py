@@ -156,6 +156,14 @@ def test_a_crop_of_air_alone_is_not_said(source, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_a_body_that_is_not_on_the_grid_is_left_out(source, tmp_path):
+    """It would be a volume of air to learn from."""
+    away = np.pad(ball(), ((90, 0), (90, 0), (0, 0)))
+    save(source, "away_ct.nii.gz", np.where(away, 40, -1000).astype(np.int16))
+    [(path, why)] = prepare(source, tmp_path / "store", "ct", size=32, spacing=2.0).failed
+    assert path.name == "away_ct.nii.gz" and "nothing of the body lies on the grid" in why
+
+
 @pytest.mark.parametrize("spacing", [3.203125, 0.4883, 0.9766])
 def test_a_grid_that_prepare_chose_crops_nothing(tmp_path, spacing):
     """Its spacing is rounded, so a fraction of a pixel may not fit in."""
@@ -216,14 +224,19 @@ def test_pictures_of_8_bits_are_no_ct_unless_a_range_says_so(tmp_path, capsys, s
 @pytest.mark.parametrize("axis", range(3))
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
 def test_single_slices_across_any_axis_give_no_warning_of_numpy(tmp_path, axis, dtype):
-    """Warnings are errors here."""
+    """Warnings are errors here. Seen from its side a slice is half a pixel wide, and no body."""
     shape = np.where(np.arange(3) == axis, 1, (30, 34, 32))
     array = np.where(ball((30, 34, 32), 25, (2, 2, 2)), 150, 10).take([16], axis)
     array = (array + np.random.default_rng(0).integers(0, 99, shape)).astype(dtype)
     save(tmp_path / "in", "a.nii.gz", array, (2.0, 2.0, 2.0))
-    for name in AXES:
-        result = prepare(tmp_path / "in", tmp_path / f"store_{name}", "mr", axis=name)
-        assert not result.failed and not result.doubtful
+    for name, (across, *_) in AXES.items():
+        arguments = tmp_path / "in", tmp_path / f"store_{name}", "mr"
+        if across == axis:
+            result = prepare(*arguments, axis=name)
+            assert not result.failed and not result.doubtful
+        else:
+            with pytest.raises(InputError, match="nothing of the body"):
+                prepare(*arguments, axis=name)
     assert inspect([tmp_path / "in"], views=1).scans
 
 
