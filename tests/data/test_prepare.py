@@ -456,9 +456,8 @@ def test_required_flags_are_asked_for(tmp_path, name):
     [
         ({"preset": "pet"}, "known: ct, mr"),
         ({"axis": "oblique"}, "known"),
-        ({"spacing": -1}, "above 0"),
-        ({"size": 0}, "1 to"),
-        ({"spacing": 1e-9}, "1 to"),
+        ({"spacing": -1}, "spacing must lie between"),
+        ({"size": 0}, "size must be 1 to"),
         ({"validation": 1.5}, "validation"),
         ({"source": "none"}, "no such"),
         ({"labels": "none"}, "no such"),

@@ -2,6 +2,7 @@
 """Memorisation: copies are found as copies, unseen heads are not, and another store is refused."""
 
 import csv
+import dataclasses
 import json
 import re
 
@@ -46,7 +47,7 @@ def save(folder, name, array, affine, store_path, **changes):
         "subject": filenames.subject_of(path),
         "preset": {"source": "ct", "target": "mr"},
         "window": [window.low, window.high],
-        "grid": store.dataset["grid"],
+        "grid": dataclasses.asdict(store.grid),
         "contours": {
             side: contour_settings.preset("default", modality).to_dict()
             for side, modality in (("source", "ct"), ("target", "mr"))
