@@ -80,7 +80,7 @@ class Store:
     pictures: np.ndarray | None  # [N, H, W] uint8
     contour_settings: ContourSettings | None  # those whose basis was kept
     index: dict[str, np.ndarray]  # column name -> [N]
-    dataset: dict  # what dataset.json holds
+    dataset: dict  # what dataset.json holds, by FORM
     preset: Preset
     grid: Grid
 

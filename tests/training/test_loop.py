@@ -395,7 +395,7 @@ def test_stores_of_earlier_versions_are_trained_on_and_that_is_said(
     store = tmp_path / "store"
     shutil.copytree(store_path, store)
     dataset = json.loads((store / "dataset.json").read_text())
-    del dataset["sha256"]
+    del dataset["sha256"], dataset["digest"]
     (store / "dataset.json").write_text(json.dumps(dataset))
     assert methods.train(settings(images=4), store, tmp_path / "run")
     assert f"note: {store}: of an earlier version, without digests" in capsys.readouterr().out
