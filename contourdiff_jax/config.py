@@ -318,11 +318,7 @@ RULES = {
     "disturbance.doubled": SHARE,
     "disturbance.missing": SHARE,
     "model.conditions": Rule(
-        lambda names: (
-            names[:1] == CONDITIONS[:1]
-            and all(name in CONDITIONS[1:] for name in names[1:])
-            and len(set(names)) == len(names)
-        ),
+        lambda names: (*CONDITIONS[:1], *(n for n in CONDITIONS[1:] if n in names)) == names,
         f"must be {CONDITIONS[0]}, or with it {', '.join(CONDITIONS[1:])}",
     ),
     "model.null": _among("flag", "empty"),

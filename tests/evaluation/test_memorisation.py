@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memorisation: copies are found as copies, unseen heads are not, and another store is refused."""
 
-import dataclasses
 import csv
 import dataclasses
 import json
