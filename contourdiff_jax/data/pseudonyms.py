@@ -37,10 +37,11 @@ def made(subjects: Iterable[str], scheme: str = "") -> tuple[str, ...]:
     """The pseudonyms of subjects; by default those of earlier versions, which are fast.
 
     Of a name only what is the subject's own counts: stores of earlier versions have p1-T1 for p1.
+    Their order tells nothing of the names'.
     """
     if not scheme:
         return tuple(map(filenames.subject_digest, subjects))
-    return tuple(_salted(filenames.plain(subject) or subject, scheme) for subject in subjects)
+    return tuple(sorted(_salted(filenames.plain(name) or name, scheme) for name in subjects))
 
 
 def checked(known: Iterable[str]) -> tuple[str, ...]:

@@ -21,6 +21,13 @@ def test_a_store_gives_its_subjects_the_same_and_another_store_others():
     assert set(known).isdisjoint(pseudonyms.made(["p1", "p2"], pseudonyms.scheme(FILES[:1])))
 
 
+def test_their_order_tells_nothing_of_the_names():
+    names, scheme = [f"p{number}" for number in range(8)], pseudonyms.scheme(FILES)
+    known = pseudonyms.made(names, scheme)
+    assert known == pseudonyms.made(names[::-1], scheme)
+    assert known != tuple(pseudonyms.made([name], scheme)[0] for name in names)
+
+
 def test_a_guess_takes_time():
     assert hashlib.sha256(b"p1").hexdigest() == pseudonyms.made(["p1"])[0]  # of earlier versions
     scheme, began = pseudonyms.scheme(FILES), time.process_time()
