@@ -21,7 +21,6 @@ by subject. The folder is written under a temporary name and renamed when it is 
 import contextlib
 import csv
 import dataclasses
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -260,27 +259,29 @@ class StoreWriter:
         self._contours = contours
         self._overwrite = overwrite
         self._target = self.path.resolve()
-        self._partial = disk.hidden(self._target)
         self._files = {}
         self._rows = []  # the index, without its splits
         self._volumes = 0
 
     def __enter__(self) -> "StoreWriter":
-        with contextlib.ExitStack() as after_an_error, disk.writing(self.path):
-            after_an_error.push(self.__exit__)
+        with contextlib.ExitStack() as left, disk.writing(self.path):
             check_is_free(self.path, self._overwrite)
-            self._partial.mkdir(parents=True)
+            self._partial = left.enter_context(disk.part(self._target))
+            self._partial.mkdir()
+            left.callback(self._close)
             for name in self._names:
                 self._files[name] = (self._partial / f"{name}.npy").open("wb")
                 self._write_header(name)
-            after_an_error.pop_all()
+            self._left = left.pop_all()
         return self
 
     def __exit__(self, *_) -> None:
+        self._left.close()
+
+    def _close(self) -> None:
         for file in self._files.values():
             with contextlib.suppress(OSError):  # on a full disk the buffer cannot be written either
                 file.close()
-        shutil.rmtree(self._partial, ignore_errors=True)
 
     def __len__(self) -> int:
         """Slices added so far."""

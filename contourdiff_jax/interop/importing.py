@@ -190,7 +190,7 @@ def _unet(source: Path) -> Path:
     for folder in (source / "unet", source):
         if (folder / "config.json").is_file():
             return folder
-    saved = sorted(path.parent.parent.name for path in source.glob("*/unet/config.json"))
+    saved = [path.parent.parent.name for path in disk.entries(source, "*/unet/config.json")]
     hint = f"; name one of {', '.join(saved)} in it" if saved else ""
     raise InputError(f"{source}: holds no unet/config.json{hint}")
 

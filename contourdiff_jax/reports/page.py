@@ -141,7 +141,7 @@ def _run(folder: Path, prefix: str, drawn: dict[str, bytes]) -> str:
         if figure is not None:
             drawn[f"{prefix}_training.png"] = png = figures.png(figure)
             parts.append(html.picture(png, "Training, against the images seen."))
-    samples = sorted((folder / "samples").glob("*.png"))[-SAMPLES:]
+    samples = disk.entries(folder / "samples", "*.png")[-SAMPLES:]
     if samples:
         pictures = [
             html.picture(html.read_png(path), f"{path.stem.lstrip('0')} images") for path in samples

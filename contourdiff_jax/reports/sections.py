@@ -12,6 +12,7 @@ from pathlib import Path
 
 from contourdiff_jax.evaluation.metrics import catalogue
 from contourdiff_jax.reports import html, tables
+from contourdiff_jax.runtime import disk
 
 PANELS = 4  # panels shown, the first ones
 VIEWS = 3  # subjects of which reformatted views are shown, the first ones
@@ -43,7 +44,7 @@ class Evaluation:
 
     def pictures(self, pattern: str) -> list[Path]:
         """Files of the folder that match, sorted."""
-        return [] if self.folder is None else sorted(self.folder.glob(pattern))
+        return [] if self.folder is None else disk.entries(self.folder, pattern)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -2,17 +2,20 @@
 """What is kept on disk: files and folders written whole or not at all, claims, digests, reasons.
 
 What is written has a hidden name beside its own until it is whole, so that renaming is all that is
-left to do. A process that is killed leaves a hidden file or folder (`is_partial`), never half of
-what was asked for.
+left to do. A process that is killed leaves a hidden part (`is_partial`), never half of what was
+asked for. Readers do not see parts (`entries`), and the next process that writes into the folder
+removes them (`sweep`).
 
 A claim is a locked file, by which several processes share the volumes of a folder and none is made
 twice. The kernel gives it up when its process ends, however that happens, so there are no stale
-ones: neither process numbers nor hosts have to be compared. On a file system that cannot lock,
-there are no claims, and one process at a time must do.
+ones: neither process numbers nor hosts have to be compared. By such a file, too, a part shows that
+its writer is alive. On a file system that cannot lock, there are no claims: one process at a time
+must do, and parts stay.
 """
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -44,14 +47,12 @@ def whole(path: Path) -> Iterator[Path]:
 
     The folder is made. The path ends in the file's name, so that its suffix says the same.
     """
-    partial = hidden(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with part(path) as partial:
         yield partial
+        # Some libraries write files that only their owner can read: it has the lock's permissions.
+        if partial.stat().st_mode != (lock := _lock_of(partial)).stat().st_mode:
+            shutil.copymode(lock, partial)
         os.replace(partial, path)
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -95,16 +96,13 @@ def folder(path: Path, check: Callable[[Path], None] = check_is_free) -> Iterato
     Raises:
       InputError: the path is in use, or cannot be written.
     """
-    partial = hidden(path.resolve())
-    try:
-        with writing(path):
-            check(path)
-            partial.mkdir(parents=True)
+    with writing(path):
+        check(path)
+        with part(path.resolve()) as partial:
+            partial.mkdir()
             yield partial
             check(path)
             replace(partial, path.resolve())
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def replace(partial: Path, path: Path) -> None:
@@ -123,17 +121,75 @@ def replace(partial: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def hidden(path: Path) -> Path:
-    """A new name beside `path`, on the same file system, so that renaming is atomic.
+# --------------------------------------------------------------------------------------------------
+# Parts
+# --------------------------------------------------------------------------------------------------
 
-    Of a long name it has the end alone: a file system takes no more than 255 bytes.
+
+@contextlib.contextmanager
+def part(path: Path) -> Iterator[Path]:
+    """A hidden name beside `path` to write to; what still has it at the end is removed.
+
+    Meanwhile a lock beside it says that this process is alive. The folder is made.
     """
-    return path.with_name(f".{uuid.uuid4().hex}.{path.name[-40:]}")
+    partial = hidden(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent.absolute())
+    with _holding(_lock_of(partial)):
+        try:
+            yield partial
+        finally:
+            _remove(partial)
+
+
+def hidden(path: Path, of: str = "") -> Path:
+    """A name beside `path`, on the same file system, so that renaming is atomic.
+
+    A new one each time, or always the same one `of` something. Of a long name it has the end alone:
+    a file system takes no more than 255 bytes.
+    """
+    number = uuid.uuid5(uuid.NAMESPACE_OID, of) if of else uuid.uuid4()
+    return path.with_name(f".{number.hex}.{path.name[-40:]}")
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a file or folder has a name of `hidden`: a process that was killed left it."""
+    """Whether a file or folder has a name of `hidden`: it is being written, or was left so."""
     return re.match(r"\.[0-9a-f]{32}\.", path.name) is not None
+
+
+def entries(folder: Path, pattern: str = "*") -> list[Path]:
+    """What matches the pattern in a folder, sorted; no parts, nor what lies in them."""
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if not any(map(is_partial, [path, *path.relative_to(folder).parents]))
+    )
+
+
+@functools.cache
+def sweep(folder: Path) -> None:
+    """Removes the parts of processes that were killed from a folder.
+
+    Each process looks into a folder once, since listing a large one takes time.
+    """
+    with contextlib.suppress(OSError):
+        partial = [path for path in folder.iterdir() if is_partial(path)]
+        for lock in [path for path in partial if path == _lock_of(path)]:
+            with _holding(lock, surely=True) as dead:
+                for path in partial if dead else ():
+                    if _lock_of(path) == lock != path:
+                        _remove(path)
+
+
+def _lock_of(partial: Path) -> Path:
+    return partial.with_name(f".{partial.name.split('.', 2)[1]}.lock")
+
+
+def _remove(path: Path) -> None:
+    """Removes a file or a folder, as far as that can be done."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -149,28 +205,39 @@ except ImportError:  # Windows
 @contextlib.contextmanager
 def claim(path: Path) -> Iterator[bool]:
     """Whether this process holds the claim: the file `path`, made now and removed at the end."""
-    file = _locked(path)
+    with contextlib.ExitStack() as held:
+        with writing(path):
+            ours = held.enter_context(_holding(path))
+        yield ours
+
+
+@contextlib.contextmanager
+def _holding(path: Path, surely: bool = False) -> Iterator[bool]:
+    """`claim`, with an OSError; `surely`: False where there are no locks to tell others by."""
+    file = _locked(path, surely)
     try:
         yield file is not None
     finally:
         if file is not None:
+            if fcntl is None:  # Windows removes no open file
+                file.close()
             path.unlink(missing_ok=True)
             file.close()
 
 
-def _locked(path: Path):
+def _locked(path: Path, surely: bool):
     """The file, opened and locked; None where another process has locked it."""
     while True:
-        with writing(path):
-            file = path.open("w")
+        file = path.open("w")
         try:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if fcntl is None:
+                raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if not surely and not isinstance(error, BlockingIOError):  # no locks here
+                return file
             file.close()
             return None
-        except OSError:  # not supported here
-            return file
         # Its last holder may have removed it since we opened it: then the name leads elsewhere.
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):

@@ -234,6 +234,7 @@ def _take(workdir: Path, ours: Run, held: contextlib.ExitStack) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         if not held.enter_context(disk.claim(workdir / LOCK)):
             raise InputError(f"{workdir}: another process trains this run; wait for it, or stop it")
+        disk.sweep(workdir)
         if not begun:
             ours.save(workdir)
 

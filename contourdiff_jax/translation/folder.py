@@ -139,6 +139,7 @@ def translate(request: Request) -> Result:
 
     with disk.writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
+    disk.sweep(folder.path)
     for note in content.notes:
         print(f"note: {note}")
     work.do(jobs)

@@ -139,8 +139,9 @@ class OutputFolder:
 
     def claim(self, destination: Destination) -> Path:
         """The file by which a process claims a destination for itself."""
-        name = "-".join(destination.sidecar.relative_to(self.path).with_suffix(".lock").parts)
-        return self.path / f".{naming.safe(name)}"
+        return disk.hidden(
+            self.path / "lock", of=destination.sidecar.relative_to(self.path).as_posix()
+        )
 
     def _without_maps(self, scan: Scan) -> Destination:
         if self.format == "dicom":
@@ -263,9 +264,9 @@ class OutputFolder:
         )
 
     def _describe_nnunet(self, source: Path) -> None:
-        images = sorted(self.path.glob("imagesTr/*_0000.nii.gz"))
+        images = disk.entries(self.path, "imagesTr/*_0000.nii.gz")
         labels = {0}
-        for path in self.path.glob("labelsT[rs]/*.nii.gz"):
+        for path in disk.entries(self.path, "labelsT[rs]/*.nii.gz"):
             labels |= set(np.unique(io.read(path, labels=True).array).astype(int).tolist())
         names = _label_names(source) or {
             "background": 0,

@@ -185,7 +185,7 @@ def test_until_it_is_finished_there_is_no_store(tmp_path):
         add(writer, "anna", 3, 0)
         assert not (tmp_path / "store").exists()
         writer.finish(SPLITS)
-        assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
 
 
 class FullDisk:

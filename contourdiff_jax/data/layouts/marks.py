@@ -8,6 +8,7 @@ by the notice in its sidecar, or in what describes a data set made of them.
 from collections.abc import Sequence
 from pathlib import Path
 
+from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import filenames
 
 NOTICE = "Synthetic images, not for diagnosis."  # in every sidecar of a translation
@@ -50,7 +51,7 @@ def is_data_set(files: Sequence[Path], folders: Sequence[Path]) -> bool:
     if any(_notes(path, None) for path in files if path.name in DESCRIPTIONS):
         return True
     images = (path for path in folders if path.name in IMAGES)  # where it is not described yet
-    return any(sidecars(sorted(path.glob("*.json"))) for path in images)
+    return any(sidecars(disk.entries(path, "*.json")) for path in images)
 
 
 def sidecars(files: Sequence[Path]) -> list[str]:

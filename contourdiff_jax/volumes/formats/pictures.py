@@ -510,11 +510,13 @@ def write(
         disk.check_is_new(target, overwrite)
     dtype = np.dtype(np.uint8 if high <= 255 else np.uint16)
     flat = len(targets) > 1 or len(like.native.shape) == 2
-    with contextlib.ExitStack() as unnamed:  # until all are whole
+    with disk.writing(folder), disk.part(folder / "pictures") as partial:  # until all are whole
+        partial.mkdir()
         for target, pages in zip(targets, np.split(native.T, len(targets)), strict=True):
-            partial = unnamed.enter_context(disk.file(target))
-            with disk.writing(target), partial.open("w+b") as file:
+            with disk.writing(target), (partial / target.name).open("w+b") as file:
                 _save(file, WRITTEN[target.suffix.lower()], pages, dtype, flat)
+        for target in targets:
+            os.replace(partial / target.name, target)
     return targets
 
 

@@ -709,7 +709,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     save_picture = Pillow.Image.save
 
     def until_full(image, file, *args, **kwargs):
-        if len(list((tmp_path / "out").iterdir())) == 3:
+        if len(list((tmp_path / "out").rglob("*.png"))) == 3:
             file.write(b"half a file")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save_picture(image, file, *args, **kwargs)
