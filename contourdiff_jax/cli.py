@@ -2,7 +2,8 @@
 """The command line: `contourdiff <command> --flag=value`.
 
 Commands are imported when they are called, so that help is instant.
-Exit status: 0 all done, 1 some inputs failed and are listed, 2 nothing done.
+Exit status: 0 all done, 1 some inputs failed and are listed, 2 nothing done, 3 a fault of the
+program, 128 and more ended by a signal.
 """
 
 import ast
@@ -14,7 +15,8 @@ import sys
 from pathlib import Path
 
 from contourdiff_jax import __version__
-from contourdiff_jax.errors import InputError
+from contourdiff_jax.errors import InputError, tell
+from contourdiff_jax.runtime import signals
 
 # In the order they are used; the modules have define_flags(values) and main(values[, arguments]).
 COMMANDS = {
@@ -33,14 +35,43 @@ COMMANDS = {
     "export": "contourdiff_jax.commands.exporting",
     "weights": "contourdiff_jax.commands.weights",
 }
-BAD_INPUT = 2
+NO_READER = 141  # what a shell has for a process that writes where no one reads
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     if argv is None:
         argv = sys.argv
+    _mend_streams()
     name = argv[1] if len(argv) > 1 else "--help"
+    with signals.raised():
+        try:
+            status = _do(name, argv[1:])
+            sys.stdout.flush()
+            return status
+        except signals.Asked as asked:
+            tell(f"{name}: ended by {asked}; what was saved stands, and the same command goes on")
+            os._exit(asked.status)  # threads that are still at work are not waited for
+        except BrokenPipeError:  # the reader of our output has gone
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open to the end
+            return NO_READER
+        except Exception as error:
+            return tell(error, f"{name}: ")
+
+
+def _mend_streams() -> None:
+    """Let closed streams lead nowhere, and characters that an encoding lacks be escaped."""
+    # The next file to be opened would else be taken for standard output.
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115, stays open to the end
+        getattr(sys, stream).reconfigure(errors="backslashreplace")
+
+
+def _do(name: str, argv: list[str]) -> int:
     if name in ("--help", "-h", "help"):
         print(_help())
         return 0
@@ -48,20 +79,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"contourdiff {__version__}")
         return 0
     if name not in COMMANDS:
-        return _fail(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
-    try:
-        return _run(name, argv[1:])
-    except InputError as error:
-        return _fail(f"{name}: {error}")
-    except KeyboardInterrupt:
-        return _fail(f"{name}: interrupted; the same command goes on where it can")
-    except BrokenPipeError:  # the reader of our output has gone
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open to the end
-        return 1
-    except OSError as error:
-        if error.filename is None:
-            raise
-        return _fail(f"{name}: {error.filename}: {error.strerror}")  # too long a name, for one
+        return tell(f"no command {name!r}; the commands are {', '.join(COMMANDS)}")
+    return _run(name, argv)
 
 
 def _run(name: str, argv: list[str]) -> int:
@@ -168,12 +187,6 @@ def _one_line(error: Exception) -> str:
     text = str(error.args[0] if isinstance(error, KeyError) else error)
     first, found, trace = text.partition("Traceback (most recent call last)")
     return " ".join(f"{first}{trace.strip().splitlines()[-1] if found else ''}".split())
-
-
-def _fail(message: str) -> int:
-    # In one line, whatever a file's own names hold.
-    print(f"contourdiff: {' '.join(message.splitlines())}", file=sys.stderr)
-    return BAD_INPUT
 
 
 if __name__ == "__main__":

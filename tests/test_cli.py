@@ -220,17 +220,6 @@ def test_configuration_files_that_fail_are_one_line(refused, tmp_path, text, nam
     assert re.search(named, refused(*TRAIN, f"--config={path}"))
 
 
-def test_an_interruption_is_one_line(refused, monkeypatch):
-    """Not an error of the user's; nor is there a traceback."""
-    module = importlib.import_module(cli.COMMANDS["phantoms"])
-
-    def interrupted(values):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "main", interrupted)
-    assert "interrupted" in refused("phantoms")
-
-
 def test_our_own_mistakes_are_not_hidden(monkeypatch):
     """A traceback is what a report of a fault needs."""
     module = importlib.import_module(cli.COMMANDS["phantoms"])

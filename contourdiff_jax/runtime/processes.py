@@ -13,13 +13,12 @@ import io
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from contourdiff_jax.errors import InputError
+from contourdiff_jax.errors import InputError, tell
 
 A_DAY = 24 * 3600  # seconds that a process which has finished waits for the others
 Result = TypeVar("Result")
@@ -49,15 +48,12 @@ def joined(
     except Exception as error:
         if count() == 1:
             raise
-        if isinstance(error, InputError):
-            print(f"contourdiff: {error}", file=sys.stderr)
-        else:
-            traceback.print_exc()
+        status = tell(error)
         sys.stdout.flush()
         sys.stderr.flush()
         if is_main():  # the others end with it, so those that know the reason may print it first
             time.sleep(1)
-        os._exit(2)
+        os._exit(status)
 
 
 def _join(address: str | None, total: int | None, index: int | None) -> None:

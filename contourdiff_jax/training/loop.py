@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The training loop, for any method (contracts.py).
 
-Called again with the same method and workdir, it resumes the run. SIGTERM saves and stops.
+Called again with the same method and workdir, it resumes the run. SIGTERM, SIGHUP and Ctrl-C save
+and stop.
 """
 
 import contextlib
 import dataclasses
 import functools
 import math
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from contourdiff_jax.contracts import Fixed, Method, Metrics, Params
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
-from contourdiff_jax.runtime import processes
+from contourdiff_jax.runtime import processes, signals
 from contourdiff_jax.training import checkpoint, state
 from contourdiff_jax.training.logs import Logs
 
@@ -129,7 +129,7 @@ def train(
         disable=None if is_main else True,
         smoothing=0.05,
     )
-    stop, pending = _StopRequest(), None
+    pending = None
 
     def due(step: int, every: int) -> bool:
         return _due(step, max(1, every // batch) if every else 0, total)
@@ -164,7 +164,7 @@ def train(
     # The loop
     # ------------------------------------------------------------------------------------------
     closing = contextlib.closing(logs) if logs else contextlib.nullcontext()
-    with checkpoint.quiet(), stop, bar, closing:
+    with checkpoint.quiet(), signals.noted() as asked, bar, closing:
         for step in range(first + 1, total + 1):
             example = next(examples)
             with jax.transfer_guard("disallow"):
@@ -182,7 +182,8 @@ def train(
                 picture = method.samples(current.averages, method.fixed)
                 if logs and picture is not None:
                     logs.write_image(step * batch, picture)
-            stopping = stop.at(step)  # asked once a step: a notice while saving is for the next
+            # Asked once a step: a notice while saving is for the next.
+            stopping = bool(asked) or multihost_utils.reached_preemption_sync_point(step)
             if due(step, config.checkpoint) or stopping:
                 read(*pending)
                 pending = None
@@ -193,19 +194,15 @@ def train(
                 break
         if pending:
             read(*pending)
+        checkpoint.finish(checkpoints)
+        checkpoints.close()
 
     # ------------------------------------------------------------------------------------------
     # The end
     # ------------------------------------------------------------------------------------------
-    checkpoint.finish(checkpoints)
-    checkpoints.close()
-    if stopping and step < total:
-        if is_main:
-            print(
-                f"{workdir}: stopped and saved at {step * batch:,} images; the same command resumes"
-            )
-        return False
-    return True
+    if stopping and step < total and verbose:
+        print(f"{workdir}: stopped and saved at {step * batch:,} images; the same command resumes")
+    return step == total
 
 
 def images_per_second(
@@ -267,35 +264,6 @@ class _Pace:
     def _left(self, step: int, speed: float) -> str:
         minutes, seconds = divmod(round((self.total - step) * self.batch / speed), 60)
         return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-
-
-class _StopRequest:
-    """Notes a SIGTERM, the notice that a cluster gives before it takes a machine back.
-
-    With several processes jax.distributed listens for it: whichever gets it, all stop after the
-    same step.
-    """
-
-    def __init__(self):
-        self._noted = False
-
-    def __enter__(self):
-        self._before = None
-        if processes.count() == 1:
-            with contextlib.suppress(ValueError):  # outside the main thread there are no signals
-                self._before = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-
-    def _note(self, *_):
-        self._noted = True
-
-    def at(self, step: int) -> bool:
-        """Whether to stop after this step; asked once after each."""
-        return self._noted or multihost_utils.reached_preemption_sync_point(step)
 
 
 def _summary(method: Method, program: Compiled, config, first: int) -> str:

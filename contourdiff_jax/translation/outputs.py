@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from contourdiff_jax import __version__
-from contourdiff_jax.data.layouts import naming, pairs
+from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk, forms
