@@ -5,6 +5,7 @@ The first is raised where the program is, so that what is half written is remove
 where that would lose work, it is noted instead, and the work ends with what is saved.
 """
 
+import _thread
 import contextlib
 import os
 import signal
@@ -39,21 +40,19 @@ def raised() -> Iterator[None]:
 
     def ask(number, _):
         seen.append(number)
-        if len(seen) == 1:
-            raise Asked(number)
-
-    def report(unraisable):
-        # An exception is lost where Python cannot raise it, as while objects are deleted.
-        if isinstance(unraisable.exc_value, Asked):
-            _end(seen[0])
-        before(unraisable)
+        if not _is_raised():
+            raise Asked(seen[0])
 
     with _handled(ask, ASKING), _watched(ask, seen):
-        before, sys.unraisablehook = sys.unraisablehook, report
-        try:
-            yield
-        finally:
-            sys.unraisablehook = before
+        yield
+
+
+def _is_raised() -> bool:
+    """Whether what runs now is the way out of an Asked."""
+    error = sys.exc_info()[1]
+    while error and not isinstance(error, Asked):
+        error = error.__context__
+    return error is not None
 
 
 @contextlib.contextmanager
@@ -105,10 +104,14 @@ def _watched(ask: Callable, seen: list[int]) -> Iterator[None]:
     """
     reading, writing = socket.socketpair()
     writing.setblocking(False)
+    left = threading.Event()
 
-    def give_up(number):
-        if not seen:
-            _end(number)
+    def insist(number):
+        while not left.wait(PATIENCE):
+            if not seen:
+                _end(number)
+            # What is raised may be lost: Python raises nothing where an object is deleted, say.
+            _thread.interrupt_main(signal.SIGTERM)
 
     def watch():
         came = []
@@ -117,18 +120,17 @@ def _watched(ask: Callable, seen: list[int]) -> Iterator[None]:
                 came += [number for number in numbers if number in ASKING]
                 if came.count(signal.SIGINT) > 1:
                     _end(signal.SIGINT)
-                if came and signal.getsignal(came[0]) == ask:
-                    late = threading.Timer(PATIENCE, give_up, came[:1])
-                    late.daemon = True
-                    late.start()
+                if len(came) == 1 and signal.getsignal(came[0]) == ask:
+                    threading.Thread(target=insist, args=came, daemon=True).start()
 
-    with writing:
-        threading.Thread(target=watch, daemon=True).start()
-        before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(before)
+    threading.Thread(target=watch, daemon=True).start()
+    before = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        left.set()
+        writing.close()
 
 
 def _end(number: int) -> None:

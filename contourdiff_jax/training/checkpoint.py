@@ -278,13 +278,7 @@ def quiet() -> Iterator[None]:
     They go on after the first failure, and report what follows from it with tracebacks. So they are
     waited for, and their reports are dropped.
     """
-    report = sys.unraisablehook
-
-    def drop(unraisable):
-        if not isinstance(unraisable.exc_value, Exception):  # but a request to end
-            report(unraisable)
-
-    sys.unraisablehook = drop
+    report, sys.unraisablehook = sys.unraisablehook, lambda _: None
     try:
         yield
     except InputError:
