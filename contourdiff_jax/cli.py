@@ -44,19 +44,21 @@ def main(argv: list[str] | None = None) -> int:
         argv = sys.argv
     _mend_streams()
     name = argv[1] if len(argv) > 1 else "--help"
-    with signals.raised():
+    with signals.raised() as asked:
         try:
             status = _do(name, argv[1:])
             sys.stdout.flush()
             return status
-        except signals.Asked as asked:
-            tell(f"{name}: ended by {asked}; what was saved stands, and the same command goes on")
-            os._exit(asked.status)  # threads that are still at work are not waited for
         except BrokenPipeError:  # the reader of our output has gone
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, stays open to the end
             return NO_READER
-        except Exception as error:
-            return tell(error, f"{name}: ")
+        except (signals.Asked, Exception) as error:
+            if not asked:
+                return tell(error, f"{name}: ")
+            # Libraries may have made another error of it. Threads at work are not waited for.
+            by = signals.name(asked[0])
+            tell(f"{name}: ended by {by}; what was saved stands, and the same command goes on")
+            os._exit(128 + asked[0])
 
 
 def _mend_streams() -> None:

@@ -19,32 +19,32 @@ PATIENCE = 3.0  # seconds in which a signal is to be raised; compiling, for one,
 
 
 class Asked(KeyboardInterrupt):
-    """A signal asks the process to end.
+    """A signal asks the process to end."""
 
-    Attributes:
-      status: to exit with, as a shell has it for a process that a signal has ended.
-    """
 
-    def __init__(self, number: int):
-        super().__init__("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
-        self.status = 128 + number
+def name(number: int) -> str:
+    """What users call a signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 @contextlib.contextmanager
-def raised() -> Iterator[None]:
-    """Raises the first signal as Asked; a second Ctrl-C ends the process at once."""
-    if threading.current_thread() is not threading.main_thread():  # the only one that has signals
-        yield
-        return
+def raised() -> Iterator[list[int]]:
+    """Raises the first signal as Asked; a second Ctrl-C ends the process at once.
+
+    Yields the numbers of the signals that came so far.
+    """
     seen = []
+    if threading.current_thread() is not threading.main_thread():  # the only one that has signals
+        yield seen
+        return
 
     def ask(number, _):
         seen.append(number)
         if not _is_raised():
-            raise Asked(seen[0])
+            raise Asked
 
     with _handled(ask, ASKING), _watched(ask, seen):
-        yield
+        yield seen
 
 
 def _is_raised() -> bool:
