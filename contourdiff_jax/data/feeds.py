@@ -171,7 +171,9 @@ class Slices:
         """Whether the training slices are kept on the devices."""
         slices = len(self._numbers) * self.store.grid.size**2
         store = self.store
-        bytes_each = store.slices.itemsize + store.masks.itemsize + self.contours.of_voxels
+        bytes_each = (
+            store.slices.dtype.itemsize + store.masks.dtype.itemsize + self.contours.of_voxels
+        )
         return slices * bytes_each <= self.train.resident * 2**30
 
     def choose(self, step: int, process: tuple[int, int] = (0, 1)) -> Choice:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores: a folder of prepared slices that training reads at random, memory-mapped.
+"""Stores: a folder of prepared slices that training reads at random.
 
     STORE/dataset.json   schema version, modality, preset, grid, version of the tool, the sha256 of
                          every other file, and a digest of all that
@@ -21,6 +21,8 @@ by subject. The folder is written under a temporary name and renamed when it is 
 import contextlib
 import csv
 import dataclasses
+import threading
+import weakref
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -67,16 +69,44 @@ ARRAYS = {
 }
 
 
+class Stack:
+    """Slices [N, H, W] in a file, read when they are indexed as those of an array are.
+
+    They are not mapped into memory: the system ends a process that reads where a mapped file has
+    been cut short.
+    """
+
+    def __init__(self, path: Path, mapped: np.memmap):
+        self.path, self.shape, self.dtype = path, mapped.shape, mapped.dtype
+        self._start, self._lock = mapped.offset, threading.Lock()
+        self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows) -> np.ndarray:
+        """The slices with those numbers; InputError where the file has no more what it had."""
+        numbers = np.arange(len(self))[rows]
+        found = np.empty((*np.shape(numbers), *self.shape[1:]), self.dtype)
+        for number, into in zip(np.ravel(numbers), found.reshape(-1, *self.shape[1:]), strict=True):
+            with disk.reading(self.path), self._lock:
+                self._file.seek(self._start + int(number) * into.nbytes)
+                if self._file.readinto(into) < into.nbytes:
+                    raise InputError(f"{self.path}: cut short since it was opened; prepare again")
+        return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Store:
-    """An opened store; arrays are memory-mapped and read-only."""
+    """An opened store."""
 
     path: Path
-    slices: np.ndarray  # [N, H, W] uint16
-    masks: np.ndarray  # [N, H, W] uint8, 0 or 1
-    labels: np.ndarray | None  # [N, H, W] uint16
-    contours: np.ndarray | None  # [N, H, W] uint8, 0 or 1
-    pictures: np.ndarray | None  # [N, H, W] uint8
+    slices: Stack  # [N, H, W] uint16
+    masks: Stack  # [N, H, W] uint8, 0 or 1
+    labels: Stack | None  # [N, H, W] uint16
+    contours: Stack | None  # [N, H, W] uint8, 0 or 1
+    pictures: Stack | None  # [N, H, W] uint8
     contour_settings: ContourSettings | None  # those whose basis was kept
     index: dict[str, np.ndarray]  # column name -> [N]
     dataset: dict  # what dataset.json holds, by FORM
@@ -101,7 +131,7 @@ class Store:
         """Values [n, H, W] float32 of the slices with those numbers."""
         return self.preset.decode(self.slices[rows])
 
-    def kept(self, settings: ContourSettings) -> np.ndarray | None:
+    def kept(self, settings: ContourSettings) -> Stack | None:
         """What was kept of the volumes' own voxels for these settings, [N, H, W] uint8, if any.
 
         They must be settings that are `served_by` those of the store.
@@ -150,7 +180,7 @@ def open_store(path: str | Path) -> Store:
     count = len(index["subject"])
     arrays = dict.fromkeys(ARRAYS)
     for name in _names(dataset["labels"], settings):
-        arrays[name] = _open_array(path / f"{name}.npy", (count, grid.size, grid.size))
+        arrays[name] = _open_stack(path / f"{name}.npy", (count, grid.size, grid.size))
     return Store(
         path=path,
         contour_settings=settings,
@@ -211,20 +241,20 @@ def _read_index(file: Path) -> dict[str, np.ndarray]:
     return index
 
 
-def _open_array(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def _open_stack(file: Path, shape: tuple[int, int, int]) -> Stack:
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        stack = Stack(file, np.load(file, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise InputError(
             f"{file}: missing or damaged ({disk.reason(error)}); prepare again"
         ) from error
     dtype = np.dtype(ARRAYS[file.stem])
-    if array.shape != shape or array.dtype != dtype:
+    if stack.shape != shape or stack.dtype != dtype:
         raise InputError(
-            f"{file}: holds {array.dtype} {array.shape}, but index and grid say {dtype} {shape}; "
+            f"{file}: holds {stack.dtype} {stack.shape}, but index and grid say {dtype} {shape}; "
             "prepare again"
         )
-    return array
+    return stack
 
 
 # --------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ def continued(
     if init and not checkpoint.exists(workdir):
         run.load(Path(init))
         _, start = checkpoint.averages(Path(init), method.players, method.mesh)
-    with run.claimed(workdir, ours):
+    with run.claimed(workdir, ours) as check:
         return loop.train(
             method,
             compiled,
@@ -125,6 +125,7 @@ def continued(
             seed=ours.config.seed,
             start=start,
             name=name,
+            check=check,
         )
 
 

@@ -275,8 +275,15 @@ def check_is_file(path: Path) -> None:
 def open_file(path: Path):
     """The file, opened to read its bytes; InputError where it cannot be."""
     check_can_be_read(path)
-    try:
+    with reading(path):
         return path.open("rb")
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Tells an OSError within as the InputError that `path` cannot be read."""
+    try:
+        yield
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
 

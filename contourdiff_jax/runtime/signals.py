@@ -57,7 +57,9 @@ def _is_raised() -> bool:
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[int]]:
-    """The numbers of the signals that came so far; a second Ctrl-C is raised.
+    """The numbers of the signals that came so far.
+
+    A second Ctrl-C is raised, unless this is within `raised`, which ends the process.
 
     With several processes jax.distributed notes a SIGTERM, so that all of them end after the same
     step: the other signals are passed on as one.
@@ -65,11 +67,12 @@ def noted() -> Iterator[list[int]]:
     from contourdiff_jax.runtime import processes  # takes a moment: not for help
 
     seen, several = [], processes.count() > 1
+    is_raised = signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def note(number, frame):
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
-        elif number == signal.SIGINT and number in seen:
+        elif is_raised and number == signal.SIGINT and number in seen:
             signal.default_int_handler(number, frame)
         seen.append(number)
 

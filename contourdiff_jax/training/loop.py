@@ -78,6 +78,7 @@ def train(
     seed: int,
     start: Mapping[str, Params] | None = None,
     name: str | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> bool:
     """Train until `config.images` have been seen; returns whether that was reached.
 
@@ -88,9 +89,10 @@ def train(
       seed: of all randomness.
       start: parameters of players to begin with; those of other players are random.
       name: of the progress bar; without a name, it is also printed what is trained and how fast.
+      check: raises InputError where the workdir is not where it was; asked before it is written to.
 
     Raises:
-      InputError: a loss that is not finite; a disk that is full.
+      InputError: a loss that is not finite; a disk that is full; a workdir that is gone.
     """
     batch, total = config.batch, state.steps(config)
     feed, is_main = method.feed, processes.is_main()
@@ -100,6 +102,7 @@ def train(
     # The state: 1. a checkpoint in the workdir, else 2. the weights of `start`, else 3. fresh
     # ------------------------------------------------------------------------------------------
     checkpoints = checkpoint.manager(workdir, config.keep)
+    check()
     if checkpoint.exists(workdir):
         current = checkpoint.restore(checkpoints, workdir, program.like)
     else:
@@ -150,6 +153,7 @@ def train(
         if (early := pace.note(step)) and verbose:
             print(early, flush=True)
         if logs and due(step, config.log):
+            check()
             logs.write_scalars(step, step * batch, scalars | pace.scalars(step))
             logs.flush()
             checkpoint.check(checkpoints)
@@ -187,6 +191,7 @@ def train(
             if due(step, config.checkpoint) or stopping:
                 read(*pending)
                 pending = None
+                check()
                 if logs:
                     logs.store()  # a run that resumes from here does not write them again
                 checkpoint.save(checkpoints, current)

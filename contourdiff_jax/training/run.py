@@ -8,8 +8,10 @@ stats.jsonl    see logs.py, as for samples/*.png and tensorboard/
 
 import contextlib
 import dataclasses
+import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -212,15 +214,19 @@ def opened(path: Path, verified: bool) -> Store:
 
 
 @contextlib.contextmanager
-def claimed(workdir: Path, ours: Run) -> Iterator[None]:
-    """Makes the run's folder, or checks that it holds this run, and locks it meanwhile."""
+def claimed(workdir: Path, ours: Run) -> Iterator[Callable[[], None]]:
+    """Makes the run's folder, or checks that it holds this run, and locks it meanwhile.
+
+    Yields a function that raises InputError once the folder is no longer where it was.
+    """
     with contextlib.ExitStack() as held:
         if processes.is_main():
             processes.together(lambda: _take(workdir, ours, held))
         else:
             processes.together(lambda: None)
         processes.together(lambda: _check_seen(workdir))
-        yield
+        opened = {}
+        yield lambda: _check_kept(workdir, ours, opened, held) if processes.is_main() else None
 
 
 def _take(workdir: Path, ours: Run, held: contextlib.ExitStack) -> None:
@@ -254,6 +260,31 @@ def _check_same(workdir: Path, ours: Run) -> None:
         raise InputError(
             f"{workdir}: holds a run on other data, or of another teacher; choose another --workdir"
         )
+
+
+def _check_kept(workdir: Path, ours: Run, opened: dict, held: contextlib.ExitStack) -> None:
+    """Raise InputError where a folder of the run is not the one that the first call has `opened`.
+
+    While it is open, no other folder can have its number. A config.json that is gone is written
+    again: without it, what is saved is no run.
+    """
+    for folder in (workdir, workdir / "checkpoints") if hasattr(os, "O_DIRECTORY") else ():
+        try:
+            if folder not in opened:
+                opened[folder] = os.open(folder, os.O_DIRECTORY)
+                held.callback(os.close, opened[folder])
+            same = os.path.samestat(os.fstat(opened[folder]), os.stat(folder))
+        except OSError:
+            same = False
+        if not same:
+            raise InputError(
+                f"{folder}: moved, removed or replaced while it was trained; put it back, and the "
+                "same command resumes from what it holds"
+            )
+    if not exists(workdir):
+        with disk.writing(workdir):
+            ours.save(workdir)
+        print(f"{workdir}: config.json was gone, and is written again", file=sys.stderr)
 
 
 def _is_left(path: Path) -> bool:

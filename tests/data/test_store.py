@@ -126,11 +126,20 @@ def test_without_training_slices_there_is_no_median_window(tmp_path):
         open_store(tmp_path / "store").median_window()
 
 
-def test_slices_are_memory_mapped_and_read_only(tmp_path):
-    """Training reads single slices at random from stores larger than memory."""
-    store = open_store(write_store(tmp_path / "store", labels=True))
-    for array in (store.slices, store.masks, store.labels):
-        assert isinstance(array, np.memmap) and not array.flags.writeable
+def test_slices_are_read_when_they_are_asked_for(tmp_path):
+    """As from an array; from a store that is removed or replaced meanwhile, too, but not cut."""
+    path = write_store(tmp_path / "store")
+    store, array = open_store(path), np.load(path / "slices.npy")
+    for rows in (3, -1, slice(2, 7, 2), np.array([[4, 1], [0, 4]]), array[:, 0, 0] > 0, []):
+        np.testing.assert_array_equal(store.slices[rows], array[rows])
+    with pytest.raises(IndexError):
+        store.slices[10]
+    (path / "masks.npy").unlink()
+    assert store.masks[9].shape == (16, 16)
+    with (path / "slices.npy").open("r+b") as file:
+        file.truncate(3000)
+    with pytest.raises(InputError, match=r"slices\.npy: cut short since it was opened"):
+        store.values([9])
 
 
 def test_writing_takes_memory_for_one_volume_only(tmp_path):

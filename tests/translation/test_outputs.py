@@ -398,7 +398,7 @@ def test_a_landmark_stays_within_half_a_voxel_on_its_way(tmp_path, axis, step):
     # The store: rows and columns of a slice run against the axes, from the middle of the volume.
     prepare(folder.parent, tmp_path / "store", "ct", axis=axis, spacing=2, size=64)
     store, volume = open_store(tmp_path / "store"), io.read(paths)
-    number, row, column = np.unravel_index(store.slices.argmax(), store.slices.shape)
+    number, row, column = np.unravel_index(store.slices[:].argmax(), store.slices.shape)
     place = volume.affine[:3] @ [*(np.array(volume.array.shape) - 1) / 2, 1]
     depth, down, across = AXES[axis]
     place[depth] = store.index["position"][number]
