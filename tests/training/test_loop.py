@@ -28,6 +28,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import diffusion
 from contourdiff_jax.runtime import disk as claims
 from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.runtime import signals
 from contourdiff_jax.training import checkpoint, loop
 from contourdiff_jax.training import run as training_run
 from contourdiff_jax.training.logs import Logs
@@ -235,12 +236,47 @@ def test_looking_changes_nothing(store_path, plan, whole, tmp_path):
     assert_same(last_state(tmp_path / "run", plan), last_state(whole, plan))
 
 
-def test_the_notice_is_for_training_only(store_path, tmp_path, monkeypatch):
-    """The handler that was there before is there afterwards."""
-    before = signal.getsignal(signal.SIGTERM)
-    at_step(monkeypatch, 1, terminate)
+@pytest.mark.parametrize("number", signals.ASKING)
+def test_the_notice_is_for_training_only(store_path, plan, tmp_path, monkeypatch, number):
+    """It saves, and the handler that was there before is there afterwards."""
+    before = signal.getsignal(number)
+    at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
     assert not methods.train(settings(), store_path, tmp_path / "run")
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
+    assert 1 <= last_state(tmp_path / "run", plan).step < STEPS
+
+
+@pytest.mark.parametrize("gone", ["", "checkpoints"])
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_goes_away_is_one_line(
+    store_path, plan, whole, tmp_path, monkeypatch, gone, replaced
+):
+    """What it holds by then stays as it is: put back, the run goes on to the same end."""
+    workdir, aside = tmp_path / "run", tmp_path / "aside"
+
+    def move():
+        while not (workdir / "checkpoints" / "2").exists():
+            time.sleep(0.01)
+        (workdir / gone).rename(aside)
+        if replaced:
+            (workdir / gone).mkdir()
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, move)
+        with pytest.raises(InputError, match=f"{workdir / gone}: moved, removed or replaced"):
+            methods.train(settings(checkpoint=8), store_path, workdir)
+    shutil.rmtree(workdir / gone, ignore_errors=True)
+    aside.rename(workdir / gone)
+    assert methods.train(settings(checkpoint=8), store_path, workdir)
+    assert_same(last_state(workdir, plan), last_state(whole, plan))
+
+
+def test_a_config_that_goes_away_is_written_again(store_path, tmp_path, monkeypatch, capsys):
+    workdir = tmp_path / "run"
+    at_step(monkeypatch, 3, (workdir / "config.json").unlink)
+    assert methods.train(settings(), store_path, workdir)
+    assert "config.json was gone" in capsys.readouterr().err
+    assert methods.train(settings(), store_path, workdir)
 
 
 def test_a_run_may_go_on_on_another_mesh(store_path, plan, whole, tmp_path, monkeypatch):
