@@ -21,8 +21,11 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "process", None, "which this is, from 0", lower_bound=0, flag_values=values
     )
+    flags.DEFINE_integer(
+        "timeout", 300, "seconds to wait for the others", lower_bound=1, flag_values=values
+    )
 
 
 def joined(values: flags.FlagValues) -> contextlib.AbstractContextManager[None]:
     """`processes.joined`, as the flags say."""
-    return processes.joined(values.coordinator, values.processes, values.process)
+    return processes.joined(values.coordinator, values.processes, values.process, values.timeout)

@@ -58,6 +58,6 @@ def export(run_folder: str | Path, out: str | Path) -> None:
     with disk.folder(out) as partial:
         for name, fields in files.items():
             disk.write_json(partial / name, fields)
-        weight_files.write(partial / "unet", tensors)
+        weight_files.write(partial / "unet" / weight_files.WEIGHTS, tensors, {"format": "pt"})
         ours.save(partial, run.EXPORTED)
     print(f"{out}: {sum(t.size for t in tensors.values()):,} parameters for diffusers")

@@ -16,6 +16,7 @@ from contourdiff_jax.interop import schedulers, unet2d, weight_files
 from contourdiff_jax.interop.weight_files import Tensor
 from contourdiff_jax.methods.diffusion import NETWORK
 from contourdiff_jax.runtime import disk, forms
+from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
@@ -58,6 +59,7 @@ def import_checkpoint(
       InputError: a model or an argument that cannot be used. No files are left behind.
     """
     workdir = Path(workdir)
+    meshes.check_devices()
     disk.check_is_free(workdir)
     unet = _unet(Path(source))
     images = {

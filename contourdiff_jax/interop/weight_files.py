@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import forms
+from contourdiff_jax.runtime import disk, forms
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -64,9 +64,13 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def write(folder: Path, tensors: dict[str, np.ndarray]) -> None:
-    """One file of contiguous tensors."""
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+def write(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """One file of contiguous tensors; InputError where it cannot be written."""
+    with disk.file(path) as partial:
+        try:
+            save_file(tensors, partial, metadata=metadata)
+        except SafetensorError as error:  # what an OSError becomes there
+            raise InputError(f"{path}: cannot be written: {disk.reason(error)}") from error
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

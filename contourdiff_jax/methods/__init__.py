@@ -84,6 +84,7 @@ def train(
         raise InputError("--init: a network begins with the weights of its teacher; leave it out")
     if config.method == "segmentation":
         raise InputError("config.method: segmenters are trained by `contourdiff segment`")
+    meshes.check_devices()
     workdir, how = Path(workdir), {"teacher": Path(teacher)} if teacher else {}
     begun = bool(processes.told(lambda: "yes" if run.exists(workdir) else ""))
     if not begun:

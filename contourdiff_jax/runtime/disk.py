@@ -138,6 +138,10 @@ def part(path: Path) -> Iterator[Path]:
     with _holding(_lock_of(partial)):
         try:
             yield partial
+        except InputError as error:
+            if str(partial) not in str(error):
+                raise
+            raise InputError(str(error).replace(str(partial), str(path))) from error
         finally:
             _remove(partial)
 
@@ -296,7 +300,7 @@ def check_can_be_read(path: str | Path) -> None:
 
 def reason(error: Exception) -> str:
     """Why an operation failed, in one line without the file's name."""
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if "No space left" in str(error):  # of whatever library
         return "no space left on the device"
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(text.split())

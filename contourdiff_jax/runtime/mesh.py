@@ -8,6 +8,7 @@ lines serve one CPU, one GPU and a pod: the compiler inserts the communication.
 """
 
 import math
+import os
 
 import jax
 import numpy as np
@@ -27,6 +28,17 @@ SPARED = 2**30
 LEARNT = 2
 
 
+def check_devices() -> None:
+    """InputError where JAX has no device of the kind that it is told to use."""
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        raise InputError(
+            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such device here; "
+            "unset it, or install JAX for that device"
+        ) from None
+
+
 def make(config, *, batch: int | None = None, least: int = 1, held=()) -> Mesh:
     """The mesh of a `mesh` section (see config.py): data x fsdp devices.
 
@@ -37,6 +49,7 @@ def make(config, *, batch: int | None = None, least: int = 1, held=()) -> Mesh:
     takes as many as can share a `batch`, `least` images or more each, and may each hold what `held`
     does, a tree of arrays.
     """
+    check_devices()
     available = jax.device_count()
     shape = [config.data, config.fsdp]
     if shape.count(-1) == 2 or any(n < 1 and n != -1 for n in shape):
@@ -73,6 +86,7 @@ def _cores(most: int, batch: int, least: int, held) -> int:
 
 def local() -> Mesh:
     """The devices of this process, for what it does alone."""
+    check_devices()
     devices = jax.local_devices()
     axes = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh((len(devices), 1), AXES, axis_types=axes, devices=devices)

@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -20,13 +21,17 @@ import numpy as np
 
 from contourdiff_jax.errors import InputError, tell
 
+SILENCE = 5  # seconds after which it is said what is waited for
 A_DAY = 24 * 3600  # seconds that a process which has finished waits for the others
 Result = TypeVar("Result")
 
 
 @contextlib.contextmanager
 def joined(
-    address: str | None = None, total: int | None = None, index: int | None = None
+    address: str | None = None,
+    total: int | None = None,
+    index: int | None = None,
+    patience: int = 300,
 ) -> Iterator[None]:
     """Work as one of several processes; to be entered before anything asks for a device.
 
@@ -38,11 +43,12 @@ def joined(
         other process.
       total: how many processes there are, unless the cluster says.
       index: which of them this is, from 0, likewise.
+      patience: seconds to wait for the others.
 
     Raises:
       InputError: arguments that do not belong together; processes that did not meet.
     """
-    _join(address, total, index)
+    _join(address, total, index, patience)
     try:
         yield
     except Exception as error:
@@ -56,7 +62,7 @@ def joined(
         os._exit(status)
 
 
-def _join(address: str | None, total: int | None, index: int | None) -> None:
+def _join(address: str | None, total: int | None, index: int | None, patience: int) -> None:
     if (total is None) != (index is None) or (address is None and total is not None):
         raise InputError("--coordinator, --processes and --process belong together")
     if address is None:
@@ -71,12 +77,37 @@ def _join(address: str | None, total: int | None, index: int | None) -> None:
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")  # the only one for CPUs
     try:
-        jax.distributed.initialize(
-            None if address == "auto" else address, total, index, shutdown_timeout_seconds=A_DAY
-        )
+        with _waiting(f"{address} for {'the first process' if index else 'the others'}", patience):
+            jax.distributed.initialize(
+                None if address == "auto" else address,
+                total,
+                index,
+                initialization_timeout=2 * patience,  # it would abort without saying why
+                shutdown_timeout_seconds=A_DAY,
+            )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"--coordinator={address}: the processes did not meet: {reason}") from None
+
+
+@contextlib.contextmanager
+def _waiting(where: str, patience: int) -> Iterator[None]:
+    """Says after a while that the others are waited for, and ends the process when it is enough."""
+    met = threading.Event()
+
+    def watch():
+        if not met.wait(min(SILENCE, patience)):
+            print(f"contourdiff: waiting at {where}, at most {patience} s", file=sys.stderr)
+            if not met.wait(patience - SILENCE):
+                os._exit(
+                    tell(f"waited at {where}, {patience} s in vain; is it started, and reached?")
+                )
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        met.set()
 
 
 def count() -> int:

@@ -144,6 +144,7 @@ def averages(run: Path, players: Mapping[str, Player], mesh: Mesh) -> tuple[int,
     items = {"ema": {name: like[name] for name, player in players.items() if player.averaged}}
     if len(items["ema"]) < len(players):
         items["params"] = like
+    _check_any(steps(run), run)
     checkpoints = manager(run)
     step, trees = _restore(checkpoints, run, {item: tree for item, tree in items.items() if tree})
     checkpoints.close()
@@ -164,8 +165,7 @@ def exists(run: Path) -> bool:
 def _restore(checkpoints, run, items: dict) -> tuple[int, dict]:
     """(step, items) of the latest intact checkpoint; warns of damaged ones after it."""
     steps = sorted(checkpoints.all_steps(), reverse=True)
-    if not steps:
-        raise InputError(f"{run}: holds no checkpoint yet; train it first")
+    _check_any(steps, run)
     for step, before in zip(steps, [*steps[1:], None], strict=True):
         name = f"{run}/checkpoints/{step}"
         try:
@@ -185,6 +185,11 @@ def _restore(checkpoints, run, items: dict) -> tuple[int, dict]:
                 raise InputError(f"{damage}; restore it from a copy, or train again") from None
             if processes.is_main():
                 print(f"warning: {damage}; going on from {before}", file=sys.stderr, flush=True)
+
+
+def _check_any(steps: list[int], run: Path) -> None:
+    if not steps:
+        raise InputError(f"{run}: holds no checkpoint yet; train it first")
 
 
 class _Damaged(InputError):
@@ -208,7 +213,7 @@ def _verify(folder: Path, name: str, items) -> None:
                 written = forms.read(folder / item / DIGESTS, dict[str, str], "")
                 actual = _digests(folder / item)
             except (OSError, InputError) as error:
-                return f"{name}: damaged, {item}: {_reason(error)}"
+                return f"{name}: damaged, {item}: {disk.reason(error)[:200]}"
             for file, digest in written.items():
                 if actual.get(file) != digest:
                     return f"{name}: damaged, {item}/{file} is not as it was written"
@@ -267,7 +272,7 @@ def _attempt(action: Callable, problem: str, kind: type[InputError] = InputError
         try:
             return action()
         except Exception as error:
-            failure = kind(f"{problem} ({_reason(error)})")
+            failure = kind(f"{problem} ({disk.reason(error)[:200]})")
         raise failure
 
 
@@ -323,8 +328,3 @@ def digest(averages: Averages) -> str:
         total.update(jax.tree_util.keystr(path).encode())
         total.update(meshes.whole(leaf).tobytes())
     return total.hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "no space left on the device" if "No space left" in text else text[:200]

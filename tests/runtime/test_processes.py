@@ -234,4 +234,4 @@ def test_processes_that_cannot_meet_are_told_why(address, count, number, named, 
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
     with pytest.raises(InputError, match=named):
-        processes._join(address, count, number)
+        processes._join(address, count, number, 1)

@@ -19,10 +19,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.features import in_batches
+from contourdiff_jax.interop import weight_files
 from contourdiff_jax.models import segmenter
 from contourdiff_jax.runtime import disk, forms
 from contourdiff_jax.runtime import mesh as meshes
@@ -76,7 +76,7 @@ class Trained:
             ".".join(str(key.key) for key in keys): np.asarray(leaf)
             for keys, leaf in jax.tree_util.tree_leaves_with_path(self.params)
         }
-        save_file(tensors, path, metadata={KEY: json.dumps(fields)})
+        weight_files.write(path, tensors, {KEY: json.dumps(fields)})
 
     def probabilities(self, images: np.ndarray, mesh: Mesh) -> np.ndarray:
         """Images [N, H, W] in [-1, 1] -> probabilities of the classes [N, H, W, C], float32."""
