@@ -165,6 +165,7 @@ def _help() -> str:
     ]
     lines += [f"  {name:<{width}}  {_summary(module)}" for name, module in COMMANDS.items()]
     lines += ["", "`contourdiff <command> --help` shows a command's flags and an example."]
+    lines += ["", *__doc__.splitlines()[-2:]]
     return "\n".join(lines)
 
 

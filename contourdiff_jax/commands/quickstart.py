@@ -63,7 +63,7 @@ def config(seed: int = 0):
 
 
 def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
-    """Make WORKDIR/report.html and all that it needs; False where SIGTERM stopped the training.
+    """Make WORKDIR/report.html and all that it needs; False where a signal stopped the training.
 
     What an earlier call has finished is kept, so that an interrupted quickstart goes on.
     """

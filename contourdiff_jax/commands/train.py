@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a model on the images of one store: by default ContourDiff's, given their contours.
 
-Repeated with the same store, configuration and workdir, the command resumes the run. SIGTERM saves
-and stops. Several processes train together with --coordinator (docs/clusters.md).
+Repeated with the same store, configuration and workdir, the command resumes the run. Ctrl-C,
+SIGTERM and SIGHUP save and stop. Several processes train together with --coordinator
+(docs/clusters.md).
 
 Example:
     contourdiff train --store=stores/mr --workdir=runs/mr --config.train.images=100000

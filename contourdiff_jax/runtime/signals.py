@@ -138,5 +138,5 @@ def _watched(ask: Callable, seen: list[int]) -> Iterator[None]:
 
 def _end(number: int) -> None:
     """Ends the process at once, in one line."""
-    os.write(2, b"\ncontourdiff: ended at once; what was saved stands\n")
+    os.write(2, b"contourdiff: ended at once; what was saved stands\n")
     os._exit(128 + number)
