@@ -6,6 +6,7 @@ import sys
 import traceback
 
 BAD_INPUT, UNEXPECTED = 2, 3  # exit statuses
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class InputError(Exception):
@@ -27,13 +28,15 @@ def printable(text: str) -> str:
 def tell(error: BaseException | str, command: str = "") -> int:
     """Prints why a command fails, in one line of standard error; returns its exit status.
 
-    Any error but an InputError, and but for want of memory or room on a disk, is a fault of the
-    program: its traceback comes first.
+    Any error but an InputError, what a system says of a file, and want of memory or of room on a
+    disk, is a fault of the program: its traceback comes first.
     """
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         error = "not enough memory; a smaller batch takes less"
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    expected = full or isinstance(error, InputError | str)
+    if isinstance(error, OSError) and (error.filename or error.errno in FULL):
+        where = "" if error.filename is None else f"{error.filename}: "
+        error = f"{where}{error.strerror}"  # too long a name, for one
+    expected = isinstance(error, InputError | str)
     if not expected:
         traceback.print_exception(error)
         error = (

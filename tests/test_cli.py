@@ -220,16 +220,44 @@ def test_configuration_files_that_fail_are_one_line(refused, tmp_path, text, nam
     assert re.search(named, refused(*TRAIN, f"--config={path}"))
 
 
-def test_our_own_mistakes_are_not_hidden(monkeypatch):
-    """A traceback is what a report of a fault needs."""
+def test_our_own_mistakes_are_not_hidden(monkeypatch, capfd):
+    """A traceback is what a report of a fault needs, and a status of its own."""
     module = importlib.import_module(cli.COMMANDS["phantoms"])
 
     def mistaken(values):
         raise ZeroDivisionError
 
     monkeypatch.setattr(module, "main", mistaken)
-    with pytest.raises(ZeroDivisionError):
-        cli.main(["contourdiff", "phantoms"])
+    assert cli.main(["contourdiff", "phantoms"]) == 3
+    first, *_, error, last = capfd.readouterr().err.splitlines()
+    assert first.startswith("Traceback") and error == "ZeroDivisionError"
+    assert re.match("contourdiff: phantoms: .*fault of contourdiff.*report", last)
+
+
+def test_a_machine_s_want_is_one_line(monkeypatch, refused):
+    module = importlib.import_module(cli.COMMANDS["phantoms"])
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    for error, told in ((MemoryError(), "not enough memory"), (full, "No space left")):
+        monkeypatch.setattr(module, "main", lambda _, error=error: exec("raise error"))
+        assert told in refused("phantoms")
+
+
+def test_output_may_be_closed_unread_or_ascii(tmp_path):
+    """What no one reads or can be shown is no error; a file is never taken for closed output."""
+    few = f"phantoms --out={tmp_path}/ä --subjects=2 --test=1 --size=16 --slices=2 --train_ct=0"
+    shell = f'"{sys.executable}" -m contourdiff_jax {few}'
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(shell, shell=True, env=ascii_only, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and "/\\xe4: 1 train_mr" in done.stdout
+    files = {path.name: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")}
+    closed = subprocess.run(f"{shell} --overwrite >&- 2>&-", shell=True)
+    assert closed.returncode == 0
+    assert files == {path.name: path.read_bytes() for path in tmp_path.rglob("*.nii.gz")}
+    reading, writing = os.pipe()
+    os.close(reading)
+    unread = subprocess.run([*COMMAND, "--help"], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (unread.returncode, unread.stderr) == (141, b"")
 
 
 def test_the_process_ends_with_the_status():
