@@ -13,6 +13,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -238,7 +239,7 @@ def test_a_machine_s_want_is_one_line(monkeypatch, refused):
     module = importlib.import_module(cli.COMMANDS["phantoms"])
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     for error, told in ((MemoryError(), "not enough memory"), (full, "No space left")):
-        monkeypatch.setattr(module, "main", lambda _, error=error: exec("raise error"))
+        monkeypatch.setattr(module, "main", Mock(side_effect=error))
         assert told in refused("phantoms")
 
 
