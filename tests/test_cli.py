@@ -245,7 +245,7 @@ def test_a_machine_s_want_is_one_line(monkeypatch, refused):
 
 def test_output_may_be_closed_unread_or_ascii(tmp_path):
     """What no one reads or can be shown is no error; a file is never taken for closed output."""
-    few = f"phantoms --out={tmp_path}/ä --subjects=2 --test=1 --size=16 --slices=2 --train_ct=0"
+    few = f"phantoms --out={tmp_path}/ä --subjects=2 --test=1 --size=32 --slices=2 --train_ct=0"
     shell = f'"{sys.executable}" -m contourdiff_jax {few}'
     ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(shell, shell=True, env=ascii_only, capture_output=True, text=True)

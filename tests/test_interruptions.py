@@ -17,7 +17,7 @@ from contourdiff_jax.runtime import disk, signals
 
 COMMAND = [sys.executable, "-m", "contourdiff_jax"]
 TASKS = {
-    "phantoms": "--out={out} --subjects=12 --size=96",
+    "phantoms": "--out={out} --subjects=4 --size=48 --slices=6",
     "inspect": "{data}/train_mr --out={out}",
     "prepare": "--source={data}/train_mr --out={out} --preset=mr",
     "contours": "--store={store} --out={out}",

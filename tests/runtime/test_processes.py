@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -158,8 +159,9 @@ def test_what_two_have_written_four_devices_read(two_convolutions, pair, store_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_notice_to_one_process_stops_all_and_one_alone_goes_on(
-    two_convolutions, store_path, tmp_path
+    two_convolutions, store_path, tmp_path, number
 ):
     """They agree on a step, save it together and say that the same command resumes."""
     fields = {"images": 1200, "evaluate": 0, "sample": 0, "checkpoint": 0}
@@ -176,7 +178,7 @@ def test_a_notice_to_one_process_stops_all_and_one_alone_goes_on(
             assert started[0].poll() is None
             time.sleep(0.05)
         began = time.monotonic()
-        started[1].terminate()
+        started[1].send_signal(number)
         said = [process.communicate(timeout=60)[0] for process in started]
     assert time.monotonic() - began < 30
     assert [process.returncode for process in started] == [1, 1]
@@ -213,6 +215,17 @@ def test_with_one_that_fails_all_end(store_path, tmp_path):
         said = [process.communicate(timeout=60)[0] for process in started]
     assert started[0].returncode == 2 and started[1].returncode != 0
     assert re.search(f"contourdiff: {run}.*written.*intact", said[0].splitlines()[-1])
+
+
+@pytest.mark.parametrize(("number", "whom"), [(0, "the others"), (1, "the first process")])
+def test_processes_that_do_not_meet_say_whom_they_wait_for(number, whom):
+    argv = [sys.executable, "-m", "contourdiff_jax", "train", "--store=a", "--workdir=b"]
+    argv += [f"--coordinator=localhost:{free_port()}", "--processes=2", f"--process={number}"]
+    ended = subprocess.run([*argv, "--timeout=1"], capture_output=True, text=True)
+    assert ended.returncode == 2
+    waiting, vain = ended.stderr.splitlines()
+    assert "waiting at localhost:" in waiting and f"for {whom}" in waiting
+    assert f"for {whom}, 1 s in vain" in vain
 
 
 @pytest.mark.parametrize(
