@@ -139,12 +139,12 @@ def averages(run: Path, players: Mapping[str, Player], mesh: Mesh) -> tuple[int,
 
     That is its average, or where none is kept its parameters.
     """
+    _check_any(steps(run), run)
     shapes = {n: jax.eval_shape(player.init, jax.random.key(0)) for n, player in players.items()}
     like = meshes.laid(mesh, shapes)
     items = {"ema": {name: like[name] for name, player in players.items() if player.averaged}}
     if len(items["ema"]) < len(players):
         items["params"] = like
-    _check_any(steps(run), run)
     checkpoints = manager(run)
     step, trees = _restore(checkpoints, run, {item: tree for item, tree in items.items() if tree})
     checkpoints.close()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mesh on two (fake) devices: its shapes, what lies where, and what it refuses."""
 
+from unittest.mock import Mock
+
 import jax
 import numpy as np
 import pytest
@@ -15,6 +17,14 @@ from contourdiff_jax.runtime import mesh as meshes
 
 def make(data: int, fsdp: int):
     return meshes.make(ConfigDict({"data": data, "fsdp": fsdp}))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no plugin"), AssertionError()])
+def test_a_device_that_is_not_there_is_named(monkeypatch, error):
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", Mock(side_effect=error))
+    with pytest.raises(InputError, match="JAX_PLATFORMS=cuda: JAX finds no such device"):
+        make(1, 1)
 
 
 @pytest.mark.parametrize(

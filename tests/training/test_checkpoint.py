@@ -136,6 +136,9 @@ def test_a_step_is_saved_once(tmp_path):
 def test_a_run_without_checkpoints_is_refused(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path}: holds no checkpoint"):
         restore(tmp_path)
+    with pytest.raises(InputError, match="run: holds no checkpoint"):
+        checkpoint.averages(tmp_path / "run", {}, None)
+    assert not (tmp_path / "run").exists()  # nothing is made where one only reads
 
 
 # ----------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import cases
 from contourdiff_jax.evaluation.folder import Request, evaluate
 from contourdiff_jax.methods import train
+from contourdiff_jax.runtime import disk
 from contourdiff_jax.translation import sidecars, volume
 from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.formats import derived
@@ -144,6 +145,9 @@ def test_an_nnunet_folder_carries_the_labels_of_the_source(mr_run, phantom_data,
         mr_run, phantom_data / "test_ct", out, preset="ct", format="nnunet", labels=labels
     )
     assert not result.failed
+    for folder in ("labelsTr", "imagesTr"):  # what another process is writing is no one's
+        disk.hidden(out / folder / "head_0000.nii.gz").write_bytes(b"half")
+    translate(mr_run, phantom_data / "test_ct", out, preset="ct", format="nnunet", labels=labels)
     dataset = json.loads((out / "dataset.json").read_text())
     assert dataset["numTraining"] == 2 and dataset["file_ending"] == ".nii.gz"
     assert dataset["channel_names"] == {"0": "mr"} and dataset["labels"]["background"] == 0
