@@ -185,6 +185,7 @@ def train(
             if due(step, config.sample):
                 picture = method.samples(current.averages, method.fixed)
                 if logs and picture is not None:
+                    check()
                     logs.write_image(step * batch, picture)
             # Asked once a step: a notice while saving is for the next.
             stopping = bool(asked) or multihost_utils.reached_preemption_sync_point(step)
