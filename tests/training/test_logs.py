@@ -103,3 +103,21 @@ def test_pictures_are_named_by_images_seen(tmp_path, rng):
     assert path == tmp_path / "samples" / "000001200.png"
     np.testing.assert_array_equal(np.asarray(Image.open(path)), picture)
     assert len(list((tmp_path / "samples").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"step": "2", "images": 8}',
+        b'{"step": 2, "images": 8, "seconds": NaN}',
+        b'{"step": true, "images": 8}',
+        b'{"step": 2, "images": 8, "loss": "low"}',
+        *(b"[" * 100_000, b"null", b"\xff\xfe", b"", b'"step"'),
+    ],
+)
+def test_a_damaged_line_blocks_no_resuming(tmp_path, line):
+    write(tmp_path, [1])
+    with (tmp_path / "stats.jsonl").open("ab") as file:
+        file.write(line + b"\n")
+    write(tmp_path, [3], resumed=2)
+    assert [line["step"] for line in lines(tmp_path)] == [1, 3]
