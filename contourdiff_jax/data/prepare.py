@@ -44,6 +44,7 @@ class Request:
       preset: name of the intensity preset, 'ct' or 'mr'.
       layout: of the source, or a CSV file that says what belongs to whom.
       select: which of several kinds of scans, where the preset does not tell.
+      translations: whether those of this tool are meant.
       assumed: what pictures do not say themselves.
       axis: slicing axis, 'axial', 'coronal' or 'sagittal'.
       spacing: of the grid's pixels [mm]; default: the volumes' median in plane, to two digits.
@@ -65,6 +66,7 @@ class Request:
     preset: str
     layout: str = "auto"
     select: str | None = None
+    translations: bool = False
     assumed: Assumed = UNKNOWN
     axis: str = "axial"
     spacing: float | None = None
@@ -151,6 +153,7 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
         source,
         layout=request.layout,
         select=request.select,
+        translations=request.translations,
         modality=chosen.modality,
         assumed=request.assumed,
     )

@@ -195,6 +195,7 @@ def _deviation(volume: Volume | None, preset: Preset, window: Window) -> np.ndar
 def read_sidecars(scans: dict[str, Scan]) -> tuple[dict[str, Sidecar | None], list]:
     """Sidecars by the names of their scans, None where there is none, and failures: (path, reason).
 
+    Where some volumes have a sidecar, those without one are failures.
     Raises InputError for a subject that the model was trained on, and where all are damaged.
     """
     readable, failed = {}, []
@@ -211,6 +212,11 @@ def read_sidecars(scans: dict[str, Scan]) -> tuple[dict[str, Sidecar | None], li
                     f"{scan.path}: the subject {subject!r} was used for training; leave it out"
                 )
         readable[name] = sidecar
+    lacking = [name for name, sidecar in readable.items() if sidecar is None]
+    for name in lacking if len(lacking) < len(readable) else ():
+        path = scans[name].path
+        failed.append((path, f"{path}: no sidecar, where other volumes have theirs"))
+        del readable[name]
     if not readable:
         raise InputError(failed[0][1])
     return readable, failed
@@ -230,11 +236,8 @@ def common_settings(
 ) -> Settings:
     """The settings that all sidecars agree on; where there are none, what the presets imply."""
     first = next(iter(sidecars))
-    lacking = [name for name, sidecar in sidecars.items() if sidecar is None]
-    if lacking:
-        path = scans[lacking[0]].path
-        if len(lacking) < len(sidecars):
-            raise InputError(f"{path}: no sidecar, where other volumes have theirs")
+    if sidecars[first] is None:
+        path = scans[first].path
         if preset is None or (needs_source and source_preset is None):
             raise InputError(
                 f"{path}: no sidecar beside it, so --preset and, for --source, --source_preset "

@@ -201,7 +201,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
 def _read(request: Request) -> Translations:
     """The translations that can be scored, with their partners and settings."""
     failed = []
-    scans = pairs.by_name(request.translated, failed=failed)
+    scans = pairs.by_name(request.translated, failed=failed, translations=True)
     readable, damaged = cases.read_sidecars(scans)
     settings = cases.common_settings(
         scans, readable, request.preset, request.source_preset, request.source is not None

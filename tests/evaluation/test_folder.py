@@ -22,6 +22,7 @@ from contourdiff_jax.evaluation import folder as module
 from contourdiff_jax.evaluation.folder import Request, evaluate
 from contourdiff_jax.evaluation.metrics import catalogue, consistency, synthrad
 from contourdiff_jax.evaluation.metrics.paired import PSNR_CAP
+from contourdiff_jax.translation.sidecars import NOTICE
 from contourdiff_jax.volumes import filenames, io, masks
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import PRESETS, Window
@@ -52,6 +53,7 @@ def save(path, array, affine=AFFINE):
 def sidecar(path, shown_through, **changes):
     fields = {
         "schema": 1,
+        "notice": NOTICE,
         "subject": filenames.subject_of(path),
         "preset": {"source": "ct", "target": "mr"},
         "window": [shown_through.low, shown_through.high],
@@ -713,6 +715,15 @@ def test_what_a_volume_makes_fail_ends_nothing_else(data, monkeypatch):
     result = run(data, "again", real=data / "real")
     assert [path.name for path, _ in result.failed] == ["s8_mr.nii.gz"]
     assert len(result.metrics["data"]["subjects"]) == 3
+
+
+def test_a_lost_sidecar_is_its_volume_s_failure(data):
+    """The others are translations still, and no images that the tool made beside a source."""
+    (data / "translated" / "s2_ct.json").unlink()
+    result = run(data)
+    [(path, why)] = result.failed
+    assert path.name == "s2_ct.nii.gz" and "no sidecar, where other volumes have theirs" in why
+    assert result.metrics["data"]["subjects"] == ["s1", "s3"]
 
 
 def test_translations_of_two_models_have_no_score(data):

@@ -49,6 +49,7 @@ def find(
     modality: str | None = None,
     assumed: Assumed = UNKNOWN,
     flags: bool = True,
+    translations: bool = False,
 ) -> Content:
     """The scans of a file or folder.
 
@@ -59,6 +60,7 @@ def find(
       modality: 'ct' or 'mr', which chooses among them where just one kind is of it.
       assumed: what pictures do not say themselves.
       flags: whether errors may advise --select and --layout, which not every command has.
+      translations: whether those of this tool are meant, also where there are other images.
 
     Raises:
       SeveralLayouts: a folder of folders with layouts of their own.
@@ -72,25 +74,25 @@ def find(
     elif layout not in ("auto", *LAYOUTS):
         raise InputError(f"--layout={layout}: known are auto, {', '.join(LAYOUTS)}, or a CSV file")
     elif os.path.isdir(source):
-        content = _of_folder(_opened(source), layout, wanted)
+        content = _of_folder(_opened(source, translations), layout, wanted)
     else:
         content = _of_file(source, layout, wanted)
     return _checked(source, content, wanted)
 
 
-def _opened(path: Path) -> Folder:
-    """The folder of a source; translations are meant only where there is nothing else.
+def _opened(path: Path, translations: bool) -> Folder:
+    """The folder of a source; translations are meant if so said, or where there is nothing else.
 
     Raises InputError for a folder that this tool made of scans, and which holds none.
     """
     folder = Folder(path)
     if what := marks.made(Path(os.path.abspath(path)), *folder.listed):
         raise InputError(f"{path}: {what} of this tool, where scans are expected")
+    if translations or marks.is_data_set(*folder.listed):
+        return Folder(path, translations=True)
     own = folder.files if any(map(_is_image, folder.files)) else None
     others = own or (file for files in folder.below.values() for file in files)
-    if marks.is_data_set(*folder.listed) or not any(map(_is_image, others)):
-        return Folder(path, translations=True)
-    return folder
+    return folder if any(map(_is_image, others)) else Folder(path, translations=True)
 
 
 def _of_folder(folder: Folder, layout: str, wanted: Wanted) -> Content:

@@ -26,6 +26,7 @@ def by_name(
     kind: str | None = None,
     assumed: Assumed = UNKNOWN,
     failed: list[tuple[Path, str]] | None = None,
+    translations: bool = False,
 ) -> dict[str, Scan]:
     """The scans of a folder by their name, sorted; InputError where a name has two.
 
@@ -35,12 +36,14 @@ def by_name(
         or 'labels' or 'masks' that lie beside images.
       assumed: what pictures do not say themselves.
       failed: gets the files that cannot be read, [(path, reason)].
+      translations: whether those of this tool are meant, also where there are other images.
     """
     content, modality = None, kind
     if kind in naming.MADE:
         content, modality = _made(folder, kind, assumed), None
     if content is None:
-        content = layouts.find(folder, modality=modality, assumed=assumed, flags=False)
+        how = {"assumed": assumed, "flags": False, "translations": translations}
+        content = layouts.find(folder, modality=modality, **how)
     if failed is not None:
         failed += content.failed
     scans = {}

@@ -187,7 +187,8 @@ class _Origin(NamedTuple):
 
 def _origin(images, name: str | None) -> _Origin:
     """The origin of a folder of translations, by their sidecars and by the preset of that name."""
-    scans = pairs.by_name(images, name and intensity.preset(name).modality)
+    modality = name and intensity.preset(name).modality
+    scans = pairs.by_name(images, modality, translations=True)
     read = {scan.path: sidecars.read(scan) for scan in scans.values()}
     sidecars.check_one_model(read.items())
     beside = [sidecar for sidecar in read.values() if sidecar is not None]
@@ -224,7 +225,8 @@ def _check_apart(
 ) -> None:
     """InputError for a test subject that is among those that anything was trained on."""
     for training in sets:
-        scans = pairs.by_name(training.images, training.preset.modality).values()
+        modality, ours = training.preset.modality, training.method == "translation"
+        scans = pairs.by_name(training.images, modality, translations=ours).values()
         paths = {scan.subject: scan.path for scan in scans}
         for scan in tests.values():
             if scan.subject in paths:
@@ -257,6 +259,7 @@ def _prepare(
             labels=training.labels,
             labels_flag=training.flag,
             validation=0.0,
+            translations=training.method == "translation",
             **grid,
         )
         failed += result.failed

@@ -26,6 +26,7 @@ from contourdiff_jax.evaluation.segmentation.protocol import segment
 from contourdiff_jax.evaluation.unpaired import Options
 from contourdiff_jax.models import segmenter
 from contourdiff_jax.reports import page as report
+from contourdiff_jax.translation.sidecars import NOTICE
 from contourdiff_jax.volumes import filenames, io
 
 BODY, ORGAN = 3, 7  # numbers of the labels
@@ -352,6 +353,7 @@ def sidecar(path, target, learnt):
     """What `translate` writes beside a volume."""
     fields = {
         "schema": 1,
+        "notice": NOTICE,
         "preset": {"source": "ct", "target": target},
         "window": [0, 1000],
         "grid": {"axis": "axial", "spacing": SPACING, "size": SIZE},
@@ -373,6 +375,9 @@ def test_sidecars_tell_the_preset_and_whom_the_model_has_seen(data, untrained):
     told = result.metrics["data"]
     assert (told["source preset"], told["target preset"]) == ("ct", "mr")
     assert "preset mr" in told["trained on"]["translation"]
+    (data / "train" / "a2_mr.json").unlink()  # the others are translations still
+    again = segment(request(data, preset=None, out=data / "again")).metrics["data"]
+    assert again["trained on"] == told["trained on"]
     other = data / "other"
     refused("--preset=ct, but the sidecars say mr", arguments(data, preset="ct", out=other))
     sidecar(data / "train" / "a2_mr.json", "mr", ["c1", "b2"])
