@@ -21,11 +21,11 @@ TASKS = {
     "inspect": "{data}/train_mr --out={out}",
     "prepare": "--source={data}/train_mr --out={out} --preset=mr",
     "contours": "--store={store} --out={out}",
-    "train": "--store={store} --workdir={out} --config={tiny_config} --config.train.images=400",
+    "train": "--store={store} --workdir={out} --config={tiny_config} --config.train.images=160",
     "translate": "--run={run} --source={data}/test_ct --out={out} --preset=ct --steps=40",
     "evaluate": "--translated={translated} --truth={data}/test_mr --out={out}",
     "segment": "--train_images={data}/train_mr --train_labels={data}/train_mr_labels --preset=mr "
-    "--test_images={data}/test_mr --test_labels={data}/test_labels --images=64 --seeds=2 "
+    "--test_images={data}/test_mr --test_labels={data}/test_labels --images=64 --seeds=2 --classes=1,3 "
     "--out={out}",
     "report": "{run} --out={out}/report.html",
     "card": "--run={run} --out={out}/card.md",
