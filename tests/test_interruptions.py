@@ -25,8 +25,8 @@ TASKS = {
     "translate": "--run={run} --source={data}/test_ct --out={out} --preset=ct --steps=40",
     "evaluate": "--translated={translated} --truth={data}/test_mr --out={out}",
     "segment": "--train_images={data}/train_mr --train_labels={data}/train_mr_labels --preset=mr "
-    "--test_images={data}/test_mr --test_labels={data}/test_labels --images=64 --seeds=2 --classes=1,3 "
-    "--out={out}",
+    "--test_images={data}/test_mr --test_labels={data}/test_labels --images=64 --seeds=2 "
+    "--classes=1,3 --out={out}",
     "report": "{run} --out={out}/report.html",
     "card": "--run={run} --out={out}/card.md",
     "export": "--run={plain} --out={out}",
