@@ -72,7 +72,8 @@ def noted() -> Iterator[list[int]]:
     def note(number, frame):
         if several:
             os.kill(os.getpid(), signal.SIGTERM)
-        elif is_raised and number == signal.SIGINT and number in seen:
+            return
+        if is_raised and number == signal.SIGINT and number in seen:
             signal.default_int_handler(number, frame)
         seen.append(number)
 
