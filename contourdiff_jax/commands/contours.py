@@ -17,9 +17,9 @@ from absl import flags
 
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.evaluation.contour_gap import compare, describe, domain, save
+from contourdiff_jax.evaluation.contour_gap import MADE, compare, describe, domain, save
 from contourdiff_jax.evaluation.metrics import gap
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import ownership
 
 # Statistics by their names: title and number of decimals.
 ROWS = {
@@ -53,7 +53,9 @@ def main(values: flags.FlagValues) -> int:
     if values.source is None and values.source_contours is not None:
         raise InputError("--source_contours is given without --source")
     if values.out is not None:
-        disk.check_is_free(Path(values.out))
+        read = {name: values[name].value for name in ("store", "source")}
+        ownership.check_apart("out", values.out, read)
+        ownership.check_is_free(Path(values.out), MADE)
     target = domain(values.store, values.contours, split="train")
     source = None if values.source is None else domain(values.source, values.source_contours)
     statistics = describe(target) if source is None else compare(source, target)

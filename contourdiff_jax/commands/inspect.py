@@ -15,7 +15,7 @@ Example:
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from absl import flags
@@ -25,9 +25,11 @@ from contourdiff_jax.commands import scan_flags
 from contourdiff_jax.data.inspection import inspect, sheets
 from contourdiff_jax.data.inspection.findings import NOTE, PROBLEM, Inspected, Inspection, only
 from contourdiff_jax.errors import InputError, printable
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, ownership
 
 SCHEMA = 1  # of the JSON
+MADE = "an inspection"  # by which the JSON is known
+FILES = ("inspect.json", "sheet.png")
 
 # A column that says nothing of any scan is left out.
 COLUMNS: dict[str, Callable[[Inspected], str]] = {
@@ -70,10 +72,12 @@ def table(inspection: Inspection) -> str:
     return "\n".join(map(printable, [*lines, "", inspection.summary])).lstrip("\n")
 
 
-def to_json(inspection: Inspection) -> str:
-    """Everything, as JSON."""
+def to_json(inspection: Inspection, files: Mapping[str, str] | None = None) -> str:
+    """Everything, as JSON; `files` lie beside it, see `ownership.listing`."""
     fields = {
         "schema": SCHEMA,
+        "made": MADE,
+        "files": files or {},
         "version": __version__,
         "summary": inspection.summary,
         "layouts": inspection.layouts,
@@ -131,23 +135,31 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     runs = [path for path in map(Path, arguments) if _is_run(path)]
     if runs:
         return _show(runs, values, arguments)
-    wanted = [] if values.json in (None, "-") else [Path(values.json)]
-    if values.out is not None:
-        wanted += [Path(values.out) / "inspect.json", Path(values.out) / "sheet.png"]
-    if values.overwrite and not wanted:
+    out = None if values.out is None else Path(values.out)
+    copy = None if values.json in (None, "-") else Path(values.json)
+    if values.overwrite and not out and not copy:
         raise InputError("--overwrite: no file is written without --out or --json=FILE")
-    for path in wanted:
-        disk.check_is_new(path, values.overwrite)
-    views = sheets.SHOWN if values.out is not None else 0
+    if out:
+        for path in arguments:
+            ownership.check_apart("out", out, {"": path})
+        ownership.owned(out, FILES[0], MADE, FILES[1:])
+        disk.check_is_new(out / FILES[0], values.overwrite)
+    if copy:
+        disk.check_is_new(copy, values.overwrite, MADE)
+    views, files = sheets.SHOWN if out else 0, {}
     inspection = inspect(arguments, **scan_flags.from_flags(values), views=views)
     print(to_json(inspection) if values.json == "-" else table(inspection))
-    for path in wanted:
-        if path.name != "sheet.png":
-            disk.write(path, f"{to_json(inspection)}\n")
-        elif inspection.scans:
-            from contourdiff_jax import figures  # Matplotlib takes a while
+    if out:
+        with disk.staged(out, inside=True) as new:
+            if inspection.scans:
+                from contourdiff_jax import figures  # Matplotlib takes a while
 
-            disk.write(path, figures.png(sheets.sheet(inspection)))
+                disk.write(new / FILES[1], figures.png(sheets.sheet(inspection)))
+            files = ownership.listing(new)
+            disk.write(new / FILES[0], to_json(inspection, files) + "\n")
+            ownership.merge(new, out, FILES[0], MADE)
+    if copy:
+        disk.write(copy, to_json(inspection, files) + "\n")
     return inspection.status
 
 

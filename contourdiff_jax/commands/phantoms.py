@@ -49,7 +49,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "bias", 0.0, "structural bias between the domains, 0 for none, 1 strong", flag_values=values
     )
-    flags.DEFINE_boolean("overwrite", False, "replace OUT if it exists", flag_values=values)
+    flags.DEFINE_boolean("overwrite", False, "replace the phantoms in OUT", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> int:

@@ -17,6 +17,7 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax.commands import number_flags
 from contourdiff_jax.errors import InputError
 
+MADE = "a quickstart"  # by which its folder is known
 # A grid and a network that two CPU cores train in minutes.
 SIZE = 64  # px
 SPACING = 3.6  # mm
@@ -73,9 +74,12 @@ def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
     from contourdiff_jax.evaluation.folder import Request, evaluate
     from contourdiff_jax.methods import images_per_second, train
     from contourdiff_jax.reports.page import report
+    from contourdiff_jax.runtime import disk, ownership
     from contourdiff_jax.training import run
     from contourdiff_jax.translation import folder as translation
 
+    ownership.check_is_free(workdir, MADE, overwrite=True)
+    disk.write_json(workdir / ownership.MARK, {"made": MADE, "files": {}})
     began = time.perf_counter()
     data, store, trained = workdir / "data", workdir / "store", workdir / "run"
     if not data.exists():

@@ -20,8 +20,9 @@ from contourdiff_jax.data import layouts, splits
 from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
-from contourdiff_jax.data.store import StoreWriter, check_is_free
+from contourdiff_jax.data.store import MADE, StoreWriter
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import ownership
 from contourdiff_jax.volumes import geometry, intensity, io
 from contourdiff_jax.volumes.grid import AXES, KEPT_WHOLE, Grid
 from contourdiff_jax.volumes.intensity import Preset
@@ -149,6 +150,9 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
     contours = request.contours()
     if not 0 <= (request.validation or 0) < 1:
         raise InputError(f"--validation must be at least 0 and below 1, not {request.validation}")
+    read = {"source": source, "labels": request.labels, "masks": request.masks}
+    ownership.check_apart("out", out, read)
+    ownership.check_is_free(Path(out), MADE, request.overwrite)
     content = layouts.find(
         source,
         layout=request.layout,
@@ -158,7 +162,6 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
         assumed=request.assumed,
     )
     scans.check_assumed(content.scans, request.assumed)
-    check_is_free(Path(out), request.overwrite)
     labels, masks = (
         None if folder is None else pairs.by_name(folder, kind)
         for kind, folder in (("labels", request.labels), ("masks", request.masks))

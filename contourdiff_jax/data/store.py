@@ -32,12 +32,13 @@ import contourdiff_jax
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import disk, forms
+from contourdiff_jax.runtime import disk, forms, ownership
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
 
 SCHEMA = 1
+MADE = "a store"  # by which the folder of one is known
 SPLITS = ("train", "val", "test")
 PREPARE = "prepare the store again"
 
@@ -288,15 +289,14 @@ class StoreWriter:
         self._names = _names(labels, contours)
         self._contours = contours
         self._overwrite = overwrite
-        self._target = self.path.resolve()
         self._files = {}
         self._rows = []  # the index, without its splits
         self._volumes = 0
 
     def __enter__(self) -> "StoreWriter":
         with contextlib.ExitStack() as left, disk.writing(self.path):
-            check_is_free(self.path, self._overwrite)
-            self._partial = left.enter_context(disk.part(self._target))
+            ownership.check_is_free(self.path, MADE, self._overwrite)
+            self._partial = left.enter_context(disk.part(self.path.resolve()))
             self._partial.mkdir()
             left.callback(self._close)
             for name in self._names:
@@ -390,8 +390,7 @@ class StoreWriter:
                 writer.writeheader()
                 writer.writerows({**row, "split": splits[row["subject"]]} for row in self._rows)
             disk.write_json(self._partial / "dataset.json", forms.sealed(self._dataset()))
-            check_is_free(self.path, self._overwrite)
-            disk.replace(self._partial, self._target)
+            ownership.settle(self._partial, self.path, MADE, self._overwrite)
 
     def _dataset(self) -> dict:
         return {
@@ -414,12 +413,3 @@ class StoreWriter:
         }
         self._files[name].seek(0)
         np.lib.format.write_array_header_1_0(self._files[name], header)
-
-
-def check_is_free(path: Path, overwrite: bool) -> None:
-    """InputError where a store may not be written: nothing but a store is ever replaced."""
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not (path / "dataset.json").is_file():
-        raise InputError(f"{path}: exists and is not a store; give another --out")
-    disk.check_is_new(path, overwrite)

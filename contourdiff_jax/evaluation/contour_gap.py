@@ -20,10 +20,11 @@ from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics import gap
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, ownership
 from contourdiff_jax.volumes.intensity import Window
 
 SCHEMA = 1  # of statistics.json
+MADE = "a comparison of contours"  # by which the folder of one is known
 SLICES = 240  # of a store that are looked at, evenly spaced
 SHEET = 6  # slices of a row of the contact sheet
 SHOWN = {"ct": Window(-150, 250), "mr": Window(0, 1)}  # black and white on it
@@ -223,7 +224,7 @@ def save(out: Path, statistics: dict, target: Domain, source: Domain | None) -> 
         if "gap" in statistics[name]:
             title += f"\ngap {statistics[name]['gap']['gap']:.2f}"
         rows.append((title, *_sheet(domain, settings)))
-    with disk.folder(out) as folder:
+    with ownership.folder(out, MADE) as folder:
         disk.write_json(folder / "statistics.json", statistics)
         (folder / "contact_sheet.png").write_bytes(figures.png(figures.contact_sheet(rows)))
         if source is not None:

@@ -21,7 +21,7 @@ from contourdiff_jax.evaluation.baselines import Baselines
 from contourdiff_jax.evaluation.cases import Case, Translations
 from contourdiff_jax.evaluation.metrics import bootstrap, paired, uncertainty
 from contourdiff_jax.evaluation.records import Outcome
-from contourdiff_jax.runtime import disk, processes
+from contourdiff_jax.runtime import disk, ownership, processes
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.translation.sidecars import NOTICE
 from contourdiff_jax.volumes import io
@@ -30,6 +30,7 @@ from contourdiff_jax.volumes.masks import extent
 from contourdiff_jax.volumes.volume import Assumed
 
 PANELS = 8  # volumes that are drawn
+MADE = "an evaluation"  # by which the folder of one is known
 PARTNERS = ("truth", "source", "masks", "labels", "uncertainty")  # pair up with translations
 Folder = str | Path
 
@@ -140,7 +141,9 @@ def evaluate(request: Request) -> Outcome | None:
     """
     request.check()
     out, seed = Path(request.out), request.seed
-    _check_free(out, request.overwrite)
+    read = ("translated", "real", "memorisation", *PARTNERS)
+    ownership.check_apart("out", out, {name: getattr(request, name) for name in read})
+    ownership.check_is_free(out, MADE, request.overwrite)
     translations = _read(request)
     learned = distances = memory = None
     if request.real is not None and request.compares and processes.is_main():
@@ -156,7 +159,7 @@ def evaluate(request: Request) -> Outcome | None:
 
         memory = memorisation.measure(request.memorisation, translations, seed)
 
-    with disk.folder(out, lambda path: _check_free(path, request.overwrite)) as folder:
+    with ownership.folder(out, MADE, request.overwrite) as folder:
         for pictures in ("panels", "views"):
             (folder / pictures).mkdir()
         compared = _Compared()
@@ -188,14 +191,6 @@ def evaluate(request: Request) -> Outcome | None:
         if memory is not None:
             memory.save(folder)
     return Outcome(metrics, failed)
-
-
-def _check_free(out: Path, overwrite: bool) -> None:
-    """InputError where nothing may be written: only an evaluation is ever replaced."""
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        if not (out / "metrics.json").is_file():
-            raise InputError(f"{out}: exists and is not an evaluation; give another --out")
-        disk.check_is_new(out, overwrite)
 
 
 def _read(request: Request) -> Translations:

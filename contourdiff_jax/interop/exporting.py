@@ -12,10 +12,11 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import schedulers, unet2d, weight_files
 from contourdiff_jax.methods.diffusion import NETWORK
 from contourdiff_jax.models import conditioning
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, ownership
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 
+MADE = "an exported model"  # by which the folder of one is known
 PIPELINES = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
 
 
@@ -26,7 +27,8 @@ def export(run_folder: str | Path, out: str | Path) -> None:
       InputError: not a run, a setting that diffusers has no equivalent of, or `out` is in use.
     """
     run_folder, out = Path(run_folder), Path(out)
-    disk.check_is_free(out)
+    ownership.check_apart("out", out, {"run": run_folder})
+    ownership.check_is_free(out, MADE)
     ours = run.load(run_folder)
     config = ours.config
     try:
@@ -55,7 +57,7 @@ def export(run_folder: str | Path, out: str | Path) -> None:
         "unet/config.json": unet,
         "scheduler/scheduler_config.json": scheduler,
     }
-    with disk.folder(out) as partial:
+    with ownership.folder(out, MADE) as partial:
         for name, fields in files.items():
             disk.write_json(partial / name, fields)
         weight_files.write(partial / "unet" / weight_files.WEIGHTS, tensors, {"format": "pt"})

@@ -15,7 +15,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import schedulers, unet2d, weight_files
 from contourdiff_jax.interop.weight_files import Tensor
 from contourdiff_jax.methods.diffusion import NETWORK
-from contourdiff_jax.runtime import disk, forms
+from contourdiff_jax.runtime import disk, forms, ownership
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.volumes import intensity
@@ -24,6 +24,7 @@ from contourdiff_jax.volumes.intensity import Preset, Window
 
 # What a network sees beside the image, by the number of these channels, as in ContourDiff.
 CONDITIONS = {1: (CONTOUR.name,), 2: (CONTOUR.name, NEIGHBOUR.name)}
+MADE = "a run"  # by which the folder of one is known
 STEPS = 50  # of sampling, as published; the configuration of a scheduler does not say
 
 
@@ -60,8 +61,9 @@ def import_checkpoint(
     """
     workdir = Path(workdir)
     meshes.check_devices()
-    disk.check_is_free(workdir)
+    ownership.check_is_free(workdir, MADE)
     unet = _unet(Path(source))
+    ownership.check_apart("workdir", workdir, {"checkpoint": source})
     images = {
         "preset": preset,
         "window": window,
@@ -89,7 +91,7 @@ def import_checkpoint(
     model = models.build(config.model)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     params = _params(config.model, shapes, tensors, unet)
-    with disk.folder(workdir) as partial:
+    with ownership.folder(workdir, MADE) as partial:
         ours.save(partial)
         checkpoint.save_averages(partial, {NETWORK: params})
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

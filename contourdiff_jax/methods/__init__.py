@@ -18,7 +18,7 @@ from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import diffusion, distilled, segmentation
 from contourdiff_jax.runtime import mesh as meshes
-from contourdiff_jax.runtime import processes
+from contourdiff_jax.runtime import ownership, processes
 from contourdiff_jax.training import checkpoint, loop, run
 from contourdiff_jax.training.run import Run
 
@@ -74,6 +74,7 @@ def train(
     Raises:
       InputError: one of these that cannot be used; a loss that is not finite.
     """
+    ownership.check_apart("workdir", workdir, {"store": store, "init": init, "teacher": teacher})
     if teacher and config.method == "diffusion":
         config = configuration.from_dict(config.to_dict() | {"method": "distilled"})
     _check_known(config.method)

@@ -63,7 +63,7 @@ def card(
     run_folder, out = Path(run_folder), Path(out)
     if out.suffix.lower() != ".md":
         raise InputError(f"{out}: name the card .md")
-    disk.check_is_new(out, overwrite)
+    disk.check_is_new(out, overwrite, NOTICE)
     trained = load(run_folder)
     training_store = None if store is None else _open_store(store, trained)
     weights = functools.cache(lambda: _weights(run_folder, trained))

@@ -13,11 +13,12 @@ from contourdiff_jax.evaluation import records
 from contourdiff_jax.evaluation.metrics import catalogue
 from contourdiff_jax.evaluation.records import Record
 from contourdiff_jax.reports import comparison, html, sections, tables
-from contourdiff_jax.runtime import disk, forms
+from contourdiff_jax.runtime import disk, forms, ownership
 from contourdiff_jax.training import logs
 from contourdiff_jax.translation.sidecars import NOTICE
 
 AXES = ("ssim_mask", "psnr_mask")  # of the figure of slices
+FIGURES = "figures of a report"  # what their folder holds
 SAMPLES = 3  # sample grids shown of a run, the last ones
 
 
@@ -27,7 +28,7 @@ def report(out, inputs, *, overwrite: bool = False) -> Path:
     Args:
       out: the .html file to write.
       inputs: run folders, evaluation folders and metrics.json files.
-      overwrite: replace a page of that name and its figures.
+      overwrite: replace a report of that name and its figures.
 
     Returns the page's path. Raises InputError for an input that is none of these or is damaged.
     """
@@ -37,7 +38,8 @@ def report(out, inputs, *, overwrite: bool = False) -> Path:
     if not inputs:
         raise InputError("nothing to report: name run folders, evaluation folders or metrics.json")
     folder = out.with_name(f"{out.stem}_figures")
-    _check_free(out, folder, overwrite)
+    disk.check_is_new(out, overwrite, NOTICE)
+    ownership.check_is_free(folder, FIGURES, overwrite)
     evaluations, runs = _recognise(map(Path, inputs))
     written = [records.read(path) for path in evaluations]
     drawn = {}  # PNG files by their names
@@ -49,7 +51,7 @@ def report(out, inputs, *, overwrite: bool = False) -> Path:
     page = html.page("contourdiff report", NOTICE, [part for part in parts if part])
     with disk.file(out) as partial:
         partial.write_text(page, encoding="utf-8")
-        with disk.folder(folder, lambda _: _check_free(out, folder, overwrite)) as pictures:
+        with ownership.folder(folder, FIGURES, overwrite) as pictures:
             for name, png in drawn.items():
                 (pictures / name).write_bytes(png)
     return out
@@ -72,18 +74,6 @@ def _recognise(inputs) -> tuple[list[Path], list[Path]]:
                 f"{path}: neither a run (config.json) nor an evaluation (metrics.json)"
             )
     return evaluations, runs
-
-
-def _check_free(out: Path, folder: Path, overwrite: bool) -> None:
-    """InputError where the page or its figures may not be written."""
-    for path in (out, folder):
-        disk.check_is_new(path, overwrite)
-    if out.is_dir():
-        raise InputError(f"{out}: is a folder; give another --out")
-    if folder.exists() and not (
-        folder.is_dir() and all(p.suffix == ".png" for p in folder.iterdir())
-    ):
-        raise InputError(f"{folder}: holds more than a report's figures; give another --out")
 
 
 # ----------------------------------------------------------------------------------------------

@@ -22,10 +22,13 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from contourdiff_jax.errors import InputError
+
+BEGINNING = 4096  # bytes of a file that tell what it is
+FOREIGN = "in the way, and not as this tool wrote it; move it away, or choose another place"
 
 # --------------------------------------------------------------------------------------------------
 # Writing
@@ -73,52 +76,32 @@ def write_json(path: Path, fields: dict) -> None:
     write(path, json.dumps(fields, indent=2) + "\n")
 
 
-def check_is_new(path: Path, overwrite: bool) -> None:
-    """Raise InputError for a path that exists, unless it may be overwritten."""
-    if os.path.exists(path) and not overwrite:
+def check_is_new(path: Path, overwrite: bool, sign: str | None = None) -> None:
+    """Raise InputError for a path that exists, unless it is a file that may be overwritten.
+
+    Args:
+      sign: a text that is near the beginning of all that may be; any file may without one.
+    """
+    if not os.path.lexists(path):
+        return
+    with writing(path):
+        if sign and not (path.is_file() and sign.encode() in path.read_bytes()[:BEGINNING]):
+            raise InputError(f"{path}: {FOREIGN}")
+    if not overwrite:
         raise InputError(f"{path}: exists already; pass --overwrite to replace it")
 
 
-def check_is_free(path: Path) -> None:
-    """Raise InputError for a path that exists, but for an empty folder."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{path}: exists already and is not empty; choose another folder")
-
-
 @contextlib.contextmanager
-def folder(path: Path, check: Callable[[Path], None] = check_is_free) -> Iterator[Path]:
-    """A folder to fill, which takes the name `path` at the end; after an error nothing is left.
+def staged(path: Path, *, inside: bool = False) -> Iterator[Path]:
+    """A hidden folder to fill with what shall lie in `path`; it is removed at the end.
 
-    Args:
-      path: what has this name is replaced, if `check` lets it.
-      check: raises InputError where something may not be replaced; asked before and after.
-
-    Raises:
-      InputError: the path is in use, or cannot be written.
+    It lies beside `path`, or inside. Errors name what is in it by its place in `path`; an OSError
+    is told as the InputError that `path` cannot be written.
     """
-    with writing(path):
-        check(path)
-        with part(path.resolve()) as partial:
-            partial.mkdir()
-            yield partial
-            check(path)
-            replace(partial, path.resolve())
-
-
-def replace(partial: Path, path: Path) -> None:
-    """Gives a folder the name `path`; what had it is removed, or keeps it after an OSError."""
-    if not path.exists():
-        os.rename(partial, path)
-        return
-    old = hidden(path)
-    os.rename(path, old)
-    try:
-        os.rename(partial, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.rename(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    place = path.resolve() / "new" if inside else path.resolve()
+    with writing(path), part(place, named=path) as partial:
+        partial.mkdir()
+        yield partial
 
 
 # --------------------------------------------------------------------------------------------------
@@ -127,10 +110,11 @@ def replace(partial: Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def part(path: Path) -> Iterator[Path]:
+def part(path: Path, named: Path | None = None) -> Iterator[Path]:
     """A hidden name beside `path` to write to; what still has it at the end is removed.
 
-    Meanwhile a lock beside it says that this process is alive. The folder is made.
+    Meanwhile a lock beside it says that this process is alive. The folder is made. Errors call it
+    `path`, or as it is `named`.
     """
     partial = hidden(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +125,7 @@ def part(path: Path) -> Iterator[Path]:
         except InputError as error:
             if str(partial) not in str(error):
                 raise
-            raise InputError(str(error).replace(str(partial), str(path))) from error
+            raise InputError(str(error).replace(str(partial), str(named or path))) from error
         finally:
             _remove(partial)
 

@@ -29,7 +29,7 @@ from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, ownership
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.run import Run
@@ -99,6 +99,8 @@ def translate(request: Request) -> Result:
     Raises:
       InputError: nothing could be translated. Volumes that failed among others are in the result.
     """
+    read = ("run", "source", "masks", "labels")
+    ownership.check_apart("out", request.out, {name: getattr(request, name) for name in read})
     trained = run.load(Path(request.run))
     config = _configured(trained, request.sampler)
     settings = _settings(trained, request)
@@ -111,6 +113,7 @@ def translate(request: Request) -> Result:
     )
     scans.check_assumed(content.scans, request.assumed)
     folder = _output_folder(trained, request, config.sampler)
+    folder.described()
     jobs = _jobs(content.scans, folder)
     plan, step, averages = _plan(trained, config.sampler, settings, request)
     work = _Work(
@@ -325,17 +328,16 @@ class _Work:
         ours, theirs = [], []
         for job in jobs:
             with self._failures([job]):
-                done, file = self._is_done(job), self.folder.claim(job.destination)
+                destination, fields = job.destination, self._fields(job.scan)
+                done, file = destination.is_done(fields), self.folder.claim(destination)
                 if not done and not claims.enter_context(disk.claim(file)):
                     theirs.append(job)
-                elif done or self._is_done(job):  # by a process that had claimed it a moment ago
-                    self.result.kept.append(job.destination.files[0])
+                elif done or destination.is_done(fields):  # by a process that had just claimed it
+                    self.result.kept.append(destination.files[0])
                 else:
+                    destination.check(fields, self.overwrite)
                     ours.append(job)
         return ours, theirs
-
-    def _is_done(self, job: _Job) -> bool:
-        return job.destination.is_done(self._fields(job.scan), self.overwrite)
 
     def _fields(self, scan: Scan) -> dict:
         """What the sidecar of a scan's translation says before that is made."""

@@ -16,9 +16,10 @@ kind in a folder of its own: OUT/maps/<kind>/<name>.nii.gz.
 The affine, the axes and the shape of the source are put back by volumes/io.py and the formats.
 """
 
+import contextlib
 import dataclasses
+import os
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from contourdiff_jax import __version__
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import disk, forms
+from contourdiff_jax.runtime import disk, forms, ownership
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.volumes import filenames, io
 from contourdiff_jax.volumes.intensity import Preset, Window
@@ -37,6 +38,7 @@ from contourdiff_jax.volumes.volume import Volume
 FORMATS = ("same", "nifti", "dicom", "bids", "nnunet")
 BIDS_VERSION = "1.10.0"
 MAPS = "maps"  # folder of the maps beside translations
+DESCRIPTIONS = {"bids": "dataset_description.json", "nnunet": "dataset.json"}  # of whole folders
 DATATYPES = {"ct": "ct", "mr": "anat"}  # folders of BIDS
 
 
@@ -45,16 +47,19 @@ class Destination:
     """Where one translation goes.
 
     Attributes:
+      root: OUT, in which all of it lies.
       files: all that must exist for it to be whole: files, or the folder of a series.
-      sidecar: the JSON beside them.
-      save: writes them: (array [X, Y, Z] in native units, the source's volume) -> None.
+      sidecar: the JSON beside them, which lists all files (runtime/ownership.py).
+      save: writes them into any folder as into OUT: (the folder, array [X, Y, Z] in native units,
+        the source's volume) -> None.
       sources: of pictures, the file that each of `files` is made of.
       maps: where the maps go, by name.
     """
 
+    root: Path
     files: tuple[Path, ...]
     sidecar: Path
-    save: Callable[[np.ndarray, Volume], None]
+    save: Callable[[Path, np.ndarray, Volume], None]
     sources: tuple[Path, ...] = ()
     maps: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
@@ -62,50 +67,55 @@ class Destination:
     def _all(self) -> tuple[Path, ...]:
         return (*self.files, *self.maps.values())
 
-    def is_done(self, fields: dict, overwrite: bool) -> bool:
-        """Whether the translation is there, and its sidecar says all that `fields` do.
-
-        Raises InputError where it is there but was made from or with something else.
-        """
-        there = [path for path in self._all if path.exists()]
-        try:
-            sidecar = forms.read(self.sidecar, {"left_out?": tuple[str, ...]}, "")
-        except InputError:
-            sidecar = {}
-        if sidecars.states(sidecar, fields):
-            left_out = sidecar.get("left_out", [])
-            return {path.name for path in self._all if path not in there} == set(left_out)
-        if overwrite or not there:
+    def is_done(self, fields: dict) -> bool:
+        """Whether the translation is there, and its sidecar says all that `fields` do."""
+        sidecar = self._said()
+        if "unfinished" in sidecar or not sidecars.states(sidecar, fields):
             return False
-        raise InputError(
-            f"{there[0]}: made with other settings; choose another --out or give --overwrite"
-        )
+        lost = {path.name for path in self._all if not path.exists()}
+        return lost == set(sidecar.get("left_out", []))
+
+    def check(self, fields: dict, overwrite: bool) -> None:
+        """Raise InputError for a place that is not free for a translation that is not done.
+
+        What is lost or unfinished of the same is made again; of another, only to `overwrite` it.
+        """
+        names = [self._name(path) for path in self._all]
+        own = ownership.owned(self.root, self._name(self.sidecar), sidecars.NOTICE, names)
+        there = [path for name in [*names, *own] if (path := self.root / name).exists()]
+        sidecar = self._said()
+        if sidecars.states(sidecar, fields):
+            there = [path for path in there if not {path, *path.parents} & {*self._all}]
+        if there and not overwrite and "unfinished" not in sidecar:
+            raise InputError(
+                f"{there[0]}: made with other settings; choose another --out or give --overwrite"
+            )
 
     def write(self, array: np.ndarray, like: Volume, fields: dict, maps: Mapping) -> None:
         """Write the translation, its sidecar and its maps {name: [X, Y, Z]}: all, or none.
 
-        The sidecar comes first: even where the command is interrupted, no file lies without one.
+        What was there goes when all is whole, and no file ever lies without a sidecar.
         """
-        with disk.writing(self.sidecar):
-            self._remove()
         bad = {path for path, _ in like.failed}
         left_out = [p.name for p, of in zip(self.files, self.sources, strict=False) if of in bad]
-        disk.write_json(self.sidecar, fields | ({"left_out": left_out} if left_out else {}))
-        try:
+        with disk.staged(self.root, inside=True) as new:
             for name, path in self.maps.items():
-                io.write(path, maps[name], like, np.float32)
-            self.save(array, like)
-        except Exception:
-            self.sidecar.unlink(missing_ok=True)
-            self._remove()
-            raise
+                io.write(new / self._name(path), maps[name], like, np.float32)
+            self.save(new, array, like)
+            fields = fields | ({"left_out": left_out} if left_out else {})
+            fields["files"], sidecar = ownership.listing(new), self._name(self.sidecar)
+            disk.write_json(new / sidecar, fields)
+            ownership.merge(new, self.root, sidecar, sidecars.NOTICE)
 
-    def _remove(self) -> None:
-        for path in self._all:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    def _said(self) -> dict:
+        """What the sidecar says, nothing without one."""
+        try:
+            return forms.read(self.sidecar, {"left_out?": tuple[str, ...]}, "")
+        except InputError:
+            return {}
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,19 +179,19 @@ class OutputFolder:
         return self._file(self.path / f"{scan.stem}.nii.gz")
 
     def _file(self, path: Path) -> Destination:
-        def save(array, volume):
-            io.write(path, array, volume, self.preset.dtype)
+        def save(root, array, volume):
+            place = root / path.relative_to(self.path)
+            io.write(place, array, volume, self.preset.dtype)
 
-        return Destination((path,), path.with_name(f"{filenames.stem(path)}.json"), save)
+        sidecar = path.with_name(f"{filenames.stem(path)}.json")
+        return Destination(self.path, (path,), sidecar, save)
 
     def _series(self, scan: Scan) -> Destination:
-        path = self.path / scan.name
-
-        def save(array, volume):
+        def save(root, array, volume):
             from contourdiff_jax.volumes.formats import derived
 
             derived.write(
-                path,
+                root / scan.name,
                 array,
                 volume,
                 modality=self.preset.modality,
@@ -191,7 +201,8 @@ class OutputFolder:
                 window=(self.window.low, self.window.high),
             )
 
-        return Destination((path,), path.with_name(f"{path.name}.json"), save)
+        path = self.path / scan.name
+        return Destination(self.path, (path,), path.with_name(f"{path.name}.json"), save)
 
     def _pictures(self, scan: Scan) -> Destination:
         from contourdiff_jax.volumes.formats import pictures
@@ -199,13 +210,13 @@ class OutputFolder:
         names = pictures.names(scan.files)
         files = tuple(self.path / name for name in names)
 
-        def save(array, volume):
+        def save(root, array, volume):
             bad = {path for path, _ in volume.failed}
             good = [name for name, of in zip(names, scan.files, strict=True) if of not in bad]
             window = (self.window.low, self.window.high)
-            pictures.write(self.path, good, array, volume, window)
+            pictures.write(root, good, array, volume, window)
 
-        return Destination(files, self.path / f"{scan.stem}.json", save, scan.files)
+        return Destination(self.path, files, self.path / f"{scan.stem}.json", save, scan.files)
 
     # BIDS -----------------------------------------------------------------------------------------
 
@@ -220,50 +231,56 @@ class OutputFolder:
 
     def _nnunet_case(self, scan: Scan) -> Destination:
         part = "Ts" if scan.split == "test" else "Tr"
-        image = self.path / f"images{part}" / f"{scan.name}_0000.nii.gz"
-        label = self.path / f"labels{part}" / f"{scan.name}.nii.gz"
-        plain = self._file(image)
+        label = f"labels{part}/{scan.name}.nii.gz"
+        plain = self._file(self.path / f"images{part}" / f"{scan.name}_0000.nii.gz")
 
-        def save(array, volume):
+        def save(root, array, volume):
             labels = pairs.companion(volume, scan, self.labels, "labels")
             if labels is None:
                 raise InputError(f"{scan.path}: no label map; --format=nnunet needs --labels")
             dtype = np.uint8 if labels.max() < 256 else np.uint16
             # On the grid of the image, or nnU-Net refuses them.
-            io.write(label, labels, volume, dtype, overwrite=True)
-            plain.save(array, volume)
+            io.write(root / label, labels, volume, dtype)
+            plain.save(root, array, volume)
 
-        return Destination((image, label), plain.sidecar, save)
+        return Destination(self.path, (*plain.files, self.path / label), plain.sidecar, save)
 
     # Whole folders --------------------------------------------------------------------------------
 
+    def described(self) -> dict:
+        """What describes the folder as a whole; InputError where others wrote it."""
+        path = self.path / DESCRIPTIONS.get(self.format, "")
+        if self.format not in DESCRIPTIONS or not os.path.lexists(path):
+            return {}
+        with contextlib.suppress(InputError):
+            fields = forms.read(path, {}, "")
+            if sidecars.NOTICE in str(fields):
+                return fields
+        raise InputError(f"{path}: describes what this tool did not make; choose another --out")
+
     def finish(self, source: Path) -> None:
-        """Write what describes the folder as a whole."""
-        if self.format == "bids":
-            self._describe_bids()
-        if self.format == "nnunet":
-            self._describe_nnunet(source)
+        """Write what describes the folder as a whole; fields that others added stay."""
+        if self.format in DESCRIPTIONS:
+            fields = self._bids() if self.format == "bids" else self._nnunet(source)
+            disk.write_json(self.path / DESCRIPTIONS[self.format], self.described() | fields)
 
-    def _describe_bids(self) -> None:
-        disk.write_json(
-            self.path / "dataset_description.json",
-            {
-                "Name": f"Synthetic {self.kind} images by contourdiff",
-                "BIDSVersion": BIDS_VERSION,
-                "DatasetType": "derivative",
-                "GeneratedBy": [
-                    {
-                        "Name": "contourdiff-jax",
-                        "Version": __version__,
-                        "Description": sidecars.NOTICE,
-                    }
-                ],
-                # Sidecars identify the source by its digest; its path may name a patient.
-                "SourceDatasets": [{"URL": "local"}],
-            },
-        )
+    def _bids(self) -> dict:
+        return {
+            "Name": f"Synthetic {self.kind} images by contourdiff",
+            "BIDSVersion": BIDS_VERSION,
+            "DatasetType": "derivative",
+            "GeneratedBy": [
+                {
+                    "Name": "contourdiff-jax",
+                    "Version": __version__,
+                    "Description": sidecars.NOTICE,
+                }
+            ],
+            # Sidecars identify the source by its digest; its path may name a patient.
+            "SourceDatasets": [{"URL": "local"}],
+        }
 
-    def _describe_nnunet(self, source: Path) -> None:
+    def _nnunet(self, source: Path) -> dict:
         images = disk.entries(self.path, "imagesTr/*_0000.nii.gz")
         labels = {0}
         for path in disk.entries(self.path, "labelsT[rs]/*.nii.gz"):
@@ -272,16 +289,13 @@ class OutputFolder:
             "background": 0,
             **{f"label_{label}": label for label in sorted(labels - {0})},
         }
-        disk.write_json(
-            self.path / "dataset.json",
-            {
-                "channel_names": {"0": "CT" if self.preset.modality == "ct" else self.kind},
-                "labels": names,
-                "numTraining": len(images),
-                "file_ending": ".nii.gz",
-                "description": sidecars.NOTICE,
-            },
-        )
+        return {
+            "channel_names": {"0": "CT" if self.preset.modality == "ct" else self.kind},
+            "labels": names,
+            "numTraining": len(images),
+            "file_ending": ".nii.gz",
+            "description": sidecars.NOTICE,
+        }
 
 
 def _entities(name: str) -> list[str]:

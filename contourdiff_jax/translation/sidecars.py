@@ -4,7 +4,8 @@
     {"schema", "notice", "subject", "source": {"name", "sha256"}, "preset": {"source", "target"},
      "assumed": {"spacing", "range"}, "window": [low, high], "grid",
      "contours": {"source", "target"}, "checkpoint": {"step", "images", "digest"}, "sampler",
-     "seed", "training_subjects", "slices", "seconds", "cost", "versions", "config"}
+     "seed", "training_subjects", "slices", "seconds", "cost", "versions", "config",
+     "files": {path in OUT: seal}}
 
 Nothing of the source's header is in it. "window" is the translation's in its native units.
 """
@@ -128,6 +129,8 @@ def read(scan: Scan) -> Sidecar | None:
         return None
     fields = forms.read(file, FORM, TRANSLATE, SCHEMA)
     with forms.naming(file, TRANSLATE):
+        if "unfinished" in fields:
+            raise InputError("its translation was interrupted")
         if fields["slices"] < 1:
             raise InputError(f"slices: {fields['slices']}, where there is one at least")
         source, target = (intensity.preset(fields["preset"][side]) for side in SIDES)

@@ -16,6 +16,7 @@ from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.evaluation import contour_gap as command
+from contourdiff_jax.runtime import ownership
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +92,7 @@ def test_settings_stay_as_they_are_where_none_are_better(store_path):
 def test_everything_is_written_down(crossing):
     out, found = crossing
     assert sorted(path.name for path in out.iterdir()) == [
+        ownership.MARK,
         "contact_sheet.png",
         "contours.json",
         "statistics.json",
@@ -214,4 +216,4 @@ def test_contours_that_the_store_does_not_hold(refused, store_path):
 
 
 def test_a_folder_in_use(refused, store_path):
-    assert "not empty" in refused(f"--store={store_path}", f"--out={store_path}")
+    assert "lies in --store" in refused(f"--store={store_path}", f"--out={store_path}")

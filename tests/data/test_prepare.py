@@ -280,13 +280,15 @@ def test_a_fraction_for_validation_that_would_do_nothing_is_refused(source, tmp_
     (source / "d_ct.nii.gz").unlink()
     with pytest.raises(InputError, match="fewer than 4 subjects to train on none"):
         prepare(source, tmp_path / "store", "ct", validation=0.5)
-    source.rename(tmp_path / "trainA")
-    (tmp_path / "valA").mkdir()
-    (tmp_path / "trainA" / "c_ct.nii.gz").rename(tmp_path / "valA" / "c_ct.nii.gz")
+    both = tmp_path / "both"
+    both.mkdir()
+    source.rename(both / "trainA")
+    (both / "valA").mkdir()
+    (both / "trainA" / "c_ct.nii.gz").rename(both / "valA" / "c_ct.nii.gz")
     with pytest.raises(InputError, match=r"the layout of .* says who is for val"):
-        prepare(tmp_path, tmp_path / "store", "ct", validation=0.5)
+        prepare(both, tmp_path / "store", "ct", validation=0.5)
     assert not (tmp_path / "store").exists()
-    prepare(tmp_path, tmp_path / "store", "ct", validation=0)  # asks for no more than there is
+    prepare(both, tmp_path / "store", "ct", validation=0)  # asks for no more than there is
     assert open_store(tmp_path / "store").subjects("val") == ["c"]
 
 

@@ -921,7 +921,7 @@ def test_bad_requests(data):
     with pytest.raises(InputError, match="--conventions=mine: known are synthrad"):
         run(data, conventions="mine")
     with pytest.raises(InputError, match="no known layout"):
-        evaluate(Request(data, data / "out", truth=data / "truth"))
+        evaluate(Request(data, data.with_name("out"), truth=data / "truth"))
     with pytest.raises(InputError, match="--preset=ct, but the sidecars say mr"):
         run(data, preset="ct")
     shutil.copy(data / "truth" / "s1_mr.nii.gz", data / "truth" / "s1_t1.nii.gz")
@@ -942,10 +942,10 @@ def test_only_an_evaluation_is_ever_replaced(data):
     run(data)
     with pytest.raises(InputError, match="--overwrite"):
         run(data)
-    (data / "out" / "old.png").touch()
+    (data / "out" / "notes.md").write_text("mine")
     run(data, overwrite=True)
-    assert not (data / "out" / "old.png").exists()
-    with pytest.raises(InputError, match="is not an evaluation"):
+    assert (data / "out" / "notes.md").read_text() == "mine"
+    with pytest.raises(InputError, match=r"--out=.*/truth: lies in --truth"):
         run(data, "truth", overwrite=True)
     assert len(list((data / "truth").iterdir())) == 3
 

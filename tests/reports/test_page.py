@@ -16,6 +16,7 @@ from contourdiff_jax.commands import report as commands_report
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.reports import page as module
 from contourdiff_jax.reports.page import report
+from contourdiff_jax.runtime import ownership
 
 VOID = {"meta", "img", "br"}
 
@@ -141,10 +142,10 @@ def test_the_page_holds_all_it_shows(scores, run, tmp_path):
 def test_figures_lie_beside_the_page_as_they_are_in_it(scores, run, tmp_path):
     page = Page(report(tmp_path / "report.html", [scores, run]))
     folder = tmp_path / "report_figures"
-    names = {path.name for path in folder.iterdir()}
-    assert names == {"01_subjects.png", "01_slices.png", "02_training.png"}
-    assert all(path.read_bytes() in page.pictures for path in folder.iterdir())
-    for path in folder.iterdir():
+    names = ["01_slices.png", "01_subjects.png", "02_training.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [ownership.MARK, *names]
+    assert all((folder / name).read_bytes() in page.pictures for name in names)
+    for path in folder.glob("*.png"):
         colours = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
         assert len(np.unique(colours, axis=0)) > 20  # something is drawn
 
@@ -193,7 +194,7 @@ def test_what_is_missing_is_left_out(tmp_path):
     assert page.pictures == []
     for absent in ("Panels", "Versions", "Samples", "images seen"):
         assert absent not in page.text
-    assert list((tmp_path / "report_figures").iterdir()) == []
+    assert not list((tmp_path / "report_figures").glob("*.png"))
 
 
 def test_curves_are_drawn_as_far_as_they_were_recorded(run, tmp_path):
@@ -397,12 +398,18 @@ def test_nothing_is_overwritten_unasked(scores, tmp_path):
     report(out, [scores])
     with pytest.raises(InputError, match="--overwrite"):
         report(out, [scores])
-    (tmp_path / "report_figures" / "old.png").touch()
+    figures = tmp_path / "report_figures"
+    (figures / "mine.png").touch()
     report(out, [scores], overwrite=True)
-    assert not (tmp_path / "report_figures" / "old.png").exists()
-    (tmp_path / "report_figures" / "thesis.txt").touch()
-    with pytest.raises(InputError, match="more than a report's figures"):
+    assert (figures / "mine.png").exists()
+    out.write_text("<p>mine</p>")
+    with pytest.raises(InputError, match=r"report\.html: .*not as this tool wrote it"):
         report(out, [scores], overwrite=True)
+    out.unlink()
+    (figures / ownership.MARK).unlink()
+    with pytest.raises(InputError, match="report_figures: exists already and is not figures"):
+        report(out, [scores], overwrite=True)
+    assert not out.exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, ownership
 
 
 def write(kind, path, begun):
     """A process that writes until it is killed."""
-    with disk.folder(path) if kind == "folder" else disk.file(path) as partial:
+    with ownership.folder(path, "a test") if kind == "folder" else disk.file(path) as partial:
         (partial / "a" if kind == "folder" else partial).write_text("half")
         begun.send(partial)
         signal.pause()

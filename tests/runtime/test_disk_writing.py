@@ -8,7 +8,7 @@ import os
 import pytest
 
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, ownership
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -44,8 +44,12 @@ def test_a_file_that_fails_leaves_what_was_there(tmp_path):
         disk.write(path / "b", b"")
 
 
-def fill(path, text, check=disk.check_is_free):
-    with disk.folder(path, check) as partial:
+def fail(*_):
+    raise FULL
+
+
+def fill(path, text, overwrite=None):
+    with ownership.folder(path, "a test", overwrite) as partial:
         (partial / "a").write_text(text)
         assert not path.exists() or (path / "a").read_text() != text
 
@@ -53,16 +57,16 @@ def fill(path, text, check=disk.check_is_free):
 def test_a_folder_is_there_when_it_is_whole_and_replaced_only_if_it_may_be(tmp_path):
     path = tmp_path / "new" / "out"
     fill(path, "first")
-    with pytest.raises(InputError, match="exists already and is not empty"):
-        fill(path, "second")
-    fill(path, "second", check=lambda _: None)
+    for overwrite, told in ((None, " and is not empty; choose another"), (False, "; pass --over")):
+        with pytest.raises(InputError, match=f"out: exists already{told}"):
+            fill(path, "second", overwrite)
+    fill(path, "second", overwrite=True)
     assert (path / "a").read_text() == "second" and [path] == list(path.parent.iterdir())
-
-    def never(_):
-        raise InputError("not this one")
-
-    with pytest.raises(InputError, match="not this one"):
-        fill(path, "third", check=never)
+    with (
+        pytest.raises(InputError, match="out: exists already and is not another thing"),
+        ownership.folder(path, "another thing", overwrite=True),
+    ):
+        pass
     assert (path / "a").read_text() == "second"
 
 
@@ -71,20 +75,19 @@ def test_a_folder_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     fill(path, "first")
     with (
         pytest.raises(InputError, match="out: cannot be written: no space left"),
-        disk.folder(path, lambda _: None),
+        ownership.folder(path, "a test", overwrite=True),
     ):
         raise FULL
-    rename, calls = os.rename, []
-
-    def second_fails(source, target):
-        calls.append(source)
-        if len(calls) == 2:
-            raise FULL
-        rename(source, target)
-
-    monkeypatch.setattr(os, "rename", second_fails)
-    with pytest.raises(InputError, match="no space left"):
-        fill(path, "second", check=lambda _: None)
+    with (
+        pytest.raises(InputError) as told,
+        ownership.folder(path, "a test", overwrite=True) as partial,
+    ):
+        disk.write(partial / "b" / "c", "")
+        disk.write(partial / "b", "")  # a folder has the name
+    assert str(told.value) == f"{path / 'b'}: cannot be written: Is a directory"
+    with monkeypatch.context() as patch, pytest.raises(InputError, match="no space left"):
+        patch.setattr(os, "replace", fail)
+        fill(path, "second", overwrite=True)
     assert (path / "a").read_text() == "first" and [path] == list(tmp_path.iterdir())
 
 
@@ -101,7 +104,7 @@ def test_names_as_long_as_a_file_system_takes_are_written(tmp_path, letter):
     suffix = ".nii.gz"
     longest = (letter * 255).encode()[: 255 - len(suffix)].decode(errors="ignore") + suffix
     disk.write(tmp_path / longest, "x")
-    with disk.folder(tmp_path / longest[1:]):
+    with ownership.folder(tmp_path / longest[1:], "a test"):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {longest, longest[1:]}
     assert disk.is_partial(disk.hidden(tmp_path / longest))

@@ -2,8 +2,11 @@
 """Translations go back in the format and the layout asked for, lie where their source lies and can
 be found, scored and trained on there."""
 
+import errno
 import json
+import os
 import shutil
+from pathlib import Path
 
 import dicom_series
 import nibabel as nib
@@ -308,6 +311,187 @@ def test_mha_stays_mha(mr_run, phantom_data, plain, tmp_path):
     np.testing.assert_allclose(back.GetOrigin(), image.GetOrigin(), atol=1e-4)
     assert back.GetDirection() == pytest.approx(image.GetDirection())
     same_place(io.read(result.done[0]), plain["phantom005"], tolerance=1e-3)
+
+
+# ----------------------------------------------------------------------------------------------
+# What was there before
+# ----------------------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def alike(ours, theirs):
+    """Whether the folders hold the same, but for what sidecars say of time and machine."""
+    ours, theirs = contents(ours), contents(theirs)
+    return ours.keys() == theirs.keys() and all(
+        ours[name] == theirs[name] for name in ours if not name.endswith(".json")
+    )
+
+
+@pytest.fixture
+def one(phantom_data, tmp_path):
+    """A folder with one CT."""
+    folder = tmp_path / "ct"
+    folder.mkdir()
+    shutil.copy(phantom_data / "test_ct" / "phantom005_ct.nii.gz", folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["same", "dicom"])
+def test_nothing_but_a_translation_is_replaced(mr_run, one, tmp_path, name):
+    how, out = {"preset": "ct", "format": name}, tmp_path / "out"
+    translate(mr_run, one, out, **how)
+    (out / "notes.md").write_text("mine")
+    with pytest.raises(InputError, match=r"made with other settings.*--overwrite"):
+        translate(mr_run, one, out, **how, seed=1)
+    # Of a series of fewer slices, those of before go.
+    volume = nib.load(one / "phantom005_ct.nii.gz")
+    nib.save(volume.slicer[:, :, :4], one / "phantom005_ct.nii.gz")
+    translate(mr_run, one, out, **how, overwrite=True)
+    written = sorted(path for path in out.rglob("*") if path.suffix in (".dcm", ".gz"))
+    assert len(written) == (4 if name == "dicom" else 1)
+    assert (out / "notes.md").read_text() == "mine"
+    written[0].write_bytes(written[0].read_bytes() + b"mine")
+    before = contents(out)
+    with pytest.raises(InputError, match=f"{written[0].name}: in the way"):
+        translate(mr_run, one, out, **how, seed=1, overwrite=True)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("sidecar", ["", "{}", '{"notice": "Not for diagnosis."}'])
+def test_the_patient_s_own_series_is_never_replaced(mr_run, one, tmp_path, sidecar):
+    """Beside it may lie a JSON with the name of a sidecar."""
+    out = tmp_path / "patients"
+    out.mkdir()
+    dicom_series.write_series(out / "phantom005", np.zeros((6, 5, 4), np.int16))
+    (out / "phantom005" / "report.txt").write_text("mine")
+    if sidecar:
+        (out / "phantom005.json").write_text(sidecar)
+    before = contents(out)
+    for overwrite in (False, True):
+        with pytest.raises(InputError, match=r"phantom005.*in the way.*move it away") as told:
+            translate(mr_run, one, out, preset="ct", format="dicom", overwrite=overwrite)
+        assert "--overwrite" not in str(told.value)
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("name", ["same", "dicom"])
+def test_a_full_disk_keeps_what_was_there(mr_run, one, tmp_path, monkeypatch, name):
+    how, out = {"preset": "ct", "format": name, "maps": True}, tmp_path / "out"
+    translate(mr_run, one, out, **how)
+    before = contents(out)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(*((pydicom.Dataset, "save_as") if name == "dicom" else (nib, "save")), full)
+    with pytest.raises(InputError, match=f"{out}/.*: cannot be written: no space left") as told:
+        translate(mr_run, one, out, **how, seed=1, overwrite=True)
+    assert contents(out) == before and "/." not in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["same", "dicom"])
+def test_whenever_it_is_killed_the_next_call_ends_what_was_begun(
+    mr_run, one, tmp_path, monkeypatch, name
+):
+    """No old voxels lie under a new sidecar, nor new ones under an old: it says `unfinished`."""
+    how, kills, replace = {"preset": "ct", "format": name}, 0, os.replace
+    translate(mr_run, one, tmp_path / "before", **how)
+    translate(mr_run, one, tmp_path / "after", **how, seed=1)
+    while True:
+        out, left = tmp_path / str(kills), [kills]
+        shutil.copytree(tmp_path / "before", out)
+
+        def until(source, target, left=left, out=out):
+            if Path(target).is_relative_to(out) and not any(map(disk.is_partial, target.parents)):
+                left[0] -= 1
+                if left[0] < 0:
+                    raise KeyboardInterrupt
+            replace(source, target)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", until)
+            try:
+                translate(mr_run, one, out, **how, seed=1, overwrite=True)
+            except KeyboardInterrupt:
+                kills += 1
+            else:
+                break
+        if not alike(out, tmp_path / "before"):
+            assert json.loads(next(out.glob("*.json")).read_text())["unfinished"]
+            [scan] = layouts.find(out).scans
+            with pytest.raises(InputError, match="interrupted; translate again"):
+                sidecars.read(scan)
+        again = kills > 1  # only what is unfinished is replaced unasked
+        assert translate(mr_run, one, out, **how, seed=1, overwrite=not again).done
+        assert alike(out, tmp_path / "after")
+        assert "unfinished" not in next(out.glob("*.json")).read_text()
+    assert kills == (7 if name == "dicom" else 3)
+
+
+def test_another_format_replaces_only_when_asked(mr_run, one, tmp_path):
+    """A volume has one sidecar, which can stand for one translation."""
+    source, out = tmp_path / "phantom005_ct.mha", tmp_path / "out"
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(one / "phantom005_ct.nii.gz")), str(source))
+    translate(mr_run, source, out, preset="ct")
+    with pytest.raises(InputError, match=r"phantom005_ct\.mha: made with other settings"):
+        translate(mr_run, source, out, preset="ct", format="nifti")
+    translate(mr_run, source, out, preset="ct", format="nifti", overwrite=True)
+    names = ["phantom005_ct.json", "phantom005_ct.nii.gz"]
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
+@pytest.mark.parametrize("name", ["same", "dicom"])
+def test_of_an_earlier_version_only_what_has_a_known_name_is_replaced(mr_run, one, tmp_path, name):
+    """Its sidecars list nothing; a series may hold slices that it did not write."""
+    how, out = {"preset": "ct", "format": name}, tmp_path / "out"
+    translate(mr_run, one, out, **how)
+    sidecar = next(out.glob("*.json"))
+    fields = json.loads(sidecar.read_text())
+    assert fields.pop("files")
+    sidecar.write_text(json.dumps(fields))
+    assert translate(mr_run, one, out, **how).kept
+    before = contents(out)
+    if name == "same":
+        assert translate(mr_run, one, out, **how, seed=1, overwrite=True).done
+        assert json.loads(sidecar.read_text())["files"]
+    else:
+        with pytest.raises(InputError, match=r"phantom005/\d+\.dcm: in the way"):
+            translate(mr_run, one, out, **how, seed=1, overwrite=True)
+        assert contents(out) == before
+
+
+def test_no_name_leads_out_of_the_folder(mr_run, one, tmp_path):
+    """Nor a link: words of a table become names of files, and folders may be elsewhere."""
+    shutil.copy(one / "phantom005_ct.nii.gz", one / "b.nii.gz")
+    rows = ["file,subject,kind", "phantom005_ct.nii.gz,..,../../../x", "b.nii.gz,..,ct"]
+    (one / "table.csv").write_text("\n".join(rows))
+    out = tmp_path / "far" / "out"
+    how = {"preset": "ct", "layout": str(one / "table.csv"), "select": "*"}
+    assert len(translate(mr_run, one, out, **how).done) == 2
+    assert len(list(out.glob("*.nii.gz"))) == 2
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "imagesTr").symlink_to("../far")
+    how = {"preset": "ct", "format": "nnunet", "labels": one}
+    with pytest.raises(InputError, match=r"imagesTr/.*: leads out of .*linked"):
+        translate(mr_run, one / "b.nii.gz", tmp_path / "linked", **how)
+    assert [path.name for path in (tmp_path / "far").iterdir()] == ["out"]
+
+
+def test_what_others_add_to_the_description_stays(mr_run, one, tmp_path):
+    how, path = {"preset": "ct", "format": "bids", "kind": "T1w"}, "dataset_description.json"
+    translate(mr_run, one, tmp_path / "out", **how)
+    fields = json.loads((tmp_path / "out" / path).read_text())
+    added = fields | {"License": "CC0", "BIDSVersion": "0"}
+    (tmp_path / "out" / path).write_text(json.dumps(added))
+    translate(mr_run, one, tmp_path / "out", **how)
+    assert json.loads((tmp_path / "out" / path).read_text()) == fields | {"License": "CC0"}
 
 
 # ----------------------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def _checked(source: Path, content: Content, wanted: Wanted) -> Content:
     if wanted.select == EVERY:
         counts = Counter(scan.stem for scan in scans)
         scans = [
-            dataclasses.replace(scan, stem=f"{scan.stem}_{scan.kind}")
+            dataclasses.replace(scan, stem=naming.safe(f"{scan.stem}_{scan.kind}"))
             if counts[scan.stem] > 1 and scan.kind
             else scan
             for scan in scans

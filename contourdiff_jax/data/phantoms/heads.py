@@ -14,7 +14,7 @@ from tqdm import tqdm
 from contourdiff_jax.config import SEEDS
 from contourdiff_jax.data.phantoms import anatomy, rendering
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import ownership
 from contourdiff_jax.volumes import io
 
 FIELD_OF_VIEW = 230.0  # mm, in plane
@@ -193,7 +193,7 @@ def phantoms(
     Args:
         out: folder to make; it appears under its name only when whole.
         subjects, size, options: fields of `Heads`.
-        overwrite: replace `out`, if all it holds is phantoms.
+        overwrite: replace the files of phantoms that `out` holds.
 
     Returns:
         The subjects of each role: 'train_mr', 'train_ct', 'test'.
@@ -201,10 +201,10 @@ def phantoms(
     Raises:
         InputError: a number out of range, or `out` exists or cannot be written.
     """
-    out, heads = Path(out).absolute(), Heads(subjects, size, **options)
+    out, heads = Path(out), Heads(subjects, size, **options)
     roles = heads.roles
     work = [(role, subject) for role, names in roles.items() for subject in names]
-    with disk.folder(out, lambda path: _check_free(path, overwrite)) as partial:
+    with ownership.folder(out, "phantoms", overwrite) as partial:
         for folder in FOLDERS:
             (partial / folder).mkdir()
         for role, subject in tqdm(work, desc="phantoms", unit="head", disable=None):
@@ -214,14 +214,3 @@ def phantoms(
                 path = partial / folder_of(role, kind) / f"{subject}_{kind}.nii.gz"
                 io.save(path, array, affine, array.dtype)
     return roles
-
-
-def _check_free(out, overwrite):
-    if not out.exists():
-        return
-    if not overwrite:
-        raise InputError(f"{out}: exists already; choose another --out or add --overwrite")
-    if not out.is_dir() or {entry.name for entry in out.iterdir()} - FOLDERS:
-        raise InputError(
-            f"{out}: holds more than phantoms, so it is not overwritten; choose another --out"
-        )

@@ -5,7 +5,9 @@ Two bounds say what a score is worth: segmenters that learn from the sources as 
 real volumes of the target with labels. docs/scores.md defines the numbers.
 """
 
+import contextlib
 import dataclasses
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -29,7 +31,7 @@ from contourdiff_jax.evaluation.segmentation import scores, testing, trained
 from contourdiff_jax.evaluation.segmentation.trained import Trained
 from contourdiff_jax.methods import segmentation
 from contourdiff_jax.models import segmenter
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import disk, ownership
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, loop, run
 from contourdiff_jax.training.loop import Compiled
@@ -40,8 +42,10 @@ from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset
 
 GRID = "grid"  # the method of a segmenter that is always right on its grid
+MADE = "a segmentation"  # by which the folder of one is known
 PANELS = 8  # volumes that are drawn
 MOST = 255  # classes, the background not counted
+READ = [f"{of}_{it}" for of in ("train", "test", "lower", "upper") for it in ("images", "labels")]
 # Least and most that numbers of a request may be.
 BOUNDS = {
     **{"seeds": (1, 1000), "seed": (0, config.SEEDS - 1)},
@@ -112,8 +116,9 @@ def segment(request: Request) -> Outcome:
     """
     request.check()
     out, batch, seed = Path(request.out), request.batch, request.seed
-    runs = out.with_name(f"{out.name}.runs")  # what is trained so far, until `out` is written
-    disk.check_is_free(out)
+    runs = Path(f"{os.path.abspath(out)}.runs")  # what is trained so far, until `out` is written
+    ownership.check_apart("out", out, {it: getattr(request, it) for it in READ})
+    ownership.check_is_free(out, MADE)
     mesh = meshes.make(config.default().mesh, batch=batch, least=meshes.LEARNT)
     meshes.check_batch(mesh, batch, "--batch")
 
@@ -130,7 +135,7 @@ def segment(request: Request) -> Outcome:
         )
     _check_apart(sets, tests, origin.training_subjects)
 
-    with disk.folder(out) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
+    with ownership.folder(out, MADE) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
         grid = {name: getattr(request, name) for name in ("axis", "spacing", "size")}
         stores, grid, failed = _prepare(sets, Path(scratch), grid)
         segmenter.check_size(grid.size)
@@ -168,7 +173,10 @@ def segment(request: Request) -> Outcome:
         scores.write(folder / "seeds.csv", results)
         # Their weights are in weights/ by now.
         shutil.copytree(runs, folder / "runs", ignore=lambda *_: ("checkpoints", run.LOCK))
-    shutil.rmtree(runs)
+    for network in networks:
+        shutil.rmtree(runs / network.name, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it holds something else
+        runs.rmdir()
     return Outcome(metrics, failed)
 
 

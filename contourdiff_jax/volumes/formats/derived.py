@@ -8,6 +8,7 @@ carried over. The images say that they are derived, and that they are synthetic.
 
 import dataclasses
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -48,7 +49,6 @@ def write(
     notice: str,
     software: str,
     window: tuple[float, float],
-    overwrite: bool = False,
 ) -> None:
     """Writes an array [X, Y, Z] on `like`'s RAS grid as a DICOM series on the grid of its file.
 
@@ -66,10 +66,9 @@ def write(
       notice: what the images say of themselves.
       software: that made them.
       window: the lowest and highest value to show.
-      overwrite: whether such a series may be replaced.
 
-    Raises InputError where the folder cannot be written, or rows and columns are not at right
-    angles, which DICOM cannot say.
+    Raises InputError where the folder cannot be written or holds something, or rows and columns are
+    not at right angles, which DICOM cannot say.
     """
     folder, array = Path(folder), np.asarray(array)
     if array.shape != like.array.shape:
@@ -83,7 +82,7 @@ def write(
     _describe_planes(common, planes)
     identity = _identify(common, planes, stored)
 
-    with disk.folder(folder, lambda path: _check_is_free(path, overwrite)) as partial:
+    with disk.staged(folder) as partial:
         digits = max(4, len(str(len(planes.origins))))
         for number, index in enumerate(np.argsort(planes.positions), start=1):
             common.InstanceNumber = number
@@ -93,6 +92,7 @@ def write(
             common.SliceLocation = _decimals(planes.positions[[index]])[0]
             common.PixelData = np.ascontiguousarray(stored[:, :, index].T).tobytes()
             common.save_as(partial / f"{number:0{digits}}.dcm", enforce_file_format=True)
+        os.rename(partial, folder.resolve())  # an error where anything is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,16 +238,3 @@ def _decimals(numbers) -> list[str]:
 def _decimal(number: float) -> float:
     """A number rounded as the header will hold it."""
     return float(_decimals([number])[0])
-
-
-def _check_is_free(folder: Path, overwrite: bool) -> None:
-    """InputError where a series may not be written: nothing but one is ever replaced."""
-    if not folder.exists():
-        return
-    if not folder.is_dir() or any(not _is_slice(path) for path in folder.iterdir()):
-        raise InputError(f"{folder}: exists and is not such a series; give another name")
-    disk.check_is_new(folder, overwrite or not any(folder.iterdir()))
-
-
-def _is_slice(path: Path) -> bool:
-    return path.suffix == ".dcm" and path.stem.isdecimal()

@@ -10,6 +10,7 @@ from scipy import ndimage
 from contourdiff_jax.commands import phantoms as commands_phantoms
 from contourdiff_jax.data.phantoms import heads as phantoms
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import ownership
 
 AIR, BRAIN, FLUID, BONE, SOFT, LESION = range(6)
 GEOMETRY = {"size": 64, "slices": 24, "spacing": phantoms.FIELD_OF_VIEW / 64, "thickness": 6.0}
@@ -152,7 +153,7 @@ def test_the_folder_holds_every_role_with_its_labels(folder):
         for subject in roles[role]
     }
     found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    assert found == expected
+    assert found == expected | {ownership.MARK}
 
 
 def test_roles_share_no_subject(folder):
@@ -200,14 +201,17 @@ def test_an_existing_folder_is_kept_unless_told_otherwise(folder, tmp_path):
     out = tmp_path / "set"
     out.mkdir()
     small = {"slices": 2, "thickness": 40}
+    phantoms.phantoms(out, 3, 32, **small)
     with pytest.raises(InputError, match="exists already"):
         phantoms.phantoms(out, 2, 32, **small)
+    (out / "notes.txt").write_text("mine")
     phantoms.phantoms(out, 2, 32, overwrite=True, **small)
     assert len(list(out.rglob("*.nii.gz"))) == 2 + 4
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="more than phantoms"):
-        phantoms.phantoms(out, 2, 32, overwrite=True, **small)
     assert (out / "notes.txt").read_text() == "mine"
+    # A scan that took the name of a phantom is its owner's.
+    next(out.glob("train_mr/*")).write_text("a real scan")
+    with pytest.raises(InputError, match=r"train_mr/.*not as this tool wrote it"):
+        phantoms.phantoms(out, 2, 32, overwrite=True, **small)
 
 
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):

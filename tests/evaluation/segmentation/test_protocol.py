@@ -26,6 +26,7 @@ from contourdiff_jax.evaluation.segmentation.protocol import segment
 from contourdiff_jax.evaluation.unpaired import Options
 from contourdiff_jax.models import segmenter
 from contourdiff_jax.reports import page as report
+from contourdiff_jax.runtime import ownership
 from contourdiff_jax.translation.sidecars import NOTICE
 from contourdiff_jax.volumes import filenames, io
 
@@ -123,6 +124,8 @@ def done(tmp_path_factory):
     root = made(tmp_path_factory.mktemp("segment"))
     bounds = {"lower_images": root / "lower", "lower_preset": "mr"}
     bounds |= {"upper_images": root / "upper", "upper_labels": root / "upper_labels"}
+    (root / "out.runs").mkdir()
+    (root / "out.runs" / "notes.md").write_text("mine")
     result = segment(request(root, seeds=2, **bounds))
     assert not result.failed
     return root
@@ -217,6 +220,7 @@ def test_the_record_says_what_was_done(done):
     }
     names = {path.name for path in (done / "out").iterdir()}
     assert names == {
+        ownership.MARK,
         "metrics.json",
         "rows.csv",
         "seeds.csv",
@@ -226,6 +230,7 @@ def test_the_record_says_what_was_done(done):
         "weights",
     }
     assert len(list((done / "out" / "weights").iterdir())) == 6
+    assert [path.name for path in (done / "out.runs").iterdir()] == ["notes.md"]
 
 
 def test_the_report_shows_a_table_for_each_score(done, tmp_path):
