@@ -173,6 +173,7 @@ def open_store(path: str | Path) -> Store:
     file = path / "dataset.json"
     if not file.is_file():
         raise InputError(f"{path}: not a store (it has no dataset.json); make one with `prepare`")
+    ownership.check_finished(path, PREPARE)
     dataset = forms.read(file, FORM, PREPARE, SCHEMA)
     with forms.naming(file, PREPARE):
         preset = intensity.preset(dataset["preset"])

@@ -22,7 +22,7 @@ import numpy as np
 import contourdiff_jax
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics import bootstrap
-from contourdiff_jax.runtime import disk, forms
+from contourdiff_jax.runtime import disk, forms, ownership
 from contourdiff_jax.translation.sidecars import NOTICE
 
 SCHEMA = 1  # of metrics.json
@@ -225,6 +225,7 @@ def read(path: Path) -> Record:
     metrics, folder = _read_metrics(path), path.resolve().parent
     if path.name != "metrics.json":
         return Record(path.stem, metrics, [])
+    ownership.check_finished(folder, "make it again")
     return Record(folder.name, metrics, _read_rows(path.with_name("rows.csv")), folder)
 
 

@@ -70,11 +70,21 @@ def settle(partial: Path, path: Path, what: str, overwrite: bool | None = None) 
 
 def marked(mark: Path, sign: str) -> dict | None:
     """The fields of a mark, of which one is `sign`; None where there is no such mark."""
+    fields = _fields(mark)
+    return fields if fields and sign in fields.values() else None
+
+
+def _fields(mark: Path) -> dict | None:
     try:
-        fields = forms.read(mark, {"files?": dict[str, str]}, "")
+        return forms.read(mark, {"files?": dict[str, str]}, "")
     except InputError:
         return None
-    return fields if sign in fields.values() else None
+
+
+def check_finished(folder: Path, remedy: str) -> None:
+    """Raise InputError for a folder whose files are of two makings: `merge` was killed."""
+    if "unfinished" in (_fields(folder / MARK) or {}):
+        raise InputError(f"{folder}: replaced in part, by a command that was killed; {remedy}")
 
 
 def listing(folder: Path) -> dict[str, str]:

@@ -13,6 +13,7 @@ import pytest
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.data.store import COLUMNS, SCHEMA, StoreWriter, open_store, verify
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime.ownership import MARK
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Window
@@ -273,6 +274,10 @@ def edit_index(path, change):
 
 
 BREAKAGES = {
+    "replaced in part": (
+        lambda path: (path / MARK).write_text('{"files": {}, "unfinished": true}'),
+        "replaced in part",
+    ),
     "another schema": (lambda path: edit_dataset(path, schema=SCHEMA + 1), "schema"),
     "not JSON": (lambda path: (path / "dataset.json").write_text("{"), "cannot be read"),
     "not an object": (lambda path: (path / "dataset.json").write_text("[]"), "schema"),

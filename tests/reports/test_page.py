@@ -17,6 +17,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.reports import page as module
 from contourdiff_jax.reports.page import report
 from contourdiff_jax.runtime import ownership
+from contourdiff_jax.runtime.ownership import MARK
 
 VOID = {"meta", "img", "br"}
 
@@ -378,6 +379,12 @@ def test_damaged_rows_are_one_line(scores, tmp_path):
         (scores / "rows.csv").write_text(content)
         with pytest.raises(InputError, match=r"rows\.csv: not the rows of an evaluation"):
             report(tmp_path / "report.html", [scores])
+
+
+def test_scores_that_were_replaced_in_part_are_one_line(scores, tmp_path):
+    (scores / MARK).write_text('{"files": {}, "unfinished": true}')
+    with pytest.raises(InputError, match="scores: replaced in part"):
+        report(tmp_path / "report.html", [scores])
 
 
 def test_other_paths_are_refused(scores, tmp_path):
