@@ -5,8 +5,9 @@ Volumes of --translated, --truth, --source, --masks, --labels and --uncertainty 
 their names agree up to the modality (head01_ct, head01_mr). With --truth, images are compared in
 the target's intensity window scaled to [0, 1], slice by slice, over the image and inside the body.
 With --source, the contours of the translation are compared with those of the source. With --real,
-volumes of the target domain, two baselines are scored as well: the source with its histogram
-matched to theirs, and their mean image.
+volumes of the target domain, baselines are scored as well: the source with its histogram matched to
+theirs, so too the picture in which its contours are sought, and the mean image. It is said in words
+which of them the translation does not beat.
 
 How well slices fit together is measured along their axis, beside the truth and the real volumes,
 and with --truth in planes reformatted across the slices. --labels adds errors inside each label.
@@ -30,7 +31,7 @@ from absl import flags
 
 from contourdiff_jax.commands import cluster_flags, number_flags
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.evaluation import records, scores
+from contourdiff_jax.evaluation import records, scores, verdict
 from contourdiff_jax.evaluation.folder import Request, evaluate
 from contourdiff_jax.evaluation.unpaired import MODE, MODES, NETWORKS, Options
 from contourdiff_jax.volumes import intensity
@@ -91,6 +92,8 @@ def main(values: flags.FlagValues) -> int:
     data = outcome.metrics["data"]
     print(records.table(outcome.metrics["methods"]))
     print(f"{values.out}: {records.count(data)} scored")
+    for sentence in verdict.unbeaten(outcome.metrics["methods"]):
+        print(f"note: {sentence}")
     for name in ("truth", "source"):
         alone = data.get(f"of --{name} without a translation")
         if alone:

@@ -3,6 +3,8 @@
 
     source      the source's greys as they are shown, read as the target's
     histogram   the source with the histogram of the real volumes
+    curve       likewise, of the picture in which the source's contours are sought, where a curve
+                makes it: greys in the target's order, by a table of no more than a dozen points
     mean        the mean of the real volumes, stretched to where the body lies
 
 Shapes: [X, Y, Z] volumes, [N, H, W] slices and [K, H, W] levels on the model's grid, all values.
@@ -92,13 +94,21 @@ def methods(case: Case, baselines: Baselines | None) -> dict[str, np.ndarray]:
     if case.source is not None:
         images["source"] = target.image.inverse(case.settings.source.image.unit(case.source))
     if case.source is not None and baselines is not None:
-        # Inside the body: how much air surrounds it says something of the scan, not of tissues.
-        matched = match_histograms(case.source[case.mask], baselines.histogram)
-        images["histogram"] = np.full_like(case.source, target.air)
-        images["histogram"][case.mask] = matched
+        images["histogram"] = _matched(case, case.source, baselines)
+        if curve := case.settings.contours["source"].curve:
+            greys = np.interp(case.source, *zip(*curve, strict=True))
+            images["curve"] = _matched(case, greys, baselines)
     if baselines is not None:
         images["mean"] = _stretched(case, baselines.mean)
     return images
+
+
+def _matched(case: Case, greys: np.ndarray, baselines: Baselines) -> np.ndarray:
+    """Greys [X, Y, Z] with the histogram of the real volumes inside the body, air outside."""
+    # How much air surrounds a body says something of the scan, not of tissues.
+    matched = np.full_like(case.source, case.settings.target.air)
+    matched[case.mask] = match_histograms(greys[case.mask], baselines.histogram)
+    return matched
 
 
 def alike(case: Case, baselines: Baselines | None) -> list[tuple[str, float, dict]]:

@@ -14,7 +14,7 @@ import contourdiff_jax
 from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.store import SPLITS, Store, open_store
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.evaluation import records
+from contourdiff_jax.evaluation import records, verdict
 from contourdiff_jax.evaluation.metrics import bootstrap, catalogue
 from contourdiff_jax.evaluation.records import Record
 from contourdiff_jax.reports import page, tables
@@ -261,6 +261,7 @@ def known_failures(evaluations: list[Record], target: Preset) -> list[str]:
         ours, truth = (metrics["methods"].get(method, {}) for method in ("translation", "truth"))
         for failures in (_contours, _contrasts, _flicker, _memory):
             lines += [f"{name}: {sentence}" for sentence in failures(ours, truth)]
+        lines += [f"{name}: {sentence}" for sentence in verdict.unbeaten(metrics["methods"])]
         failed = len(metrics["data"].get("failed", ()))
         if failed:
             lines.append(f"{name}: {failed} of the volumes could not be scored.")

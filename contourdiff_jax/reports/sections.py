@@ -10,6 +10,7 @@ from collections.abc import Callable
 from html import escape
 from pathlib import Path
 
+from contourdiff_jax.evaluation import verdict
 from contourdiff_jax.evaluation.metrics import catalogue
 from contourdiff_jax.reports import html, tables
 from contourdiff_jax.runtime import disk
@@ -61,6 +62,7 @@ ROWS = {
     "translation": "what the model draws from the source's contours alone",
     "source": "the source itself, its greys as they are shown",
     "histogram": "the source, with the histogram of real target volumes",
+    "curve": "likewise the picture in which the source's contours are sought, one table of greys",
     "mean": "the mean of real target volumes, which knows nothing of the subject but its extent",
     "truth": "the true target volume: its contours, and its own coherence; it does not compete",
     "real": "real target volumes of other subjects: their coherence, and how far apart halves of "
@@ -103,6 +105,7 @@ def scores(evaluation: Evaluation) -> str:
     terms = [f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows.items() if name in methods]
     if terms:
         parts.append(f"<dl>{''.join(terms)}</dl>")
+    parts += [_note(escape(sentence)) for sentence in verdict.unbeaten(methods)]
     if "contour_f1" in metrics:
         missing = [f"{flag} for {row}" for row, flag in NEEDED.items() if row not in methods]
         hint = f" To have these rows here, evaluate with {' and '.join(missing)}."

@@ -312,9 +312,8 @@ def test_slices_run_along_the_axis_of_the_sidecar(data):
 # ----------------------------------------------------------------------------------------------
 
 
-def test_baselines_are_the_truth_where_it_can_be_had_without_a_model(data):
-    """If all real heads are this head, their mean is the truth, up to resampling; if its source is
-    a monotone map of it, so is the matched histogram."""
+def alone(data, source_of):
+    """Scores of one head whose CT is a function of its MR, where real heads are that head too."""
     shutil.rmtree(data / "translated")
     truth = truth_of(data, "s1")
     for name in ("r1", "r2"):
@@ -323,19 +322,42 @@ def test_baselines_are_the_truth_where_it_can_be_had_without_a_model(data):
     save(path, truth[::-1])
     sidecar(path, own_window(truth), grid=GRID | {"spacing": 5.0})
     for folder, array in (
-        ("source", -1000 + 2000 * (truth / truth.max()) ** 0.5),
+        ("source", source_of(truth / truth.max())),
         ("masks", body_mask(truth, AFFINE, "mr").astype(np.float32)),
     ):
         old = next((data / folder).glob("s1_*"))
         old.unlink()
         save(old, array)
-    metrics = run(data, real=data / "real").metrics
+    return run(data, real=data / "real").metrics
+
+
+def test_baselines_are_the_truth_where_it_can_be_had_without_a_model(data):
+    """If all real heads are this head, their mean is the truth, up to resampling; if its source is
+    a monotone map of it, so is the matched histogram."""
+    metrics = alone(data, lambda mr: -1000 + 2000 * mr**0.5)
     methods = metrics["methods"]
-    assert list(methods) == ["translation", "source", "histogram", "mean", "truth", "real"]
+    assert list(methods) == ["translation", "source", "histogram", "curve", "mean", "truth", "real"]
     assert metrics["data"]["real volumes of the baselines"] == 2
     assert methods["mean"]["ssim"]["value"] > 0.98
     assert methods["histogram"]["mae_mask"]["value"] < 0.01
     assert methods["source"]["mae_mask"]["value"] > 0.05
+
+
+def test_the_curve_is_the_truth_where_it_puts_greys_in_the_order_of_the_target(data):
+    """Above 120 HU the greys of the default curve fall, to black at 1100 HU."""
+    methods = alone(data, lambda mr: 1100 - 980 * mr)["methods"]
+    assert methods["curve"]["mae_mask"]["value"] < 0.01
+    assert methods["histogram"]["mae_mask"]["value"] > 0.2
+
+
+def test_there_is_no_curve_where_windows_alone_make_the_picture(data):
+    united = {n: contour_settings.preset("united", m).to_dict() for n, m in SIDES}
+    for subject in SHAPES:
+        path = data / "translated" / f"{subject}_ct.nii.gz"
+        sidecar(path, own_window(truth_of(data, subject)), contours=united)
+        save(data / "real" / f"r{subject}_mr.nii.gz", truth_of(data, subject))
+    methods = run(data, real=data / "real").metrics["methods"]
+    assert "histogram" in methods and "curve" not in methods
 
 
 def test_copying_the_source_scores_its_greys_as_they_are_shown(data):
