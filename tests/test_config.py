@@ -527,16 +527,17 @@ def events(settings, world):
 def translation(settings, world):
     """The volumes that a run of this configuration translates, and their maps."""
     folder = world.folder / str(uuid.uuid4())
+    out = folder.with_name(f"{folder.name}_out")
     ours = dataclasses.replace(run.begin(settings, world.store), grid=Grid("axial", 7.2, 24))
     folder.mkdir()
     ours.save(folder)
     method = methods.build(ours)
     params = method.players["network"].init(jax.random.key(1))
     checkpoint.save_averages(folder, {"network": params})
-    translate(folder, world.source, folder / "out", preset="ct")
+    translate(folder, world.source, out, preset="ct")
     return {
-        str(path.relative_to(folder)): np.asarray(nib.load(path).dataobj).tobytes()
-        for path in sorted((folder / "out").rglob("*.nii.gz"))
+        str(path.relative_to(out)): np.asarray(nib.load(path).dataobj).tobytes()
+        for path in sorted(out.rglob("*.nii.gz"))
     }
 
 

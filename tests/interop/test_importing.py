@@ -275,7 +275,7 @@ def test_a_file_of_something_else_is_named(refused, foreign):
     [
         (lambda t: t.pop("conv_in.weight"), "conv_in.weight is missing"),
         (lambda t: t.update(extra=np.zeros(1)), "extra is unexpected"),
-        (lambda t: t.update({"a\nb": np.zeros(1)}), "a b is unexpected"),
+        (lambda t: t.update({"a\nb": np.zeros(1)}), r"a\?b is unexpected"),
         (
             lambda t: t.update({f"{MIDDLE}.query.bias": t[f"{MIDDLE}.to_q.bias"]}),
             "query.bias is un",

@@ -75,8 +75,9 @@ def test_the_time_before_is_known_when_resuming(tmp_path):
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     """/dev/full has no room, ever."""
-    (tmp_path / "full").symlink_to("/dev/full")
-    monkeypatch.setattr(disk, "hidden", lambda path: tmp_path / "full")
+    full = disk.hidden(tmp_path / "full")
+    full.symlink_to("/dev/full")
+    monkeypatch.setattr(disk, "hidden", lambda path: full)
     logs = Logs(tmp_path)
     logs._file.close()
     logs._file = Path("/dev/full").open("w")  # noqa: SIM115, closed by what is tested

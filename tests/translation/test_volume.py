@@ -18,6 +18,7 @@ from contourdiff_jax.data import examples, layouts
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import diffusion, train
+from contourdiff_jax.runtime import disk
 from contourdiff_jax.translation import chains, sampling
 from contourdiff_jax.translation import volume as translate_volume
 from contourdiff_jax.translation.chains import NONE
@@ -529,11 +530,9 @@ def test_settings_that_cannot_work_are_named(mr_run, sources, tmp_path, sampler,
 
 
 def test_what_another_process_holds_is_left_to_it(mr_run, sources, tmp_path, capsys):
-    from contourdiff_jax.runtime.disk import claim
-
     out = tmp_path / "out"
     out.mkdir()
-    with claim(out / ".phantom005_ct.lock") as held:
+    with disk.claim(disk.hidden(out / "lock", of="phantom005_ct.json")) as held:
         assert held
         result = translate(mr_run, sources, out, preset="ct")
     assert [path.name for path in result.left] == NAMES[:1]
