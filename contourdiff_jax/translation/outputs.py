@@ -68,11 +68,13 @@ class Destination:
         return (*self.files, *self.maps.values())
 
     def is_done(self, fields: dict) -> bool:
-        """Whether the translation is there, and its sidecar says all that `fields` do."""
+        """Whether the whole translation is there, and its sidecar says all that `fields` do."""
         sidecar = self._said()
         if "unfinished" in sidecar or not sidecars.states(sidecar, fields):
             return False
-        lost = {path.name for path in self._all if not path.exists()}
+        listed = {self.root / name for name in sidecar.get("files", ())}  # a series' files, too
+        ours = {*self._all, *(path for path in listed if {*path.parents} & {*self._all})}
+        lost = {path.name for path in ours if not path.exists()}
         return lost == set(sidecar.get("left_out", []))
 
     def check(self, fields: dict, overwrite: bool) -> None:
@@ -110,7 +112,8 @@ class Destination:
     def _said(self) -> dict:
         """What the sidecar says, nothing without one."""
         try:
-            return forms.read(self.sidecar, {"left_out?": tuple[str, ...]}, "")
+            form = {"left_out?": tuple[str, ...], "files?": dict[str, str]}
+            return forms.read(self.sidecar, form, "")
         except InputError:
             return {}
 

@@ -211,6 +211,11 @@ def test_a_dicom_series_lies_where_the_volume_lies(mr_run, phantom_data, plain, 
         assert header.PatientName == name
     again = translate(mr_run, phantom_data / "test_ct", out, preset="ct", format="dicom")
     assert len(again.kept) == 2 and not again.done
+    # A series that lacks a slice is made again, unasked.
+    lost = min(result.done[0].iterdir())
+    lost.unlink()
+    again = translate(mr_run, phantom_data / "test_ct", out, preset="ct", format="dicom")
+    assert again.done == result.done[:1] and lost.exists()
     # The folder can be scored as it is.
     scored = evaluate(Request(out, tmp_path / "scores", source=phantom_data / "test_ct"))
     assert scored.metrics["data"]["subjects"] == list(plain)
