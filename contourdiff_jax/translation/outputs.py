@@ -287,7 +287,8 @@ class OutputFolder:
         images = disk.entries(self.path, "imagesTr/*_0000.nii.gz")
         labels = {0}
         for path in disk.entries(self.path, "labelsT[rs]/*.nii.gz"):
-            labels |= set(np.unique(io.read(path, labels=True).array).astype(int).tolist())
+            with contextlib.suppress(InputError):  # of others, which is for nnU-Net to say
+                labels |= set(np.unique(io.read(path, labels=True).array).astype(int).tolist())
         names = _label_names(source) or {
             "background": 0,
             **{f"label_{label}": label for label in sorted(labels - {0})},

@@ -150,7 +150,9 @@ def test_an_nnunet_folder_carries_the_labels_of_the_source(mr_run, phantom_data,
     assert not result.failed
     for folder in ("labelsTr", "imagesTr"):  # what another process is writing is no one's
         disk.hidden(out / folder / "head_0000.nii.gz").write_bytes(b"half")
+    (out / "labelsTr" / "theirs.nii.gz").write_bytes(b"no label map")
     translate(mr_run, phantom_data / "test_ct", out, preset="ct", format="nnunet", labels=labels)
+    (out / "labelsTr" / "theirs.nii.gz").unlink()
     dataset = json.loads((out / "dataset.json").read_text())
     assert dataset["numTraining"] == 2 and dataset["file_ending"] == ".nii.gz"
     assert dataset["channel_names"] == {"0": "mr"} and dataset["labels"]["background"] == 0
