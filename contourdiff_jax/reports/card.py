@@ -34,7 +34,7 @@ INCEPTION = (
     "InceptionV3 of 2015-12-05 as pytorch-fid distributes it, Apache-2.0; it scores the images and "
     "is no part of the model"
 )
-COLUMNS = ("translation", "mean", "truth", "real", "lower", "upper")  # methods that are shown
+COLUMNS = ("translation", "curve", "mean", "truth", "real", "lower", "upper")  # methods shown
 
 
 def card(
