@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real patients: what is each task's best baseline, and does a model beat it?
+
+    python experiments/021_real/benchmark.py OUT [--tasks=ct_to_t1,..] [--models=diffusion,..]
+
+$CONTOURDIFF_DATA/real holds the pictures (README.md). Each task is prepared, trained, translated
+and scored by the commands alone; what is done is kept, so that the same command goes on.
+OUT/result.json: scores by task and model, beside the baselines of the same patients.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from contourdiff_jax.evaluation.metrics import bootstrap
+
+HERE = Path(__file__).parent
+DATA = Path(os.environ.get("CONTOURDIFF_DATA", HERE.parents[2] / "shared/data")) / "real"
+SIZE = ("--size=128", "--spacing=2")
+SEED = 0
+
+
+class Task(NamedTuple):
+    """A translation between two kinds of pictures.
+
+    Attributes:
+      target: folder of the target's pictures of the patients that are trained on.
+      source, truth: folders of the pictures of those that are tested.
+      preset: of the source.
+      range: of the source's pictures in its units; None of MR.
+      target_range: of the target's.
+      masks: name of the folder of head masks beside the pictures; None where there are none.
+    """
+
+    target: str
+    source: str
+    truth: str
+    preset: str
+    range: str | None = None
+    target_range: str | None = None
+    masks: str | None = None
+
+
+SYNTHRAD = "synthrad_mid/axial"
+# HU of black and white: SynthRAD's pictures were scaled each by itself, nearly so; ctmr's CT was
+# windowed.
+HU, NARROW = "-1008,1470", "-25,115"
+TASKS = {
+    "ct_to_t1": Task(
+        *(f"{SYNTHRAD}/{kind}" for kind in ("mr", "ct", "mr")), "ct", HU, masks="mask"
+    ),
+    "ct_to_t1_elsewhere": Task("lgg/t1", "ctmr/ct", "ctmr/t1", "ct", NARROW),
+    "flair_to_t1": Task("lgg/t1", "lgg/flair", "lgg/t1", "mr"),
+    "t1_to_flair": Task("lgg/flair", "lgg/t1", "lgg/flair", "mr"),
+    "mr_to_ct": Task(
+        *(f"{SYNTHRAD}/{kind}" for kind in ("ct", "mr", "ct")), "mr", target_range=HU, masks="mask"
+    ),
+}
+
+
+def is_tested(patient: str, patients: list[str]) -> bool:
+    """Whether a patient is of the test side: of each centre's every fourth; of ctmr two of five."""
+    centre = (
+        [other for other in patients if other[:3] == patient[:3]] if patient[0] == "1" else None
+    )
+    if centre:  # SynthRAD: 1BA001, 1BB007, ..
+        return centre.index(patient) % 4 == 3
+    if len(patients) == 5:
+        return patients.index(patient) >= 3
+    return patients.index(patient) % 7 in (3, 6)
+
+
+def sides(folder: Path) -> dict[str, list[Path]]:
+    """The pictures of a folder: 'train' and 'test', by patient."""
+    by_patient = defaultdict(list)
+    for path in sorted(folder.glob("*.png")):
+        by_patient[path.stem.rpartition("-")[0]].append(path)
+    patients = sorted(by_patient)
+    parts = {"train": [], "test": []}
+    for patient, pictures in by_patient.items():
+        parts["test" if is_tested(patient, patients) else "train"] += pictures
+    return parts
+
+
+def linked(folder: str, side: str, out: Path) -> Path:
+    """A folder of the pictures of one side."""
+    place = out / "data" / side / folder
+    if not place.exists():
+        partial = place.with_name(f"{place.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for path in sides(DATA / folder)[side]:
+            shutil.copy(path, partial)
+        partial.rename(place)
+    return place
+
+
+def contourdiff(command: str, *flags: str | None, done: Path | None = None) -> None:
+    """Runs a command, unless what it makes is there."""
+    if done is not None and done.exists():
+        return
+    argv = [sys.executable, "-m", "contourdiff_jax", command, *filter(None, flags)]
+    print(*argv[2:], flush=True)
+    if subprocess.run(argv).returncode not in (0, 1):
+        raise SystemExit(f"{command} failed")
+
+
+def flag(name: str, value) -> str | None:
+    return None if value is None else f"--{name}={value}"
+
+
+def store(folder: str, task: Task, preset: str, out: Path) -> Path:
+    """The store of a folder's training patients, all of them trained on."""
+    place = out / "stores" / folder.replace("/", "_")
+    masks = task.masks and linked(f"{Path(folder).parent}/{task.masks}", "train", out)
+    contourdiff(
+        "prepare",
+        *(f"--source={linked(folder, 'train', out)}", f"--out={place}", f"--preset={preset}"),
+        *(*SIZE, "--pixel_spacing=1", "--validation=0", flag("masks", masks)),
+        flag("range", task.target_range),
+        done=place,
+    )
+    return place
+
+
+def scored(name: str, task: Task, model: str, options: argparse.Namespace) -> dict:
+    """Trains, translates and scores one task with one model; the content of metrics.json."""
+    out = options.out
+    target = "ct" if task.target_range else "mr"
+    learnt = store(task.target, task, target, out)
+    run = out / "runs" / model / learnt.name
+    config = json.loads((HERE / "models.json").read_text())[model]
+    contourdiff(
+        "train",
+        *(f"--store={learnt}", f"--workdir={run}"),
+        *(f"--config.{field}={value}" for field, value in config["config"].items()),
+        flag("config.train.images", options.images),
+        done=None,
+    )
+    translated = out / "translated" / model / name
+    source, truth = (linked(folder, "test", out) for folder in (task.source, task.truth))
+    masks = task.masks and linked(f"{Path(task.source).parent}/{task.masks}", "test", out)
+    contourdiff(
+        "translate",
+        *(f"--run={run}", f"--source={source}", f"--out={translated}", f"--preset={task.preset}"),
+        *("--pixel_spacing=1", flag("range", task.range), flag("masks", masks)),
+        *("--overwrite", *config.get("translate", ())),
+    )
+    scores = out / "scores" / model / name
+    contourdiff(
+        "evaluate",
+        *(f"--translated={translated}", f"--source={source}", f"--truth={truth}"),
+        *(f"--real={linked(task.target, 'train', out)}", flag("masks", masks)),
+        *("--grid=model", "--overwrite", f"--out={scores}", f"--seed={SEED}"),
+    )
+    methods = json.loads((scores / "metrics.json").read_text())["methods"]
+    return {
+        "methods": {
+            method: {metric: of[metric] for metric in KEPT if metric in of}
+            for method, of in methods.items()
+        },
+        "centres": centres(scores / "rows.csv"),
+    }
+
+
+KEPT = ("ssim_mask", "psnr_mask", "mae_mask", "mae_hu_mask", "contour_f1")
+
+
+def centres(rows: Path) -> dict:
+    """{centre: {metric: interval}} of the translation, where patients are of several."""
+    values = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    with rows.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            if row["method"] == "translation" and row["metric"] in KEPT:
+                centre = row["subject"][:3] if row["subject"].startswith("1B") else ""
+                values[centre][row["metric"]][row["subject"]].append(float(row["value"]))
+    if len(values) < 2:
+        return {}
+    return {
+        centre: {
+            metric: bootstrap.interval([np.mean(of) for of in subjects.values()], SEED)
+            for metric, subjects in metrics.items()
+        }
+        for centre, metrics in sorted(values.items())
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument(
+        "--models", default=",".join(json.loads((HERE / "models.json").read_text()))
+    )
+    parser.add_argument("--images", type=int, help="that are trained on, in place of each model's")
+    options = parser.parse_args()
+    if not DATA.is_dir():
+        raise SystemExit(f"{DATA}: not there; CONTOURDIFF_DATA names the folder that holds it")
+    options.out = options.out.resolve()
+    options.out.mkdir(parents=True, exist_ok=True)
+    place = options.out / "result.json"
+    result = json.loads(place.read_text()) if place.exists() else {}
+    for name in options.tasks.split(","):
+        for model in options.models.split(","):
+            result.setdefault(name, {})[model] = scored(name, TASKS[name], model, options)
+            place.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
