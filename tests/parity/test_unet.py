@@ -231,13 +231,14 @@ def test_shards_are_imported_as_the_whole(tmp_path):
 
 def test_the_line_that_converts_pickles_does(tmp_path, monkeypatch):
     unet = network(NETWORKS["without attention"])
-    unet.save_pretrained(tmp_path / "unet", safe_serialization=False)
+    model = tmp_path / "model"
+    unet.save_pretrained(model / "unet", safe_serialization=False)
     with pytest.raises(InputError) as error:
-        import_checkpoint(tmp_path, tmp_path / "run", **IMAGES)
+        import_checkpoint(model, tmp_path / "run", **IMAGES)
     line = re.search("(python -c .*)", str(error.value))[1]
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     subprocess.run(line, shell=True, check=True, capture_output=True)
-    import_checkpoint(tmp_path, tmp_path / "run", **IMAGES)
+    import_checkpoint(model, tmp_path / "run", **IMAGES)
 
 
 # ----------------------------------------------------------------------------------------------
