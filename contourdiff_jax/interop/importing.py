@@ -94,7 +94,7 @@ def import_checkpoint(
     with ownership.folder(workdir, MADE) as partial:
         ours.save(partial)
         checkpoint.save_averages(partial, {NETWORK: params})
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    count = models.count(params)
     print(f"{workdir}: {count:,} parameters; sees {' and '.join(config.model.conditions)}")
 
 

@@ -97,7 +97,7 @@ def overview(params: Params) -> str:
 
 def count(params: Params) -> int:
     """How many parameters there are; they may be ShapeDtypeStructs."""
-    return parameter_overview.count_parameters(params)
+    return int(parameter_overview.count_parameters(params))
 
 
 def _scatter(key, params: Params) -> Params:

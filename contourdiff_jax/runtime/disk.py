@@ -85,7 +85,7 @@ def check_is_new(path: Path, overwrite: bool, sign: str | None = None) -> None:
     if not os.path.lexists(path):
         return
     with writing(path):
-        if sign and not (path.is_file() and sign.encode() in path.read_bytes()[:BEGINNING]):
+        if sign and not (path.is_file() and says(path, sign, BEGINNING)):
             raise InputError(f"{path}: {FOREIGN}")
     if not overwrite:
         raise InputError(f"{path}: exists already; pass --overwrite to replace it")
@@ -274,6 +274,12 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+def says(path: Path, text: str, count: int = -1) -> bool:
+    """Whether a text is among the first `count` bytes of a file, by default among all."""
+    with path.open("rb") as file:
+        return text.encode() in file.read(count)
 
 
 def check_can_be_read(path: str | Path) -> None:

@@ -17,13 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from contourdiff_jax import config as configuration
-from contourdiff_jax import methods
+from contourdiff_jax import methods, models
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import pairs, scans
@@ -135,7 +134,7 @@ def translate(request: Request) -> Result:
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "config": config.to_dict(),
         },
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(averages)),
+        parameters=models.count(averages),
         overwrite=request.overwrite,
         result=Result([], [], list(content.failed)),
     )

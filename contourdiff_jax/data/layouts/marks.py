@@ -48,7 +48,7 @@ def holds_translations(files: Sequence[Path], folders: Sequence[Path]) -> bool:
 
 def is_data_set(files: Sequence[Path], folders: Sequence[Path]) -> bool:
     """Whether a folder with this content is a data set of translations, for nnU-Net or as BIDS."""
-    if any(_notes(path, None) for path in files if path.name in DESCRIPTIONS):
+    if any(_notes(path) for path in files if path.name in DESCRIPTIONS):
         return True
     images = (path for path in folders if path.name in IMAGES)  # where it is not described yet
     return any(sidecars(disk.entries(path, "*.json")) for path in images)
@@ -59,13 +59,10 @@ def sidecars(files: Sequence[Path]) -> list[str]:
     return [path.stem for path in files if path.suffix == ".json" and _notes(path, HEAD)]
 
 
-def _notes(path: Path, count: int | None) -> bool:
+def _notes(path: Path, count: int = -1) -> bool:
     """Whether the notice is in the first `count` bytes of a file, or in any."""
-    if not path.is_file():
-        return False
     try:
-        with path.open("rb") as file:
-            return NOTICE.encode() in (file.read() if count is None else file.read(count))
+        return path.is_file() and disk.says(path, NOTICE, count)
     except OSError:  # nothing is known of it, then
         return False
 
