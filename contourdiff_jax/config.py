@@ -67,7 +67,7 @@ def default() -> ConfigDict:
             },
             "model": {
                 # What the network sees beside the noisy image: contour, or with it neighbour, the
-                # slice before.
+                # slice before; source, the image of the source of a paired store; or all of them.
                 "conditions": ("contour",),
                 # How a missing condition is told: flag, by a channel of its own, or empty, by empty
                 # values, as published.
@@ -274,7 +274,17 @@ MOST = 1e9  # of any number: more is a slip, too
 SEEDS = 2**62  # are below: JAX and NumPy take them, and segmenters count on from theirs
 FUSED_WIDTH = 128  # features of a head at most that cuDNN's attention takes on every NVIDIA GPU
 WIDEST = 2**16  # features of a resolution, images of a batch
-CONDITIONS = ("contour", "neighbour")  # contracts.CONDITIONS; this file imports nothing heavy
+# contracts.CONDITIONS; this file imports nothing heavy.
+CONDITIONS = ("contour", "neighbour", "source")
+
+# What a network may see; the slice before says nothing of the next without its contours or source.
+CONDITIONS_SEEN = (
+    ("contour",),
+    ("contour", "neighbour"),
+    ("source",),
+    ("contour", "source"),
+    CONDITIONS,
+)
 
 
 class Rule(NamedTuple):
@@ -318,8 +328,8 @@ RULES = {
     "disturbance.doubled": SHARE,
     "disturbance.missing": SHARE,
     "model.conditions": Rule(
-        lambda names: (*CONDITIONS[:1], *(n for n in CONDITIONS[1:] if n in names)) == names,
-        f"must be {CONDITIONS[0]}, or with it {', '.join(CONDITIONS[1:])}",
+        lambda names: names in CONDITIONS_SEEN,
+        f"must be one of {', '.join(map(str, CONDITIONS_SEEN))}",
     ),
     "model.null": _among("flag", "empty"),
     "model.channels": Rule(

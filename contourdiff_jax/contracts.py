@@ -182,4 +182,5 @@ class Condition(NamedTuple):
 # Declared here, read everywhere: only config.py spells out the name of a condition, too.
 CONTOUR = Condition("contour", 1, empty=0.0, place="concat")  # edges, 0 and 1
 NEIGHBOUR = Condition("neighbour", 1, empty=-1.0, place="concat")  # the slice beside, in [-1, 1]
-CONDITIONS = {condition.name: condition for condition in (CONTOUR, NEIGHBOUR)}
+SOURCE = Condition("source", 1, empty=-1.0, place="concat")  # the same slice before translation
+CONDITIONS = {condition.name: condition for condition in (CONTOUR, NEIGHBOUR, SOURCE)}

@@ -72,6 +72,16 @@ def store_path(phantom_data, tmp_path_factory) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def paired_store_path(store_path, tmp_path_factory) -> Path:
+    """The same store, with sources of CT."""
+    import setups
+
+    from contourdiff_jax.data.store import open_store
+
+    return setups.paired(open_store(store_path), tmp_path_factory.mktemp("stores") / "paired")
+
+
 @pytest.fixture(scope="module")
 def two_convolutions() -> Iterator[None]:
     """In place of the U-Net, a network that compiles at once: to test all that is around it."""

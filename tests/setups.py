@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A method and its compiled step without a store; a translation as a call with options."""
 
+from pathlib import Path
 from types import SimpleNamespace
+
+import numpy as np
 
 from contourdiff_jax import config as configuration
 from contourdiff_jax import methods
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contracts import Player
+from contourdiff_jax.data.store import Store, StoreWriter
 from contourdiff_jax.training import loop
 from contourdiff_jax.training.run import Run
 from contourdiff_jax.translation import folder
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
+from contourdiff_jax.volumes.intensity import Window
 
 
 def run_of(config, size: int, modality: str = "mr") -> Run:
@@ -29,7 +34,8 @@ def setup(config, size: int):
     """mesh, and init, like, step and step_bytes of loop.Compiled; the step needs no `fixed`."""
     configuration.check(config, size=size)
     ours = run_of(config, size)
-    method = methods.build(ours, store=SimpleNamespace(grid=ours.grid))
+    store = SimpleNamespace(grid=ours.grid, sources=(), source_preset=ours.preset)
+    method = methods.build(ours, store=store)
     made = loop.compiled(method, config.train)
 
     def step(state, example):
@@ -43,3 +49,29 @@ def setup(config, size: int):
 def translate(run, source, out, **options) -> folder.Result:
     """What is left of a request's fields is given by name."""
     return folder.translate(folder.Request(run, source, out, **options))
+
+
+def paired(store: Store, out: Path, preset: str = "ct") -> Path:
+    """A store of the same MR with sources: what is bright in it is dark in them, and the reverse.
+
+    The sources' bodies are without the outermost pixels of the images'.
+    """
+    source, index = intensity.preset(preset), store.index
+    with StoreWriter(out, store.preset, store.grid, source_preset=source) as writer:
+        for volume in np.unique(index["volume"]):
+            rows = np.flatnonzero(index["volume"] == volume)
+            values, masks = store.values(rows), store.masks[rows]
+            inside = np.all([np.roll(masks, by, axis) for axis in (1, 2) for by in (-1, 1)], 0)
+            writer.add(
+                str(index["subject"][rows[0]]),
+                values,
+                masks,
+                positions=index["position"][rows],
+                window=Window(*(float(index[f"window_{end}"][rows[0]]) for end in ("low", "high"))),
+                source=str(index["source"][rows[0]]),
+                sha256=str(index["sha256"][rows[0]]),
+                sources=source.image.inverse(1 - 2 * values),
+                source_masks=inside,
+            )
+        writer.finish(dict(zip(index["subject"].tolist(), index["split"].tolist(), strict=True)))
+    return out

@@ -174,7 +174,7 @@ def configured(fields):
         ({"model.channels": (5, 10, 20, 40), "model.groups": 5}, "even"),
         ({"model.channels": (2, 8, 8, 8), "model.groups": 2, "model.time_shift": 1}, "above 2"),
         ({"model.conditions": ()}, "conditions"),
-        ({"model.conditions": ("neighbour",)}, "must be contour"),
+        ({"model.conditions": ("neighbour",)}, "must be one of .'contour',., "),
         ({"model.conditions": ("contour", "edges")}, "edges"),
         ({"model.conditions": ("contour", "contour")}, "conditions"),
         ({"model.null": "zero"}, "zero"),

@@ -9,7 +9,7 @@ Shapes: B batch, K slices that go together (an image, or with it its neighbour),
 W columns.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 
 from contourdiff_jax.contours import device, disturbance
 from contourdiff_jax.contours.settings import CONTOURS, SLICES, ContourSettings
-from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR, Example
+from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR, SOURCE, Example
 from contourdiff_jax.data import augment
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.volumes import warp
@@ -31,6 +31,8 @@ class Raw(NamedTuple):
     slices: jax.Array  # [B, K, H, W] uint16
     masks: jax.Array  # [B, K, H, W] uint8
     kept: jax.Array | None  # [B, K, H, W] uint8, Store.kept: the basis of contours, but for slices
+    sources: jax.Array | None = None  # [B, K, H, W] uint16, where they are seen
+    source_masks: jax.Array | None = None  # [B, K, H, W] uint8
 
 
 def given(values):
@@ -39,17 +41,22 @@ def given(values):
     return xp.stack([values, xp.ones_like(values)], axis=-1).astype(xp.float32)
 
 
-def contours_alone(edges: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
-    """Conditions of these names: the contours [B, H, W], and all others missing."""
-    contour = given(edges)
-    return dict.fromkeys(names, np.zeros_like(contour)) | {CONTOUR.name: contour}
+def conditions(values: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Conditions of these names: given with their values [B, H, W], missing where they have none.
+
+    Of at least one there must be values.
+    """
+    seen = {name: given(values[name]) for name in names if name in values}
+    missing = np.zeros_like(next(iter(seen.values())))
+    return dict.fromkeys(names, missing) | seen
 
 
 def make(
     raw: Raw,
     preset: Preset,
-    settings: ContourSettings,
+    settings: ContourSettings | None,
     *,
+    source: Preset | None = None,
     transforms: augment.Transform | None = None,
     change: disturbance.Disturbance | None = None,
     neighboured=None,
@@ -60,21 +67,34 @@ def make(
     Contours of native pixels have them, and the image shows them too.
 
     Args:
+      settings: of contours; None where none are seen.
+      source: preset of the sources, where they are seen.
       transforms: one for each image, or None.
       change: what disturbs their contours, or None.
       neighboured: [B] uint8, 1 where the second of an image's slices is its neighbour and shown.
     """
     values = preset.decode_on_device(raw.slices)
-    masks = jnp.ones_like(raw.masks) if settings.native else raw.masks
+    masks = jnp.ones_like(raw.masks) if settings and settings.native else raw.masks
     if transforms is not None:
         values, masks = augment.apply(transforms, values, masks, preset.air)
-    edges = _contours(raw, values[:, 0], masks[:, 0], settings, transforms, change)
-    images = preset.in_body(values, masks)
-    condition = {CONTOUR.name: given(edges)}
+    images, condition = preset.in_body(values, masks), {}
+    if settings is not None:
+        edges = _contours(raw, values[:, 0], masks[:, 0], settings, transforms, change)
+        condition[CONTOUR.name] = given(edges)
+    if source is not None:
+        condition[SOURCE.name] = given(_sources(raw, source, transforms))
     if neighboured is not None:
         shown = neighboured.astype(jnp.float32)[:, None, None, None]
         condition[NEIGHBOUR.name] = shown * given(images[:, 1])
     return {"x": images[:, 0, ..., None], "condition": condition}
+
+
+def _sources(raw: Raw, preset: Preset, transforms):
+    """The source [B, H, W] in [-1, 1] of the first of an image's slices, moved as that is."""
+    values, masks = preset.decode_on_device(raw.sources[:, :1]), raw.source_masks[:, :1]
+    if transforms is not None:
+        values, masks = augment.apply(transforms, values, masks, preset.air)
+    return preset.in_body(values, masks)[:, 0]
 
 
 def _contours(raw: Raw, values, masks, settings, transforms, change):
@@ -101,14 +121,29 @@ def at_rest(
     Args:
       names: of the conditions to have.
     """
-    masks = store.masks[rows]
-    body = np.ones_like(masks) if settings.native else masks
+    body, values = store.masks[rows], {}
+    if CONTOUR.name in names:
+        values[CONTOUR.name] = store.contours_of(rows, settings)
+        body = np.ones_like(body) if settings.native else body
     images = store.preset.in_body(store.values(rows), body)
-    condition = contours_alone(store.contours_of(rows, settings), names)
-    return {"x": images[..., None], "condition": condition}
+    if SOURCE.name in names:
+        values[SOURCE.name] = store.source_images(rows)
+    return {"x": images[..., None], "condition": conditions(values, names)}
 
 
-def read(store: Store, settings: ContourSettings, rows: np.ndarray) -> Raw:
-    """The slices of a store with the numbers [B, K]."""
-    kept = store.kept(settings)
-    return Raw(store.slices[rows], store.masks[rows], None if kept is None else kept[rows])
+def read(
+    store: Store,
+    settings: ContourSettings,
+    rows: np.ndarray,
+    names: Iterable[str] = (CONTOUR.name,),
+) -> Raw:
+    """The slices of a store with the numbers [B, K].
+
+    Args:
+      names: of the conditions to have.
+    """
+    kept = store.kept(settings) if CONTOUR.name in names else None
+    stacks = [store.slices, store.masks, kept]
+    if SOURCE.name in names:
+        stacks += [store.sources, store.source_masks]
+    return Raw(*(None if stack is None else stack[rows] for stack in stacks))

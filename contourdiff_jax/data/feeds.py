@@ -26,10 +26,11 @@ from ml_collections import ConfigDict
 
 from contourdiff_jax.contours import disturbance
 from contourdiff_jax.contours.settings import ContourSettings
-from contourdiff_jax.contracts import CONDITIONS, NEIGHBOUR, Example
+from contourdiff_jax.contracts import CONDITIONS, CONTOUR, NEIGHBOUR, SOURCE, Example
 from contourdiff_jax.data import augment, examples
 from contourdiff_jax.data.examples import Raw
 from contourdiff_jax.data.store import Store
+from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import processes
 
@@ -79,7 +80,7 @@ def summary(store: Store) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Slices:
-    """Slices of the target with conditions of their own: what ContourDiff learns from.
+    """Slices of the target with their conditions: what ContourDiff learns from, and what pairs do.
 
     Attributes:
       store: its 'train' split is learnt, its 'val' split held out.
@@ -88,6 +89,9 @@ class Slices:
       seed: of order, augmentation and disturbance.
       train, augment, disturbance: sections of the configuration.
       mesh: each process gives its share of a batch to its devices.
+
+    Raises:
+      InputError: the source is to be seen, and the store has none.
     """
 
     store: Store
@@ -98,6 +102,13 @@ class Slices:
     augment: ConfigDict
     disturbance: ConfigDict
     mesh: Mesh
+
+    def __post_init__(self):
+        if SOURCE.name in self.conditions and self.store.sources is None:
+            raise InputError(
+                f"{self.store.path}: without sources, and the network is to see the source; "
+                f"prepare pairs with prepare --pairs, or leave source out of the conditions"
+            )
 
     @property
     def example(self) -> Example:
@@ -146,7 +157,7 @@ class Slices:
         put, made = functools.partial(meshes.put, split), self.maker()
 
         if self.is_resident:
-            table = meshes.put(whole, examples.read(self.store, self.contours, numbers))
+            table = meshes.put(whole, self._read(numbers))
             take = jax.jit(
                 lambda table, rows: jax.tree.map(lambda a: a[rows], table),
                 in_shardings=(whole, split),
@@ -159,7 +170,7 @@ class Slices:
 
         def read(step) -> tuple[Choice, Raw]:
             choice = self.choose(int(step), share)
-            return choice, examples.read(self.store, self.contours, numbers[choice.rows])
+            return choice, self._read(numbers[choice.rows])
 
         steps = grain.MapDataset.range(start, stop).map(read)
         ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
@@ -169,12 +180,12 @@ class Slices:
     @property
     def is_resident(self) -> bool:
         """Whether the training slices are kept on the devices."""
-        slices = len(self._numbers) * self.store.grid.size**2
-        store = self.store
-        bytes_each = (
-            store.slices.dtype.itemsize + store.masks.dtype.itemsize + self.contours.of_voxels
-        )
-        return slices * bytes_each <= self.train.resident * 2**30
+        one = jax.tree.leaves(self._read(self._numbers[:1]))
+        total = len(self._numbers) * sum(array.nbytes for array in one)
+        return total <= self.train.resident * 2**30
+
+    def _read(self, rows: np.ndarray) -> Raw:
+        return examples.read(self.store, self.contours, rows, self.conditions)
 
     def choose(self, step: int, process: tuple[int, int] = (0, 1)) -> Choice:
         """What step number `step`, from 0, learns from.
@@ -202,16 +213,21 @@ class Slices:
 
     def maker(self) -> Callable[[Raw, Choice], Example]:
         """The compiled (raw, choice) -> example of training; raw and example are over the mesh."""
-        neighbour = NEIGHBOUR.name in self.conditions
+        contour, neighbour, source = (
+            condition.name in self.conditions for condition in (CONTOUR, NEIGHBOUR, SOURCE)
+        )
 
         def local(raw, neighboured, key_data):
             moves, changes = jnp.unstack(jax.random.wrap_key_data(key_data), axis=1)
             return examples.make(
                 raw,
                 self.store.preset,
-                self.contours,
+                self.contours if contour else None,
+                source=self.store.source_preset if source else None,
                 transforms=augment.draw(moves, self.augment),
-                change=disturbance.draw(changes, self.disturbance, raw.slices.shape[-2:]),
+                change=disturbance.draw(changes, self.disturbance, raw.slices.shape[-2:])
+                if contour
+                else None,
                 neighboured=neighboured if neighbour else None,
             )
 

@@ -7,6 +7,9 @@
                          window_low, window_high
     STORE/slices.npy     [N, H, W] uint16, values through the preset's storage window
     STORE/masks.npy      [N, H, W] uint8, 1 inside the body
+    STORE/sources.npy    [N, H, W] uint16, in a paired store: the same slices of the source, through
+                         the storage window of a preset of its own
+    STORE/source_masks.npy   [N, H, W] uint8, likewise: 1 inside the body there
     STORE/labels.npy     [N, H, W] uint16, if the volumes have label maps
     STORE/contours.npy   [N, H, W] uint8, 1 on a contour, if they are taken at native pixels
     STORE/pictures.npy   [N, H, W] uint8, pictures in which contours are sought, if they are made of
@@ -59,11 +62,14 @@ FORM = {  # of dataset.json
     "grid": Grid,
     "labels": bool,
     "contours?": ContourSettings | None,
+    "source_preset?": str | None,
     "sha256?": dict[str, str],
 }
 ARRAYS = {
     "slices": np.uint16,
     "masks": np.uint8,
+    "sources": np.uint16,
+    "source_masks": np.uint8,
     "labels": np.uint16,
     "contours": np.uint8,
     "pictures": np.uint8,
@@ -105,6 +111,8 @@ class Store:
     path: Path
     slices: Stack  # [N, H, W] uint16
     masks: Stack  # [N, H, W] uint8, 0 or 1
+    sources: Stack | None  # [N, H, W] uint16, of a paired store
+    source_masks: Stack | None  # [N, H, W] uint8, 0 or 1
     labels: Stack | None  # [N, H, W] uint16
     contours: Stack | None  # [N, H, W] uint8, 0 or 1
     pictures: Stack | None  # [N, H, W] uint8
@@ -112,6 +120,7 @@ class Store:
     index: dict[str, np.ndarray]  # column name -> [N]
     dataset: dict  # what dataset.json holds, by FORM
     preset: Preset
+    source_preset: Preset | None  # of sources
     grid: Grid
 
     def __len__(self) -> int:
@@ -131,6 +140,11 @@ class Store:
     def values(self, rows) -> np.ndarray:
         """Values [n, H, W] float32 of the slices with those numbers."""
         return self.preset.decode(self.slices[rows])
+
+    def source_images(self, rows) -> np.ndarray:
+        """The source's [n, H, W] in the model's [-1, 1], air outside its body; of paired stores."""
+        values = self.source_preset.decode(self.sources[rows])
+        return self.source_preset.in_body(values, self.source_masks[rows])
 
     def kept(self, settings: ContourSettings) -> Stack | None:
         """What was kept of the volumes' own voxels for these settings, [N, H, W] uint8, if any.
@@ -177,11 +191,13 @@ def open_store(path: str | Path) -> Store:
     dataset = forms.read(file, FORM, PREPARE, SCHEMA)
     with forms.naming(file, PREPARE):
         preset = intensity.preset(dataset["preset"])
+        source = dataset.get("source_preset")
+        source_preset = None if source is None else intensity.preset(source)
     grid, settings = dataset["grid"], dataset.get("contours")
     index = _read_index(path / "index.csv")
     count = len(index["subject"])
     arrays = dict.fromkeys(ARRAYS)
-    for name in _names(dataset["labels"], settings):
+    for name in _names(dataset["labels"], settings, source_preset):
         arrays[name] = _open_stack(path / f"{name}.npy", (count, grid.size, grid.size))
     return Store(
         path=path,
@@ -189,6 +205,7 @@ def open_store(path: str | Path) -> Store:
         index=index,
         dataset=dataset,
         preset=preset,
+        source_preset=source_preset,
         grid=grid,
         **arrays,
     )
@@ -212,9 +229,10 @@ def verify(store: Store) -> bool:
     return digests is not None
 
 
-def _names(labels: bool, contours: ContourSettings | None) -> list[str]:
+def _names(labels: bool, contours: ContourSettings | None, source: Preset | None) -> list[str]:
     """Names of the arrays that a store has."""
     has = {"slices": True, "masks": True, "labels": labels}
+    has |= dict.fromkeys(("sources", "source_masks"), source is not None)
     if contours is not None:
         has[contours.basis] = True
     return [name for name in ARRAYS if has.get(name)]
@@ -282,12 +300,14 @@ class StoreWriter:
         *,
         labels: bool = False,
         contours: ContourSettings | None = None,
+        source_preset: Preset | None = None,
         overwrite: bool = False,
     ):
         self.path = Path(path)
         self.preset = preset
         self.grid = grid
-        self._names = _names(labels, contours)
+        self.source_preset = source_preset
+        self._names = _names(labels, contours, source_preset)
         self._contours = contours
         self._overwrite = overwrite
         self._files = {}
@@ -335,6 +355,8 @@ class StoreWriter:
         sha256: str,
         labels: np.ndarray | None = None,
         basis: np.ndarray | None = None,
+        sources: np.ndarray | None = None,
+        source_masks: np.ndarray | None = None,
     ) -> None:
         """Appends the slices of one volume.
 
@@ -348,12 +370,17 @@ class StoreWriter:
           sha256: of the file.
           labels: [N, H, W] whole numbers, in a store with labels.
           basis: [N, H, W] what contours are computed from (opencv.basis), in a store with that.
+          sources: [N, H, W] float32 in the source preset's units, in a paired store.
+          source_masks: [N, H, W] bool, likewise.
         """
         arrays = {
             "slices": self.preset.encode(values),
             "masks": masks,
             "labels": labels,
+            "source_masks": source_masks,
         }
+        if self.source_preset is not None:
+            arrays["sources"] = self.source_preset.encode(sources)
         if self._contours is not None:
             arrays[self._contours.basis] = basis
         for name in self._names:
@@ -401,6 +428,7 @@ class StoreWriter:
             "grid": dataclasses.asdict(self.grid),
             "labels": "labels" in self._names,
             "contours": None if self._contours is None else self._contours.to_dict(),
+            "source_preset": None if self.source_preset is None else self.source_preset.name,
             "version": contourdiff_jax.__version__,
             "sha256": {path.name: disk.sha256(path) for path in sorted(self._partial.iterdir())},
         }

@@ -22,6 +22,7 @@ from contourdiff_jax import models
 from contourdiff_jax.contracts import (
     CONTOUR,
     NEIGHBOUR,
+    SOURCE,
     Averages,
     Example,
     Fixed,
@@ -97,13 +98,18 @@ class Diffusion:
         )
 
     def samples(self, averages: Averages, fixed: Fixed) -> np.ndarray:
-        """See contracts.Method: rows of truth | contour | sample."""
+        """See contracts.Method: rows of truth | contour, source or both | sample."""
         shown, count = self._shown
         split = functools.partial(meshes.split, meshes.batch(self.mesh))
         knots = noise.independent(self.seed, "samples", len(shown["x"]))
-        seen = split(shown["condition"])
-        drawn = meshes.whole(self.translator(averages, fixed)(seen, split(knots)))
-        columns = [shown["x"], 2 * shown["condition"][CONTOUR.name] - 1, drawn]
+        given = split(shown["condition"])
+        drawn = meshes.whole(self.translator(averages, fixed)(given, split(knots)))
+        seen, columns = shown["condition"], [shown["x"]]
+        if CONTOUR.name in seen:
+            columns.append(2 * seen[CONTOUR.name] - 1)
+        if SOURCE.name in seen:
+            columns.append(seen[SOURCE.name])
+        columns.append(drawn)
         rows = np.concatenate([column[:count, ..., 0] for column in columns], axis=2)
         return np.uint8(np.round((np.concatenate(rows) + 1) * 127.5))
 

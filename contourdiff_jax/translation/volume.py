@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from contourdiff_jax.contours import opencv
-from contourdiff_jax.contracts import NEIGHBOUR
+from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR
 from contourdiff_jax.data import examples
 from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs
@@ -156,7 +156,7 @@ def knots(plan: Plan, source: SourceVolume, sample: int) -> noise.Knots:
 
 def at_once(plan: Plan, source: SourceVolume) -> np.ndarray:
     """Samples [K, N, H, W] in [-1, 1] of a volume, all slices in parallel."""
-    seen = examples.contours_alone(source.contours, plan.sees)
+    seen = examples.conditions({CONTOUR.name: source.contours}, plan.sees)
     beside = chains.neighbours(source.resampling.positions) if plan.sampler.coupling else None
     numbers = range(plan.sampler.samples)
     drawn = np.stack([plan.draw(seen, knots(plan, source, k), beside) for k in numbers])
@@ -185,7 +185,7 @@ def chained(plan: Plan, sources: Sequence[SourceVolume]) -> list[np.ndarray]:
         for far in range(farthest + 1):
             rows = [(v, i) for v, (_, d) in enumerate(orders) for i in np.flatnonzero(d == far)]
             asked = _gathered(contours, rows)
-            seen = examples.contours_alone(asked, plan.sees)
+            seen = examples.conditions({CONTOUR.name: asked}, plan.sees)
             if far:
                 before = [(v, orders[v][0][i]) for v, i in rows]
                 seen[NEIGHBOUR.name] = examples.given(_gathered([of[k] for of in drawn], before))

@@ -14,6 +14,7 @@ from contourdiff_jax.contours.settings import preset
 from contourdiff_jax.data import augment, examples, feeds
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
+from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.volumes import intensity
 
@@ -285,6 +286,74 @@ def test_a_neighbour_moves_with_its_image(store, fed, tiny):
             np.testing.assert_allclose(neighbour[..., 0], expected * shown[i], atol=1e-6)
             seen.add((flipped, bool(shown[i])))
     assert len(seen) == 4
+
+
+# ----------------------------------------------------------------------------------------------
+# Sources
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def paired_store(paired_store_path):
+    return open_store(paired_store_path)
+
+
+def test_a_source_is_seen_in_its_own_range_within_its_own_body(paired_store):
+    rows = paired_store.rows("train")[:3]
+    seen = examples.at_rest(paired_store, rows, preset("default", "mr"), ("source",))
+    assert set(seen["condition"]) == {"source"}
+    source, flag = np.moveaxis(seen["condition"]["source"], -1, 0)
+    masks = paired_store.source_masks[rows]
+    assert (flag == 1).all() and (source[masks == 0] == -1).all()
+    # To a step of each of the storages.
+    expected = -seen["x"][..., 0][masks == 1]
+    np.testing.assert_allclose(source[masks == 1], expected, atol=1e-4)
+    assert masks.sum() < paired_store.masks[rows].sum()
+
+
+@pytest.mark.parametrize("conditions", [("source",), ("contour", "source")])
+def test_a_source_moves_with_its_image(paired_store, tiny, mesh, conditions):
+    """Through the same transform, its body too; without contours none are computed."""
+    tiny.model.conditions = conditions
+    tiny.augment.probability = 1.0
+    fed = feed(paired_store, tiny, mesh)
+    assert set(fed.example["condition"]) == set(conditions)
+    moved = []
+    for example in fed.training(0, 3):
+        like = jax.tree.map(lambda a: (a.shape, a.dtype), example)
+        assert like == jax.tree.map(lambda a: (a.shape, a.dtype), fed.example)
+        image = np.asarray(example["x"][..., 0])
+        source, flag = np.moveaxis(np.asarray(example["condition"]["source"]), -1, 0)
+        assert (flag == 1).all()
+        inside = source > -1
+        np.testing.assert_allclose(source[inside], -image[inside], atol=2e-4)
+        assert 0.5 < inside.sum() / (image > -1).sum() < 1
+        moved.append(image)
+    rest = fed.at_rest(fed._numbers)["x"][..., 0]
+    assert np.abs(np.concatenate(moved)[:, None] - rest[None]).max((2, 3)).min() > 0.1
+
+
+def test_streamed_sources_are_those_kept_on_the_devices(paired_store, tiny, mesh):
+    tiny.model.conditions = ("contour", "neighbour", "source")
+    tiny.train.neighbour = 0.5
+    resident = list(feed(paired_store, tiny, mesh).training(0, 3))
+    tiny.train.resident = 0.0
+    assert not feed(paired_store, tiny).is_resident
+    for ours, theirs in zip(feed(paired_store, tiny, mesh).training(0, 3), resident, strict=True):
+        assert_same(jax.device_get(ours), jax.device_get(theirs))
+
+
+def test_a_paired_store_is_to_others_the_store_of_its_target(paired_store, store, tiny, mesh):
+    ours = feed(paired_store, tiny, mesh).training(0, 2)
+    for one, other in zip(ours, feed(store, tiny, mesh).training(0, 2), strict=True):
+        assert_same(jax.device_get(one), jax.device_get(other))
+
+
+def test_a_store_without_sources_is_refused_to_who_wants_to_see_them(store, tiny):
+    tiny.model.conditions = ("source",)
+    with pytest.raises(InputError, match=r"mr: without sources, .* prepare --pairs") as error:
+        feed(store, tiny)
+    assert "\n" not in str(error.value)
 
 
 # ----------------------------------------------------------------------------------------------

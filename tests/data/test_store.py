@@ -33,7 +33,7 @@ def arrays(count, seed):
     return values, values > 0, generator.integers(0, 300, shape)
 
 
-def add(writer, subject, count, seed, labels=False, settings=None):
+def add(writer, subject, count, seed, labels=False, settings=None, **sources):
     values, masks, label_maps = arrays(count, seed)
     writer.add(
         subject,
@@ -45,6 +45,7 @@ def add(writer, subject, count, seed, labels=False, settings=None):
         window=WINDOWS[subject],
         source=f"{subject}_ct.nii.gz",
         sha256=f"{seed:064x}",
+        **sources,
     )
 
 
@@ -83,13 +84,41 @@ def test_what_is_written_is_read(tmp_path, labels, settings):
         assert store.contours is None and not (tmp_path / "store" / "contours.npy").exists()
 
 
-def test_stores_without_a_word_of_contours_have_none(tmp_path):
+def test_stores_without_a_word_of_contours_or_sources_have_none(tmp_path):
     """As those of earlier versions."""
     path = write_store(tmp_path / "store")
     dataset = json.loads((path / "dataset.json").read_text())
-    del dataset["contours"], dataset["digest"]
+    del dataset["contours"], dataset["source_preset"], dataset["digest"]
     (path / "dataset.json").write_text(json.dumps(dataset))
-    assert open_store(path).contours is None
+    store = open_store(path)
+    assert store.contours is store.sources is store.source_masks is store.source_preset is None
+
+
+def test_a_paired_store_has_sources_with_a_preset_of_their_own(tmp_path):
+    mr, path = intensity.preset("mr"), tmp_path / "store"
+    values, masks, _ = arrays(3, 0)
+    sources = (values + 1024) / 4095
+    with StoreWriter(path, CT, GRID, source_preset=mr) as writer:
+        add(writer, "anna", 3, 0, sources=sources, source_masks=~masks)
+        add(writer, "anna", 3, 0, sources=1 - sources, source_masks=masks)
+        writer.finish(SPLITS)
+    store = open_store(path)
+    assert store.source_preset is mr and verify(store)
+    seen = store.source_images(np.arange(6))
+    expected = np.concatenate([np.where(~masks, sources, 0), np.where(masks, 1 - sources, 0)])
+    np.testing.assert_allclose(seen, 2 * expected - 1, atol=2e-5)
+    assert store.sources.dtype == np.uint16 and store.source_masks.dtype == np.uint8
+    for name in ("sources", "source_masks"):
+        array = np.load(path / f"{name}.npy")
+        array[0, 0, 0] ^= 1
+        os.rename(path / f"{name}.npy", tmp_path / "kept")
+        np.save(path / f"{name}.npy", array)
+        with pytest.raises(InputError, match=rf"{name}\.npy: damaged"):
+            verify(open_store(path))
+        (path / f"{name}.npy").unlink()
+        with pytest.raises(InputError, match=rf"{name}\.npy: missing"):
+            open_store(path)
+        os.rename(tmp_path / "kept", path / f"{name}.npy")
 
 
 def test_the_index_says_where_every_slice_is_from(tmp_path):
