@@ -7,13 +7,18 @@ to be (ct, mr, labels, or a picture: 8 bits without a unit) and why. Below stand
 used, what is wrong and what to do about it, and what is good to know. No text of a header is shown
 or kept. Exit status: 0 all can be used, 1 some cannot, 2 none can.
 
+With --pairs=SOURCES, --preset and --pairs_preset it measures how well the other image of every
+subject fits, as `prepare --pairs` does: overlap of the bodies, shift, missing slices.
+
 Of a run, which `train` or `import` made, it shows the method, what it was trained on, the fields
 that are not at their defaults, the checkpoints and the parameters of its networks.
 
 Example:
   contourdiff inspect scans/ --out=inspected
+  contourdiff inspect scans/mr --preset=mr --pairs=scans/ct --pairs_preset=ct
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,11 +26,14 @@ from pathlib import Path
 from absl import flags
 
 from contourdiff_jax import __version__
-from contourdiff_jax.commands import scan_flags
+from contourdiff_jax.commands import pair_flags, scan_flags
 from contourdiff_jax.data.inspection import inspect, sheets
 from contourdiff_jax.data.inspection.findings import NOTE, PROBLEM, Inspected, Inspection, only
+from contourdiff_jax.data.prepare import Request, measure
+from contourdiff_jax.data.sources import Fit, Pairs
 from contourdiff_jax.errors import InputError, printable
 from contourdiff_jax.runtime import disk, ownership
+from contourdiff_jax.volumes import intensity
 
 SCHEMA = 1  # of the JSON
 MADE = "an inspection"  # by which the JSON is known
@@ -72,8 +80,29 @@ def table(inspection: Inspection) -> str:
     return "\n".join(map(printable, [*lines, "", inspection.summary])).lstrip("\n")
 
 
-def to_json(inspection: Inspection, files: Mapping[str, str] | None = None) -> str:
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """How well pairs fit: of each path the fits and the spacing in mm of the pixels, what fails."""
+
+    fits: list[tuple[Fit, float]] = dataclasses.field(default_factory=list)
+    failed: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """As a table, with what fails below."""
+        fits = [fit for fit, _ in self.fits]
+        rows = pair_flags.table(fits, min(spacing for _, spacing in self.fits)) if fits else []
+        lost = [printable(f"left out: {why}") for _, why in self.failed]
+        return ["", *rows, pair_flags.summary(fits), *lost]
+
+
+def to_json(
+    inspection: Inspection, files: Mapping[str, str] | None = None, paired: Paired | None = None
+) -> str:
     """Everything, as JSON; `files` lie beside it, see `ownership.listing`."""
+    pairs = None
+    if paired is not None:
+        lost = [{"path": str(path), "reason": why} for path, why in paired.failed]
+        pairs = {"fits": [dataclasses.asdict(fit) for fit, _ in paired.fits], "failed": lost}
     fields = {
         "schema": SCHEMA,
         "made": MADE,
@@ -85,6 +114,7 @@ def to_json(inspection: Inspection, files: Mapping[str, str] | None = None) -> s
         "failed": [{"path": str(path), "reason": why} for path, why in inspection.failed],
         "problems": only(PROBLEM, inspection.remarks),
         "notes": only(NOTE, inspection.remarks),
+        **({} if pairs is None else {"pairs": pairs}),
     }
     return json.dumps(fields, indent=2, allow_nan=False)
 
@@ -127,6 +157,9 @@ def define_flags(values: flags.FlagValues) -> None:
     text("json", None, "JSON file to write; - for stdout instead of the table.", flag_values=values)
     text("out", None, "Folder to write sheet.png and inspect.json into.", flag_values=values)
     flags.DEFINE_bool("overwrite", False, "Replace files of these names.", flag_values=values)
+    known, meaning = sorted(intensity.PRESETS), "With --pairs: what the intensities of PATH are."
+    flags.DEFINE_enum("preset", None, known, meaning, flag_values=values)
+    pair_flags.define_flags(values)
     scan_flags.define_flags(values)
 
 
@@ -147,8 +180,16 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     if copy:
         disk.check_is_new(copy, values.overwrite, MADE)
     views, files = sheets.SHOWN if out else 0, {}
-    inspection = inspect(arguments, **scan_flags.from_flags(values), views=views)
-    print(to_json(inspection) if values.json == "-" else table(inspection))
+    wanted = pair_flags.from_flags(values)
+    if (wanted is None) != (values.preset is None):
+        raise InputError("--preset and --pairs: each needs the other")
+    how = scan_flags.from_flags(values)
+    inspection = inspect(arguments, **how, views=views)
+    paired = None if wanted is None else _measured(arguments, values.preset, wanted, how)
+    text = to_json(inspection, paired=paired) if values.json == "-" else table(inspection)
+    print(text)
+    if paired is not None and values.json != "-":
+        print("\n".join(paired.lines()))
     if out:
         with disk.staged(out, inside=True) as new:
             if inspection.scans:
@@ -156,11 +197,23 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
 
                 disk.write(new / FILES[1], figures.png(sheets.sheet(inspection)))
             files = ownership.listing(new)
-            disk.write(new / FILES[0], to_json(inspection, files) + "\n")
+            disk.write(new / FILES[0], to_json(inspection, files, paired) + "\n")
             ownership.merge(new, out, FILES[0], MADE)
     if copy:
-        disk.write(copy, to_json(inspection, files) + "\n")
-    return inspection.status
+        disk.write(copy, to_json(inspection, files, paired) + "\n")
+    lost = paired is not None and bool(paired.failed)
+    return max(inspection.status, int(lost))
+
+
+def _measured(paths: list[str], preset: str, wanted: Pairs, how: dict) -> Paired:
+    """The fits of the pairs of all paths."""
+    paired = Paired()
+    for path in paths:
+        request = Request(path, "", preset, pairs=wanted, **how)
+        fits, failed, grid = measure(request)
+        paired.fits.extend((fit, grid.spacing) for fit in fits)
+        paired.failed.extend(failed)
+    return paired
 
 
 def _is_run(path: Path) -> bool:

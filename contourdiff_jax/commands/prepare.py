@@ -11,8 +11,15 @@ train and, for a fraction of the subjects, val. What cannot be used is reported 
 exit status is then 1. `contourdiff inspect` shows beforehand how a folder is understood. With
 --contours=original the store keeps contours taken at the volumes' own pixels, as the original's.
 
+With --pairs the store is paired, for methods that learn from the source's image itself: --pairs has
+the other image of every subject, of the same names, which is brought onto the slices of --source by
+the affines of both. Each pair is measured: the overlap of the bodies (Dice), the shift in plane at
+which mutual information is largest, and slices that the other image does not show. Slices and
+volumes with too little overlap (--pairs_overlap) or too large a shift (--pairs_shift) are left out.
+
 Example:
   contourdiff prepare --source=scans/mr --out=stores/mr --preset=mr --spacing=1 --size=256
+  contourdiff prepare --source=mr --preset=mr --pairs=ct --pairs_preset=ct --out=stores/paired
 """
 
 import sys
@@ -20,7 +27,7 @@ from collections import Counter
 
 from absl import flags
 
-from contourdiff_jax.commands import number_flags, scan_flags
+from contourdiff_jax.commands import number_flags, pair_flags, scan_flags
 from contourdiff_jax.data.inspection import findings
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import SPLITS
@@ -49,6 +56,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "validation", None, "Fraction of the subjects for val; 0.1 by default.", flag_values=values
     )
     flags.DEFINE_bool("overwrite", False, "Replace a store of that name.", flag_values=values)
+    pair_flags.define_flags(values)
     scan_flags.define_flags(values)
 
 
@@ -59,9 +67,8 @@ def main(values: flags.FlagValues) -> int:
             raise InputError(f"--{name} is required; see `contourdiff prepare --help`")
     named = ("axis", "spacing", "size", "labels", "masks", "split", "validation", "overwrite")
     options = {name: values[name].value for name in named} | scan_flags.from_flags(values)
-    result = prepare(
-        values.source, values.out, values.preset, contours_file=values.contours, **options
-    )
+    options |= {"contours_file": values.contours, "pairs": pair_flags.from_flags(values)}
+    result = prepare(values.source, values.out, values.preset, **options)
     grid, counts = result.grid, Counter(result.splits.values())
     subjects = ", ".join(f"{counts[split]} {split}" for split in SPLITS if counts[split])
     print(
@@ -72,6 +79,10 @@ def main(values: flags.FlagValues) -> int:
     )
     for note in result.notes:
         print(f"note: {note}")
+    if result.fits:
+        print(pair_flags.summary(result.fits))
+        if notable := [fit for fit in result.fits if fit.is_notable(grid.spacing)]:
+            print("\n".join(pair_flags.table(notable, grid.spacing)))
     if result.cropped:
         path, kept = min(result.cropped, key=lambda item: item[1])
         count = f"{len(result.cropped)} of {len(result.done)}"

@@ -4,7 +4,7 @@
 from absl import flags
 
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.volumes.volume import Assumed
+from contourdiff_jax.volumes.volume import HALVES, Assumed
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -15,25 +15,43 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "pixel_spacing", None, "Of pictures, which do not say it, in mm.", flag_values=values
     )
+    define_pictures(values)
+
+
+def define_pictures(values: flags.FlagValues, prefix: str = "") -> None:
+    """The flags of what pictures do not say, for those of --source or of `prefix`."""
     flags.DEFINE_list(
-        "range",
+        f"{prefix}range",
         None,
         "What the darkest and brightest value of pictures stand for: LOW,HIGH in HU.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        f"{prefix}half",
+        None,
+        list(HALVES),
+        "Of pictures that show two images side by side: which is meant.",
         flag_values=values,
     )
 
 
 def from_flags(values: flags.FlagValues) -> dict:
     """Arguments of `layouts.find` as given on the command line."""
-    span = values.range
+    return {
+        "layout": values.layout,
+        "select": values.select,
+        "assumed": assumed(values),
+    }
+
+
+def assumed(values: flags.FlagValues, prefix: str = "") -> Assumed:
+    """What pictures do not say, by the flags of `define_pictures` and by --pixel_spacing."""
+    span = values[f"{prefix}range"].value
     if span is not None:
         try:
             low, high = map(float, span)
         except ValueError:
-            raise InputError(f"--range={','.join(span)}: give two numbers, LOW,HIGH") from None
+            given = f"--{prefix}range={','.join(span)}"
+            raise InputError(f"{given}: give two numbers, LOW,HIGH") from None
         span = (low, high)
-    return {
-        "layout": values.layout,
-        "select": values.select,
-        "assumed": Assumed(values.pixel_spacing, span),
-    }
+    return Assumed(values.pixel_spacing, span, values[f"{prefix}half"].value)

@@ -194,7 +194,7 @@ class Slices:
           process: (index, count) of this process, which gets its share of the global batch, in
             order.
         """
-        volumes, seed, batch = self._volumes, self.seed, self.train.batch
+        (volumes, slices), seed, batch = self._places, self.seed, self.train.batch
         share = batch // process[1]
         positions = np.arange(process[0] * share, (process[0] + 1) * share)
         rows = indices(seed, step, batch, len(volumes))[positions]
@@ -207,6 +207,7 @@ class Slices:
         beside = rows + np.where(u[:, 1] < 0.5, -1, 1)
         inside = np.clip(beside, 0, len(volumes) - 1)
         there = (beside == inside) & (volumes[inside] == volumes[rows])
+        there &= np.abs(slices[inside] - slices[rows]) == 1
         shown = there & (u[:, 0] < self.train.neighbour)
         pairs = np.stack([rows, np.where(shown, inside, rows)], 1)
         return Choice(pairs, shown.astype(np.uint8), keys)
@@ -249,9 +250,9 @@ class Slices:
         return self.store.rows("train")
 
     @functools.cached_property
-    def _volumes(self) -> np.ndarray:
-        """[N], the volume that each slice of the training split belongs to, in order."""
-        return self.store.index["volume"][self._numbers]
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the slices [N] of the training split, their volumes, and their numbers in these."""
+        return tuple(self.store.index[name][self._numbers] for name in ("volume", "slice"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,10 +16,11 @@ from tqdm import tqdm
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
-from contourdiff_jax.data import layouts, splits
+from contourdiff_jax.data import layouts, sources, splits
 from contourdiff_jax.data.inspection import guesses
-from contourdiff_jax.data.layouts import pairs, scans
-from contourdiff_jax.data.layouts.scans import Scan
+from contourdiff_jax.data.layouts import naming, pairs, scans
+from contourdiff_jax.data.layouts.scans import Content, Scan
+from contourdiff_jax.data.sources import Fit, Misfit, Pairs, Sources, Target
 from contourdiff_jax.data.store import MADE, StoreWriter
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import ownership
@@ -56,6 +57,7 @@ class Request:
       contours_file: JSON of ContourSettings, or the name of a contour preset, that need the
         volumes' own voxels, which only prepare sees: the store keeps the contours, or the pictures
         they are sought in; default: the modality's, if those do.
+      pairs: sources to lay beside the volumes; default: none.
       split: CSV file with the columns subject and split ('train', 'val' or 'test').
       validation: fraction of the subjects to train on whose split is 'val', where neither `split`
         nor the layout names any; default: VALIDATION.
@@ -76,6 +78,7 @@ class Request:
     labels_flag: str = "labels"
     masks: str | Path | None = None
     contours_file: str | Path | None = None
+    pairs: Pairs | None = None
     split: str | Path | None = None
     validation: float | None = None
     overwrite: bool = False
@@ -137,6 +140,7 @@ class PrepareResult:
     splits: dict[str, str]  # subject -> split
     layout: str
     notes: list[str]  # what was assumed or mended
+    fits: list[Fit]  # of pairs, those left out too
 
 
 def prepare(source, out, preset: str, **options) -> PrepareResult:
@@ -151,37 +155,28 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
     if not 0 <= (request.validation or 0) < 1:
         raise InputError(f"--validation must be at least 0 and below 1, not {request.validation}")
     read = {"source": source, "labels": request.labels, "masks": request.masks}
+    if request.pairs is not None:
+        read |= {"pairs": request.pairs.folder, "pairs_masks": request.pairs.masks}
     ownership.check_apart("out", out, read)
     ownership.check_is_free(Path(out), MADE, request.overwrite)
-    content = layouts.find(
-        source,
-        layout=request.layout,
-        select=request.select,
-        translations=request.translations,
-        modality=chosen.modality,
-        assumed=request.assumed,
-    )
-    scans.check_assumed(content.scans, request.assumed)
-    labels, masks = (
-        None if folder is None else pairs.by_name(folder, kind)
-        for kind, folder in (("labels", request.labels), ("masks", request.masks))
-    )
-    told = request.splits(content.scans)
-    grid = _grid(content.scans, request.axis, request.spacing, request.size)
-    cut = _Cut(chosen, grid, contours, labels, request.labels_flag, masks)
-
-    done, failed, cropped, doubtful, notes = [], list(content.failed), [], [], []
+    content, cut = _opened(request, contours)
+    told, grid, paired = request.splits(content.scans), cut.grid, cut.sources
+    done, failed, cropped, doubtful, notes, fits = [], [*content.failed], [], [], [], []
     keeps = {
-        "labels": labels is not None or all(scan.labels for scan in content.scans),
+        "labels": cut.labels is not None or all(scan.labels for scan in content.scans),
         "contours": contours,
+        "source_preset": None if paired is None else intensity.preset(request.pairs.preset),
     }
     with StoreWriter(out, chosen, grid, **keeps, overwrite=request.overwrite) as writer:
         progress = tqdm(total=len(content.scans), desc="prepare", unit="volume", disable=None)
         for scan, piece in _in_order(cut, content.scans):
             progress.update()
+            if isinstance(piece, Misfit):
+                fits.append(piece.fit)
             if isinstance(piece, InputError):
                 failed.append((scan.path, str(piece)))
                 continue
+            fits += [piece.fit] if piece.fit else []
             writer.add(scan.subject, **piece.slices)
             done.append(scan.path)
             failed += piece.failed
@@ -196,7 +191,7 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
                 f"{source}: none of {len(content.scans)} volumes can be used: {failed[0][1]}"
             )
         split_of = request.with_validation({name: told[name] for name in writer.subjects})
-        writer.finish(split_of)
+        writer.finish(split_of, None if paired is None else request.pairs.to_dict(fits))
     return PrepareResult(
         done,
         failed,
@@ -207,7 +202,53 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
         split_of,
         content.layout,
         [*content.notes, *scans.tally(notes)],
+        fits,
     )
+
+
+def measure(request: Request) -> tuple[list[Fit], list[tuple[Path, str]], Grid]:
+    """How well pairs fit that `prepare` would make a store of: fits, what fails, and the grid."""
+    content, cut = _opened(request, None)
+    fits, failed = [], [*content.failed]
+    progress = tqdm(total=len(content.scans), desc="pairs", unit="pair", disable=None)
+    for scan, piece in _in_order(cut, content.scans):
+        progress.update()
+        if isinstance(piece, InputError):
+            failed.append((scan.path, str(piece)))
+        if not isinstance(piece, InputError) or isinstance(piece, Misfit):
+            fits.append(piece.fit)
+    progress.close()
+    return fits, failed, cut.grid
+
+
+def _opened(request: Request, contours: ContourSettings | None) -> tuple[Content, "_Cut"]:
+    """What a source folder holds, and what cuts it."""
+    preset = intensity.preset(request.preset)
+    content = layouts.find(
+        request.source,
+        layout=request.layout,
+        select=request.select,
+        translations=request.translations,
+        modality=preset.modality,
+        assumed=request.assumed,
+    )
+    scans.check_assumed(content.scans, request.assumed)
+    labels, masks = (
+        None if folder is None else pairs.by_name(folder, kind)
+        for kind, folder in (("labels", request.labels), ("masks", request.masks))
+    )
+    paired = None
+    if request.pairs is not None:
+        paired = sources.find(request.pairs)
+        content.failed.extend(paired.failed)
+        if alone := paired.without_target(content.scans):
+            names = naming.joined(alone)
+            content.notes.append(
+                f"{len(alone)} of --pairs have no target and are left out: {names}"
+            )
+    grid = _grid(content.scans, request.axis, request.spacing, request.size)
+    cut = _Cut(preset, grid, contours, labels, request.labels_flag, masks, paired)
+    return content, cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,6 +260,7 @@ class _Piece:
       kept: fraction of the body that lies inside the grid.
       doubts: why its values can hardly be what the preset takes them for.
       failed, notes: of the volume.
+      fit: of its source, in a paired store.
     """
 
     slices: dict
@@ -226,6 +268,7 @@ class _Piece:
     doubts: list[str]
     failed: tuple[tuple[Path, str], ...]
     notes: tuple[str, ...]
+    fit: Fit | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +281,7 @@ class _Cut:
       contours: whose basis is kept, if any.
       labels, masks: scans by name, where they do not lie with the volumes.
       labels_flag: what messages call the flag of the labels.
+      sources: of a paired store.
     """
 
     preset: Preset
@@ -246,6 +290,7 @@ class _Cut:
     labels: dict[str, Scan] | None
     labels_flag: str
     masks: dict[str, Scan] | None
+    sources: Sources | None = None
 
     def __call__(self, scan: Scan) -> _Piece:
         volume = scan.read()
@@ -270,7 +315,24 @@ class _Cut:
             "sha256": scan.sha256,
         }
         doubts = guesses.doubts(self.preset, scan.assumed, volume, window, mask > 0)
-        return _Piece(slices, resampling.kept_of(mask > 0), doubts, volume.failed, volume.notes)
+        failed, notes, fit = volume.failed, volume.notes, None
+        if self.sources is not None:
+            target = Target(scan, volume, resampling, slices["values"], slices["masks"])
+            source = self.sources.of(target)
+            fit, notes = source.fit, (*notes, *source.notes)
+            doubts += [f"its source is {doubt}" for doubt in source.doubts]
+            slices |= {"sources": source.values, "source_masks": source.masks}
+            slices = _only(source.kept, slices)
+        return _Piece(slices, resampling.kept_of(mask > 0), doubts, failed, notes, fit)
+
+
+def _only(kept: np.ndarray, slices: dict) -> dict:
+    """Arguments of StoreWriter.add for the slices that are kept [N] alone."""
+    chosen = {
+        name: value[kept] if isinstance(value, np.ndarray) else value
+        for name, value in slices.items()
+    }
+    return chosen | {"numbers": np.flatnonzero(kept)}
 
 
 def _in_order(

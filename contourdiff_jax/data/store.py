@@ -2,7 +2,8 @@
 """Stores: a folder of prepared slices that training reads at random.
 
     STORE/dataset.json   schema version, modality, preset, grid, version of the tool, the sha256 of
-                         every other file, and a digest of all that
+                         every other file, in a paired store how well the pairs fit
+                         (sources.py), and a digest of all that
     STORE/index.csv      one line a slice: subject, volume, slice, position, split, source, sha256,
                          window_low, window_high
     STORE/slices.npy     [N, H, W] uint16, values through the preset's storage window
@@ -15,7 +16,8 @@
     STORE/pictures.npy   [N, H, W] uint8, pictures in which contours are sought, if they are made of
                          the volumes' own voxels; other contours are sought in slices.npy
 
-`volume` counts the volumes from 0, `slice` the slices of one volume from 0, `position` is in mm
+`volume` counts the volumes from 0, `slice` the slices of one volume from 0, of which some may be
+missing where their source is, `position` is in mm
 along the slicing axis, `source` is the file's name without its folder, the window is the volume's
 own in native units. Nothing else of a file's header is kept. Splits are 'train', 'val' and 'test',
 by subject. The folder is written under a temporary name and renamed when it is whole.
@@ -357,6 +359,7 @@ class StoreWriter:
         basis: np.ndarray | None = None,
         sources: np.ndarray | None = None,
         source_masks: np.ndarray | None = None,
+        numbers: Iterable[int] | None = None,
     ) -> None:
         """Appends the slices of one volume.
 
@@ -372,6 +375,7 @@ class StoreWriter:
           basis: [N, H, W] what contours are computed from (opencv.basis), in a store with that.
           sources: [N, H, W] float32 in the source preset's units, in a paired store.
           source_masks: [N, H, W] bool, likewise.
+          numbers: [N] of the slices in the volume, where some are left out.
         """
         arrays = {
             "slices": self.preset.encode(values),
@@ -389,12 +393,13 @@ class StoreWriter:
                 raise ValueError(f"{name} of shape {array.shape} on a grid of {self.grid.size} px")
             with disk.writing(self.path):
                 self._files[name].write(array.data)
-        for number, position in zip(range(len(values)), positions, strict=True):
+        numbers = range(len(values)) if numbers is None else numbers
+        for number, position in zip(numbers, positions, strict=True):
             self._rows.append(
                 {
                     "subject": subject,
                     "volume": self._volumes,
-                    "slice": number,
+                    "slice": int(number),
                     "position": round(float(position), 4),
                     "source": source,
                     "sha256": sha256,
@@ -404,8 +409,13 @@ class StoreWriter:
             )
         self._volumes += 1
 
-    def finish(self, splits: Mapping[str, str]) -> None:
-        """Completes the store, with the split of every subject, and gives it its name."""
+    def finish(self, splits: Mapping[str, str], pairs: Mapping | None = None) -> None:
+        """Completes the store, and gives it its name.
+
+        Args:
+          splits: of every subject.
+          pairs: what dataset.json is to say of a paired store's pairs.
+        """
         with disk.writing(self.path):
             for name in self._names:
                 self._write_header(name)
@@ -417,11 +427,12 @@ class StoreWriter:
                 writer = csv.DictWriter(stream, list(COLUMNS))
                 writer.writeheader()
                 writer.writerows({**row, "split": splits[row["subject"]]} for row in self._rows)
-            disk.write_json(self._partial / "dataset.json", forms.sealed(self._dataset()))
+            disk.write_json(self._partial / "dataset.json", forms.sealed(self._dataset(pairs)))
             ownership.settle(self._partial, self.path, MADE, self._overwrite)
 
-    def _dataset(self) -> dict:
-        return {
+    def _dataset(self, pairs: Mapping | None) -> dict:
+        paired = {} if pairs is None else {"pairs": pairs}
+        return paired | {
             "schema": SCHEMA,
             "modality": self.preset.modality,
             "preset": self.preset.name,

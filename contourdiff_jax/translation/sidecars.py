@@ -68,7 +68,7 @@ class Settings:
         """As fields of a sidecar."""
         return {
             "preset": {"source": self.source.name, "target": self.target.name},
-            "assumed": dataclasses.asdict(self.assumed),
+            "assumed": self.assumed.to_dict(),
             "grid": dataclasses.asdict(self.grid),
             "contours": {side: settings.to_dict() for side, settings in self.contours.items()},
         }

@@ -37,6 +37,9 @@ class Image:
     span: tuple[float, float] | None = None
 
 
+HALVES = ("left", "right")  # of a picture
+
+
 @dataclasses.dataclass(frozen=True)
 class Assumed:
     """What pictures do not say themselves.
@@ -45,17 +48,26 @@ class Assumed:
       spacing: of their pixels and between them [mm]; None: 1 mm, and a note says so.
       range: what the darkest and the brightest value that a picture's integers can hold stand for;
         None: the numbers as they are.
+      half: 'left' or 'right', which half of pictures that show two images side by side.
     """
 
     spacing: float | None = None
     range: tuple[float, float] | None = None
+    half: str | None = None
 
     def __post_init__(self):
+        if self.half not in (None, *HALVES):
+            raise InputError(f"--half={self.half}: give {' or '.join(HALVES)}")
         low, high = self.range or (0, 1)
         if not -1e6 < low < high < 1e6:
             raise InputError(f"--range={low:g},{high:g}: give two numbers, LOW,HIGH")
         if not 0 < (1 if self.spacing is None else self.spacing) < 1e6:
             raise InputError(f"--pixel_spacing={self.spacing:g} must be a positive number of mm")
+
+    def to_dict(self) -> dict:
+        """As JSON; `half` only where it is given, as in files of before it was known."""
+        fields = dataclasses.asdict(self)
+        return fields if self.half else {n: v for n, v in fields.items() if n != "half"}
 
 
 UNKNOWN = Assumed()

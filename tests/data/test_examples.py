@@ -49,7 +49,8 @@ def feed(store, config, mesh=None, contours=None):
 
 def choices(config, volumes):
     """Of a training split whose slices are of those volumes."""
-    index = {"volume": volumes}
+    slices = np.arange(len(volumes)) - np.searchsorted(volumes, volumes)
+    index = {"volume": volumes, "slice": slices}
     return feed(SimpleNamespace(rows=lambda split: np.arange(len(volumes)), index=index), config)
 
 

@@ -15,10 +15,8 @@ from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import naming
 from contourdiff_jax.data.layouts.scans import Content, Scan
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.volumes import filenames, geometry, io
+from contourdiff_jax.volumes import filenames, io, overlay
 from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, Volume
-
-SAME_GRID = 0.1  # voxels between corners: more than headers lose by rounding, less than one sees
 
 
 def by_name(
@@ -27,6 +25,7 @@ def by_name(
     assumed: Assumed = UNKNOWN,
     failed: list[tuple[Path, str]] | None = None,
     translations: bool = False,
+    select: str | None = None,
 ) -> dict[str, Scan]:
     """The scans of a folder by their name, sorted; InputError where a name has two.
 
@@ -37,18 +36,19 @@ def by_name(
       assumed: what pictures do not say themselves.
       failed: gets the files that cannot be read, [(path, reason)].
       translations: whether those of this tool are meant, also where there are other images.
+      select: which of several kinds of images, where `kind` does not tell.
     """
     content, modality = None, kind
     if kind in naming.MADE:
         content, modality = _made(folder, kind, assumed), None
     if content is None:
         how = {"assumed": assumed, "flags": False, "translations": translations}
-        content = layouts.find(folder, modality=modality, **how)
+        content = layouts.find(folder, select=select, modality=modality, **how)
     if failed is not None:
         failed += content.failed
     scans = {}
     for scan in content.scans:
-        name = _plain(scan.name)
+        name = plain(scan.name)
         if name in scans:
             raise InputError(
                 f"{scan.path}: {scans[name].path.name} belongs to {name!r} too; keep one"
@@ -78,7 +78,7 @@ def _made(folder, kind: str, assumed: Assumed) -> Content | None:
     return dataclasses.replace(content, scans=scans) if scans else None
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """The name without what it shows: a folder head01_ct pairs with a file head01_mr.nii.gz.
 
     Names that say nothing else are one: T2.nii.gz pairs with T1.nii.gz.
@@ -94,14 +94,20 @@ def partner(
     Raises InputError where there is none, where it is the scan itself, or where it does not lie on
     the grid of the volume.
     """
-    name = _plain(scan.name)
-    if name not in others:
-        raise InputError(f"{volume.path}: no volume of the subject {name!r} in --{what}")
-    if _share(scan.files, others[name].files):
+    found = partner_of(scan, others, what)
+    if _share(scan.files, found.files):
         raise InputError(f"{volume.path}: --{what} has this file itself, and no other of its name")
-    other = others[name].read(labels=labels).even()
+    other = found.read(labels=labels).even()
     _check(volume, other, what)
     return other
+
+
+def partner_of(scan: Scan, others: dict[str, Scan], what: str) -> Scan:
+    """What belongs to a scan among `others` that --`what` gave; InputError where nothing does."""
+    name = plain(scan.name)
+    if name not in others:
+        raise InputError(f"{scan.path}: no volume of the subject {name!r} in --{what}")
+    return others[name]
 
 
 def _share(some: Sequence[Path], others: Sequence[Path]) -> bool:
@@ -133,15 +139,7 @@ def _check(volume: Volume, other: Volume, what: str) -> None:
     """InputError where two volumes do not lie on one grid, voxel for voxel, or a mask is empty."""
     if what == "masks" and not other.array.any():
         raise InputError(f"{other.path}: an empty mask; give one that shows the body")
-    if not _same_grid(volume, other):
+    if not overlay.same_grid(volume, other):
         raise InputError(
             f"{volume.path}: {other.path} lies on another grid; resample one onto the other's"
         )
-
-
-def _same_grid(volume: Volume, other: Volume) -> bool:
-    if other.array.shape != volume.array.shape:
-        return False
-    corners = np.array([[0, 0, 0, 1], [*volume.array.shape, 1]]).T
-    shift = np.linalg.norm((volume.affine - other.affine)[:3] @ corners, axis=0).max()
-    return shift <= SAME_GRID * geometry.spacing(volume.affine).min()

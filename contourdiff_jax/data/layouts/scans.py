@@ -101,11 +101,18 @@ class Content:
     notes: list[str] = dataclasses.field(default_factory=list)
 
 
-def check_assumed(scans: Iterable[Scan], assumed: Assumed) -> None:
-    """InputError where something is assumed of pictures, and none of the scans is one."""
+def check_assumed(scans: Iterable[Scan], assumed: Assumed, prefix: str = "") -> None:
+    """InputError where something is assumed of pictures, and none of the scans is one.
+
+    Args:
+      prefix: of the flags by which it was.
+    """
     if assumed != UNKNOWN and not any(scan.is_picture for scan in scans):
-        flag = "--range" if assumed.spacing is None else "--pixel_spacing"
-        raise InputError(f"{flag}: it is of pictures, and no scan here is one; leave it out")
+        given = {"pixel_spacing": assumed.spacing, "range": assumed.range, "half": assumed.half}
+        flag = next(name for name, value in given.items() if value is not None)
+        raise InputError(
+            f"--{prefix}{flag}: it is of pictures, and no scan here is one; leave it out"
+        )
 
 
 def tally(notes: Iterable[str]) -> list[str]:

@@ -87,19 +87,21 @@ def opened(files: Sequence[Path], assumed: Assumed) -> Image:
     span = None
     if first.dtype.kind in "bu" and first.bits <= 8:
         span = tuple(float(values(stored)) for stored in (0, 2**first.bits - 1))
-    size = assumed.spacing or 1.0
+    spacing = assumed.spacing or 1.0
     count = sum(header.slices for _, header in headers)
     flat = first.axes == 2 and len(files) == 1
-    shape = first.size if flat else (*first.size, count)
-    native = NativeGrid(shape, np.diag((-size, -size, size, 1)))
+    part = _part(path, first.size[0], assumed.half)
+    size = (part.stop - part.start, first.size[1])
+    shape = size if flat else (*size, count)
+    native = NativeGrid(shape, np.diag((-spacing, -spacing, spacing, 1)))
 
     def voxels():
-        stack, failed = np.empty((count, *first.size[::-1]), np.float32), []
+        stack, failed = np.empty((count, *size[::-1]), np.float32), []
         for number, (path, header) in enumerate(headers):
             try:
                 # Each of several files has one slice; one file has them all.
                 with np.errstate(all="ignore"):  # what float32 cannot hold becomes infinite
-                    stack[number : number + header.slices] = header.voxels()
+                    stack[number : number + header.slices] = header.voxels()[..., part]
             except InputError as error:
                 failed.append((path, str(error)))
         if failed:
@@ -107,6 +109,15 @@ def opened(files: Sequence[Path], assumed: Assumed) -> Image:
         return values(stack).T.reshape(shape)
 
     return Image(native, voxels, first.dtype, first.format, tuple(notes), span)
+
+
+def _part(path: Path, columns: int, half: str | None) -> slice:
+    """The columns of an image in a picture: all, or those of its half."""
+    if half is None:
+        return slice(0, columns)
+    if columns % 2:
+        raise InputError(f"{path}: {columns} pixels wide, and no two images of one width")
+    return slice(0, columns // 2) if half == "left" else slice(columns // 2, columns)
 
 
 def _headers(files: Sequence[Path]) -> list[tuple[Path, _File]]:
