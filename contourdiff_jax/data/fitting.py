@@ -24,11 +24,6 @@ class Shift(NamedTuple):
     rows: float
     information: float  # mutual, of the images as they lie, in nats
 
-    @property
-    def pixels(self) -> float:
-        """How far it is in all."""
-        return float(np.hypot(self.columns, self.rows))
-
 
 def dice(one: np.ndarray, other: np.ndarray, axis=None):
     """Overlap 2 |A and B| / (|A| + |B|) of masks (Dice 1945), over `axis`; 1 of two empty ones."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Registration: the rigid motion that lays one volume on another, by SimpleITK.
 
-It maximises the mutual information of Mattes et al. (2003) from coarse to fine, always from the
-same points of the volumes and in one thread, so that it is the same whenever it is asked for.
+It maximises the mutual information of Mattes et al. (2003) from coarse to fine, always at the same
+points of the volumes, so that it is the same whenever it is asked for.
 
 Shapes: [X, Y, Z] volumes in closest-canonical RAS. SimpleITK's coordinates are LPS, where x and y
 run the other way.
@@ -21,6 +21,8 @@ BINS = 32
 POINTS = 1e5  # of a volume that are compared
 SHRINK = (4, 2, 1)  # factors of the levels
 LEAST = 16  # voxels along an axis, of a level
+DIGITS = 6  # of the motion: SimpleITK's threads add up in any order
+SEED = 1  # of where these lie; 0 is the time of day
 STEP, SHORTEST, STEPS = 1.0, 1e-3, 200  # of the optimiser: mm at first and at last, and how many
 
 
@@ -58,7 +60,7 @@ def rigid(fixed: Volume, moving: Volume, start: np.ndarray) -> Motion | None:
     method.SetNumberOfThreads(1)
     method.SetMetricAsMattesMutualInformation(BINS)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(min(1.0, POINTS / ours.GetNumberOfPixels()))
+    method.SetMetricSamplingPercentage(min(1.0, POINTS / ours.GetNumberOfPixels()), SEED)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(STEP, SHORTEST, STEPS)
     method.SetOptimizerScalesFromPhysicalShift()
@@ -75,7 +77,7 @@ def rigid(fixed: Volume, moving: Volume, start: np.ndarray) -> Motion | None:
     centre = np.array(middle)
     matrix[:count, :count] = turn
     matrix[:count, 3] = centre + motion.GetTranslation() - turn @ centre
-    matrix = LPS @ matrix @ LPS
+    matrix = (LPS @ matrix @ LPS).round(DIGITS)
     at = np.append(LPS[:count, :count] @ centre, np.ones(4 - count))
     at = at if not flat else np.array([*at[:2], 0.0, 1.0])
     moved = float(np.linalg.norm((matrix @ at - at)[:3]))
