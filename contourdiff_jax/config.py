@@ -132,7 +132,8 @@ def default() -> ConfigDict:
                 "clip": 1.0,  # largest global norm of the gradient
                 "ema_halflife": 1_000,  # images after which a parameter counts half in the average
                 "ema_rampup": 0.05,  # the half-life is at most this share of the images seen so far
-                "condition_dropout": 0.0,  # probability of hiding a condition, for guidance
+                # Probability of hiding a condition, for guidance; of several, each alone and all.
+                "condition_dropout": 0.0,
                 "neighbour": 0.2,  # probability of showing the slice beside, if the network sees it
                 "resident": 2.0,  # GiB of slices and masks kept on each device; more is streamed
                 # How often, in images; 0: at the end only.
@@ -152,7 +153,10 @@ def default() -> ConfigDict:
                 "clip": True,  # estimates of x_0 to [-1, 1]
                 "clipped_eps": True,  # of ddim: eps is that of the clipped x_0; else the network's
                 "fixed_stride": False,  # of ddim: steps lead T // n down, not to the next timestep
-                "guidance": 1.0,  # classifier-free; other than 1 needs train.condition_dropout
+                # Classifier-free, by contours and by the source; other than 1 needs
+                # train.condition_dropout.
+                "guidance": 1.0,
+                "source_guidance": 1.0,
                 "batch": 16,  # slices sampled at once
                 # What the slices of a volume have in common (translation/volume.py).
                 "coherence": 0.0,  # mm between the knots of shared noise; 0: each has its own noise
@@ -375,6 +379,7 @@ RULES = {
     "sampler.offset": _between(0),
     "sampler.eta": SHARE,
     "sampler.guidance": _between(-1000, 1000),
+    "sampler.source_guidance": _between(-1000, 1000),
     "sampler.batch": _between(1, WIDEST),
     "sampler.coherence": _between(0),
     "sampler.coupling": BELOW_1,
@@ -406,6 +411,7 @@ def check(config: ConfigDict, *, size: int | None = None) -> None:
             _check_field(section, fields, f"config.{section}")
     check_model(config)
     _check_disturbance(config)
+    _check_dropout(config)
     check_diffusion(config)
     check_sampler(config)
     _check_few_steps(config)
@@ -512,6 +518,15 @@ def _check_disturbance(config: ConfigDict) -> None:
         )
 
 
+def _check_dropout(config: ConfigDict) -> None:
+    count = len(config.model.conditions)
+    if count > 1 and (count + 1) * config.train.condition_dropout > 1:
+        raise InputError(
+            f"config.train.condition_dropout: {config.train.condition_dropout:g} for each of "
+            f"{count} conditions and for all at once are more than 1"
+        )
+
+
 def check_diffusion(config: ConfigDict) -> None:
     """Raise InputError for a forward process that there is not."""
     _check_fields("diffusion", config.diffusion)
@@ -550,11 +565,12 @@ def check_sampler(config: ConfigDict, prefix: str = "config.sampler.") -> None:
             raise InputError(
                 f"{prefix}offset: {sampler.offset} leads out of the schedule's {total} timesteps"
             )
-    if sampler.guidance != 1 and not config.train.condition_dropout:
-        raise InputError(
-            f"{prefix}guidance: must be 1 for a network trained without condition dropout; "
-            "train with --config.train.condition_dropout=0.1"
-        )
+    for field in ("guidance", "source_guidance"):
+        if sampler[field] != 1 and not config.train.condition_dropout:
+            raise InputError(
+                f"{prefix}{field}: must be 1 for a network trained without condition dropout; "
+                "train with --config.train.condition_dropout=0.1"
+            )
     if sampler.scgd and "neighbour" not in config.model.conditions:
         raise InputError(
             f"{prefix}scgd: the network does not see neighbours; train with "
@@ -575,7 +591,7 @@ def _check_few_steps(config: ConfigDict) -> None:
             "config.distillation: what is learnt are steps of DDIM; let config.sampler.name be "
             "ddim, eta 0 and fixed_stride false"
         )
-    if substeps and sampler.guidance != 1:
+    if substeps and (sampler.guidance, sampler.source_guidance) != (1, 1):
         raise InputError("config.distillation: guidance is not learnt; let config.sampler's be 1")
     if substeps * sampler.steps > config.diffusion.steps:
         raise InputError(
@@ -610,6 +626,10 @@ SLOPED = Need(
 ATTENTIVE = Need(
     lambda c: bool(_attentive(c.model)), "config.model.attention or middle_attention asks for some"
 )
+CONTOURED, SOURCED = (
+    Need(lambda c, name=name: name in c.model.conditions, f"config.model.conditions has {name}")
+    for name in ("contour", "source")
+)
 CHAINED = Need(lambda c: c.sampler.scgd, "{}scgd is true")
 SHOWN = Need(
     lambda c: c.sampler.scgd and c.sampler.anchor != 1, "{}scgd is true and {}anchor not 1"
@@ -624,6 +644,12 @@ NEEDS = {
         f"one of config.augment's {', '.join(MOVES)} is above 0",
     ),
     **{f"augment.{name}": MOVED for name in MOVES},
+    **{
+        f"disturbance.{name}": CONTOURED
+        for name in ("thresholds", "contrast", "noise", "displacement", "doubled", "missing")
+    },
+    "sampler.guidance": CONTOURED,
+    "sampler.source_guidance": SOURCED,
     "model.middle_norm": Need(
         lambda c: c.model.middle_attention, "config.model.middle_attention is true"
     ),

@@ -176,6 +176,10 @@ def configured(fields):
         ({"model.conditions": ()}, "conditions"),
         ({"model.conditions": ("neighbour",)}, "must be one of .'contour',., "),
         ({"model.conditions": ("contour", "edges")}, "edges"),
+        ({"model.conditions": ("neighbour", "source")}, "must be one of"),
+        ({"model.conditions": ("source", "contour")}, "must be one of"),
+        ({"model.conditions": NEIGHBOURS, "train.condition_dropout": 0.4}, "0.4 for each of 2"),
+        ({"sampler.source_guidance": 1.5}, "source_guidance: must be 1 for a network trained"),
         ({"model.conditions": ("contour", "contour")}, "conditions"),
         ({"model.null": "zero"}, "zero"),
         # Diffusion
@@ -300,6 +304,7 @@ def test_the_names_that_a_field_may_have_are_those_that_there_are():
 # ----------------------------------------------------------------------------------------------
 
 CHAINED = {"model.conditions": NEIGHBOURS, "sampler.scgd": True}
+IMAGE_ALONE = {"model.conditions": ("source",)}
 # Of each field that needs others: the fields with which it would do nothing.
 IDLE = {
     "contours.preset": {
@@ -335,6 +340,13 @@ IDLE = {
     "sampler.anchor": {},
     "sampler.middle": CHAINED | {"sampler.anchor": 1},
     "sampler.keep": {},
+    "sampler.guidance": IMAGE_ALONE | {"train.condition_dropout": 0.1},
+    "sampler.source_guidance": {"train.condition_dropout": 0.1},
+    **{
+        f"disturbance.{name}": IMAGE_ALONE
+        for name in ("thresholds", "contrast", "noise", "displacement", "missing")
+    },
+    "disturbance.doubled": IMAGE_ALONE | {"disturbance.displacement": 1.0},
 }
 
 
@@ -394,10 +406,10 @@ class World(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def world(store_path, phantom_data, two_convolutions, tmp_path_factory):
+def world(paired_store_path, phantom_data, two_convolutions, tmp_path_factory):
     """What fields are tried on, with a network that compiles at once."""
     folder = tmp_path_factory.mktemp("fields")
-    return World(open_store(store_path), phantom_data / "test_ct", folder, {})
+    return World(open_store(paired_store_path), phantom_data / "test_ct", folder, {})
 
 
 def traced(function, *arguments) -> str:
@@ -644,6 +656,9 @@ EFFECTS = {
     # Where the number of steps divides T, the next timestep and T // n down are the same.
     "sampler.fixed_stride": Effect(drawing, True, {"sampler.steps": 3}),
     "sampler.guidance": Effect(drawing, 2.0, {"train.condition_dropout": 0.1}),
+    "sampler.source_guidance": Effect(
+        drawing, 2.0, {"train.condition_dropout": 0.1, "model.conditions": ("source",)}
+    ),
     "sampler.batch": Effect(drawing, 2),
     "sampler.coherence": Effect(translation, 20.0),
     "sampler.coupling": Effect(translation, 0.5),

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Translate volumes of another modality from their contours alone, each onto its own grid.
+"""Translate volumes of another modality, each onto its own grid.
+
+Most runs see nothing of a source but its contours; those that learnt from a paired store see its
+image, and then --preset must be that of the sources they learnt from.
 
 --source is a volume or a folder in any layout that `contourdiff inspect` knows. Translations come
 back in the format of their source, or as --format says: nifti, dicom (a derived series), bids (a
@@ -36,7 +39,8 @@ SAMPLER = {
     "clip": "estimates of the image to its range",
     "clipped_eps": "of ddim: let the noise follow from the clipped estimate",
     "fixed_stride": "of ddim: let every step lead equally far down",
-    "guidance": "classifier-free; other than 1 needs a run trained for it",
+    "guidance": "classifier-free, by contours; other than 1 needs a run trained for it",
+    "source_guidance": "likewise, by the image of the source",
     "batch": "slices at once",
     "coherence": "mm along the slicing axis over which slices share noise; 0 for none",
     "coupling": "share of a slice's neighbours in it, at every step",

@@ -226,7 +226,7 @@ def loss(
       config: a `diffusion` section (see config.py).
       learnt: timesteps [n] to draw t from, rising; all T without it.
       teach: (fixed, z_t, t, condition) -> (x_0, eps), see distilled.teaching.
-      condition_dropout: probability with which an example loses each of its conditions.
+      condition_dropout: probability with which an example loses conditions, see process.drop.
     """
     learnt = jnp.arange(schedule.steps) if learnt is None else jnp.asarray(learnt)
 
@@ -306,7 +306,8 @@ def drawing(
       tile: pixels a side; larger pictures are drawn in tiles.
     """
     draw_from = samplers.build(config, visited)
-    scales = {
+    scales = {  # in the order of Brooks et al. 2023, equation 3: first the image
+        SOURCE.name: config.source_guidance,
         CONTOUR.name: config.guidance,
         NEIGHBOUR.name: config.guidance * (config.neighbour_guidance if config.scgd else 1.0),
     }

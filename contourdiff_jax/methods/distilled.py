@@ -49,6 +49,10 @@ def build(
     check_teacher(ours.config, theirs.config, str(teacher))
     if (theirs.grid, theirs.contours) != (ours.grid, ours.contours):
         raise InputError(f"{teacher}: a teacher of another grid or other contours than the store's")
+    if theirs.source_preset != ours.source_preset:
+        raise InputError(
+            f"{teacher}: a teacher that saw sources of another preset than the store's"
+        )
     model, schedule = models.build(ours.config.model), schedules.build(ours.config.diffusion)
     teach = teaching(model.apply, schedule, ours.config)
     method = diffusion.build(ours, store=store, teach=teach, **how)

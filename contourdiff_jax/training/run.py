@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from contourdiff_jax import config as configuration
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.contracts import SOURCE
 from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.store import Store, open_store, verify
 from contourdiff_jax.errors import InputError
@@ -42,6 +43,8 @@ FORM = {  # of config.json
         "subjects": tuple[str, ...],
         "teacher?": str,
         "labels?": tuple[int, ...],
+        "source_preset?": str | None,
+        "paired?": bool,
     },
 }
 
@@ -60,6 +63,8 @@ class Run:
       subjects: the pseudonym of each training subject.
       teacher: digest of the weights of the network that taught this one, if any.
       labels: of a segmenter's classes, in order, the background's 0 first.
+      source_preset: of the sources that were learnt from, if any.
+      paired: whether each of these was learnt from beside its own target.
     """
 
     config: ConfigDict
@@ -70,8 +75,13 @@ class Run:
     subjects: tuple[str, ...]
     teacher: str = ""
     labels: tuple[int, ...] = ()
+    source_preset: Preset | None = None
+    paired: bool = False
 
     def to_dict(self) -> dict:
+        sources = {}
+        if self.source_preset is not None:
+            sources = {"source_preset": self.source_preset.name, "paired": self.paired}
         return {
             "schema": SCHEMA,
             "config": self.config.to_dict(),
@@ -83,6 +93,7 @@ class Run:
                 "subjects": list(self.subjects),
                 "teacher": self.teacher,
                 **({"labels": list(self.labels)} if self.labels else {}),
+                **sources,
             },
         }
 
@@ -114,6 +125,7 @@ def begin(
                 f"{store.path}: prepared with {field} {actual}, but config.grid.{field} is "
                 f"{wanted}; prepare again with --{field}={wanted} or change the configuration"
             )
+    paired = SOURCE.name in config.model.conditions and store.source_preset is not None
     if before is not None and before.subjects:
         scheme = pseudonyms.scheme_of(before.subjects)
     else:
@@ -129,6 +141,9 @@ def begin(
         else _contours(config, store, before is not None),
         pseudonyms.made(subjects, scheme),
         labels=labels,
+        # To others a paired store is that of its target.
+        source_preset=store.source_preset if paired else None,
+        paired=paired,
     )
 
 
@@ -183,6 +198,7 @@ def read(path: Path) -> Run:
     fields = forms.read(path, FORM, RESTORE, SCHEMA)
     with forms.naming(path, RESTORE):
         data = fields["data"]
+        source = data.get("source_preset")
         ours = Run(
             configuration.from_dict(configuration.of_before(fields["config"])),
             intensity.preset(data["preset"]),
@@ -192,6 +208,8 @@ def read(path: Path) -> Run:
             pseudonyms.checked(data["subjects"]),
             data.get("teacher", ""),  # runs of earlier versions do not say
             data.get("labels", ()),
+            None if source is None else intensity.preset(source),
+            data.get("paired", False),
         )
         # A segmenter's network is not that of the configuration.
         configuration.check(ours.config, size=None if ours.labels else ours.grid.size)

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from contourdiff_jax import config as configuration
 from contourdiff_jax import methods, models
 from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.contracts import CONTOUR, SOURCE
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
@@ -129,6 +130,9 @@ def translate(request: Request) -> Result:
                 "digest": checkpoint.digest(averages),
             },
             "sampler": config.sampler.to_dict(),
+            "method": config.method,
+            "sees": sorted(plan.sees),
+            "training": sidecars.KINDS[trained.paired],
             "seed": request.seed,
             "training_subjects": list(trained.subjects),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -273,7 +277,22 @@ def _plan(trained: Run, sampler, settings: Settings, request: Request):
         seed=request.seed,
         maps=_maps(request, sampler),
     )
+    _check_seen(trained, plan, request)
     return plan, step, averages
+
+
+def _check_seen(trained: Run, plan: Plan, request: Request) -> None:
+    """Raise InputError where a method cannot see of the source what it learnt to see."""
+    source, known = plan.settings.source, trained.source_preset
+    if SOURCE.name in plan.sees and known is not source:
+        learnt = "no source" if known is None else known.name
+        raise InputError(
+            f"{request.run}: sees the image of the source and learnt from {learnt}, not from "
+            f"--preset={source.name}; take a run that learnt from it, or one that sees contours"
+        )
+    compared = plan.maps or plan.sampler.keep in samples.OF_CONTOURS
+    if request.contours is not None and CONTOUR.name not in plan.sees and not compared:
+        raise InputError("--contours: the run sees none of the source; leave it out")
 
 
 def _mesh(trained: Run, batch: int, devices: int | None) -> Mesh:

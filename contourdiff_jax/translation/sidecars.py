@@ -4,6 +4,7 @@
     {"schema", "notice", "subject", "source": {"name", "sha256"}, "preset": {"source", "target"},
      "assumed": {"spacing", "range"}, "window": [low, high], "grid",
      "contours": {"source", "target"}, "checkpoint": {"step", "images", "digest"}, "sampler",
+     "method", "sees": [what of the source], "training": "paired" or "unpaired",
      "seed", "training_subjects", "slices", "seconds", "cost", "versions", "config",
      "files": {path in OUT: seal}}
 
@@ -34,6 +35,7 @@ SCHEMA = 1
 NOTICE = marks.NOTICE  # by which layouts know a translation
 FORMERLY = {"training_subjects_sha256": "training_subjects"}  # fields by what they were called
 SIDES = ("source", "target")
+KINDS = {False: "unpaired", True: "paired"}  # of training data
 TRANSLATE = "translate again"
 FORM = {
     "preset": {"source": str, "target": str},
@@ -51,6 +53,8 @@ FORM = {
     **dict.fromkeys(("training_subjects?", "training_subjects_sha256?"), tuple[str, ...]),
     "checkpoint?": {"digest?": str},
     "subject?": str,
+    **dict.fromkeys(("method?", "training?"), str),
+    "sees?": tuple[str, ...],
 }
 
 
@@ -115,6 +119,9 @@ def _complete(fields: Mapping) -> dict:
     except (KeyError, InputError):
         return dict(fields)
     sections = {"config": config.to_dict(), "sampler": config.sampler.to_dict()}
+    # Before these were told, nothing was learnt from pairs.
+    told = {"method": config.method, "sees": sorted(config.model.conditions)}
+    fields = {**told, "training": KINDS[False], **fields}
     return forms.parsed(json.dumps({**fields, **sections}))
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The slices of a volume, translated: each on its own, or in view of one another.
 
+What a method sees of the source its translator says: contours, the image itself, or both.
+
 There is one compiled sampler (sampling.py). Slices depend on their neighbours by what it is given:
 
     noise          knots that slices share (diffusion/noise.py): all are drawn in parallel
@@ -26,7 +28,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from contourdiff_jax.contours import opencv
-from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR
+from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR, SOURCE
 from contourdiff_jax.data import examples
 from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs
@@ -65,6 +67,7 @@ class SourceVolume:
       resampling: to the model's grid and back.
       contours: [N, H, W] uint8, asked for.
       body: [N, H, W] bool.
+      seen: {condition: [N, H, W]}, what the method sees of it, by what it `sees`.
     """
 
     scan: Scan
@@ -72,11 +75,12 @@ class SourceVolume:
     resampling: Resampling
     contours: np.ndarray
     body: np.ndarray
+    seen: dict[str, np.ndarray]
 
     @property
     def air(self) -> np.ndarray:
         """[N] bool, slices with neither body nor contours: whatever is drawn there becomes air."""
-        return ~(self.body | (self.contours > 0)).any((1, 2))
+        return ~(self.body | (self.seen.get(CONTOUR.name, self.body) > 0)).any((1, 2))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -113,20 +117,26 @@ def read(plan: Plan, scan: Scan) -> SourceVolume:
     tiled = plan.sampler.tiles or kept >= KEPT_WHOLE
     remedy = "use a run of another --axis or --spacing" if tiled else "use --tiles"
     body = resampling.body(inside, scan.path, f"{remedy}, or give a mask by --masks")
+    values = preset.values(volume.array, window)
     edges = opencv.on_grid(
-        preset.values(volume.array, window),
+        values,
         body,
         resampling,
         preset,
         plan.settings.contours["source"],
         preset.shown(volume, window),
     )
-    if not edges.any():
+    seen = {}
+    if CONTOUR.name in plan.sees:
+        seen[CONTOUR.name] = edges
+    if SOURCE.name in plan.sees:  # as a paired store has it, but on its own slices
+        seen[SOURCE.name] = preset.in_body(resampling.slices(values, preset.air), body)
+    if CONTOUR.name in seen and not edges.any():
         raise InputError(
             f"{scan.path}: no contour in any slice, so there is nothing to draw from; see whether "
             f"--preset and --contours suit it"
         )
-    return SourceVolume(scan, volume, resampling, edges, body)
+    return SourceVolume(scan, volume, resampling, edges, body, seen)
 
 
 def _say(text: str) -> None:
@@ -156,7 +166,7 @@ def knots(plan: Plan, source: SourceVolume, sample: int) -> noise.Knots:
 
 def at_once(plan: Plan, source: SourceVolume) -> np.ndarray:
     """Samples [K, N, H, W] in [-1, 1] of a volume, all slices in parallel."""
-    seen = examples.conditions({CONTOUR.name: source.contours}, plan.sees)
+    seen = examples.conditions(source.seen, plan.sees)
     beside = chains.neighbours(source.resampling.positions) if plan.sampler.coupling else None
     numbers = range(plan.sampler.samples)
     drawn = np.stack([plan.draw(seen, knots(plan, source, k), beside) for k in numbers])
@@ -185,7 +195,8 @@ def chained(plan: Plan, sources: Sequence[SourceVolume]) -> list[np.ndarray]:
         for far in range(farthest + 1):
             rows = [(v, i) for v, (_, d) in enumerate(orders) for i in np.flatnonzero(d == far)]
             asked = _gathered(contours, rows)
-            seen = examples.conditions({CONTOUR.name: asked}, plan.sees)
+            shown = _gathered([source.seen for source in sources], rows)
+            seen = examples.conditions(shown, plan.sees)
             if far:
                 before = [(v, orders[v][0][i]) for v, i in rows]
                 seen[NEIGHBOUR.name] = examples.given(_gathered([of[k] for of in drawn], before))

@@ -76,10 +76,16 @@ def test_an_exponent_below_one_favours_noisy_timesteps():
 
 def test_dropping_makes_whole_conditions_null_with_the_stated_probability():
     condition = {"contour": jnp.ones((4000, 2, 2, 2)), "other": jnp.ones((4000, 2, 2, 1))}
-    dropped = process.drop(jax.random.key(0), condition, 0.3)
-    for value in dropped.values():
-        kept = np.asarray(value).reshape(4000, -1)
-        assert (kept.min(1) == kept.max(1)).all()
-        assert 1 - kept[:, 0].mean() == pytest.approx(0.3, abs=0.03)
-    # Each condition is dropped by itself.
-    assert not np.array_equal(dropped["contour"][:, 0, 0, 0], dropped["other"][:, 0, 0, 0])
+    for names in (["contour"], ["contour", "other"]):
+        dropped = process.drop(jax.random.key(0), {n: condition[n] for n in names}, 0.2)
+        missing = []
+        for value in dropped.values():
+            kept = np.asarray(value).reshape(4000, -1)
+            assert (kept.min(1) == kept.max(1)).all()
+            missing.append(kept[:, 0] == 0)
+        # Each is missing alone as often as all are, which for one condition is the same.
+        patterns, counts = np.unique(np.stack(missing, 1), axis=0, return_counts=True)
+        assert len(patterns) == 2 ** len(names)
+        for pattern, count in zip(patterns, counts, strict=True):
+            expected = 0.2 if pattern.any() else 1 - 0.2 * (len(patterns) - 1)
+            assert count / 4000 == pytest.approx(expected, abs=0.03)

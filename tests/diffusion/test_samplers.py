@@ -242,3 +242,33 @@ def test_a_neighbour_is_followed_as_far_as_its_own_scale_says():
         expected = scale * (0.5 + followed * 0.2)
         np.testing.assert_allclose(predict(z_t, 5), expected, atol=1e-6)
         assert seen[-1] == 2 * count
+
+
+def test_an_image_and_contours_have_each_a_scale_as_in_instructpix2pix():
+    """e(0,0) + s_I [e(I,0) - e(0,0)] + s_C [e(I,C) - e(I,0)], Brooks et al. 2023, equation 3."""
+
+    def apply(params, z_t, t, condition, *, key=None):
+        image, contour = (condition[name][..., :1] for name in ("source", "contour"))
+        return z_t + 3 * image + 5 * contour + 7 * image * contour
+
+    schedule = schedules.from_betas(schedules.linear(10))
+    z_t, image, contour = (jnp.full((2, 4, 4, 1), value) for value in (0.1, 0.4, 0.2))
+    given = jnp.ones_like(z_t)
+    condition = {
+        "contour": jnp.concatenate([contour, given], -1),
+        "source": jnp.concatenate([image, given], -1),
+    }
+    nothing = 0.0 * z_t
+
+    def e(image, contour):
+        return apply({}, z_t, 5, {"source": image, "contour": contour})
+
+    for s_i, s_c in ((1.5, 7.5), (1.0, 2.0), (0.0, 1.0), (1.0, 1.0)):
+        scales = {"source": s_i, "contour": s_c}
+        predict = guidance.denoiser(apply, {}, schedule, "x0", condition, scales=scales)
+        expected = (
+            e(nothing, nothing)
+            + s_i * (e(image, nothing) - e(nothing, nothing))
+            + s_c * (e(image, contour) - e(image, nothing))
+        )
+        np.testing.assert_allclose(predict(z_t, 5), expected, atol=1e-5)

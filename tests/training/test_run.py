@@ -13,7 +13,7 @@ from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.training import run
+from contourdiff_jax.training import run, summary
 from contourdiff_jax.volumes import filenames
 
 
@@ -54,6 +54,24 @@ def test_a_run_knows_its_training_data(store, tiny):
     assert ours.window == store.median_window()
     scheme = pseudonyms.scheme(store.index["sha256"].tolist())
     assert ours.subjects == pseudonyms.made(store.subjects("train"), scheme)
+
+
+def test_a_run_knows_the_sources_that_it_learns_from(paired_store_path, tiny, tmp_path):
+    """And to one that does not look at them, a paired store is that of its target."""
+    store = open_store(paired_store_path)
+    plain = run.begin(tiny, store)
+    assert plain.source_preset is None and not plain.paired
+    assert not {"source_preset", "paired"} & set(plain.to_dict()["data"])
+    tiny.model.conditions = ("source",)
+    ours = run.begin(tiny, store)
+    assert ours.source_preset is store.source_preset and ours.paired
+    ours.save(tmp_path)
+    read = run.load(tmp_path)
+    assert read.source_preset is store.source_preset and read.paired
+    assert "paired with ct" in summary.summary(tmp_path, ours)["images"]
+    rewrite(tmp_path, lambda fields: fields["data"].update(source_preset="pet"))
+    with pytest.raises(InputError, match="pet"):
+        run.load(tmp_path)
 
 
 def test_subjects_are_recognised_but_not_named(saved, store):

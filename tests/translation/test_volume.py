@@ -131,7 +131,8 @@ class Scan:
 
 def volume_of(name, count):
     edges = np.random.default_rng(count).integers(0, 2, (count, 4, 4), np.uint8)
-    return SourceVolume(Scan(name), None, Resampling(count), edges, edges < 2)
+    seen = {"contour": edges}
+    return SourceVolume(Scan(name), None, Resampling(count), edges, edges < 2, seen)
 
 
 def plan_of(sampler, draw=None):
