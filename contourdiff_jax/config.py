@@ -9,7 +9,7 @@ where it has no effect without others, and an entry in tests/test_config.py that
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -27,7 +27,7 @@ def default() -> ConfigDict:
         {
             "seed": 0,
             # The method (methods/): diffusion (ContourDiff), distilled (to few steps, with
-            # --teacher), or segmentation, which `segment` trains.
+            # --teacher), regression, or segmentation, which `segment` trains.
             "method": "diffusion",
             # The grid belongs to the store. Zero or empty accepts the store's; anything else must
             # agree with it.
@@ -122,6 +122,12 @@ def default() -> ConfigDict:
             # With --teacher: how many steps of the teacher's DDIM one step of the sampler learns to
             # replace. 0: learn from images alone (methods/distilled.py).
             "distillation": {"substeps": 0},
+            "regression": {
+                "loss": "l1",  # of a pixel in the body; or l2
+                "ssim": 0.0,  # share of 1 - SSIM in the loss
+                # Weight of a pixel outside the body, where there is air; 0: anything is drawn there
+                "outside": 0.1,
+            },
             "train": {
                 "images": 200_000,  # seen in all, repeats counted
                 "batch": 4,  # images per optimiser step, over all devices
@@ -277,6 +283,7 @@ MOST_LAYERS = 64  # residual blocks a resolution: more is a slip, and would be b
 MOST = 1e9  # of any number: more is a slip, too
 SEEDS = 2**62  # are below: JAX and NumPy take them, and segmenters count on from theirs
 FUSED_WIDTH = 128  # features of a head at most that cuDNN's attention takes on every NVIDIA GPU
+AT_ONCE = ("regression",)  # methods that draw an image at once, without noise
 WIDEST = 2**16  # features of a resolution, images of a batch
 # contracts.CONDITIONS; this file imports nothing heavy.
 CONDITIONS = ("contour", "neighbour", "source")
@@ -359,6 +366,9 @@ RULES = {
     "diffusion.timesteps": _among("all", "sampler"),
     "diffusion.gamma": ABOVE_0,
     "distillation.substeps": _between(0),
+    "regression.loss": _among("l1", "l2"),
+    "regression.ssim": SHARE,
+    "regression.outside": _between(0, 1000),
     **{
         f"train.{name}": ABOVE_0
         for name in ("images", "clip", "ema_halflife", "keep", "accumulate")
@@ -415,6 +425,11 @@ def check(config: ConfigDict, *, size: int | None = None) -> None:
     check_diffusion(config)
     check_sampler(config)
     _check_few_steps(config)
+    if config.method in AT_ONCE and "neighbour" in config.model.conditions:
+        raise InputError(
+            f"config.model.conditions: neighbour is the slice drawn before, and {config.method} "
+            "draws all at once; leave it out"
+        )
     if size is not None:
         check_size(config, size)
 
@@ -617,6 +632,11 @@ def _learns_all(config: ConfigDict) -> bool:
     return config.diffusion.timesteps == "all" and config.method != "distilled"
 
 
+# Beginnings of the names of fields that say how images arise from noise, and what is none of them.
+OF_STEPS = ("diffusion.", "sampler.", "model.time_", "train.condition_dropout")
+OF_ANY = ("sampler.batch",)
+STEPPED = Need(lambda c: c.method not in AT_ONCE, "config.method is diffusion, or distilled")
+REGRESSED = Need(lambda c: c.method == "regression", "config.method is regression")
 MOVES = ("scale", "zoom", "rotation", "shift")
 MOVED = Need(lambda c: c.augment.probability > 0, "config.augment.probability is above 0")
 SLOPED = Need(
@@ -676,6 +696,7 @@ NEEDS = {
     "diffusion.gamma": Need(
         lambda c: c.diffusion.weighting == "min_snr", "config.diffusion.weighting is min_snr"
     ),
+    **{f"regression.{name}": REGRESSED for name in ("loss", "ssim", "outside")},
     "train.ema_halflife": Need(
         lambda c: c.train.ema_rampup > 0, "config.train.ema_rampup is above 0"
     ),
@@ -698,6 +719,14 @@ NEEDS = {
 }
 
 
+def _needs(name: str) -> Iterator[Need]:
+    """All that a field needs."""
+    if name.startswith(OF_STEPS) and name not in OF_ANY:
+        yield STEPPED
+    if name in NEEDS:
+        yield NEEDS[name]
+
+
 def check_idle(
     config: ConfigDict, given: Iterable[str] | None = None, prefix: str = "config.sampler."
 ) -> None:
@@ -709,9 +738,10 @@ def check_idle(
       given: dotted names of the fields that were set; without it, of those not at their defaults.
       prefix: of names of the sampler's fields where they were set.
     """
-    given = set(changes(config) if given is None else given)
-    for name, need in NEEDS.items():
-        if name in given and not need.holds(config):
+    for name in sorted(changes(config) if given is None else given):
+        for need in _needs(name):
+            if need.holds(config):
+                continue
             section, _, field = name.partition(".")
             called = _called(field, prefix) if section == "sampler" else f"config.{name}"
             words = need.words.replace("{}name", _called("name", prefix)).replace("{}", prefix)

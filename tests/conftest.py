@@ -90,12 +90,12 @@ def two_convolutions() -> Iterator[None]:
         yield
 
 
-def _two_convolutions(config):
+def _two_convolutions(config, denoises=True):
     from contourdiff_jax import models
     from contourdiff_jax.models import conditioning
 
     width = config.channels[0]
-    inputs = 1 + conditioning.channels(config)
+    inputs = denoises + conditioning.channels(config)
     shapes = {"first": (3, 3, inputs, width), "last": (3, 3, width, 1)}
     ends = np.cumsum([np.prod(shape) for shape in shapes.values()])
 

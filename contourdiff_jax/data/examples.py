@@ -3,7 +3,8 @@
 
     example = {'x': [B, H, W, 1] in [-1, 1], 'condition': {name: [B, H, W, c]}}
 
-The last channel of a condition is 1 where it is given, see contracts.Condition.
+The last channel of a condition is 1 where it is given, see contracts.Condition. Where it is asked
+for, there is 'mask' [B, H, W, 1] too: 1 in the body, 0 where the image is cut to air.
 
 Shapes: B batch, K slices that go together (an image, or with it its neighbour), H rows,
 W columns.
@@ -60,6 +61,7 @@ def make(
     transforms: augment.Transform | None = None,
     change: disturbance.Disturbance | None = None,
     neighboured=None,
+    masked: bool = False,
 ) -> Example:
     """Slices -> example; to be jitted.
 
@@ -72,6 +74,7 @@ def make(
       transforms: one for each image, or None.
       change: what disturbs their contours, or None.
       neighboured: [B] uint8, 1 where the second of an image's slices is its neighbour and shown.
+      masked: whether the example has a mask.
     """
     values = preset.decode_on_device(raw.slices)
     masks = jnp.ones_like(raw.masks) if settings and settings.native else raw.masks
@@ -86,7 +89,15 @@ def make(
     if neighboured is not None:
         shown = neighboured.astype(jnp.float32)[:, None, None, None]
         condition[NEIGHBOUR.name] = shown * given(images[:, 1])
-    return {"x": images[:, 0, ..., None], "condition": condition}
+    return _example(images[:, 0], condition, masks[:, 0] if masked else None)
+
+
+def _example(images, condition, masks) -> Example:
+    """An example of images and masks [B, H, W], the latter or None."""
+    example = {"x": images[..., None], "condition": condition}
+    if masks is not None:
+        example["mask"] = (masks > 0)[..., None].astype(np.float32)
+    return example
 
 
 def _sources(raw: Raw, preset: Preset, transforms):
@@ -112,7 +123,12 @@ def _contours(raw: Raw, values, masks, settings, transforms, change):
 
 
 def at_rest(
-    store: Store, rows, settings: ContourSettings, names: Iterable[str] = (CONTOUR.name,)
+    store: Store,
+    rows,
+    settings: ContourSettings,
+    names: Iterable[str] = (CONTOUR.name,),
+    *,
+    masked: bool = False,
 ) -> Example:
     """Examples of the slices of a store with these numbers, not augmented, without neighbours.
 
@@ -120,6 +136,7 @@ def at_rest(
 
     Args:
       names: of the conditions to have.
+      masked: whether to have a mask.
     """
     body, values = store.masks[rows], {}
     if CONTOUR.name in names:
@@ -128,7 +145,7 @@ def at_rest(
     images = store.preset.in_body(store.values(rows), body)
     if SOURCE.name in names:
         values[SOURCE.name] = store.source_images(rows)
-    return {"x": images[..., None], "condition": conditions(values, names)}
+    return _example(images, conditions(values, names), body if masked else None)
 
 
 def read(

@@ -89,6 +89,7 @@ class Slices:
       seed: of order, augmentation and disturbance.
       train, augment, disturbance: sections of the configuration.
       mesh: each process gives its share of a batch to its devices.
+      masked: whether examples have a mask.
 
     Raises:
       InputError: the source is to be seen, and the store has none.
@@ -102,6 +103,7 @@ class Slices:
     augment: ConfigDict
     disturbance: ConfigDict
     mesh: Mesh
+    masked: bool = False
 
     def __post_init__(self):
         if SOURCE.name in self.conditions and self.store.sources is None:
@@ -119,7 +121,7 @@ class Slices:
             return jax.ShapeDtypeStruct((*shape, channels), jnp.float32)
 
         seen = {name: image(CONDITIONS[name].channels + 1) for name in self.conditions}
-        return {"x": image(1), "condition": seen}
+        return {"x": image(1), "condition": seen} | ({"mask": image(1)} if self.masked else {})
 
     @property
     def summary(self) -> str:
@@ -148,7 +150,9 @@ class Slices:
 
     def at_rest(self, rows: np.ndarray) -> Example:
         """Examples on the host of the slices with those numbers, neither moved nor disturbed."""
-        return examples.at_rest(self.store, rows, self.contours, self.conditions)
+        return examples.at_rest(
+            self.store, rows, self.contours, self.conditions, masked=self.masked
+        )
 
     def training(self, start: int, stop: int) -> Iterator[Example]:
         """See contracts.Feed."""
@@ -230,6 +234,7 @@ class Slices:
                 if contour
                 else None,
                 neighboured=neighboured if neighbour else None,
+                masked=self.masked,
             )
 
         # Each device makes its own part. If the compiler shared out the work, the search for

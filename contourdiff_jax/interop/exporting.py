@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from contourdiff_jax import methods
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import schedulers, unet2d, weight_files
-from contourdiff_jax.methods.diffusion import NETWORK
+from contourdiff_jax.methods.diffusion import NETWORK, Diffusion
 from contourdiff_jax.models import conditioning
 from contourdiff_jax.runtime import disk, ownership
 from contourdiff_jax.runtime import mesh as meshes
@@ -31,6 +31,12 @@ def export(run_folder: str | Path, out: str | Path) -> None:
     ownership.check_is_free(out, MADE)
     ours = run.load(run_folder)
     config = ours.config
+    method = methods.build(ours, mesh=meshes.make(ConfigDict({"data": 1, "fsdp": 1})))
+    if not isinstance(method, Diffusion):
+        raise InputError(
+            f"{run_folder}: a run of {config.method}, and diffusers knows networks of diffusion "
+            f"alone; use it with `contourdiff translate`"
+        )
     try:
         unet = unet2d.unet(
             config.model,
@@ -41,8 +47,7 @@ def export(run_folder: str | Path, out: str | Path) -> None:
         scheduler = schedulers.theirs(config)
     except InputError as error:
         raise InputError(f"{run_folder}: {error}") from None
-    one = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
-    _, averages = checkpoint.averages(run_folder, methods.build(ours, mesh=one).players, one)
+    _, averages = checkpoint.averages(run_folder, method.players, method.mesh)
     tensors = {
         unet2d.name(config.model, tuple(key.key for key in path)): unet2d.theirs(np.asarray(leaf))
         for path, leaf in jax.tree_util.tree_leaves_with_path(averages[NETWORK])

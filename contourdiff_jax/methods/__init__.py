@@ -16,7 +16,7 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax.contracts import Method, Params
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import diffusion, distilled, segmentation
+from contourdiff_jax.methods import diffusion, distilled, regression, segmentation
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import ownership, processes
 from contourdiff_jax.training import checkpoint, loop, run
@@ -26,6 +26,7 @@ from contourdiff_jax.training.run import Run
 BUILDERS: dict[str, Callable[..., Method]] = {
     "diffusion": diffusion.build,
     "distilled": distilled.build,
+    "regression": regression.build,
     "segmentation": segmentation.build,
 }
 
@@ -81,6 +82,8 @@ def train(
     configuration.check(config)
     if config.method == "distilled" and not teacher:
         raise InputError("--teacher and --config.distillation.substeps: each needs the other")
+    if teacher and config.method != "distilled":
+        raise InputError("--teacher: a network of diffusion alone learns from one; leave it out")
     if teacher and init:
         raise InputError("--init: a network begins with the weights of its teacher; leave it out")
     if config.method == "segmentation":

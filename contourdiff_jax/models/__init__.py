@@ -30,26 +30,28 @@ class Model(NamedTuple):
         apply(params, z_t, t, condition, *, key=None) -> prediction
 
     z_t and prediction [B, *S, C], t [B], condition {name: [B, *S, c]}. `key` turns dropout on.
+    Of a network that sees its conditions alone, z_t and t are None.
     """
 
     init: Callable[..., Params]
     apply: Callable[..., jax.Array]
 
 
-def build(config, *, channels: int = 1, dims: int = 2) -> Model:
+def build(config, *, channels: int = 1, dims: int = 2, denoises: bool = True) -> Model:
     """The network of `config` (a `model` section, see config.py) for images of `channels` channels.
 
     Args:
       dims: number of spatial dimensions.
+      denoises: whether it sees a noisy image and its timestep, or its conditions alone.
 
     The same functions come back for the same network, so that what is traced of it once serves.
     """
-    return _built(FrozenConfigDict(config), channels, dims)
+    return _built(FrozenConfigDict(config), channels, dims, denoises)
 
 
 @functools.cache
-def _built(config: FrozenConfigDict, channels: int, dims: int) -> Model:
-    inputs = channels + conditioning.channels(config)
+def _built(config: FrozenConfigDict, channels: int, dims: int, denoises: bool) -> Model:
+    inputs = channels * denoises + conditioning.channels(config)
 
     def create():
         return UNet(
@@ -57,6 +59,7 @@ def _built(config: FrozenConfigDict, channels: int, dims: int) -> Model:
             dims=dims,
             inputs=inputs,
             outputs=channels,
+            timed=denoises,
             dtype=jnp.dtype(config.dtype),
             rngs=nnx.Rngs(0),
         )

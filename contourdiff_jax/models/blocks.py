@@ -174,7 +174,8 @@ class ResidualBlock(nnx.Module):
 
     Ho et al. 2020, appendix B. The time embedding is added between convolution and norm, or with
     `time_scale_shift` it scales and shifts what the norm gives (Dhariwal & Nichol 2021, arXiv
-    2105.05233, section 3.1). The sum is divided by `divisor`.
+    2105.05233, section 3.1); with a `time_width` of 0 there is none. The sum is divided by
+    `divisor`.
     """
 
     def __init__(
@@ -197,7 +198,9 @@ class ResidualBlock(nnx.Module):
         self.norm_1 = GroupNorm(features_in, groups=groups, epsilon=epsilon)
         self.conv_1 = kernel(features_in, features_out)
         time_features = 2 * features_out if time_scale_shift else features_out
-        self.time = linear(time_width, time_features, dtype=dtype, rngs=rngs)
+        self.time = (
+            linear(time_width, time_features, dtype=dtype, rngs=rngs) if time_width else None
+        )
         self.norm_2 = GroupNorm(features_out, groups=groups, epsilon=epsilon)
         self.dropout = nnx.Dropout(dropout)
         # The block starts as the identity, so that depth does not slow the first steps.
@@ -208,17 +211,21 @@ class ResidualBlock(nnx.Module):
 
     def __call__(self, x, time, rngs: nnx.Rngs | None):
         """x [B, *S, C_in], time [B, E] -> [B, *S, C_out]; dropout only where `rngs` is given."""
-        h = self.conv_1(self.norm_1.then_silu(x))
-        time = self.time(jax.nn.silu(time))
-        time = time.reshape(time.shape[0], *(1,) * (h.ndim - 2), time.shape[-1])
-        if self.time_scale_shift:
-            scale, shift = jnp.split(time, 2, -1)
-            h = jax.nn.silu(self.norm_2(h) * (1 + scale) + shift)
-        else:
-            h = self.norm_2.then_silu(h + time)
+        h = self.timed(self.conv_1(self.norm_1.then_silu(x)), time)
         h = self.dropout(h, deterministic=rngs is None, rngs=rngs)
         h = self.conv_2(h) + (x if self.shortcut is None else self.shortcut(x))
         return h / self.divisor
+
+    def timed(self, h, time):
+        """The second norm and SiLU of h [B, *S, C_out], told the time [B, E] if there is one."""
+        if self.time is None:
+            return self.norm_2.then_silu(h)
+        time = self.time(jax.nn.silu(time))
+        time = time.reshape(time.shape[0], *(1,) * (h.ndim - 2), time.shape[-1])
+        if not self.time_scale_shift:
+            return self.norm_2.then_silu(h + time)
+        scale, shift = jnp.split(time, 2, -1)
+        return jax.nn.silu(self.norm_2(h) * (1 + scale) + shift)
 
 
 def attend(query, key, value):

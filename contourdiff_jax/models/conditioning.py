@@ -25,9 +25,9 @@ def channels(config) -> int:
 
 
 def concatenate(config, z_t, condition: Mapping):
-    """z_t [B, *S, C] and condition {name: [B, *S, c]} -> the network's input [B, *S, inputs]."""
-    seen = (_seen(config.null, CONDITIONS[name], condition[name]) for name in config.conditions)
-    return jnp.concatenate([z_t, *seen], -1)
+    """z_t [B, *S, C] or None, condition {name: [B, *S, c]} -> the network's input [B, *S, inputs]."""
+    seen = [_seen(config.null, CONDITIONS[name], condition[name]) for name in config.conditions]
+    return jnp.concatenate(seen if z_t is None else [z_t, *seen], -1)
 
 
 def _seen(null: str, condition: Condition, array):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Net: noisy image and its conditions, and timestep in, prediction out.
 
+Without noise, its conditions in and an image out: the same network without all that is for time.
+
 Shapes: B batch, *S space (H W or D H W), C channels (last).
 The topology is that of DDPM's U-Net (Ho et al. 2020, appendix B) as diffusers' `UNet2DModel`
 arranges it, the one ContourDiff uses; interop/unet2d.py has their names for ours.
@@ -22,17 +24,20 @@ class UNet(nnx.Module):
       dims: number of spatial dimensions.
       inputs: channels of the noisy image and of all conditions together.
       outputs: channels of the prediction.
+      timed: whether it is told a timestep.
       dtype: that layers compute in.
     """
 
-    def __init__(self, config, *, dims: int, inputs: int, outputs: int, dtype, rngs: nnx.Rngs):
+    def __init__(
+        self, config, *, dims: int, inputs: int, outputs: int, timed: bool, dtype, rngs: nnx.Rngs
+    ):
         self.dtype = dtype
         self.centre_input = config.centre_input
         self.rematerialise = config.rematerialise
-        make = _Builder(config, dims, dtype, rngs)
+        make = _Builder(config, dims, timed, dtype, rngs)
         features = make.channels[0]  # at the network's two ends
 
-        self.time = make.time()
+        self.time = make.time() if timed else None
         self.conv_in = make.convolution(features_in=inputs, features_out=features)
         down, skips = make.encoder()
         self.down = nnx.List(down)
@@ -42,8 +47,8 @@ class UNet(nnx.Module):
         self.conv_out = make.convolution(features_in=features, features_out=outputs, zero=True)
 
     def __call__(self, x, t, rngs: nnx.Rngs | None = None):
-        """x [B, *S, inputs], t [B] -> prediction [B, *S, outputs], float32."""
-        time = self.time(t)
+        """x [B, *S, inputs], t [B] or None -> prediction [B, *S, outputs], float32."""
+        time = None if self.time is None else self.time(t)
         if self.centre_input:
             x = 2 * x - 1
         stage = nnx.remat(Stage.__call__) if self.rematerialise else Stage.__call__
@@ -76,9 +81,9 @@ class Stage(nnx.Module):
 class _Builder:
     """Makes the parts of a network of one configuration."""
 
-    def __init__(self, config, dims: int, dtype, rngs: nnx.Rngs):
+    def __init__(self, config, dims: int, timed: bool, dtype, rngs: nnx.Rngs):
         self.config, self.channels = config, tuple(config.channels)
-        self.width = 4 * self.channels[0]  # of the time embedding
+        self.width = 4 * self.channels[0] if timed else 0  # of the time embedding
         self.layer = layer = {"dtype": dtype, "rngs": rngs}
         norm = {"groups": config.groups, "epsilon": config.epsilon}
         resample = layer | {"convolve": config.resample_convolution, "dims": dims}

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regression: the image that a U-Net finds in what it is shown, in one pass.
+
+The network is that of diffusion without what is for noise: it sees its conditions alone, and no
+timestep. Shown contours it is the control of ContourDiff: what of a score is diffusion's, and what
+the contours'. An image that minimises a mean error is the mean of all that would fit, so that it
+scores well pixel by pixel, and is smooth where what is shown leaves much open.
+
+Shapes: B batch, *S space (H W), H rows, W columns, C or c channels, last.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from contourdiff_jax import models
+from contourdiff_jax.contracts import (
+    CONTOUR,
+    Averages,
+    Example,
+    Fixed,
+    Memory,
+    Metrics,
+    Params,
+    Player,
+)
+from contourdiff_jax.data.feeds import Slices
+from contourdiff_jax.data.store import Store
+from contourdiff_jax.models import Model
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.training import state
+from contourdiff_jax.training.run import Run
+
+NETWORK = "network"  # the one player
+SAMPLES = 4  # slices of a picture of samples
+WINDOW = 7  # pixels a side of those that SSIM compares, as where images are scored
+RANGE = 2.0  # of images in [-1, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+    """The method, see contracts.Method.
+
+    Attributes:
+      regression: section of the configuration.
+      batch: slices drawn at once.
+    """
+
+    players: Mapping[str, Player]
+    mesh: Mesh
+    feed: Slices | None
+    model: Model
+    regression: ConfigDict
+    conditions: tuple[str, ...]
+    batch: int
+    fixed: Fixed = ()
+    memory: Memory = ()
+    start: Mapping[str, Params] | None = None
+
+    def held_out(self, averages: Averages, fixed: Fixed, example: Example) -> Metrics:
+        """See contracts.Method: the mean of `errors`."""
+        del fixed
+        errors = meshes.whole(self._errors(averages[NETWORK], example))
+        return {"heldout_loss": float(errors.mean())}
+
+    @functools.cached_property
+    def _errors(self) -> Callable:
+        def of(params, example):
+            return errors(self.regression, predicted(self.model, params, example), example)
+
+        return jax.jit(of)
+
+    def samples(self, averages: Averages, fixed: Fixed) -> np.ndarray:
+        """See contracts.Method: rows of truth | contour | what is drawn."""
+        shown, count = self._shown
+        seen = meshes.split(meshes.batch(self.mesh), shown["condition"])
+        drawn = meshes.whole(self.translator(averages, fixed)(seen, None))
+        columns = [shown["x"], 2 * shown["condition"][CONTOUR.name] - 1, drawn]
+        rows = np.concatenate([column[:count, ..., 0] for column in columns], axis=2)
+        return np.uint8(np.round((np.concatenate(rows) + 1) * 127.5))
+
+    @functools.cached_property
+    def _shown(self) -> tuple[Example, int]:
+        return self.feed.shown(SAMPLES)
+
+    def translator(self, averages: Averages, fixed: Fixed) -> "Translator":
+        """See contracts.Method."""
+        del fixed
+        return Translator(self.draw, averages[NETWORK], frozenset(self.conditions), self.batch)
+
+    @functools.cached_property
+    def draw(self) -> Callable:
+        """The network, compiled: (params, condition {name: [B, *S, c]}) -> images [B, *S, 1]."""
+        split = meshes.batch(self.mesh)
+
+        def drawn(params, condition):
+            return self.model.apply(params, None, None, condition).clip(-1, 1)
+
+        return jax.jit(drawn, in_shardings=(None, split), out_shardings=split)
+
+
+@dataclasses.dataclass(frozen=True)
+class Translator:
+    """What draws, see contracts.Translator; there is no noise in it."""
+
+    draw: Callable
+    params: Params
+    sees: frozenset[str]
+    batch: int
+    dims: int = 2
+    denoises: bool = False
+
+    def __call__(self, seen, knots, beside=None) -> jax.Array:
+        """See contracts.Translator."""
+        del knots, beside
+        return self.draw(self.params, seen)
+
+
+def build(
+    ours: Run,
+    *,
+    store: Store | None = None,
+    mesh: Mesh | None = None,
+    sampler: ConfigDict | None = None,
+) -> Regression:
+    """The method of a run: see diffusion.build; of `sampler`, the batch alone counts."""
+    config = ours.config
+    model = models.build(config.model, denoises=False)
+    player = Player(
+        model.init,
+        loss(model, config.regression),
+        state.optimiser(config.train),
+        state.learning_rate(config.train),
+    )
+    players = {NETWORK: player}
+    mesh = state.mesh_for(config.mesh, config.train, players) if mesh is None else mesh
+    conditions = tuple(config.model.conditions)
+    feed = None
+    if store is not None:
+        sections = config.train, config.augment, config.disturbance
+        feed = Slices(store, ours.contours, conditions, config.seed, *sections, mesh, masked=True)
+    return Regression(
+        players=players,
+        mesh=mesh,
+        feed=feed,
+        model=model,
+        regression=config.regression,
+        conditions=conditions,
+        batch=(sampler or config.sampler).batch,
+    )
+
+
+# --------------------------------------------------------------------------------------------------
+# What is learnt
+# --------------------------------------------------------------------------------------------------
+
+
+def loss(model: Model, config: ConfigDict) -> Callable:
+    """The training loss, see contracts.Player: the mean of `errors`.
+
+    Args:
+      config: a `regression` section.
+    """
+
+    def training_loss(params, everyone, example, key, fixed, memory):
+        del everyone, fixed
+        prediction = predicted(model, params, example, key=key)
+        return errors(config, prediction, example).mean(), ({}, memory)
+
+    return training_loss
+
+
+def predicted(model: Model, params: Params, example: Example, *, key=None):
+    """The image [B, *S, 1] that the network finds in an example's conditions, not clipped."""
+    return model.apply(params, None, None, example["condition"], key=key)
+
+
+def errors(config: ConfigDict, prediction, example: Example):
+    """Error [B] of predictions [B, H, W, 1], the mean of the pixels in the body of each image.
+
+    It is the absolute or the squared error, or in part 1 - SSIM, as Zhao et al. 2017 (IEEE TCI
+    3(1):47-57, arXiv 1511.08861) mix them. Pixels outside the body, which are air, count
+    config.outside as much, or there would be anything in their place.
+
+    Args:
+      config: a `regression` section.
+      example: with a mask, see data/examples.py.
+    """
+    truth, body = example["x"], example["mask"]
+    difference = prediction - truth
+    error = jnp.abs(difference) if config.loss == "l1" else jnp.square(difference)
+    value = _mean(error, body + config.outside * (1 - body))
+    if config.ssim:
+        # What lies outside has no part in it.
+        inside = jnp.where(body > 0, prediction, truth)
+        unlike = 1 - similarity(inside[..., 0], truth[..., 0])
+        value = (1 - config.ssim) * value + config.ssim * _mean(unlike[..., None], body)
+    return value
+
+
+def _mean(values, weights):
+    """Weighted means [B] of the pixels of [B, *S, 1]; 0 where there is no weight."""
+    space = tuple(range(1, values.ndim))
+    return (weights * values).sum(space) / jnp.maximum(weights.sum(space), 1)
+
+
+def similarity(image, truth):
+    """SSIM [B, H, W] of images in [-1, 1] around each pixel (Wang et al. 2004, IEEE TIP 13(4)).
+
+    As scikit-image computes it by default: means over 7 x 7 pixels, mirrored at the borders, and
+    covariances of samples.
+    """
+
+    def means(a):
+        margin = WINDOW // 2
+        a = jnp.pad(a, ((0, 0), (margin, margin), (margin, margin)), mode="symmetric")
+        for axis in (1, 2):
+            window = tuple(WINDOW if i == axis else 1 for i in range(3))
+            a = jax.lax.reduce_window(a, 0.0, jax.lax.add, window, (1, 1, 1), "VALID")
+        return a / WINDOW**2
+
+    mean_i, mean_t = means(image), means(truth)
+    unbiased = WINDOW**2 / (WINDOW**2 - 1)
+    variances = unbiased * (means(image**2) + means(truth**2) - mean_i**2 - mean_t**2)
+    covariance = unbiased * (means(image * truth) - mean_i * mean_t)
+    c_1, c_2 = (0.01 * RANGE) ** 2, (0.03 * RANGE) ** 2
+    return ((2 * mean_i * mean_t + c_1) * (2 * covariance + c_2)) / (
+        (mean_i**2 + mean_t**2 + c_1) * (variances + c_2)
+    )
