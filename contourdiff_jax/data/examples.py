@@ -148,6 +148,21 @@ def at_rest(
     return _example(images, conditions(values, names), body if masked else None)
 
 
+def picture(shown: Example, drawn: np.ndarray) -> np.ndarray:
+    """Examples on the host to look at: rows of truth | contour, source or both | what is drawn.
+
+    Returns [rows, columns] uint8 of as many examples as `drawn` [B, H, W, 1] in [-1, 1] has.
+    """
+    seen, columns = shown["condition"], [shown["x"]]
+    if CONTOUR.name in seen:
+        columns.append(2 * seen[CONTOUR.name] - 1)
+    if SOURCE.name in seen:
+        columns.append(seen[SOURCE.name])
+    columns.append(drawn)
+    rows = np.concatenate([column[: len(drawn), ..., 0] for column in columns], axis=2)
+    return np.uint8(np.round((np.concatenate(rows) + 1) * 127.5))
+
+
 def read(
     store: Store,
     settings: ContourSettings,

@@ -22,7 +22,6 @@ from contourdiff_jax import models
 from contourdiff_jax.contracts import (
     CONTOUR,
     NEIGHBOUR,
-    SOURCE,
     Averages,
     Example,
     Fixed,
@@ -31,6 +30,7 @@ from contourdiff_jax.contracts import (
     Params,
     Player,
 )
+from contourdiff_jax.data import examples
 from contourdiff_jax.data.feeds import Slices
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.diffusion import coupling, guidance, noise, process, samplers, schedules, tiles
@@ -102,16 +102,9 @@ class Diffusion:
         shown, count = self._shown
         split = functools.partial(meshes.split, meshes.batch(self.mesh))
         knots = noise.independent(self.seed, "samples", len(shown["x"]))
-        given = split(shown["condition"])
-        drawn = meshes.whole(self.translator(averages, fixed)(given, split(knots)))
-        seen, columns = shown["condition"], [shown["x"]]
-        if CONTOUR.name in seen:
-            columns.append(2 * seen[CONTOUR.name] - 1)
-        if SOURCE.name in seen:
-            columns.append(seen[SOURCE.name])
-        columns.append(drawn)
-        rows = np.concatenate([column[:count, ..., 0] for column in columns], axis=2)
-        return np.uint8(np.round((np.concatenate(rows) + 1) * 127.5))
+        seen = split(shown["condition"])
+        drawn = meshes.whole(self.translator(averages, fixed)(seen, split(knots)))
+        return examples.picture(shown, drawn[:count])
 
     @functools.cached_property
     def _shown(self) -> tuple[Example, int]:

@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 from contourdiff_jax import models
 from contourdiff_jax.contracts import (
-    CONTOUR,
     Averages,
     Example,
     Fixed,
@@ -30,6 +29,7 @@ from contourdiff_jax.contracts import (
     Params,
     Player,
 )
+from contourdiff_jax.data import examples
 from contourdiff_jax.data.feeds import Slices
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.models import Model
@@ -77,13 +77,11 @@ class Regression:
         return jax.jit(of)
 
     def samples(self, averages: Averages, fixed: Fixed) -> np.ndarray:
-        """See contracts.Method: rows of truth | contour | what is drawn."""
+        """See contracts.Method and examples.picture."""
         shown, count = self._shown
         seen = meshes.split(meshes.batch(self.mesh), shown["condition"])
         drawn = meshes.whole(self.translator(averages, fixed)(seen, None))
-        columns = [shown["x"], 2 * shown["condition"][CONTOUR.name] - 1, drawn]
-        rows = np.concatenate([column[:count, ..., 0] for column in columns], axis=2)
-        return np.uint8(np.round((np.concatenate(rows) + 1) * 127.5))
+        return examples.picture(shown, drawn[:count])
 
     @functools.cached_property
     def _shown(self) -> tuple[Example, int]:

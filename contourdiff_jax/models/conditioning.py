@@ -25,7 +25,7 @@ def channels(config) -> int:
 
 
 def concatenate(config, z_t, condition: Mapping):
-    """z_t [B, *S, C] or None, condition {name: [B, *S, c]} -> the network's input [B, *S, inputs]."""
+    """z_t [B, *S, C] or None, condition {name: [B, *S, c]} -> the network's input [B, *S, ..]."""
     seen = [_seen(config.null, CONDITIONS[name], condition[name]) for name in config.conditions]
     return jnp.concatenate(seen if z_t is None else [z_t, *seen], -1)
 

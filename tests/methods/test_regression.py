@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Regression: its loss in the body, and a run of it from the first step to a translated folder.
+
+Two convolutions stand in for the network but where it is the network that is tested.
+"""
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import setups
+from ml_collections import ConfigDict
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+from contourdiff_jax import config, methods, models
+from contourdiff_jax.data.store import open_store
+from contourdiff_jax.methods import regression
+from contourdiff_jax.models import Model
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.training import checkpoint, run
+from contourdiff_jax.training.logs import Logs
+
+UNET = models.build
+SIZE, STEPS = 32, 8
+SEEN = {"contours": ("contour",), "source": ("source",), "both": ("contour", "source")}
+
+
+def section(**fields) -> ConfigDict:
+    ours = config.default().regression
+    ours.update(fields)
+    return ours
+
+
+def settings(conditions=("contour",), **train_fields) -> ConfigDict:
+    """Eight steps of four images, looked at in the middle and at the end."""
+    ours = config.default()
+    ours.method = "regression"
+    ours.model.update(channels=(8, 16), attention=(False, True), head_width=8, groups=4)
+    ours.model.conditions = conditions
+    ours.train.update(images=4 * STEPS, batch=4, log=4, evaluate=16, sample=16, checkpoint=0)
+    ours.train.update(warmup=8, ema_halflife=16)
+    ours.train.update(train_fields)
+    ours.sampler.batch = 4
+    return ours
+
+
+def assert_same(ours, theirs):
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+# ----------------------------------------------------------------------------------------------
+# The loss
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def example(rng):
+    """Two images, one with twice the body of the other."""
+    mask = np.zeros((2, SIZE, SIZE, 1), np.float32)
+    mask[0, 4:12, 4:12], mask[1, 4:20, 4:12] = 1, 1
+    x = rng.uniform(-1, 1, mask.shape).astype(np.float32)
+    return {"x": np.where(mask > 0, x, -1), "condition": {}, "mask": mask}
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("l1", 0.5), ("l2", 0.25)])
+def test_the_error_is_that_of_the_body_and_of_what_lies_outside_as_much_as_is_said(
+    example, loss, expected
+):
+    mask = example["mask"]
+    inside = example["x"] + 0.5 * mask
+    outside = np.where(mask > 0, example["x"], 0)
+    alone = section(loss=loss, outside=0.0)
+    np.testing.assert_allclose(regression.errors(alone, inside, example), expected, rtol=1e-5)
+    assert not np.any(regression.errors(alone, outside, example))
+    weighted = regression.errors(section(loss=loss, outside=0.5), outside, example)
+    body = mask.sum((1, 2, 3))
+    rest = 0.5 * (SIZE**2 - body)
+    np.testing.assert_allclose(weighted, rest / (rest + body), rtol=1e-5)
+
+
+def test_ssim_is_that_of_the_body_whatever_lies_outside(example, rng):
+    """As scikit-image has it, and in the shares that are asked for."""
+    mask = example["mask"][..., 0] > 0
+    noisy = np.float32(example["x"] + rng.normal(0, 0.3, mask.shape)[..., None])
+    elsewhere = np.where(mask[..., None], noisy, rng.uniform(-1, 1, noisy.shape)).astype(np.float32)
+    cut = np.where(mask[..., None], noisy, -1)
+    of = [
+        structural_similarity(a, b, data_range=2, full=True)[1][inside].mean()
+        for a, b, inside in zip(cut[..., 0], example["x"][..., 0], mask, strict=True)
+    ]
+    for prediction in (noisy, elsewhere):
+        found = regression.errors(section(ssim=1.0, outside=0.0), prediction, example)
+        np.testing.assert_allclose(found, 1 - np.array(of), atol=1e-5)
+    absolute = regression.errors(section(), noisy, example)
+    mixed = regression.errors(section(ssim=0.25), noisy, example)
+    np.testing.assert_allclose(mixed, 0.75 * absolute + 0.25 * (1 - np.array(of)), atol=1e-5)
+
+
+def test_ssim_around_each_pixel_is_that_of_scikit_image_at_the_borders_too(rng):
+    a, b = rng.uniform(-1, 1, (2, 3, 20, 24)).astype(np.float32)
+    expected = [
+        structural_similarity(*pair, data_range=2, full=True)[1] for pair in zip(a, b, strict=True)
+    ]
+    np.testing.assert_allclose(regression.similarity(a, b), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("fields", [{}, {"loss": "l2"}, {"ssim": 0.5}, {"ssim": 1.0}])
+def test_the_truth_has_no_error_and_a_gradient_that_is_finite(example, fields):
+    """An image of air alone, of which SSIM divides by next to nothing, and one without a body."""
+    example["x"][1], example["mask"][1] = -1, 0
+    ours = section(**fields)
+
+    def value(prediction):
+        return regression.errors(ours, prediction, example).mean()
+
+    np.testing.assert_allclose(value(example["x"]), 0, atol=1e-6)
+    assert np.isfinite(jax.grad(value)(jnp.asarray(example["x"]))).all()
+
+
+def test_what_is_learnt_is_the_median_or_the_mean_of_what_would_fit(example):
+    """A network that answers with one number for all images."""
+    example = {"x": jnp.asarray([0.0, 0.0, 0.9])[:, None, None, None], "condition": {}}
+    example["mask"] = jnp.ones((3, 1, 1, 1))
+    constant = Model(
+        None, lambda params, z_t, t, condition, *, key=None: jnp.full((3, 1, 1, 1), params)
+    )
+    for name, expected in (("l1", 0.0), ("l2", 0.3)):
+        loss = regression.loss(constant, section(loss=name))
+        value = [float(loss(c, None, example, None, (), ())[0]) for c in np.linspace(-1, 1, 41)]
+        assert np.linspace(-1, 1, 41)[np.argmin(value)] == pytest.approx(expected, abs=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------
+# The network
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_network_is_that_of_diffusion_without_what_is_for_noise_and_time(scaled):
+    """Parameters of the same names and shapes, but for a channel less to begin with."""
+    ours = settings().model
+    ours.time_scale_shift = scaled
+    key = jax.random.key(0)
+    names, shapes = [], []
+    for denoises in (False, True):
+        params = jax.eval_shape(models.build(ours, denoises=denoises).init, key)
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+        timeless = {name: shape for name, shape in found.items() if "'time'" not in name}
+        names.append(set(found))
+        shapes.append(timeless)
+    assert names[0] == set(shapes[1])
+    different = {name for name in shapes[0] if shapes[0][name] != shapes[1][name]}
+    assert different == {"['conv_in']['kernel']"}
+    assert shapes[0]["['conv_in']['kernel']"] == (3, 3, 2, 8)
+
+
+def test_the_network_draws_from_what_it_is_shown_and_every_parameter_matters(rng):
+    model = models.build(settings().model, denoises=False)
+    params = jax.tree.map(
+        lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), model.init(jax.random.key(0))
+    )
+    seen = rng.normal(size=(2, 16, 16, 2)).astype(np.float32)
+
+    @jax.jit
+    def gradients(params, seen):
+        def value(params, seen):
+            image = model.apply(params, None, None, {"contour": seen})
+            return jnp.square(image).sum(), image.shape
+
+        return jax.grad(value, (0, 1), has_aux=True)(params, seen)
+
+    (of_params, of_seen), shape = gradients(params, seen)
+    assert shape == (2, 16, 16, 1)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(of_params))
+    assert np.abs(of_seen).max((1, 2)).min() > 0
+
+
+# ----------------------------------------------------------------------------------------------
+# A run
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(two_convolutions, paired_store_path, tmp_path_factory):
+    """Runs that were never interrupted, by what they see."""
+    folder = tmp_path_factory.mktemp("whole")
+    for name, conditions in SEEN.items():
+        assert methods.train(settings(conditions), paired_store_path, folder / name)
+    return folder
+
+
+def last_state(workdir, plan):
+    checkpoints = checkpoint.manager(workdir)
+    state = checkpoint.restore(checkpoints, workdir, plan.like)
+    checkpoints.close()
+    return jax.device_get(state)
+
+
+def stats(workdir):
+    """The record, without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
+    return [{name: v for name, v in line.items() if "second" not in name} for line in lines]
+
+
+def stopping(patch, step):
+    """As if a cluster asked for an end once the metrics of that step are written."""
+    write = Logs.write_scalars
+
+    def write_and_stop(self, number, images, scalars):
+        write(self, number, images, scalars)
+        if number == step and "loss" in scalars:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    patch.setattr(Logs, "write_scalars", write_and_stop)
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_stopping_and_resuming_changes_nothing(paired_store_path, whole, tmp_path, seen):
+    """Parameters, average, optimiser, record and pictures: to the bit."""
+    ours, workdir = settings(SEEN[seen]), tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        stopping(patch, 3)
+        assert not methods.train(ours, paired_store_path, workdir)
+    plan = setups.setup(ours, SIZE)
+    assert last_state(workdir, plan).step < STEPS
+    assert methods.train(ours, paired_store_path, workdir)
+    state, before = last_state(workdir, plan), last_state(whole / seen, plan)
+    assert state.step == STEPS and state.ema.keys() == {"network"}
+    assert_same(state, before)
+    assert stats(workdir) == stats(whole / seen)
+    pictures = [sorted((run / "samples").iterdir()) for run in (workdir, whole / seen)]
+    assert [p.name for p in pictures[0]] == [p.name for p in pictures[1]] and pictures[0]
+    assert [p.read_bytes() for p in pictures[0]] == [p.read_bytes() for p in pictures[1]]
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_a_picture_shows_the_truth_what_is_seen_and_what_is_drawn(whole, seen):
+    picture = np.asarray(Image.open(sorted((whole / seen / "samples").iterdir())[-1]))
+    columns = np.split(picture, 2 + len(SEEN[seen]), axis=1)
+    assert picture.shape[0] % SIZE == 0 and columns[0].shape[1] == SIZE
+    assert set(np.unique(columns[1])) == {0, 255} or seen == "source"
+    if seen != "contours":  # what is bright in the one is dark in the other
+        inside = columns[-2] > 0
+        np.testing.assert_allclose(columns[-2][inside], 255.0 - columns[0][inside], atol=1)
+
+
+def test_devices_and_parts_of_a_batch_hardly_matter(two_convolutions, rng):
+    """The loss of an image is its own: there is no randomness in it, and no sum over a batch."""
+    mask = np.float32(rng.uniform(size=(4, 8, 8, 1)) < 0.5)
+    contour = rng.integers(0, 2, (4, 8, 8, 2)).astype(np.float32)
+    x = rng.uniform(-1, 1, mask.shape).astype(np.float32)
+    example = {"x": x, "condition": {"contour": contour}, "mask": mask}
+    found = []
+    for data, accumulate in ((1, 1), (2, 1), (1, 2)):
+        ours = settings(accumulate=accumulate, clip=1e9)
+        ours.regression.ssim = 0.5
+        ours.mesh.data = data
+        plan = setups.setup(ours, 8)
+        begun = plan.init(jax.random.key(0))
+        after, metrics = plan.step(begun, meshes.put(meshes.batch(plan.mesh), example))
+        found.append((float(metrics["loss"]), jax.device_get(after.optimiser["network"][1][0].mu)))
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(found[0][1])) > 1e-4
+    for other in found[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), other, found[0])
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_what_the_network_is_shown_tells_it_the_image(paired_store_path, whole, tmp_path, seen):
+    """Sources are the reverse of the images here, so that two convolutions can learn them."""
+    ours = settings(SEEN[seen], images=1200, learning_rate=0.02, sample=0)
+    assert methods.train(ours, paired_store_path, tmp_path / "run")
+    losses = [line["heldout_loss"] for line in stats(tmp_path / "run") if "heldout_loss" in line]
+    assert losses[-1] < (0.1 if "source" in SEEN[seen] else 0.9) * losses[0]
+
+
+def test_held_out_loss_is_that_of_training_at_rest(whole, paired_store_path):
+    store = open_store(paired_store_path)
+    method = methods.build(run.load(whole / "both"), store=store)
+    _, averages = checkpoint.averages(whole / "both", method.players, method.mesh)
+    example = method.feed.held_out()
+    loss = regression.loss(method.model, method.regression)
+    expected = loss(averages["network"], None, jax.device_get(example), None, (), ())[0]
+    found = method.held_out(averages, (), example)
+    assert found == {"heldout_loss": pytest.approx(float(expected), rel=1e-4)}
+    assert stats(whole / "both")[-2]["heldout_loss"] == pytest.approx(found["heldout_loss"])
