@@ -4,6 +4,7 @@
 import dataclasses
 import functools
 import json
+import re
 import runpy
 import tempfile
 import uuid
@@ -330,6 +331,7 @@ IDLE = {
     "diffusion.time_exponent": {"diffusion.timesteps": "sampler", "sampler.steps": 1},
     "diffusion.timesteps": DISTILLED,
     "diffusion.gamma": {},
+    **{f"regression.{name}": {} for name in ("loss", "ssim", "outside")},
     "train.ema_halflife": {"train.ema_rampup": 0.0},
     "train.neighbour": {},
     "sampler.clipped_eps": {"sampler.clip": False},
@@ -367,6 +369,30 @@ def test_a_field_that_would_do_nothing_is_refused(field):
     config.check_idle(settings, given=())
     with pytest.raises(InputError, match=rf"^(--|config\.).*{field.split('.')[1]}: has no effect"):
         config.check_idle(settings, given=[field], prefix="--")
+
+
+OF_NOISE = [
+    name
+    for name in config.flat(config.default())
+    if name.startswith(config.OF_STEPS) and name not in config.OF_ANY
+]
+
+
+@pytest.mark.parametrize("method", config.AT_ONCE)
+def test_who_draws_at_once_has_no_field_of_noise_and_time(method):
+    settings = configured({"method": method, "sampler.batch": 2})
+    config.check(settings)
+    config.check_idle(settings)
+    assert {"sampler.steps", "sampler.samples", "diffusion.prediction"} <= set(OF_NOISE)
+    for name in OF_NOISE:
+        flag = re.escape(f"--{name.split('.')[1]}".replace("--name", "--sampler"))
+        with pytest.raises(InputError, match=rf"^({flag}|config\.{name}): .* diffusion") as error:
+            config.check_idle(settings, given=[name], prefix="--")
+        assert "\n" not in str(error.value)
+        config.check_idle(config.default(), given=[name] * (name not in IDLE))
+    settings.model.conditions = NEIGHBOURS
+    with pytest.raises(InputError, match=rf"conditions: neighbour .*{method}"):
+        config.check(settings)
 
 
 def test_a_flag_is_told_of_flags():
@@ -564,6 +590,7 @@ class Effect(NamedTuple):
 SEVERAL = {"model.conditions": NEIGHBOURS}
 CURVED = {"contours.windows": (), "contours.curve": ((0, 0), (1, 1))}
 SAMPLES = {"sampler.samples": 2}
+REGRESSION = {"method": "regression", "sampler.steps": 10}
 
 EFFECTS = {
     "seed": Effect(choice, 1),
@@ -629,6 +656,9 @@ EFFECTS = {
     "diffusion.timesteps": Effect(step, "sampler"),
     "diffusion.gamma": Effect(step, 3.0, {"diffusion.weighting": "min_snr"}),
     "distillation.substeps": Effect(lesson, 3, DISTILLED),
+    "regression.loss": Effect(step, "l2", REGRESSION),
+    "regression.ssim": Effect(step, 0.5, REGRESSION),
+    "regression.outside": Effect(step, 0.0, REGRESSION),
     "train.images": Effect(step, 64),
     "train.batch": Effect(step, 8),
     "train.accumulate": Effect(step, 2),

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import contourdiff_jax
+from contourdiff_jax.contracts import CONTOUR, SOURCE
 from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.store import SPLITS, Store, open_store
 from contourdiff_jax.errors import InputError
@@ -21,7 +22,6 @@ from contourdiff_jax.reports import page, tables
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.training.run import Run, load
 from contourdiff_jax.translation.sidecars import NOTICE
-from contourdiff_jax.volumes.intensity import Preset
 
 KEPT = 0.8  # of a label's contrast; a label that keeps less is named
 NOT_STATED = "not stated"
@@ -34,6 +34,13 @@ INCEPTION = (
     "InceptionV3 of 2015-12-05 as pytorch-fid distributes it, Apache-2.0; it scores the images and "
     "is no part of the model"
 )
+KINDS = {  # of methods: what draws, and after whom
+    **dict.fromkeys(
+        ("diffusion", "distilled"),
+        ("A diffusion model", "after ContourDiff (Chen et al., arXiv 2403.10786)"),
+    ),
+    "regression": ("A U-Net", "in one pass, by regression"),
+}
 COLUMNS = ("translation", "curve", "mean", "truth", "real", "lower", "upper")  # methods shown
 
 
@@ -76,9 +83,7 @@ def card(
     parts = [
         f"# Model card: {_cell(run_folder.resolve().name)}",
         f"> **{NOTICE}**",
-        f"A diffusion model that draws slices of {target} from their contours alone, after "
-        f"ContourDiff (Chen et al., arXiv 2403.10786), of contourdiff_jax "
-        f"{contourdiff_jax.__version__}.",
+        f"{_kind(trained)}, of contourdiff_jax {contourdiff_jax.__version__}.",
         "## Intended use",
         use or USE.format(target=target),
         "## Data",
@@ -89,7 +94,7 @@ def card(
         *map(_scores, scores),
         *([] if scores else ["None: no evaluation was given."]),
         "## Known failures",
-        "\n".join(f"- {_cell(line)}" for line in known_failures(scores, trained.preset)),
+        "\n".join(f"- {_cell(line)}" for line in known_failures(scores, trained)),
         "## Licences",
         _table(licences),
     ]
@@ -148,6 +153,19 @@ def _read_scores(path: Path, trained: Run, weights: Callable[[], str]) -> Record
 # ----------------------------------------------------------------------------------------------
 
 
+def _kind(trained: Run) -> str:
+    """What a run draws, from what, and how."""
+    target, seen = trained.preset.name.upper(), trained.config.model.conditions
+    source = "the image of the source"
+    if SOURCE.name not in seen:
+        source = "their contours alone"
+    elif CONTOUR.name in seen:
+        source += " and their contours"
+    method = trained.config.method
+    kind, reference = KINDS.get(method, (f"A model of the method {method}", "as it was configured"))
+    return f"{kind} that draws slices of {target} from {source}, {reference}"
+
+
 def _data(trained: Run, store: Store | None) -> dict[str, str]:
     axis, spacing, size = (getattr(trained.grid, name) for name in ("axis", "spacing", "size"))
     fields = {
@@ -173,16 +191,12 @@ def _data(trained: Run, store: Store | None) -> dict[str, str]:
 
 def _training(folder: Path, trained: Run) -> dict[str, str]:
     config = trained.config
-    model, diffusion, train, sampler = (
-        config[section] for section in ("model", "diffusion", "train", "sampler")
-    )
+    model, train = config.model, config.train
     fields = {
         "network": f"U-Net, channels {'-'.join(map(str, model.channels))}, sees "
         f"{', '.join(model.conditions)}",
         **_parameters(trained),
-        "diffusion": f"{diffusion.steps} steps, {diffusion.schedule} schedule, predicts "
-        f"{diffusion.prediction}",
-        "sampler": f"{sampler.name}, {_many(sampler.steps, 'step')} by default",
+        **(_regression(config) if config.method == "regression" else _diffusion(config)),
     }
     if trained.teacher:
         fields["teacher"] = (
@@ -200,6 +214,21 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
     if losses:
         fields["held-out loss"] = f"{losses[-1]:.4g}, at best {min(losses):.4g}"
     return fields
+
+
+def _diffusion(config: ConfigDict) -> dict[str, str]:
+    diffusion, sampler = config.diffusion, config.sampler
+    return {
+        "diffusion": f"{diffusion.steps} steps, {diffusion.schedule} schedule, predicts "
+        f"{diffusion.prediction}",
+        "sampler": f"{sampler.name}, {_many(sampler.steps, 'step')} by default",
+    }
+
+
+def _regression(config: ConfigDict) -> dict[str, str]:
+    loss, ssim, outside = (config.regression[name] for name in ("loss", "ssim", "outside"))
+    structure = f", with a share of {ssim:g} for 1 - SSIM" if ssim else ""
+    return {"loss": f"{loss.upper()} in the body{structure}; outside it counts {outside:g} of that"}
 
 
 def _parameters(trained: Run) -> dict[str, str]:
@@ -247,15 +276,27 @@ def _cost(cost: dict) -> str:
     return f"{text}."
 
 
-def known_failures(evaluations: list[Record], target: Preset) -> list[str]:
+def known_failures(evaluations: list[Record], trained: Run) -> list[str]:
     """Where the model is known to fail, a sentence each."""
     tested = "every source but those scored above" if evaluations else "every source"
-    lines = [
-        "What the source's contours do not show cannot be in the image, and what the image shows "
-        "without them is made up.",
-        f"Training saw contours of {target.name.upper()} alone; {tested} is untested, as are other "
-        f"anatomy, scanners and ages than those of the data.",
-    ]
+    if SOURCE.name in trained.config.model.conditions:
+        lines = ["What the image shows beyond the source is made up."]
+        learnt = "the pairs of its data"
+    else:
+        lines = [
+            "What the source's contours do not show cannot be in the image, and what the image "
+            "shows without them is made up."
+        ]
+        learnt = f"contours of {trained.preset.name.upper()}"
+    lines.append(
+        f"Training saw {learnt} alone; {tested} is untested, as are other anatomy, scanners and "
+        f"ages than those of the data."
+    )
+    if trained.config.method == "regression":
+        lines.append(
+            "It draws the middle of all images that fit what it sees: where that leaves much "
+            "open, they are smooth, without texture and noise."
+        )
     memory_measured = False
     for name, metrics, *_ in evaluations:
         ours, truth = (metrics["methods"].get(method, {}) for method in ("translation", "truth"))

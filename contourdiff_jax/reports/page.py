@@ -137,7 +137,7 @@ def _run(folder: Path, prefix: str, drawn: dict[str, bytes]) -> str:
             html.picture(html.read_png(path), f"{path.stem.lstrip('0')} images") for path in samples
         ]
         parts.append(f'<h3>Samples</h3><div class="row">{"".join(pictures)}</div>')
-        parts.append('<p class="note">From left: a slice, its contours, a sample from them.</p>')
+        parts.append('<p class="note">From left: a slice, what is seen of it, what is drawn.</p>')
     text = json.dumps(config, indent=2, ensure_ascii=False)
     parts.append(html.details("Configuration", f"<pre>{escape(text)}</pre>"))
     return "\n".join(parts)

@@ -102,7 +102,7 @@ def translate(request: Request) -> Result:
     read = ("run", "source", "masks", "labels")
     ownership.check_apart("out", request.out, {name: getattr(request, name) for name in read})
     trained = run.load(Path(request.run))
-    config = _configured(trained, request.sampler)
+    config = _configured(trained, request)
     settings = _settings(trained, request)
     content = layouts.find(
         request.source,
@@ -163,16 +163,24 @@ def translate(request: Request) -> Result:
 PACKAGES = ("contourdiff-jax", "jax", "flax", "numpy", "opencv-python-headless")  # on record
 OF_STEPS = ("coupling", "scgd", "tiles")  # fields of the sampler that change its steps
 # Values with which a field asks for nothing, so that it may be given where it counts for nothing.
-OFF = {"fixed_stride": False, "anchor": 0, "middle": False, "keep": "first"}
+OFF = {
+    **{"fixed_stride": False, "eta": 0.0, "guidance": 1.0, "tiles": 0.0},
+    **{"coherence": 0.0, "coupling": 0.0, "samples": 1, "keep": "first"},
+    **{"scgd": False, "anchor": 0, "middle": False},
+}
 
 
-def _configured(trained: Run, sampler: Mapping[str, object]) -> ConfigDict:
+def _configured(trained: Run, request: Request) -> ConfigDict:
     """The run's configuration with other fields in its `sampler` section."""
-    fields = trained.config.to_dict()
+    sampler, fields = request.sampler, trained.config.to_dict()
+    if request.maps and trained.config.method in configuration.AT_ONCE:
+        raise InputError(
+            f"--maps: of samples that differ, and {trained.config.method} draws one; leave it out"
+        )
     config = configuration.from_dict(fields | {"sampler": fields["sampler"] | dict(sampler)})
-    configuration.check_sampler(config, "--")
     asked = (f"sampler.{field}" for field, value in sampler.items() if OFF.get(field) != value)
     configuration.check_idle(config, asked, "--")
+    configuration.check_sampler(config, "--")
     return config
 
 

@@ -10,6 +10,7 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import nibabel as nib
 import numpy as np
 import pytest
 import setups
@@ -17,10 +18,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from contourdiff_jax import config, methods, models
+from contourdiff_jax import cli, config, methods, models
 from contourdiff_jax.data.store import open_store
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.interop.exporting import export
 from contourdiff_jax.methods import regression
 from contourdiff_jax.models import Model
+from contourdiff_jax.reports.card import card
+from contourdiff_jax.reports.page import report
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.logs import Logs
@@ -273,10 +278,10 @@ def test_devices_and_parts_of_a_batch_hardly_matter(two_convolutions, rng):
 @pytest.mark.parametrize("seen", SEEN)
 def test_what_the_network_is_shown_tells_it_the_image(paired_store_path, whole, tmp_path, seen):
     """Sources are the reverse of the images here, so that two convolutions can learn them."""
-    ours = settings(SEEN[seen], images=1200, learning_rate=0.02, sample=0)
+    ours = settings(SEEN[seen], images=1200, learning_rate=0.02, sample=0, log=0)
     assert methods.train(ours, paired_store_path, tmp_path / "run")
     losses = [line["heldout_loss"] for line in stats(tmp_path / "run") if "heldout_loss" in line]
-    assert losses[-1] < (0.1 if "source" in SEEN[seen] else 0.9) * losses[0]
+    assert losses[-1] < (0.4 if "source" in SEEN[seen] else 0.9) * losses[0]
 
 
 def test_held_out_loss_is_that_of_training_at_rest(whole, paired_store_path):
@@ -289,3 +294,132 @@ def test_held_out_loss_is_that_of_training_at_rest(whole, paired_store_path):
     found = method.held_out(averages, (), example)
     assert found == {"heldout_loss": pytest.approx(float(expected), rel=1e-4)}
     assert stats(whole / "both")[-2]["heldout_loss"] == pytest.approx(found["heldout_loss"])
+
+
+# ----------------------------------------------------------------------------------------------
+# What is done with a run
+# ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def translated(whole, phantom_data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("translated") / "out"
+    assert (
+        len(setups.translate(whole / "contours", phantom_data / "test_ct", out, preset="ct").done)
+        == 2
+    )
+    return out
+
+
+def volumes(folder):
+    return {path.name: nib.load(path).get_fdata() for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def test_a_folder_is_translated_and_no_noise_has_a_part_in_it(
+    whole, phantom_data, translated, tmp_path
+):
+    """Neither the seed nor how many slices are drawn at once changes an image."""
+    again = setups.translate(
+        whole / "contours",
+        phantom_data / "test_ct",
+        tmp_path / "out",
+        preset="ct",
+        seed=7,
+        sampler={"batch": 2},
+        devices=1,
+    )
+    ours, theirs = volumes(translated), volumes(tmp_path / "out")
+    assert len(again.done) == 2 and ours.keys() == theirs.keys()
+    for name, volume in ours.items():
+        assert np.ptp(volume) > 1
+        np.testing.assert_allclose(theirs[name], volume, atol=1e-3 * np.ptp(volume))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"coupling": 0.25}, "--coupling: .* diffusion"),
+        ({"tiles": 0.25}, "--tiles: .* diffusion"),
+        ({"samples": 4}, "--samples: .* diffusion"),
+        ({"steps": 5}, "--steps: .* diffusion"),
+        ({"coherence": 10.0}, "--coherence: .* diffusion"),
+        ({"name": "ddpm"}, "--sampler: .* diffusion"),
+        ({"scgd": True}, "--scgd: .* diffusion"),
+        ({"guidance": 2.0}, "--guidance: .* diffusion"),
+    ],
+)
+def test_what_only_noise_and_steps_give_is_refused(whole, phantom_data, tmp_path, flags, named):
+    with pytest.raises(InputError, match=f"^{named}") as error:
+        setups.translate(
+            whole / "contours",
+            phantom_data / "test_ct",
+            tmp_path / "out",
+            preset="ct",
+            sampler=flags,
+        )
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_maps_of_uncertainty_are_refused(whole, phantom_data, tmp_path):
+    with pytest.raises(InputError, match=r"^--maps: .*regression draws one") as error:
+        setups.translate(
+            whole / "contours", phantom_data / "test_ct", tmp_path / "out", preset="ct", maps=True
+        )
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_flags_that_ask_for_nothing_are_taken(whole, phantom_data, translated):
+    """So that one command line serves all methods; what is there is kept."""
+    nothing = {"samples": 1, "coupling": 0.0, "scgd": False, "tiles": 0.0, "coherence": 0.0}
+    source = phantom_data / "test_ct"
+    again = setups.translate(whole / "contours", source, translated, preset="ct", sampler=nothing)
+    assert len(again.kept) == 2 and not again.done
+
+
+def test_a_run_is_inspected(whole, capsys):
+    assert cli.main(["contourdiff", "inspect", str(whole / "source")]) == 0
+    text = capsys.readouterr().out
+    assert "method    regression" in text and "model.conditions = ['source']" in text
+    assert "network\n" in text
+
+
+@pytest.mark.parametrize("seen", SEEN)
+def test_a_card_says_what_it_is_what_it_sees_and_how_it_errs(whole, tmp_path, seen):
+    text = card(whole / seen, tmp_path / "card.md").read_text()
+    source = {
+        "contours": "their contours alone",
+        "source": "the image of the source",
+        "both": "the image of the source and their contours",
+    }[seen]
+    assert f"A U-Net that draws slices of MR from {source}, in one pass, by regression" in text
+    assert "diffusion" not in text.lower() and "sampler" not in text
+    assert "L1 in the body; outside it counts 0.1 of that" in text
+    assert "where that leaves much open, they are smooth" in text
+    assert ("Training saw contours of MR alone" in text) == (seen == "contours")
+
+
+def test_a_report_has_its_curve_and_pictures(whole, tmp_path):
+    page = report(tmp_path / "page.html", [whole / "both"]).read_text()
+    assert "Training run: both" in page and "Samples" in page and "regression" in page
+
+
+def test_diffusers_have_no_such_network(whole, tmp_path):
+    with pytest.raises(InputError, match=r"contours: a run of regression, .*translate") as error:
+        export(whole / "contours", tmp_path / "exported")
+    assert "\n" not in str(error.value) and not (tmp_path / "exported").exists()
+
+
+def test_nothing_is_learnt_of_a_teacher(whole, paired_store_path, tmp_path):
+    with pytest.raises(InputError, match=r"^--teacher: .*leave it out"):
+        methods.train(settings(), paired_store_path, tmp_path / "run", teacher=whole / "contours")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_another_network_gives_no_weights_to_begin_with(
+    trained, whole, paired_store_path, tmp_path
+):
+    """Its own kind does; one of diffusion has a channel more, and says so in one line."""
+    assert methods.train(settings(), paired_store_path, tmp_path / "run", init=whole / "contours")
+    with pytest.raises(InputError) as error:
+        methods.train(settings(), paired_store_path, tmp_path / "other", init=trained)
+    assert str(trained) in str(error.value) and "\n" not in str(error.value)
