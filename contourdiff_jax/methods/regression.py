@@ -193,7 +193,7 @@ def errors(config: ConfigDict, prediction, example: Example):
     truth, body = example["x"], example["mask"]
     difference = prediction - truth
     error = jnp.abs(difference) if config.loss == "l1" else jnp.square(difference)
-    value = _mean(error, body + config.outside * (1 - body))
+    value = _mean(error, body, config.outside)
     if config.ssim:
         # What lies outside has no part in it.
         inside = jnp.where(body > 0, prediction, truth)
@@ -202,10 +202,17 @@ def errors(config: ConfigDict, prediction, example: Example):
     return value
 
 
-def _mean(values, weights):
-    """Weighted means [B] of the pixels of [B, *S, 1]; 0 where there is no weight."""
-    space = tuple(range(1, values.ndim))
-    return (weights * values).sum(space) / jnp.maximum(weights.sum(space), 1)
+def _mean(values, body, outside: float = 0.0):
+    """Means [B] of the pixels of [B, *S, 1] in the body, and with that weight of those outside.
+
+    It is 0 where there is no body and no weight outside. Counts are exact, as sums of weights in
+    float32 are not.
+    """
+    space, total, count = tuple(range(1, values.ndim)), 0.0, 0.0
+    for part, weight in ((body, 1.0), (1 - body, outside)):
+        total += weight * (part * values).sum(space)
+        count += weight * part.sum(space)
+    return total / jnp.maximum(count, 1)
 
 
 def similarity(image, truth):
