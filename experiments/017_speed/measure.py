@@ -7,14 +7,15 @@
 want the environment of `make test-parity`, and a compiler for torch.compile. Both sides have the
 same number of parameters, batch, precision and threads. A train step is noise, forward, backward,
 clipped gradient and AdamW on data at rest (ours also averages the parameters, which the peer does
-not); a translation is the loop of DDIM over a batch. Each side is a process of its own, which does
-nothing while it is not its turn: thread pools that share one disturb each other. Turns alternate,
-so that a busy machine is busy for all, and begin with a call that is not counted: a virtual
-machine may have taken the memory that a process gave back before it waited. A ratio is that of two
-turns side by side, given as the median with its bootstrap interval. With --ways it is compared with
-itself, without what makes it fast on a CPU, and with what might make it faster. Each network has
-its entry in result.json, by device; --memory adds to it what a process holds at most that does one
-thing only.
+not); a translation is the loop of DDIM over a batch. 'regression' is the small network without what
+is for noise and time, of both sides: it trains on the absolute error in a mask, and translates in
+one pass. Each side is a process of its own, which does nothing while it is not its turn: thread
+pools that share one disturb each other. Turns alternate, so that a busy machine is busy for all,
+and begin with a call that is not counted: a virtual machine may have taken the memory that a
+process gave back before it waited. A ratio is that of two turns side by side, given as the median
+with its bootstrap interval. With --ways it is compared with itself, without what makes it fast on a
+CPU, and with what might make it faster. Each network has its entry in result.json, by device;
+--memory adds to it what a process holds at most that does one thing only.
 """
 
 import contextlib
@@ -33,10 +34,11 @@ import numpy as np
 HERE = Path(__file__).parent
 STEPS = 5  # of DDIM
 CALLS = ("train", "translate")
+REGRESSION = "regression"  # the network of that method
 OURS = "contourdiff_jax"
 HUGE = "huge pages"  # for large arrays, where the system leaves that to who asks for memory
 FUSED = "fused attention"
-COMPILED = "diffusers, channels last, compiled"  # on a CPU of the small network only, for its time
+COMPILED = "diffusers, channels last, compiled"  # on a CPU not of the published, for its time
 PUBLISHED = {
     "channels": (128, 128, 256, 256, 512, 512),
     "layers": 2,
@@ -65,6 +67,7 @@ def networks() -> dict:
     small = {"channels": (32, 64, 128), "attention": (False, False, True)}
     return {
         "small": (THEIRS | small, 64, 8),
+        REGRESSION: (THEIRS | small, 64, 8),
         "published": (THEIRS | PUBLISHED, 256 if gpu() else 128, 4 if gpu() else 2),
         "default": ({}, 96, 4),
     }
@@ -76,6 +79,7 @@ def settings(name: str):
 
     fields, _, batch = networks()[name]
     config = configuration.default()
+    config.method = REGRESSION if name == REGRESSION else "diffusion"
     config.model.update(fields)
     config.model.dtype = "bfloat16" if gpu() else "float32"
     config.diffusion.update(
@@ -94,7 +98,8 @@ def example(name: str) -> dict:
     rng = np.random.default_rng(0)
     contour = examples.given(rng.integers(0, 2, (batch, size, size)).astype(np.float32))
     x = rng.uniform(-1, 1, (batch, size, size, 1)).astype(np.float32)
-    return {"x": x, "condition": {"contour": contour}}
+    made = {"x": x, "condition": {"contour": contour}}
+    return made | {"mask": (abs(x) < 0.5).astype(np.float32)} if name == REGRESSION else made
 
 
 # --------------------------------------------------------------------------------------------------
@@ -114,7 +119,7 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
     sys.path.append(str(HERE.parent))
     import setups
 
-    from contourdiff_jax import methods, models
+    from contourdiff_jax import methods
     from contourdiff_jax.diffusion import noise
     from contourdiff_jax.methods.diffusion import NETWORK
     from contourdiff_jax.models import convolution
@@ -141,10 +146,10 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
         return call
 
     def translation():
-        model = models.build(config.model)
-        held = jax.eval_shape(model.init, jax.random.key(0))
+        made = setups.run_of(config, size)
+        held = methods.networks(made)[NETWORK]
         mesh = meshes.make(config.mesh, batch=batch, held=held)
-        method = methods.build(setups.run_of(config, size), mesh=mesh)
+        method = methods.build(made, mesh=mesh)
         # From the host, as those of a checkpoint.
         rng = np.random.default_rng(0)
         weights = jax.tree.map(lambda a: rng.normal(0, 0.02, a.shape).astype(a.dtype), held)
@@ -172,9 +177,11 @@ def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
     from contourdiff_jax.interop import unet2d as names
 
     config, (_, size, batch) = settings(name), networks()[name]
-    device = "cuda" if gpu() else "cpu"
+    device, regresses = "cuda" if gpu() else "cpu", name == REGRESSION
     torch.manual_seed(0)
-    unet = UNet2DModel(**names.unet(config.model, inputs=2, outputs=1, size=size)).to(device)
+    inputs = 1 if regresses else 2
+    unet = UNet2DModel(**names.unet(config.model, inputs=inputs, outputs=1, size=size))
+    unet = (timeless(unet) if regresses else unet).to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     unet = unet.to(memory_format=layout)
     called = torch.compile(unet) if compiled else unet
@@ -184,19 +191,30 @@ def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
 
     def predicted(noisy, t):
         with autocast():
-            given = torch.cat([noisy, contour], 1).contiguous(memory_format=layout)
+            given = contour if regresses else torch.cat([noisy, contour], 1)
+            given = given.contiguous(memory_format=layout)
             return called(given, t, return_dict=False)[0].float()
 
     def training():
         schedule = DDPMScheduler(beta_schedule="linear")
+        weights = torch.where(x.abs() < 0.5, 1.0, config.regression.outside)
+
+        def denoised():
+            t = torch.randint(0, 1000, (batch,), device=device)
+            eps = torch.randn_like(x)
+            answer = predicted(schedule.add_noise(x, eps, t), t)
+            return torch.nn.functional.mse_loss(answer, eps)
+
+        def regressed():
+            error = (predicted(None, 0) - x).abs() * weights
+            return (error.sum((1, 2, 3)) / weights.sum((1, 2, 3))).mean()
+
+        lost = regressed if regresses else denoised
         optimiser = torch.optim.AdamW(unet.parameters(), lr=1e-4, weight_decay=1e-2)
 
         def call(count: int):
             for _ in range(count):
-                t = torch.randint(0, 1000, (batch,), device=device)
-                eps = torch.randn_like(x)
-                answer = predicted(schedule.add_noise(x, eps, t), t)
-                loss = torch.nn.functional.mse_loss(answer, eps)
+                loss = lost()
                 loss.backward()
                 torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
                 optimiser.step()
@@ -217,13 +235,33 @@ def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
                     z = strided.step(predicted(z, t), t, z).prev_sample
                 z.cpu()
 
-        return call
+        @torch.no_grad()
+        def at_once(count: int):
+            for _ in range(count):
+                predicted(None, 0).clamp(-1, 1).cpu()
+
+        return at_once if regresses else call
 
     return {
         "train": training,
         "translate": translation,
         "peak": lambda: torch.cuda.max_memory_allocated(),
     }
+
+
+def timeless(unet):
+    """A UNet2DModel that is told no time, without the parameters for it."""
+    import torch
+
+    class Nothing(torch.nn.Module):
+        def forward(self, *given):
+            return None
+
+    unet.time_embedding = Nothing()
+    for part in unet.modules():
+        if hasattr(part, "time_emb_proj"):
+            part.time_emb_proj = None
+    return unet
 
 
 SIDES = {
@@ -288,7 +326,8 @@ def process(name: str, side: str):
 def measure(name: str, sides: list[str], rounds: int, counts: dict) -> dict:
     _, size, batch = networks()[name]
     seconds = {side: {what: [] for what in counts} for side in sides}
-    found = {"pixels": size, "batch": batch, "rounds": rounds, "sampling_steps": STEPS, "sides": {}}
+    steps = 1 if name == REGRESSION else STEPS
+    found = {"pixels": size, "batch": batch, "rounds": rounds, "sampling_steps": steps, "sides": {}}
     with contextlib.ExitStack() as running:
         asks = {side: running.enter_context(process(name, side)) for side in sides}
         for side, ask in asks.items():
@@ -356,7 +395,7 @@ def sides(name: str, ways: bool) -> list[str]:
     """Ours, and those it is compared with: itself in other ways, or the peers."""
     peers = [side for side in SIDES if side.startswith("diffusers")]
     if not ways:
-        return [OURS, *(side for side in peers if gpu() or name == "small" or side != COMPILED)]
+        return [OURS, *(side for side in peers if gpu() or name != "published" or side != COMPILED)]
     if gpu():
         return [OURS, FUSED]
     if name == "published":  # whose batches are not shared; it alone takes gigabytes
