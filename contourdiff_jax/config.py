@@ -65,13 +65,26 @@ def default() -> ConfigDict:
                 "doubled": 0.0,  # probability of showing contours both displaced and not
                 "missing": 0.0,  # share of the contours that is left out, in pieces
             },
+            # How the pictures differ in training that a network with the condition picture sees
+            # (contours/recast.py).
+            "recast": {
+                # Of the rises of the curve from grey to grey, as the shape of a gamma distribution:
+                # below 1 most of its pieces are nearly level, far above it is a straight line.
+                "evenness": 1.0,
+                "blur": 1.0,  # most of the standard deviation in pixels
+                "noise": 0.06,  # most of the standard deviation, as share of black to white
+            },
             "model": {
                 # What the network sees beside the noisy image: contour, or with it neighbour, the
-                # slice before; source, the image of the source of a paired store; or all of them.
+                # slice before; source, the image of the source of a paired store; or contour with
+                # picture, that in which contours are sought (contours/recast.py).
                 "conditions": ("contour",),
                 # How a missing condition is told: flag, by a channel of its own, or empty, by empty
                 # values, as published.
                 "null": "flag",
+                # Pixels a side of the squares that the network takes for one, and draws at once: 2
+                # takes a quarter of the time (models/patches.py).
+                "patch": 1,
                 "channels": (16, 32, 64, 128),  # features at each resolution, halving each time
                 "layers": 1,  # residual blocks per resolution
                 "attention": (False, False, False, True),  # self-attention at each resolution
@@ -286,7 +299,7 @@ FUSED_WIDTH = 128  # features of a head at most that cuDNN's attention takes on 
 AT_ONCE = ("regression",)  # methods that draw an image at once, without noise
 WIDEST = 2**16  # features of a resolution, images of a batch
 # contracts.CONDITIONS; this file imports nothing heavy.
-CONDITIONS = ("contour", "neighbour", "source")
+CONDITIONS = ("contour", "neighbour", "source", "picture")
 
 # What a network may see; the slice before says nothing of the next without its contours or source.
 CONDITIONS_SEEN = (
@@ -294,7 +307,9 @@ CONDITIONS_SEEN = (
     ("contour", "neighbour"),
     ("source",),
     ("contour", "source"),
-    CONDITIONS,
+    ("contour", "neighbour", "source"),
+    ("contour", "picture"),
+    ("contour", "neighbour", "picture"),
 )
 
 
@@ -338,6 +353,9 @@ RULES = {
     "disturbance.displacement": _between(0, 1000),
     "disturbance.doubled": SHARE,
     "disturbance.missing": SHARE,
+    "recast.evenness": ABOVE_0,
+    "recast.blur": _between(0, 1000),
+    "recast.noise": _between(0, 1000),
     "model.conditions": Rule(
         lambda names: names in CONDITIONS_SEEN,
         f"must be one of {', '.join(map(str, CONDITIONS_SEEN))}",
@@ -348,6 +366,7 @@ RULES = {
         f"must be whole numbers from 1 to {WIDEST}, one a resolution",
     ),
     "model.layers": _between(1, MOST_LAYERS),
+    "model.patch": _between(1, 64),
     "model.attention": SWITCHES,
     "model.decoder_attention": SWITCHES,
     "model.time_shift": _between(0),
@@ -517,11 +536,13 @@ def _check_fused(model: ConfigDict, attentive: list[int]) -> None:
 
 def check_size(config: ConfigDict, size: int) -> None:
     """Raise InputError for an image that the network cannot halve often enough."""
-    halvings = len(tuple(config.model.channels)) - 1
-    if size % 2**halvings:
+    halvings, patch = len(tuple(config.model.channels)) - 1, config.model.patch
+    unit = patch * 2**halvings
+    if size % unit:
+        cut = f" after patches of {patch} px" if patch > 1 else ""
         raise InputError(
-            f"images of {size} px cannot be halved {halvings} times: "
-            f"take --size={-(-size // 2**halvings) * 2**halvings}, or shorten config.model.channels"
+            f"images of {size} px cannot be halved {halvings} times{cut}: "
+            f"take --size={-(-size // unit) * unit}, or shorten config.model.channels"
         )
 
 
@@ -637,6 +658,7 @@ OF_STEPS = ("diffusion.", "sampler.", "model.time_", "train.condition_dropout")
 OF_ANY = ("sampler.batch",)
 STEPPED = Need(lambda c: c.method not in AT_ONCE, "config.method is diffusion, or distilled")
 REGRESSED = Need(lambda c: c.method == "regression", "config.method is regression")
+RECAST = Need(lambda c: "picture" in c.model.conditions, "config.model.conditions has picture")
 MOVES = ("scale", "zoom", "rotation", "shift")
 MOVED = Need(lambda c: c.augment.probability > 0, "config.augment.probability is above 0")
 SLOPED = Need(
@@ -670,6 +692,7 @@ NEEDS = {
     },
     "sampler.guidance": CONTOURED,
     "sampler.source_guidance": SOURCED,
+    **{f"recast.{name}": RECAST for name in ("evenness", "blur", "noise")},
     "model.middle_norm": Need(
         lambda c: c.model.middle_attention, "config.model.middle_attention is true"
     ),

@@ -183,4 +183,6 @@ class Condition(NamedTuple):
 CONTOUR = Condition("contour", 1, empty=0.0, place="concat")  # edges, 0 and 1
 NEIGHBOUR = Condition("neighbour", 1, empty=-1.0, place="concat")  # the slice beside, in [-1, 1]
 SOURCE = Condition("source", 1, empty=-1.0, place="concat")  # the same slice before translation
-CONDITIONS = {condition.name: condition for condition in (CONTOUR, NEIGHBOUR, SOURCE)}
+# That in which contours are sought; of the target in another contrast, see contours/recast.py.
+PICTURE = Condition("picture", 1, empty=-1.0, place="concat")
+CONDITIONS = {condition.name: condition for condition in (CONTOUR, NEIGHBOUR, SOURCE, PICTURE)}

@@ -621,7 +621,12 @@ EFFECTS = {
         for name in ("thresholds", "contrast", "noise", "displacement", "missing")
     },
     "disturbance.doubled": Effect(made, 0.5, {"disturbance.displacement": 1.0}),
+    **{
+        f"recast.{name}": Effect(made, 0.5, {"model.conditions": ("contour", "picture")})
+        for name in ("evenness", "blur", "noise")
+    },
     "model.conditions": Effect(network, NEIGHBOURS),
+    "model.patch": Effect(network, 2),
     "model.null": Effect(network, "empty"),
     "model.channels": Effect(network, (4, 8)),
     "model.layers": Effect(network, 2),

@@ -110,6 +110,16 @@ def of_basis(basis: np.ndarray, masks: np.ndarray, settings: ContourSettings) ->
     return np.stack([_edges([picture], mask, settings) for picture, mask in both])
 
 
+def picture(basis: np.ndarray, settings: ContourSettings) -> np.ndarray:
+    """The picture [N, H, W] float32 in [0, 1] in which contours of that basis are sought.
+
+    For settings with one picture, see recast.check.
+    """
+    if settings.basis == SLICES:
+        basis = _grey(basis, settings.curves[0])
+    return basis.astype(np.float32) / 255
+
+
 def pictures(values: np.ndarray, resampling: Resampling, settings: ContourSettings) -> np.ndarray:
     """The 8-bit pictures [N, H, W] in which contours with `thin` are sought.
 

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from contourdiff_jax.contours import device, disturbance
+from contourdiff_jax.contours import device, disturbance, recast
 from contourdiff_jax.contours.settings import CONTOURS, SLICES, ContourSettings
-from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR, SOURCE, Example
+from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR, PICTURE, SOURCE, Example
 from contourdiff_jax.data import augment
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.volumes import warp
@@ -60,6 +60,7 @@ def make(
     source: Preset | None = None,
     transforms: augment.Transform | None = None,
     change: disturbance.Disturbance | None = None,
+    recasting: recast.Recasting | None = None,
     neighboured=None,
     masked: bool = False,
 ) -> Example:
@@ -73,6 +74,7 @@ def make(
       source: preset of the sources, where they are seen.
       transforms: one for each image, or None.
       change: what disturbs their contours, or None.
+      recasting: what makes pictures of another contrast of them, where those are seen.
       neighboured: [B] uint8, 1 where the second of an image's slices is its neighbour and shown.
       masked: whether the example has a mask.
     """
@@ -82,8 +84,11 @@ def make(
         values, masks = augment.apply(transforms, values, masks, preset.air)
     images, condition = preset.in_body(values, masks), {}
     if settings is not None:
-        edges = _contours(raw, values[:, 0], masks[:, 0], settings, transforms, change)
+        greys = _greys(raw, values[:, 0], settings, transforms)
+        edges = _contours(raw, greys, masks[:, 0], settings, transforms, change)
         condition[CONTOUR.name] = given(edges)
+        if recasting is not None:
+            condition[PICTURE.name] = given(recasting(greys[:, 0], masks[:, 0]))
     if source is not None:
         condition[SOURCE.name] = given(_sources(raw, source, transforms))
     if neighboured is not None:
@@ -108,17 +113,26 @@ def _sources(raw: Raw, preset: Preset, transforms):
     return preset.in_body(values, masks)[:, 0]
 
 
-def _contours(raw: Raw, values, masks, settings, transforms, change):
-    """Contours [B, H, W] of the first of an image's slices; values and masks are augmented."""
+def _greys(raw: Raw, values, settings, transforms):
+    """Pictures [B, n, H, W] in which contours are sought; None where contours are kept.
+
+    Of the first of an image's slices, whose values [B, H, W] are augmented.
+    """
     if settings.basis == CONTOURS:
+        return None
+    if settings.basis == SLICES:
+        return device.greys(values, settings)
+    greys = raw.kept[:, :1].astype(jnp.float32) / 255
+    if transforms is None:
+        return greys
+    return warp.linear(greys, *transforms.sources(*greys.shape[-2:]), 0.0)
+
+
+def _contours(raw: Raw, greys, masks, settings, transforms, change):
+    """Contours [B, H, W] of the first of an image's slices; greys and masks are augmented."""
+    if greys is None:
         edges = raw.kept[:, 0]
         return edges if transforms is None else augment.apply_to_contours(transforms, edges)
-    if settings.basis == SLICES:
-        greys = device.greys(values, settings)
-    else:
-        greys = raw.kept[:, :1].astype(jnp.float32) / 255
-        if transforms is not None:
-            greys = warp.linear(greys, *transforms.sources(*greys.shape[-2:]), 0.0)
     return device.contours(greys, masks, settings, change)
 
 
@@ -145,19 +159,20 @@ def at_rest(
     images = store.preset.in_body(store.values(rows), body)
     if SOURCE.name in names:
         values[SOURCE.name] = store.source_images(rows)
+    if PICTURE.name in names:
+        values[PICTURE.name] = recast.shown(store.greys_of(rows, settings), body)
     return _example(images, conditions(values, names), body if masked else None)
 
 
 def picture(shown: Example, drawn: np.ndarray) -> np.ndarray:
-    """Examples on the host to look at: rows of truth | contour, source or both | what is drawn.
+    """Examples on the host to look at: rows of truth | what is seen | what is drawn.
 
     Returns [rows, columns] uint8 of as many examples as `drawn` [B, H, W, 1] in [-1, 1] has.
     """
     seen, columns = shown["condition"], [shown["x"]]
     if CONTOUR.name in seen:
         columns.append(2 * seen[CONTOUR.name] - 1)
-    if SOURCE.name in seen:
-        columns.append(seen[SOURCE.name])
+    columns += [seen[name] for name in (SOURCE.name, PICTURE.name) if name in seen]
     columns.append(drawn)
     rows = np.concatenate([column[: len(drawn), ..., 0] for column in columns], axis=2)
     return np.uint8(np.round((np.concatenate(rows) + 1) * 127.5))

@@ -24,9 +24,9 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
-from contourdiff_jax.contours import disturbance
+from contourdiff_jax.contours import disturbance, recast
 from contourdiff_jax.contours.settings import ContourSettings
-from contourdiff_jax.contracts import CONDITIONS, CONTOUR, NEIGHBOUR, SOURCE, Example
+from contourdiff_jax.contracts import CONDITIONS, CONTOUR, NEIGHBOUR, PICTURE, SOURCE, Example
 from contourdiff_jax.data import augment, examples
 from contourdiff_jax.data.examples import Raw
 from contourdiff_jax.data.store import Store
@@ -87,12 +87,13 @@ class Slices:
       contours: how they are taken.
       conditions: names of those that the network sees.
       seed: of order, augmentation and disturbance.
-      train, augment, disturbance: sections of the configuration.
+      train, augment, disturbance, recast: sections of the configuration.
       mesh: each process gives its share of a batch to its devices.
       masked: whether examples have a mask.
 
     Raises:
-      InputError: the source is to be seen, and the store has none.
+      InputError: the source is to be seen, and the store has none; or the picture in which contours
+        are sought, and they are sought in several.
     """
 
     store: Store
@@ -102,6 +103,7 @@ class Slices:
     train: ConfigDict
     augment: ConfigDict
     disturbance: ConfigDict
+    recast: ConfigDict
     mesh: Mesh
     masked: bool = False
 
@@ -111,6 +113,8 @@ class Slices:
                 f"{self.store.path}: without sources, and the network is to see the source; "
                 f"prepare pairs with prepare --pairs, or leave source out of the conditions"
             )
+        if PICTURE.name in self.conditions:
+            recast.check(self.contours, str(self.store.path))
 
     @property
     def example(self) -> Example:
@@ -218,21 +222,21 @@ class Slices:
 
     def maker(self) -> Callable[[Raw, Choice], Example]:
         """The compiled (raw, choice) -> example of training; raw and example are over the mesh."""
-        contour, neighbour, source = (
-            condition.name in self.conditions for condition in (CONTOUR, NEIGHBOUR, SOURCE)
+        contour, neighbour, source, picture = (
+            condition.name in self.conditions for condition in (CONTOUR, NEIGHBOUR, SOURCE, PICTURE)
         )
 
         def local(raw, neighboured, key_data):
             moves, changes = jnp.unstack(jax.random.wrap_key_data(key_data), axis=1)
+            size = raw.slices.shape[-2:]
             return examples.make(
                 raw,
                 self.store.preset,
                 self.contours if contour else None,
                 source=self.store.source_preset if source else None,
                 transforms=augment.draw(moves, self.augment),
-                change=disturbance.draw(changes, self.disturbance, raw.slices.shape[-2:])
-                if contour
-                else None,
+                change=disturbance.draw(changes, self.disturbance, size) if contour else None,
+                recasting=recast.draw(changes, self.recast, size) if picture else None,
                 neighboured=neighboured if neighbour else None,
                 masked=self.masked,
             )

@@ -155,6 +155,11 @@ class Store:
         """
         return getattr(self, settings.basis) if settings.of_voxels else None
 
+    def greys_of(self, rows, settings: ContourSettings) -> np.ndarray:
+        """The picture [n, H, W] in [0, 1] in which contours of settings with one are sought."""
+        kept = self.kept(settings)
+        return opencv.picture(self.values(rows) if kept is None else kept[rows], settings)
+
     def contours_of(self, rows, settings: ContourSettings) -> np.ndarray:
         """Contours [n, H, W] uint8 of the slices with those numbers, see `kept`."""
         kept = self.kept(settings)

@@ -144,6 +144,8 @@ def unet(config, *, inputs: int, outputs: int, size: int) -> dict:
     Raises:
       InputError: a setting that UNet2DModel has no equivalent of; it is named.
     """
+    if config.patch > 1:
+        raise InputError(f"config.model.patch: {config.patch} has no equivalent in {UNET}")
     if not config.resample_convolution:
         raise InputError(
             f"config.model.resample_convolution: False has no equivalent in {UNET}; only networks "

@@ -141,7 +141,7 @@ def build(
     conditions = tuple(config.model.conditions)
     feed = None
     if store is not None:
-        sections = config.train, config.augment, config.disturbance
+        sections = config.train, config.augment, config.disturbance, config.recast
         feed = Slices(store, ours.contours, conditions, config.seed, *sections, mesh, masked=True)
     return Regression(
         players=players,

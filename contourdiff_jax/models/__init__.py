@@ -16,7 +16,7 @@ from flax import nnx
 from ml_collections import FrozenConfigDict
 
 from contourdiff_jax.contracts import Params
-from contourdiff_jax.models import conditioning
+from contourdiff_jax.models import conditioning, patches
 from contourdiff_jax.models.unet import UNet
 
 # Standard deviation of a standard normal variable truncated to [-2, 2].
@@ -57,8 +57,8 @@ def _built(config: FrozenConfigDict, channels: int, dims: int, denoises: bool) -
         return UNet(
             config,
             dims=dims,
-            inputs=inputs,
-            outputs=channels,
+            inputs=inputs * config.patch**dims,
+            outputs=channels * config.patch**dims,
             timed=denoises,
             dtype=jnp.dtype(config.dtype),
             rngs=nnx.Rngs(0),
@@ -68,7 +68,8 @@ def _built(config: FrozenConfigDict, channels: int, dims: int, denoises: bool) -
 
     def apply(params, z_t, t, condition, *, key=None):
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        return bind(params)(conditioning.concatenate(config, z_t, condition), t, rngs)
+        x = patches.fold(conditioning.concatenate(config, z_t, condition), config.patch)
+        return patches.unfold(bind(params)(x, t, rngs), config.patch)
 
     return Model(init, apply)
 

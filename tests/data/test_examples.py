@@ -43,6 +43,7 @@ def feed(store, config, mesh=None, contours=None):
         config.train,
         config.augment,
         config.disturbance,
+        config.recast,
         mesh,
     )
 
