@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from contourdiff_jax import config as configuration
 from contourdiff_jax import methods, models
+from contourdiff_jax.contours import recast
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.contracts import CONTOUR, SOURCE
+from contourdiff_jax.contracts import CONTOUR, PICTURE, SOURCE
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
@@ -275,6 +276,8 @@ def _plan(trained: Run, sampler, settings: Settings, request: Request):
         if sampler[field] and not translator.denoises:
             name = trained.config.method
             raise InputError(f"--{field}: it changes the steps of a sampler, and {name} takes none")
+    if PICTURE.name in translator.sees:
+        recast.check(settings.contours["source"], "--contours")
     plan = Plan(
         settings=settings,
         window=trained.window,

@@ -27,8 +27,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from contourdiff_jax.contours import opencv
-from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR, SOURCE
+from contourdiff_jax.contours import opencv, recast
+from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR, PICTURE, SOURCE
 from contourdiff_jax.data import examples
 from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs
@@ -118,19 +118,16 @@ def read(plan: Plan, scan: Scan) -> SourceVolume:
     remedy = "use a run of another --axis or --spacing" if tiled else "use --tiles"
     body = resampling.body(inside, scan.path, f"{remedy}, or give a mask by --masks")
     values = preset.values(volume.array, window)
-    edges = opencv.on_grid(
-        values,
-        body,
-        resampling,
-        preset,
-        plan.settings.contours["source"],
-        preset.shown(volume, window),
-    )
+    settings = plan.settings.contours["source"]
+    basis = opencv.basis(values, resampling, preset, settings, preset.shown(volume, window))
+    edges = opencv.of_basis(basis, body, settings)
     seen = {}
     if CONTOUR.name in plan.sees:
         seen[CONTOUR.name] = edges
     if SOURCE.name in plan.sees:  # as a paired store has it, but on its own slices
         seen[SOURCE.name] = preset.in_body(resampling.slices(values, preset.air), body)
+    if PICTURE.name in plan.sees:
+        seen[PICTURE.name] = recast.shown(opencv.picture(basis, settings), body)
     if CONTOUR.name in seen and not edges.any():
         raise InputError(
             f"{scan.path}: no contour in any slice, so there is nothing to draw from; see whether "

@@ -432,3 +432,41 @@ def test_disturbances_change_contours_and_nothing_else(fed, tiny):
         np.testing.assert_array_equal(disturbed["x"], example["x"])
         after, before = (e["condition"]["contour"][..., 0] for e in (disturbed, example))
         assert (after <= before).all() and after.sum() < before.sum()
+
+
+PICTURES = ("contour", "picture")
+
+
+def test_a_picture_is_the_moved_slice_in_another_contrast(store, tiny, mesh):
+    tiny.model.conditions = PICTURES
+    tiny.recast.update(evenness=1e5, blur=0.0, noise=0.0)
+    [example] = feed(store, tiny, mesh).training(0, 1)
+    np.testing.assert_allclose(
+        example["condition"]["picture"][..., 0], example["x"][..., 0], atol=0.05
+    )
+    tiny.recast.evenness = 0.3
+    [other] = feed(store, tiny, mesh).training(0, 1)
+    np.testing.assert_array_equal(other["x"], example["x"])
+    same = other["condition"]["picture"][..., 0] - np.asarray(other["x"])[..., 0]
+    assert np.abs(same).max() > 0.2
+
+
+def test_pictures_follow_the_step_alone(store, tiny, mesh):
+    tiny.model.conditions = PICTURES
+    ours = list(feed(store, tiny, mesh).training(0, 3))[2]
+    [again] = feed(store, tiny, mesh).training(2, 3)
+    np.testing.assert_array_equal(ours["condition"]["picture"], again["condition"]["picture"])
+
+
+def test_a_picture_at_rest_is_that_in_which_contours_are_sought(store, phantom_data, tmp_path):
+    rows, settings = store.rows("train")[:3], preset("default", "mr")
+    example = examples.at_rest(store, rows, settings, PICTURES)
+    np.testing.assert_allclose(
+        example["condition"]["picture"][..., 0], example["x"][..., 0], atol=0.01
+    )
+
+
+def test_contours_of_several_pictures_have_no_picture_to_show(store, tiny):
+    tiny.model.conditions = PICTURES
+    with pytest.raises(InputError, match="sought in native pixels"):
+        feed(store, tiny, contours=preset("original", "mr"))
