@@ -4,7 +4,7 @@
 from absl import flags
 
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.volumes.volume import HALVES, Assumed
+from contourdiff_jax.volumes.volume import BRAIN, HALVES, Assumed
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -23,7 +23,8 @@ def define_pictures(values: flags.FlagValues, prefix: str = "") -> None:
     flags.DEFINE_list(
         f"{prefix}range",
         None,
-        "What the darkest and brightest value of pictures stand for: LOW,HIGH in HU.",
+        "What the darkest and brightest value of pictures stand for: LOW,HIGH in HU; or brain, for "
+        "CT of heads scaled each by itself, whose black is air and whose commonest grey is brain.",
         flag_values=values,
     )
     flags.DEFINE_enum(
@@ -47,11 +48,13 @@ def from_flags(values: flags.FlagValues) -> dict:
 def assumed(values: flags.FlagValues, prefix: str = "") -> Assumed:
     """What pictures do not say, by the flags of `define_pictures` and by --pixel_spacing."""
     span = values[f"{prefix}range"].value
-    if span is not None:
+    if span == [BRAIN]:
+        span = BRAIN
+    elif span is not None:
         try:
             low, high = map(float, span)
         except ValueError:
             given = f"--{prefix}range={','.join(span)}"
-            raise InputError(f"{given}: give two numbers, LOW,HIGH") from None
+            raise InputError(f"{given}: give two numbers, LOW,HIGH, or {BRAIN}") from None
         span = (low, high)
     return Assumed(values.pixel_spacing, span, values[f"{prefix}half"].value)

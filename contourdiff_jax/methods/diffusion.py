@@ -22,6 +22,8 @@ from contourdiff_jax import models
 from contourdiff_jax.contracts import (
     CONTOUR,
     NEIGHBOUR,
+    PICTURE,
+    SOURCE,
     Averages,
     Example,
     Fixed,
@@ -301,6 +303,7 @@ def drawing(
     draw_from = samplers.build(config, visited)
     scales = {  # in the order of Brooks et al. 2023, equation 3: first the image
         SOURCE.name: config.source_guidance,
+        PICTURE.name: config.guidance,
         CONTOUR.name: config.guidance,
         NEIGHBOUR.name: config.guidance * (config.neighbour_guidance if config.scgd else 1.0),
     }

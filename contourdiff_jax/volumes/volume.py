@@ -38,6 +38,7 @@ class Image:
 
 
 HALVES = ("left", "right")  # of a picture
+BRAIN = "brain"  # what a range may be called, see Assumed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +48,19 @@ class Assumed:
     Attributes:
       spacing: of their pixels and between them [mm]; None: 1 mm, and a note says so.
       range: what the darkest and the brightest value that a picture's integers can hold stand for;
-        None: the numbers as they are.
+        BRAIN: they are of a CT of the head that was scaled by itself, see pictures.py; None: the
+        numbers as they are.
       half: 'left' or 'right', which half of pictures that show two images side by side.
     """
 
     spacing: float | None = None
-    range: tuple[float, float] | None = None
+    range: tuple[float, float] | str | None = None
     half: str | None = None
 
     def __post_init__(self):
         if self.half not in (None, *HALVES):
             raise InputError(f"--half={self.half}: give {' or '.join(HALVES)}")
-        low, high = self.range or (0, 1)
+        low, high = (0, 1) if self.range in (None, BRAIN) else self.range
         if not -1e6 < low < high < 1e6:
             raise InputError(f"--range={low:g},{high:g}: give two numbers, LOW,HIGH")
         if not 0 < (1 if self.spacing is None else self.spacing) < 1e6:

@@ -17,7 +17,7 @@ from contourdiff_jax.volumes import geometry, io
 from contourdiff_jax.volumes import volume as volumes_volume
 from contourdiff_jax.volumes.formats import pictures
 from contourdiff_jax.volumes.grid import Grid
-from contourdiff_jax.volumes.volume import Assumed, BadSlices
+from contourdiff_jax.volumes.volume import BRAIN, Assumed, BadSlices
 
 ROWS, COLUMNS = 6, 5
 
@@ -279,6 +279,29 @@ def test_a_range_is_that_of_all_that_the_integers_can_hold(tmp_path, dtype, full
     values = stored(path, Assumed(range=(-1000.0, 2000.0)))[0]
     np.testing.assert_allclose(values, -1000 + array / full * 3000, atol=1e-3)
     assert values.min() == -1000 and values.max() == 2000
+
+
+@pytest.mark.parametrize(("dtype", "full"), [(np.uint8, 255), (np.uint16, 40_000)])
+@pytest.mark.parametrize("brightest", [1200, 3000])
+def test_the_range_of_a_head_is_found_by_its_brain(tmp_path, dtype, full, brightest):
+    """A head of air, skin, bone and brain, scaled to its own brightest voxel: HU come back."""
+    rows, columns = np.mgrid[:128, :128] - 64
+    radius = np.hypot(rows, columns)
+    hu = np.select([radius < 45, radius < 50, radius < 55], [35.0, 900.0, -80.0], -1000.0)
+    hu += np.random.default_rng(0).normal(0, 5, hu.shape) * (radius < 45)
+    hu[64, 17] = brightest
+    scaled = np.round((hu + 1000) / (brightest + 1000) * full).astype(dtype)
+    save(tmp_path / "head.png", scaled)
+    values = stored(tmp_path / "head.png", Assumed(range=BRAIN))[0]
+    step = (brightest + 1000) / full
+    assert np.abs(values - hu).max() < max(2 * step, 0.01 * brightest)
+    assert abs(np.median(values[radius < 45]) - 35) < max(step, 3)
+
+
+def test_a_picture_without_greys_has_no_brain(tmp_path):
+    save(tmp_path / "a.png", np.uint8([[0, 255]] * 2))
+    with pytest.raises(InputError, match="nothing between black and white that could be brain"):
+        stored(tmp_path / "a.png", Assumed(range=BRAIN))
 
 
 def test_a_range_is_only_for_pictures_that_fill_one(tmp_path):
