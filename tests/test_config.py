@@ -332,6 +332,7 @@ IDLE = {
     "diffusion.timesteps": DISTILLED,
     "diffusion.gamma": {},
     **{f"regression.{name}": {} for name in ("loss", "ssim", "outside")},
+    **{f"recast.{name}": {} for name in ("evenness", "blur", "noise")},
     "train.ema_halflife": {"train.ema_rampup": 0.0},
     "train.neighbour": {},
     "sampler.clipped_eps": {"sampler.clip": False},

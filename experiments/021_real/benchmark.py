@@ -19,9 +19,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
+import nibabel
 import numpy as np
 
 from contourdiff_jax.evaluation.metrics import bootstrap
+from contourdiff_jax.volumes import io
+from contourdiff_jax.volumes.volume import Assumed
 
 HERE = Path(__file__).parent
 DATA = Path(os.environ.get("CONTOURDIFF_DATA", HERE.parents[2] / "shared/data")) / "real"
@@ -39,6 +42,8 @@ class Task(NamedTuple):
       range: of the source's pictures in its units; None of MR.
       target_range: of the target's.
       masks: name of the folder of head masks beside the pictures; None where there are none.
+      pairs: folder of the source's pictures of the patients that are trained on, for methods that
+        learn from pairs; None where there are none.
     """
 
     target: str
@@ -48,21 +53,28 @@ class Task(NamedTuple):
     range: str | None = None
     target_range: str | None = None
     masks: str | None = None
+    pairs: str | None = None
 
 
 SYNTHRAD = "synthrad_mid/axial"
-# HU of black and white: SynthRAD's pictures were scaled each by itself, nearly so; ctmr's CT was
-# windowed.
-HU, NARROW = "-1008,1470", "-25,115"
+# HU of black and white: SynthRAD's pictures were scaled each by itself; ctmr's CT was windowed.
+HU, NARROW = "brain", "-25,115"
 TASKS = {
     "ct_to_t1": Task(
-        *(f"{SYNTHRAD}/{kind}" for kind in ("mr", "ct", "mr")), "ct", HU, masks="mask"
+        *(f"{SYNTHRAD}/{kind}" for kind in ("mr", "ct", "mr")),
+        *("ct", HU),
+        masks="mask",
+        pairs=f"{SYNTHRAD}/ct",
     ),
     "ct_to_t1_elsewhere": Task("lgg/t1", "ctmr/ct", "ctmr/t1", "ct", NARROW),
-    "flair_to_t1": Task("lgg/t1", "lgg/flair", "lgg/t1", "mr"),
-    "t1_to_flair": Task("lgg/flair", "lgg/t1", "lgg/flair", "mr"),
+    "flair_to_t1": Task("lgg/t1", "lgg/flair", "lgg/t1", "mr", pairs="lgg/flair"),
+    "t1_to_flair": Task("lgg/flair", "lgg/t1", "lgg/flair", "mr", pairs="lgg/t1"),
     "mr_to_ct": Task(
-        *(f"{SYNTHRAD}/{kind}" for kind in ("ct", "mr", "ct")), "mr", target_range=HU, masks="mask"
+        *(f"{SYNTHRAD}/{kind}" for kind in ("ct", "mr", "ct")),
+        "mr",
+        target_range=HU,
+        masks="mask",
+        pairs=f"{SYNTHRAD}/mr",
     ),
 }
 
@@ -104,6 +116,22 @@ def linked(folder: str, side: str, out: Path) -> Path:
     return place
 
 
+def hounsfield(pictures: Path) -> Path:
+    """CT pictures as NIfTI volumes of HU, one slice each: scores in HU need a truth in HU."""
+    place = pictures.with_name(f"{pictures.name}_hu")
+    if not place.exists():
+        partial = place.with_name(f"{place.name}.part")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for path in sorted(pictures.glob("*.png")):
+            volume = io.read(path, assumed=Assumed(1.0, HU))
+            patient = path.stem.rpartition("-")[0]
+            image = nibabel.Nifti1Image(np.int16(np.round(volume.array)), volume.affine)
+            nibabel.save(image, partial / f"{patient}.nii.gz")
+        partial.rename(place)
+    return place
+
+
 def contourdiff(command: str, *flags: str | None, done: Path | None = None) -> None:
     """Runs a command, unless what it makes is there."""
     if done is not None and done.exists():
@@ -118,15 +146,22 @@ def flag(name: str, value) -> str | None:
     return None if value is None else f"--{name}={value}"
 
 
-def store(folder: str, task: Task, preset: str, out: Path) -> Path:
-    """The store of a folder's training patients, all of them trained on."""
-    place = out / "stores" / folder.replace("/", "_")
+def store(folder: str, task: Task, preset: str, out: Path, paired: bool) -> Path:
+    """The store of a folder's training patients, all of them trained on; with pairs or without."""
+    place = out / "stores" / (folder.replace("/", "_") + "_paired" * paired)
     masks = task.masks and linked(f"{Path(folder).parent}/{task.masks}", "train", out)
+    pairs = ()
+    if paired:
+        pairs = (
+            *(flag("pairs", linked(task.pairs, "train", out)), flag("pairs_preset", task.preset)),
+            *(flag("pairs_range", task.range), flag("pairs_masks", masks)),
+        )
     contourdiff(
         "prepare",
         *(f"--source={linked(folder, 'train', out)}", f"--out={place}", f"--preset={preset}"),
         *(*SIZE, "--pixel_spacing=1", "--validation=0", flag("masks", masks)),
         flag("range", task.target_range),
+        *pairs,
         done=place,
     )
     return place
@@ -136,18 +171,21 @@ def scored(name: str, task: Task, model: str, options: argparse.Namespace) -> di
     """Trains, translates and scores one task with one model; the content of metrics.json."""
     out = options.out
     target = "ct" if task.target_range else "mr"
-    learnt = store(task.target, task, target, out)
-    run = out / "runs" / model / learnt.name
     config = json.loads((HERE / "models.json").read_text())[model]
+    learnt = store(task.target, task, target, out, config.get("paired", False))
+    run = out / "runs" / model / learnt.name
     contourdiff(
         "train",
         *(f"--store={learnt}", f"--workdir={run}"),
-        *(f"--config.{field}={value}" for field, value in config["config"].items()),
+        *(f"--config.{field}={_spelt(value)}" for field, value in config["config"].items()),
         flag("config.train.images", options.images),
         done=None,
     )
     translated = out / "translated" / model / name
     source, truth = (linked(folder, "test", out) for folder in (task.source, task.truth))
+    real = linked(task.target, "train", out)
+    if task.target_range:
+        truth, real = hounsfield(truth), hounsfield(real)
     masks = task.masks and linked(f"{Path(task.source).parent}/{task.masks}", "test", out)
     contourdiff(
         "translate",
@@ -159,7 +197,7 @@ def scored(name: str, task: Task, model: str, options: argparse.Namespace) -> di
     contourdiff(
         "evaluate",
         *(f"--translated={translated}", f"--source={source}", f"--truth={truth}"),
-        *(f"--real={linked(task.target, 'train', out)}", flag("masks", masks)),
+        *(f"--real={real}", flag("masks", masks)),
         *("--grid=model", "--overwrite", f"--out={scores}", f"--seed={SEED}"),
     )
     methods = json.loads((scores / "metrics.json").read_text())["methods"]
@@ -170,6 +208,11 @@ def scored(name: str, task: Task, model: str, options: argparse.Namespace) -> di
         },
         "centres": centres(scores / "rows.csv"),
     }
+
+
+def _spelt(value) -> str:
+    """As a field is given on a command line: lists are tuples there."""
+    return repr(tuple(value)) if isinstance(value, list) else str(value)
 
 
 KEPT = ("ssim_mask", "psnr_mask", "mae_mask", "mae_hu_mask", "contour_f1")
@@ -210,10 +253,15 @@ def main() -> None:
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
     place = options.out / "result.json"
-    result = json.loads(place.read_text()) if place.exists() else {}
+    models = json.loads((HERE / "models.json").read_text())
     for name in options.tasks.split(","):
         for model in options.models.split(","):
-            result.setdefault(name, {})[model] = scored(name, TASKS[name], model, options)
+            if models[model].get("paired") and TASKS[name].pairs is None:
+                continue
+            scores = scored(name, TASKS[name], model, options)
+            # Read again: other models may be under way beside this one.
+            result = json.loads(place.read_text()) if place.exists() else {}
+            result.setdefault(name, {})[model] = scores
             place.write_text(json.dumps(result, indent=1) + "\n")
 
 
