@@ -13,9 +13,10 @@ How well slices fit together is measured along their axis, beside the truth and 
 and with --truth in planes reformatted across the slices. --labels adds errors inside each label.
 --uncertainty, standard deviations of the translations in their own units, adds how well these rank
 the errors. --features adds KID and FID, which say how far the images lie from those of --real.
---conventions=synthrad adds MAE, PSNR, SSIM and MS-SSIM of whole volumes as the SynthRAD challenges
-take them. --memorisation, the store that the run was trained on, adds how near the translations
-come to its slices. docs/scores.md defines the numbers.
+--shift adds the scores of each slice at the best place within so many mm, for truths that are not
+registered better. --conventions=synthrad adds MAE, PSNR, SSIM and MS-SSIM of whole volumes as the
+SynthRAD challenges take them. --memorisation, the store that the run was trained on, adds how near
+the translations come to its slices. docs/scores.md defines the numbers.
 
 A volume that cannot be scored is reported and skipped.
 
@@ -69,6 +70,12 @@ def define_flags(values: flags.FlagValues) -> None:
         ("overwrite", "Replace an evaluation."),
     ):
         flags.DEFINE_bool(name, False, text, flag_values=values)
+    flags.DEFINE_float(
+        "shift",
+        0.0,
+        "Of truths that are registered to so many mm only: score slices at the best place, too.",
+        flag_values=values,
+    )
     number_flags.define_seed(values, "Seed of the bootstrap.")
     cluster_flags.define_flags(values)
 

@@ -29,6 +29,7 @@ from contourdiff_jax.volumes.grid import AXES, planes_across
 from contourdiff_jax.volumes.masks import extent
 from contourdiff_jax.volumes.volume import Assumed
 
+MOST_SHIFT = 20  # mm; what is farther off is not registered
 PANELS = 8  # volumes that are drawn
 MADE = "an evaluation"  # by which the folder of one is known
 PARTNERS = ("truth", "source", "masks", "labels", "uncertainty")  # pair up with translations
@@ -53,6 +54,7 @@ class Request:
     conventions: str | None = None  # 'synthrad' scores whole volumes as that challenge does, too
     distances: unpaired.Options | None = None  # from the real volumes, and by which features
     memorisation: Folder | None = None  # store that the run was trained on, to look for copies
+    shift: float = 0.0  # mm to which truths are registered: scores at the best place near by, too
     seed: int = 0  # of the bootstrap
     overwrite: bool = False  # an evaluation of that name
 
@@ -102,6 +104,8 @@ class Request:
                 )
                 for name in ("labels", "uncertainty", "conventions")
             ),
+            (not 0 <= self.shift <= MOST_SHIFT, f"--shift={self.shift:g}: 0 to {MOST_SHIFT} mm"),
+            (self.shift and self.truth is None, "--shift is that of the truth; give --truth"),
             (
                 self.masks is not None and not self.compares,
                 "--masks: nothing is compared inside them without --truth or --source",
@@ -127,6 +131,7 @@ class Request:
         names = ("real", "preset", "source_preset", "grid", "conventions", "memorisation")
         options = {"translated": self.translated} | self.partners
         options |= {name: getattr(self, name) for name in names}
+        options |= {"shift": self.shift} if self.shift else {}
         options |= {} if self.distances is None else self.distances.flags()
         return records.command("evaluate", options | {"seed": self.seed, "out": self.out})
 
@@ -265,6 +270,7 @@ def _compare(
                 request.grid,
                 [coherence for _, _, coherence in alike],
                 request.conventions is not None,
+                request.shift,
             )
             curve = None, None
             if case.deviation is not None:

@@ -65,6 +65,7 @@ def rows(
     grid: str,
     real: list[dict],
     conventional: bool = False,
+    shift: float = 0.0,
 ) -> list[tuple]:
     """Rows (scan, slice, method, metric, value, seconds) of the translation and of other methods.
 
@@ -74,6 +75,7 @@ def rows(
       grid: on which images are compared, one of GRIDS.
       real: `along_axis` of real volumes to compare coherence with.
       conventional: whether to add the scores of challenges.
+      shift: mm to which truths are registered, see paired.shifted; 0: as they lie.
 
     Returns:
       The rows. The slice is WHOLE where a number is one of the whole volume, and what is not
@@ -84,7 +86,7 @@ def rows(
     right = {} if case.truth is None else {"truth": case.truth}
     measured = []
     if case.truth is not None:
-        measured += _images(case, methods, grid)
+        measured += _images(case, methods, grid, shift)
     if case.source is not None:
         measured += _contours(case, methods | right)
     measured += _coherence(case, methods | right, real)
@@ -109,22 +111,26 @@ def rows(
 # ----------------------------------------------------------------------------------------------
 
 
-def _images(case: Case, methods: dict[str, np.ndarray], grid: str) -> Iterator[tuple]:
+def _images(case: Case, methods: dict[str, np.ndarray], grid: str, shift: float) -> Iterator[tuple]:
     """(method, slice, {metric: value}) of the comparison with the truth."""
-    target = case.settings.target
+    target, pixel = case.settings.target, case.settings.grid.spacing
     cut, mask = case.slices, case.body
     if grid == "source":
         cut, mask = case.resampling.planes, case.resampling.planes(case.mask)
-    truth = cut(case.truth)
+        pixel = min(case.resampling.plane_spacing)
+    truth, reach = cut(case.truth), round(shift / pixel)
     for method, values in methods.items():
         for number, image in enumerate(cut(values)):
-            yield method, number, _compare(image, truth[number], mask[number], target)
+            yield method, number, _compare(image, truth[number], mask[number], target, reach)
 
 
-def _compare(image, truth, mask, target: Preset) -> dict[str, float]:
-    """Paired scores of a slice [H, W] of values."""
+def _compare(image, truth, mask, target: Preset, reach: int) -> dict[str, float]:
+    """Paired scores of a slice [H, W] of values, with its place or up to `reach` pixels beside."""
     inside = mask if mask.mean() >= LEAST_BODY else None
-    scores = paired.scores(target.image.fraction(image), target.image.fraction(truth), 1.0, inside)
+    fractions = target.image.fraction(image), target.image.fraction(truth)
+    scores = paired.scores(*fractions, 1.0, inside)
+    if reach and inside is not None:
+        scores |= paired.shifted(*fractions, 1.0, inside, reach)
     if target.modality == "ct":
         # HU within what a scanner stores: some fill what they do not see with -3024.
         limits = (target.storage.low, target.storage.high)

@@ -795,6 +795,18 @@ def command(capsys, data, *given):
     return status, printed.out, printed.err.splitlines()
 
 
+def test_truths_that_lie_a_little_aside_are_scored_at_the_best_place_too(data, capsys):
+    status, out, _ = command(capsys, data, f"--truth={data / 'truth'}", "--shift=4")
+    assert status == 0 and "ssim_shifted" in out
+    methods = json.loads((data / "out" / "metrics.json").read_text())["methods"]["translation"]
+    for metric in ("ssim", "psnr"):
+        assert methods[f"{metric}_shifted"]["value"] >= methods[f"{metric}_mask"]["value"]
+    with pytest.raises(InputError, match="--shift=21: 0 to 20 mm"):
+        command(capsys, data, f"--truth={data / 'truth'}", "--shift=21")
+    with pytest.raises(InputError, match="--shift is that of the truth; give --truth"):
+        command(capsys, data, f"--source={data / 'source'}", "--shift=4")
+
+
 def test_what_was_not_translated_is_named(data, capsys):
     for suffix in ("nii.gz", "json"):
         (data / "translated" / f"s2_ct.{suffix}").unlink()

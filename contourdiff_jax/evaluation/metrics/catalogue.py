@@ -52,6 +52,10 @@ METRICS = {
     "psnr_mask": Metric(max, "PSNR in the body", "dB", headline=True),
     "mae_mask": Metric(min, "MAE in the body", headline=True),
     "mae_hu_mask": Metric(min, "MAE in the body", "HU", headline=True),
+    # Where each slice fits its truth best, near its own place.
+    "ssim_shifted": Metric(max, "SSIM in the body, shifted", headline=True),
+    "psnr_shifted": Metric(max, "PSNR in the body, shifted", "dB", headline=True),
+    "mae_shifted": Metric(min),
     "ssim": Metric(max),
     "psnr": Metric(max, unit="dB"),
     "mae": Metric(min),

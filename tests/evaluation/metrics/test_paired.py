@@ -3,6 +3,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from contourdiff_jax.evaluation.metrics import paired
@@ -83,3 +84,20 @@ def test_bad_arrays_are_refused():
         paired.scores(image, truth[:-1], 1.0)
     with pytest.raises(ValueError, match="mask"):
         paired.scores(image, truth, 1.0, np.zeros(image.shape, bool))
+
+
+def test_an_image_that_lies_beside_its_truth_is_right_where_it_is_moved_back():
+    rng = np.random.default_rng(0)
+    truth = ndimage.gaussian_filter(rng.random((40, 40)), 2)
+    truth = (truth - truth.min()) / np.ptp(truth)
+    mask = np.zeros((40, 40), bool)
+    mask[8:30, 8:30] = True
+    moved = np.roll(truth, (2, -1), (0, 1))
+    plain = paired.scores(moved, truth, 1.0, mask)
+    best = paired.shifted(moved, truth, 1.0, mask, 2)
+    assert best["ssim_shifted"] == pytest.approx(1) and best["mae_shifted"] == 0
+    assert best["psnr_shifted"] == paired.PSNR_CAP and plain["ssim_mask"] < 0.9
+    near = paired.shifted(moved, truth, 1.0, mask, 1)
+    assert plain["ssim_mask"] < near["ssim_shifted"] < 1
+    still = paired.shifted(moved, truth, 1.0, mask, 0)
+    assert still["psnr_shifted"] == plain["psnr_mask"]
