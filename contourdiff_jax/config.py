@@ -688,7 +688,7 @@ NEEDS = {
     **{f"augment.{name}": MOVED for name in MOVES},
     **{
         f"disturbance.{name}": CONTOURED
-        for name in ("thresholds", "contrast", "noise", "displacement", "doubled", "missing")
+        for name in ("thresholds", "contrast", "noise", "displacement", "missing")
     },
     "sampler.guidance": CONTOURED,
     "sampler.source_guidance": SOURCED,

@@ -349,7 +349,6 @@ IDLE = {
         f"disturbance.{name}": IMAGE_ALONE
         for name in ("thresholds", "contrast", "noise", "displacement", "missing")
     },
-    "disturbance.doubled": IMAGE_ALONE | {"disturbance.displacement": 1.0},
 }
 
 

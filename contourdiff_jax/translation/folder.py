@@ -165,7 +165,7 @@ PACKAGES = ("contourdiff-jax", "jax", "flax", "numpy", "opencv-python-headless")
 OF_STEPS = ("coupling", "scgd", "tiles")  # fields of the sampler that change its steps
 # Values with which a field asks for nothing, so that it may be given where it counts for nothing.
 OFF = {
-    **{"fixed_stride": False, "eta": 0.0, "guidance": 1.0, "tiles": 0.0},
+    **{"fixed_stride": False, "eta": 0.0, "guidance": 1.0, "source_guidance": 1.0, "tiles": 0.0},
     **{"coherence": 0.0, "coupling": 0.0, "samples": 1, "keep": "first"},
     **{"scgd": False, "anchor": 0, "middle": False},
 }
@@ -179,9 +179,9 @@ def _configured(trained: Run, request: Request) -> ConfigDict:
             f"--maps: of samples that differ, and {trained.config.method} draws one; leave it out"
         )
     config = configuration.from_dict(fields | {"sampler": fields["sampler"] | dict(sampler)})
+    configuration.check_sampler(config, "--")
     asked = (f"sampler.{field}" for field, value in sampler.items() if OFF.get(field) != value)
     configuration.check_idle(config, asked, "--")
-    configuration.check_sampler(config, "--")
     return config
 
 
