@@ -281,7 +281,9 @@ def known_failures(evaluations: list[Record], trained: Run) -> list[str]:
     tested = "every source but those scored above" if evaluations else "every source"
     if SOURCE.name in trained.config.model.conditions:
         lines = ["What the image shows beyond the source is made up."]
-        learnt = "the pairs of its data"
+        source = trained.source_preset
+        learnt = f"pairs of {source.name.upper()} and" if source else "sources and"
+        learnt += f" {trained.preset.name.upper()}"
     else:
         lines = [
             "What the source's contours do not show cannot be in the image, and what the image "

@@ -335,6 +335,37 @@ def test_a_folder_is_translated_and_no_noise_has_a_part_in_it(
         np.testing.assert_allclose(theirs[name], volume, atol=1e-3 * np.ptp(volume))
 
 
+@pytest.mark.parametrize("seen", SEEN)
+def test_what_is_drawn_follows_what_is_seen_and_nothing_else(
+    whole, phantom_data, translated, tmp_path, seen
+):
+    """A source whose greys are others in the same body, and whose contours are nearly the same."""
+    out, other = tmp_path / "out", tmp_path / "other" / "phantom005_ct.nii.gz"
+    source = phantom_data / "test_ct" / other.name
+    image = nib.load(source)
+    values = image.get_fdata(dtype=np.float32)
+    other.parent.mkdir()
+    brighter = np.where(values > -300, values + 150, values)
+    nib.save(nib.Nifti1Image(brighter, image.affine, image.header), other)
+    drawn = []
+    for number, path in enumerate((source, other)):
+        setups.translate(whole / seen, path, out / str(number), preset="ct")
+        drawn.append(volumes(out / str(number))[other.name])
+    sidecar = json.loads((out / "0" / "phantom005_ct.json").read_text())
+    assert sidecar["method"] == "regression" and sidecar["sees"] == sorted(SEEN[seen])
+    assert sidecar["training"] == ("unpaired" if seen == "contours" else "paired")
+    if seen == "contours":
+        np.testing.assert_array_equal(drawn[0], volumes(translated)[other.name])
+    else:
+        assert np.mean(drawn[0] != drawn[1]) > 0.05
+
+
+def test_a_source_of_another_preset_than_was_learnt_from_is_refused(whole, phantom_data, tmp_path):
+    with pytest.raises(InputError, match=r"learnt from ct, not from --preset=mr") as error:
+        setups.translate(whole / "source", phantom_data / "train_mr", tmp_path / "out", preset="mr")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -395,7 +426,8 @@ def test_a_card_says_what_it_is_what_it_sees_and_how_it_errs(whole, tmp_path, se
     assert "diffusion" not in text.lower() and "sampler" not in text
     assert "L1 in the body; outside it counts 0.1 of that" in text
     assert "where that leaves much open, they are smooth" in text
-    assert ("Training saw contours of MR alone" in text) == (seen == "contours")
+    learnt = "contours of MR" if seen == "contours" else "pairs of CT and MR"
+    assert f"Training saw {learnt} alone" in text
 
 
 def test_a_report_has_its_curve_and_pictures(whole, tmp_path):
