@@ -320,6 +320,7 @@ class _Cut:
             target = Target(scan, volume, resampling, slices["values"], slices["masks"])
             source = self.sources.of(target)
             fit, notes = source.fit, (*notes, *source.notes)
+            failed = (*failed, *source.failed)
             doubts += [f"its source is {doubt}" for doubt in source.doubts]
             slices |= {"sources": source.values, "source_masks": source.masks}
             slices = _only(source.kept, slices)

@@ -20,7 +20,7 @@ from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs, scans, stacks
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.volumes import filenames, intensity
+from contourdiff_jax.volumes import filenames, intensity, overlay
 from contourdiff_jax.volumes.grid import Resampling
 from contourdiff_jax.volumes.masks import body_mask
 from contourdiff_jax.volumes.overlay import Overlay
@@ -124,7 +124,7 @@ class Laid:
       values: [N, H, W] float32 in the units of its preset.
       masks: [N, H, W] bool, its body.
       kept: [N] bool, slices that fit.
-      notes: of its file.
+      notes, failed: of its file, as of a volumes.Volume.
       doubts: why its values can hardly be what the preset takes them for.
     """
 
@@ -133,6 +133,7 @@ class Laid:
     kept: np.ndarray
     fit: Fit
     notes: tuple[str, ...]
+    failed: tuple[tuple[Path, str], ...]
     doubts: list[str]
 
 
@@ -199,7 +200,7 @@ class Sources:
             masks = target.resampling.masks(placed.mask)
             inside = target.resampling.masks(placed.inside)
             kept, fit = self._judged(target, values, masks, inside, preset.air, registered)
-            return Laid(values, masks, kept, fit, volume.notes, doubts)
+            return Laid(values, masks, kept, fit, volume.notes, volume.failed, doubts)
 
         if scan.is_picture or target.scan.is_picture:
             placed = _by_pixels(target, scan, volume, mask > 0, air)
@@ -207,6 +208,7 @@ class Sources:
             even_mask = placed.mask
         else:
             even, even_mask = _even(volume, mask)
+            _check_placed(target, scan, even)
             placed = _by_affines(target.volume, even, even_mask, air)
         found = laid(placed)
         if self.wanted.register:
@@ -297,6 +299,18 @@ def _even(volume: Volume, mask: np.ndarray) -> tuple[Volume, np.ndarray]:
         return volume, mask > 0
     body = dataclasses.replace(volume, array=(mask > 0).astype(np.float32)).even()
     return even, body.array > 0.5
+
+
+def _check_placed(target: Target, scan: Scan, volume: Volume) -> None:
+    """Raise InputError where grids differ, and a header does not say where its voxels lie."""
+    for path, one in ((target.scan.path, target.volume), (scan.path, volume)):
+        header = one.native.header
+        placed = header is None or header["qform_code"] > 0 or header["sform_code"] > 0
+        if not placed and not overlay.same_grid(target.volume, volume):
+            raise InputError(
+                f"{path}: its header does not say where it lies (qform_code and sform_code are "
+                f"0), and its pair has another grid; give both on one grid"
+            )
 
 
 def _by_affines(target: Volume, volume: Volume, mask, air: float, motion=None) -> _Placed:

@@ -4,6 +4,7 @@
 import json
 import re
 
+import nibabel as nib
 import numpy as np
 import pytest
 from absl import flags
@@ -417,6 +418,22 @@ def test_bad_input_is_one_line(volumes, arguments, named):
     with pytest.raises(InputError, match=re.escape(named)) as error:
         run(f"--source={volumes}/mr", "--preset=mr", f"--out={volumes}/store", *arguments)
     assert "\n" not in str(error.value) and not (volumes / "store").exists()
+
+
+def test_other_grids_without_an_affine_are_refused(volumes, heads):
+    """As where a tool wrote only numbers; on the same grid they need none."""
+    array = heads["phantom001"][0]["ct"]
+    ct = volumes / "ct" / "phantom001_ct.nii.gz"
+    nib.save(nib.Nifti1Image(array[:, :, 1:], None), ct)
+    one = f"mr/{ct.name.replace('ct', 'mr')}"
+    with pytest.raises(InputError, match=r"does not say where it lies .* another grid") as error:
+        paired(volumes, one, f"ct/{ct.name}")
+    assert "\n" not in str(error.value)
+    for kind in ("ct", "mr"):
+        image = nib.Nifti1Image(heads["phantom001"][0][kind], None)
+        image.header.set_zooms((4.8, 4.8, THICKNESS))
+        nib.save(image, volumes / kind / f"phantom001_{kind}.nii.gz")
+    assert len(paired(volumes, one, f"ct/{ct.name}")[0]) == SLICES
 
 
 def test_sources_that_are_not_what_the_preset_says_are_told(volumes, capsys):
