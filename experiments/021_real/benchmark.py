@@ -21,7 +21,9 @@ from typing import NamedTuple
 
 import nibabel
 import numpy as np
+from PIL import Image
 
+from contourdiff_jax.contours.settings import preset
 from contourdiff_jax.evaluation.metrics import bootstrap
 from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.volume import Assumed
@@ -44,6 +46,7 @@ class Task(NamedTuple):
       masks: name of the folder of head masks beside the pictures; None where there are none.
       pairs: folder of the source's pictures of the patients that are trained on, for methods that
         learn from pairs; None where there are none.
+      shift: mm to which the truth is registered; None where it is exactly.
     """
 
     target: str
@@ -54,8 +57,10 @@ class Task(NamedTuple):
     target_range: str | None = None
     masks: str | None = None
     pairs: str | None = None
+    shift: float | None = None
 
 
+CURVED = ":curve"  # after a folder of CT: its pictures as the contours' curve shows them
 SYNTHRAD = "synthrad_mid/axial"
 # HU of black and white: SynthRAD's pictures were scaled each by itself; ctmr's CT was windowed.
 HU, NARROW = "brain", "-25,115"
@@ -66,7 +71,14 @@ TASKS = {
         masks="mask",
         pairs=f"{SYNTHRAD}/ct",
     ),
-    "ct_to_t1_elsewhere": Task("lgg/t1", "ctmr/ct", "ctmr/t1", "ct", NARROW),
+    # What pairs give where the CT is seen as its contours are.
+    "ct_to_t1_curved": Task(
+        *(f"{SYNTHRAD}/{kind}" for kind in ("mr", f"ct{CURVED}", "mr")),
+        "mr",
+        masks="mask",
+        pairs=f"{SYNTHRAD}/ct{CURVED}",
+    ),
+    "ct_to_t1_elsewhere": Task("lgg/t1", "ctmr/ct", "ctmr/t1", "ct", NARROW, shift=4),
     "flair_to_t1": Task("lgg/t1", "lgg/flair", "lgg/t1", "mr", pairs="lgg/flair"),
     "t1_to_flair": Task("lgg/flair", "lgg/t1", "lgg/flair", "mr", pairs="lgg/t1"),
     "mr_to_ct": Task(
@@ -105,15 +117,26 @@ def sides(folder: Path) -> dict[str, list[Path]]:
 
 def linked(folder: str, side: str, out: Path) -> Path:
     """A folder of the pictures of one side."""
-    place = out / "data" / side / folder
+    place = out / "data" / side / folder.replace(":", "_")
     if not place.exists():
         partial = place.with_name(f"{place.name}.part")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for path in sides(DATA / folder)[side]:
-            shutil.copy(path, partial)
+        of_curve = folder.endswith(CURVED)
+        for path in sides(DATA / folder.removesuffix(CURVED))[side]:
+            if of_curve:
+                curve(path, partial / path.name)
+            else:
+                shutil.copy(path, partial)
         partial.rename(place)
     return place
+
+
+def curve(ct: Path, place: Path) -> None:
+    """A CT picture as the curve of the contours shows it: tissues in the order of T1's greys."""
+    values = io.read(ct, assumed=Assumed(1.0, HU)).array[:, :, 0]
+    greys = np.interp(values, *zip(*preset("default", "ct").curve, strict=True))
+    Image.fromarray(np.uint8(np.round(255 * greys[::-1, ::-1].T))).save(place)
 
 
 def hounsfield(pictures: Path) -> Path:
@@ -146,9 +169,13 @@ def flag(name: str, value) -> str | None:
     return None if value is None else f"--{name}={value}"
 
 
-def store(folder: str, task: Task, preset: str, out: Path, paired: bool) -> Path:
-    """The store of a folder's training patients, all of them trained on; with pairs or without."""
-    place = out / "stores" / (folder.replace("/", "_") + "_paired" * paired)
+def store(task: Task, modality: str, out: Path, paired: bool) -> Path:
+    """The store of a task's training patients, all of them trained on; with pairs or without."""
+    folder = task.target
+    name = task.target.replace("/", "_")
+    if paired:
+        name += "_with_" + task.pairs.replace("/", "_").replace(":", "_")
+    place = out / "stores" / name
     masks = task.masks and linked(f"{Path(folder).parent}/{task.masks}", "train", out)
     pairs = ()
     if paired:
@@ -158,7 +185,7 @@ def store(folder: str, task: Task, preset: str, out: Path, paired: bool) -> Path
         )
     contourdiff(
         "prepare",
-        *(f"--source={linked(folder, 'train', out)}", f"--out={place}", f"--preset={preset}"),
+        *(f"--source={linked(folder, 'train', out)}", f"--out={place}", f"--preset={modality}"),
         *(*SIZE, "--pixel_spacing=1", "--validation=0", flag("masks", masks)),
         flag("range", task.target_range),
         *pairs,
@@ -172,7 +199,7 @@ def scored(name: str, task: Task, model: str, options: argparse.Namespace) -> di
     out = options.out
     target = "ct" if task.target_range else "mr"
     config = json.loads((HERE / "models.json").read_text())[model]
-    learnt = store(task.target, task, target, out, config.get("paired", False))
+    learnt = store(task, target, out, config.get("paired", False))
     run = out / "runs" / model / learnt.name
     contourdiff(
         "train",
@@ -199,6 +226,7 @@ def scored(name: str, task: Task, model: str, options: argparse.Namespace) -> di
         *(f"--translated={translated}", f"--source={source}", f"--truth={truth}"),
         *(f"--real={real}", flag("masks", masks)),
         *("--grid=model", "--overwrite", f"--out={scores}", f"--seed={SEED}"),
+        flag("shift", task.shift),
     )
     methods = json.loads((scores / "metrics.json").read_text())["methods"]
     return {
@@ -216,6 +244,7 @@ def _spelt(value) -> str:
 
 
 KEPT = ("ssim_mask", "psnr_mask", "mae_mask", "mae_hu_mask", "contour_f1")
+KEPT += ("ssim_shifted", "psnr_shifted")
 
 
 def centres(rows: Path) -> dict:

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figure of the README: patients of lgg, whose images may be shown (TCGA-LGG, CC BY 3.0).
+
+    python experiments/021_real/figure.py OUT
+
+OUT is that of benchmark.py. A row is a tested patient, the middle one of its slices; columns are
+FLAIR, its contours, T1 by the model, the true T1, and the error.
+"""
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib import pyplot
+
+from contourdiff_jax.contours import opencv
+from contourdiff_jax.contours.settings import preset
+
+HERE = Path(__file__).parent
+PATIENTS, MODEL, TASK = 3, "picture_regression", "flair_to_t1"
+COLUMNS = ("FLAIR", "its contours", "T1 of it", "true T1", "error")
+SIDE = 128  # px of 2 mm
+
+
+def picture(path: Path) -> np.ndarray:
+    """[H, W] of 2 mm, brightness by its own 99.5th percentile."""
+    grey = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE).astype(np.float32)
+    grey = np.clip(grey / np.percentile(grey, 99.5), 0, 1)
+    height, width = (n // 2 for n in grey.shape)
+    small = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
+    rows, columns = (max(0, SIDE - n) for n in small.shape)
+    border = ((rows // 2, rows - rows // 2), (columns // 2, columns - columns // 2))
+    return np.pad(small, border)[:SIDE, :SIDE]
+
+
+def main(out: Path) -> None:
+    translated = out / "translated" / MODEL / TASK
+    paths = sorted((out / "data/test/lgg/flair").glob("*.png"))
+    by_patient = {}
+    for path in paths:
+        by_patient.setdefault(path.stem.rpartition("-")[0], []).append(path)
+    shown = list(by_patient.values())[:: len(by_patient) // PATIENTS][:PATIENTS]
+    figure, axes = pyplot.subplots(PATIENTS, len(COLUMNS), figsize=(10, 2.1 * PATIENTS))
+    for row, slices in zip(axes, shown, strict=True):
+        path = slices[len(slices) // 2]
+        flair, truth = picture(path), picture(out / "data/test/lgg/t1" / path.name)
+        [made] = translated.glob(f"**/{path.stem}*.png")
+        made = picture(made)
+        edges = opencv.contours(flair, flair > 0.02, preset("default", "mr"))
+        columns = (flair, edges, made, truth, made - truth)
+        for axis, image, title in zip(row, columns, COLUMNS, strict=True):
+            error = title == "error"
+            limits = {"vmin": -0.5, "vmax": 0.5, "cmap": "RdBu_r"} if error else {"cmap": "gray"}
+            axis.imshow(image, **limits)
+            axis.set_axis_off()
+            if row is axes[0]:
+                axis.set_title(title, fontsize=9)
+    figure.tight_layout(pad=0.3)
+    figure.savefig(HERE / "figure.png", dpi=90)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
