@@ -58,7 +58,7 @@ def phantom_data(tmp_path_factory) -> Path:
     from contourdiff_jax.data.phantoms.heads import phantoms
 
     out = tmp_path_factory.mktemp("phantoms") / "data"
-    phantoms(out, subjects=7, test=2, train_ct=1, size=32, slices=5, thickness=24)
+    phantoms(out, subjects=7, test=2, train_ct=1, size=32, slices=5, thickness=24, unseen=True)
     return out
 
 

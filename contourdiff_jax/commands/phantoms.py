@@ -8,9 +8,13 @@ three roles never overlap:
     OUT/train_ct/<subject>_ct.nii.gz       source domain, other subjects
     OUT/test_ct/<subject>_ct.nii.gz        what is translated
     OUT/test_t2/<subject>_t2.nii.gz        a second source domain, the same heads
-    OUT/test_mr/<subject>_mr.nii.gz        the truth of both
+    OUT/test_{pd,flair,cbct}/..            with --unseen three more: PD, FLAIR and cone-beam CT
+    OUT/test_mr/<subject>_mr.nii.gz        the truth of all these
     OUT/{train_mr,train_ct,test}_labels/<subject>_labels.nii.gz
         0 air, 1 brain, 2 ventricles and sulcal fluid, 3 bone, 4 soft tissue, 5 lesion
+
+CT is as hard as that of a clinic: white and grey matter 4 to 7 HU apart, noise that neighbours
+share, brain brighter under the skull, streaks between bones.
 
 Example:
     contourdiff phantoms --out=phantoms --subjects=24 --size=128
@@ -48,6 +52,9 @@ def define_flags(values: flags.FlagValues) -> None:
     number_flags.define_seed(values, "seed of all randomness")
     flags.DEFINE_float(
         "bias", 0.0, "structural bias between the domains, 0 for none, 1 strong", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "unseen", False, "also PD, FLAIR and cone-beam CT of the test subjects", flag_values=values
     )
     flags.DEFINE_boolean("overwrite", False, "replace the phantoms in OUT", flag_values=values)
 

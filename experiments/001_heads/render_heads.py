@@ -3,25 +3,24 @@
 
 The anatomy is real (label maps of 1 mm whole heads); only the intensities are simulated, so the
 same head can be had in every modality, voxel for voxel, with its tissue labels. Subjects of the
-four roles never overlap:
+roles never overlap:
 
     OUT/train_mr/<subject>_mr.nii.gz    target domain (T1), the only one that is trained on
     OUT/train_ct/<subject>_ct.nii.gz    other subjects, for methods that train on source images
+    OUT/pairs_ct/<subject>_ct.nii.gz    with --pairs: CT of the heads of train_mr, for pairs
     OUT/test_ct/<subject>_ct.nii.gz     what is translated
     OUT/test_t2/<subject>_t2.nii.gz     a second source domain of the same test heads
-    OUT/test_mr/<subject>_mr.nii.gz     the truth (T1) of both, for scoring only
+    OUT/test_{pd,flair,cbct}/..         with --unseen: three more, cbct is cone-beam CT
+    OUT/test_mr/<subject>_mr.nii.gz     the truth (T1) of all these, for scoring only
     OUT/{train_mr,train_ct,test}_labels/<subject>_labels.nii.gz
         0 air, 1 brain, 2 ventricles and sulcal fluid, 3 bone, 4 soft tissue, 5 lesion
 
 With --folds K --fold k, every K-th subject (from the k-th) is a test subject: K runs test every
-head once. CT is in HU with noise, a head holder under the head, air at -1000. MR is a spin-echo
-signal in arbitrary but common units (gain 2000) with a smooth bias field and Rician noise. Each
-head has a few white-matter lesions: bright in T2, darker in T1, nearly invisible in CT.
-Deterministic in the seed and the subject's name.
+head once. The pictures are those of the package's renderers (`data/phantoms/rendering.py`):
+clinical CT in HU, spin-echo MR in arbitrary units. Each head has a few white-matter lesions: bright
+in T2, darker in T1, nearly invisible in CT. Deterministic in the seed and the subject's name.
 
     python render_heads.py --labels LABEL_MAPS --out OUT [--fold 0 --folds 4] [--thickness 3]
-
-Needs numpy, scipy and nibabel.
 """
 
 import argparse
@@ -32,49 +31,33 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-# tissue: HU mean, HU texture s.d., T1 [ms], T2 [ms], proton density (typical 1.5 T values)
-TISSUES = {
-    "air": (-1000, 3, 1, 1, 0.0),
-    "white matter": (29, 2, 780, 90, 0.70),
-    "grey matter": (38, 2, 1100, 95, 0.82),
-    "deep grey matter": (36, 2, 950, 85, 0.80),
-    "fluid": (6, 2, 4000, 2000, 1.0),
-    "soft tissue": (45, 12, 1000, 45, 0.80),
-    "fat": (-95, 8, 260, 80, 0.95),
-    "skin": (20, 10, 900, 35, 0.70),
-    "cortical bone": (1050, 160, 300, 1, 0.06),
-    "marrow": (350, 90, 350, 60, 0.75),
-    "eye": (10, 3, 3200, 900, 1.0),
-    "mucosa": (30, 10, 1300, 70, 0.80),
-    "vessel": (48, 4, 1500, 15, 0.25),
-    "cord": (33, 3, 850, 85, 0.72),
-    "lesion": (24, 3, 1350, 160, 0.85),
-}
+from contourdiff_jax.data.phantoms import rendering, xrays
+from contourdiff_jax.data.phantoms.rendering import Tissue, Weighting
+
+TISSUES = (  # HU as of the package, relaxation of 1.5 T
+    Tissue("air", hu=-1000, texture=0, t1=1, t2=1, density=0.0),
+    Tissue("white matter", hu=30, texture=1, t1=780, t2=90, density=0.70),
+    Tissue("grey matter", hu=35.5, texture=1, t1=1100, t2=95, density=0.82),
+    Tissue("deep grey matter", hu=35, texture=1, t1=950, t2=85, density=0.80),
+    Tissue("fluid", hu=6, texture=1, t1=4000, t2=2000, density=1.0),
+    Tissue("soft tissue", hu=45, texture=12, t1=1000, t2=45, density=0.80),
+    Tissue("fat", hu=-95, texture=8, t1=260, t2=80, density=0.95),
+    Tissue("skin", hu=20, texture=10, t1=900, t2=35, density=0.70),
+    Tissue("cortical bone", hu=1050, texture=160, t1=300, t2=1, density=0.06),
+    Tissue("marrow", hu=350, texture=90, t1=350, t2=60, density=0.75),
+    Tissue("eye", hu=10, texture=3, t1=3200, t2=900, density=1.0),
+    Tissue("mucosa", hu=30, texture=10, t1=1300, t2=70, density=0.80),
+    Tissue("vessel", hu=48, texture=4, t1=1500, t2=15, density=0.25),
+    Tissue("cord", hu=33, texture=1, t1=850, t2=85, density=0.72),
+    Tissue("lesion", hu=26, texture=1, t1=1350, t2=160, density=0.85),
+)
+NAMES = [tissue.name for tissue in TISSUES]
 LABELS = {
     "white matter": (2, 41, 7, 46, 28, 60, 85, 251, 252, 253, 254, 255, 530),
     "grey matter": (3, 42, 8, 47),
     "deep grey matter": (
-        10,
-        49,
-        11,
-        50,
-        12,
-        51,
-        13,
-        52,
-        16,
-        17,
-        53,
-        18,
-        54,
-        26,
-        58,
-        25,
-        57,
-        136,
-        137,
-        163,
-        164,
+        *(10, 49, 11, 50, 12, 51, 13, 52, 16, 17, 53),
+        *(18, 54, 26, 58, 25, 57, 136, 137, 163, 164),
     ),
     "fluid": (4, 43, 5, 44, 14, 15, 24, 72, 30, 62),
     "soft tissue": (507,),
@@ -86,9 +69,24 @@ LABELS = {
     "vessel": (502, 514),
     "cord": (512, 508),
 }
-NAMES = list(TISSUES)
-GAIN = 2000.0
-T1_WEIGHTED, T2_WEIGHTED = (550.0, 14.0), (4000.0, 95.0)  # (TR, TE) [ms]
+GROUPS = {  # the labels that are written
+    1: ("white matter", "grey matter", "deep grey matter"),
+    2: ("fluid",),
+    3: ("cortical bone", "marrow"),
+    4: ("soft tissue", "fat", "skin", "mucosa", "eye", "vessel", "cord"),
+    5: ("lesion",),
+}
+T1 = Weighting(repetition=550, echo=14)
+# What is drawn of a head: a number of its own for its random stream, and how it is drawn.
+KINDS = {
+    "mr": (0, T1),
+    "ct": (1, xrays.CLINICAL),
+    "t2": (3, Weighting(repetition=4000, echo=95)),
+    "flair": (4, Weighting(repetition=9000, echo=110, inversion=2400)),
+    "cbct": (5, xrays.CONE_BEAM),
+    "pd": (6, Weighting(repetition=2500, echo=15)),
+}
+LESIONS = 2  # the number of their random stream
 
 
 def tissue_map(labels):
@@ -115,87 +113,23 @@ def add_lesions(tissue, rng):
         tissue[inside & (tissue == NAMES.index("white matter"))] = NAMES.index("lesion")
 
 
-def smooth_field(rng, shape, scale, amplitude):
-    """Multiplicative field exp(amplitude * smooth noise), one knot every `scale` voxels."""
-    knots = rng.standard_normal([max(2, int(np.ceil(s / scale)) + 1) for s in shape])
-    zoom = [s / k for s, k in zip(shape, knots.shape, strict=True)]
-    field = ndimage.zoom(knots, zoom, order=3)[: shape[0], : shape[1], : shape[2]]
-    return np.exp(amplitude * field)
+def picture(tissue, kind, seed, thickness):
+    """[X, Y, Z // thickness] of a tissue map of 1 mm."""
+    number, how = KINDS[kind]
+    scene = (tissue, (1.0, 1.0, 1.0), np.random.default_rng(seed + number))
+    options = {"tissues": dict(enumerate(TISSUES)), "reduction": (1, 1, thickness)}
+    if isinstance(how, xrays.Beam):
+        return rendering.render_ct(*scene, beam=how, **options)
+    return rendering.render_mr(*scene, weighting=how, **options)
 
 
-def paint(tissue, values, blur):
-    image = np.asarray(values, np.float32)[tissue]
-    return ndimage.gaussian_filter(image, blur)
-
-
-def render_ct(tissue, rng):
-    """Tissue map -> CT [HU], with a head holder: a bright shell that no MR would show."""
-    jitter = 1 + 0.05 * rng.standard_normal(len(NAMES))
-    hu = paint(
-        tissue,
-        [
-            TISSUES[n][0] * (j if TISSUES[n][0] > 0 else 1)
-            for n, j in zip(NAMES, jitter, strict=True)
-        ],
-        0.5,
-    )
-    texture = (
-        ndimage.gaussian_filter(rng.standard_normal(tissue.shape).astype(np.float32), 0.7) / 0.3
-    )
-    hu += paint(tissue, [TISSUES[n][1] for n in NAMES], 0.5) * texture * 0.5
-    x, y, z = np.indices(tissue.shape, sparse=True)
-    inside = np.argwhere(tissue[:, :, tissue.shape[2] // 2] > 0)
-    centre, low = inside[:, 0].mean(), inside[:, 1].min()
-    radius = np.sqrt((x - centre) ** 2 + (y - (low + 70)) ** 2) + 0 * z
-    shell = (np.abs(radius - 86) < 2.5) & (y < low + 30) & (tissue == 0)
-    hu[shell] = 180
-    hu += 6 * rng.standard_normal(tissue.shape)
-    return np.clip(np.round(hu), -1024, 3071).astype(np.int16)
-
-
-def render_mr(tissue, rng, weighting=T1_WEIGHTED):
-    """Tissue map -> spin-echo signal, bias field, Rician noise; weighting (TR, TE) [ms]."""
-    repetition, echo = weighting
-    signal = []
-    for name in NAMES:
-        _, _, t1, t2, density = TISSUES[name]
-        t1, t2 = t1 * (1 + 0.04 * rng.standard_normal()), t2 * (1 + 0.04 * rng.standard_normal())
-        signal.append(density * (1 - np.exp(-repetition / t1)) * np.exp(-echo / t2))
-    image = paint(tissue, signal, 0.6)
-    texture = (
-        ndimage.gaussian_filter(rng.standard_normal(tissue.shape).astype(np.float32), 1.0) / 0.2
-    )
-    image = image * (1 + 0.02 * texture) * smooth_field(rng, tissue.shape, 90, 0.06)
-    sigma = 0.006
-    noisy = np.hypot(
-        image + sigma * rng.standard_normal(image.shape), sigma * rng.standard_normal(image.shape)
-    )
-    return np.clip(np.round(noisy * GAIN), 0, 32767).astype(np.int16)
-
-
-def coarse_labels(tissue):
-    groups = {
-        1: ("white matter", "grey matter", "deep grey matter"),
-        2: ("fluid",),
-        3: ("cortical bone", "marrow"),
-        4: ("soft tissue", "fat", "skin", "mucosa", "eye", "vessel", "cord"),
-        5: ("lesion",),
-    }
+def coarse_labels(tissue, thickness):
+    """The labels of the middle of each slice."""
     out = np.zeros(tissue.shape, np.uint8)
-    for value, names in groups.items():
+    for value, names in GROUPS.items():
         out[np.isin(tissue, [NAMES.index(n) for n in names])] = value
-    return out
-
-
-def thin(array, step, label=False):
-    """Slices of thickness `step`: averages along z (labels: the middle slice)."""
-    depth = array.shape[2] // step * step
-    blocks = array[:, :, :depth].reshape(*array.shape[:2], -1, step)
-    return (
-        blocks[..., step // 2]
-        if label
-        else np.round(blocks.astype(np.float32).mean(-1)).astype(array.dtype)
-    )
+    whole = tissue.shape[2] // thickness * thickness
+    return out[:, :, thickness // 2 : whole : thickness]
 
 
 def main():
@@ -208,6 +142,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fold", type=int, default=0, help="which fold's subjects are for testing")
     parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--pairs", action="store_true", help="also the CT of the heads of train_mr")
+    parser.add_argument("--unseen", action="store_true", help="also PD, FLAIR and cone-beam CT")
     args = parser.parse_args()
 
     paths = sorted(args.labels.glob("*.nii*"))
@@ -223,41 +159,36 @@ def main():
         **{p: "train_ct" for p in rest[half:]},
         **{p: "test" for p in test},
     }
+    kinds = {
+        "train_mr": {"mr": "train_mr"} | ({"ct": "pairs_ct"} if args.pairs else {}),
+        "train_ct": {"ct": "train_ct"},
+        "test": {
+            kind: f"test_{kind}"
+            for kind in ("mr", "ct", "t2", *(("pd", "flair", "cbct") if args.unseen else ()))
+        },
+    }
     for path, role in roles.items():
         subject = path.name.split(".")[0].replace("training_seg_", "head")
         image = nib.as_closest_canonical(nib.load(path))
         labels = np.asarray(image.dataobj).astype(int)
-        z = np.flatnonzero(
-            (np.isin(labels, LABELS["grey matter"])).any((0, 1))
-        )  # the brain's extent
+        # The brain's extent.
+        z = np.flatnonzero((np.isin(labels, LABELS["grey matter"])).any((0, 1)))
         labels, first = labels[:, :, z[0] : z[-1] + 1], z[0]
         affine = image.affine.copy()
         affine[:3, 3] += affine[:3, 2] * (first + (args.thickness - 1) / 2)
         affine[:3, 2] *= args.thickness
         tissue = tissue_map(labels)
         seed = int(hashlib.sha256(f"{args.seed}/{subject}".encode()).hexdigest()[:8], 16)
-        add_lesions(tissue, np.random.default_rng(seed + 2))
+        add_lesions(tissue, np.random.default_rng(seed + LESIONS))
 
-        def save(array, folder, kind, label=False):
+        def save(array, folder, kind):
             target = args.out / folder / f"{subject}_{kind}.nii.gz"
             target.parent.mkdir(parents=True, exist_ok=True)
-            nib.save(nib.Nifti1Image(thin(array, args.thickness, label), affine), target)
+            nib.save(nib.Nifti1Image(array, affine), target)
 
-        if role in ("train_mr", "test"):
-            save(
-                render_mr(tissue, np.random.default_rng(seed)),
-                role.replace("test", "test_mr"),
-                "mr",
-            )
-        if role in ("train_ct", "test"):
-            save(
-                render_ct(tissue, np.random.default_rng(seed + 1)),
-                role.replace("test", "test_ct"),
-                "ct",
-            )
-        if role == "test":
-            save(render_mr(tissue, np.random.default_rng(seed + 3), T2_WEIGHTED), "test_t2", "t2")
-        save(coarse_labels(tissue), f"{role}_labels", "labels", label=True)
+        for kind, folder in kinds[role].items():
+            save(picture(tissue, kind, seed, args.thickness), folder, kind)
+        save(coarse_labels(tissue, args.thickness), f"{role}_labels", "labels")
         print(role, subject, tissue.shape, flush=True)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from contourdiff_jax.config import SEEDS
-from contourdiff_jax.data.phantoms import anatomy, rendering
+from contourdiff_jax.data.phantoms import anatomy, rendering, xrays
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import ownership
 from contourdiff_jax.volumes import io
@@ -22,6 +22,15 @@ CENTRE = (0.0, 4.0)  # mm, of the field of view in plane: the nose counts
 LEVEL = 4.0  # mm, height of the middle slice: the face counts, the neck does not
 MOST = 4096  # voxels along an axis
 OVERSAMPLING = (2, 2, 2)  # anatomy samples per voxel along each axis, for partial volume
+PICTURES = {  # how each kind of picture is drawn
+    "ct": xrays.CLINICAL,
+    "mr": rendering.T1_WEIGHTED,
+    "t2": rendering.T2_WEIGHTED,
+    "pd": rendering.PD_WEIGHTED,
+    "flair": rendering.FLAIR,
+    "cbct": xrays.CONE_BEAM,
+}
+UNSEEN = ("pd", "flair", "cbct")  # further sources of the test subjects, which are asked for
 KINDS = {  # what is written of a subject, by its role
     "train_mr": ("mr", "labels"),
     "train_ct": ("ct", "labels"),
@@ -56,9 +65,6 @@ def folder_of(role: str, kind: str) -> str:
     return f"test_{kind}" if role == "test" else role
 
 
-FOLDERS = frozenset(folder_of(role, kind) for role, kinds in KINDS.items() for kind in kinds)
-
-
 @dataclasses.dataclass(frozen=True)
 class Heads:
     """A set of heads to generate; InputError where there can be none such.
@@ -74,6 +80,7 @@ class Heads:
         level: height of the middle slice, in mm above the middle of the head.
         seed: with a subject's name it determines the subject.
         bias: structural bias between the domains, see `scanners`.
+        unseen: of test subjects PD, FLAIR and cone-beam CT too.
     """
 
     subjects: int = 24
@@ -86,6 +93,7 @@ class Heads:
     level: float = LEVEL
     seed: int = 0
     bias: float = 0.0
+    unseen: bool = False
 
     def __post_init__(self):
         size, slices, level, seed, bias = self.size, self.slices, self.level, self.seed, self.bias
@@ -133,13 +141,18 @@ class Heads:
         parts = zip(("train_mr", "train_ct", "test"), self._counts, ends, strict=True)
         return {role: names[end - count : end] for role, count, end in parts}
 
+    @property
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """What is written of a subject, by its role."""
+        return KINDS | {"test": KINDS["test"] + UNSEEN * self.unseen}
+
     def render(
         self, subject: str, kinds: Sequence[str], scanner: Scanner = Scanner()
     ) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Volumes of one subject, which its name determines.
 
         Args:
-            kinds: any of 'ct', 'mr' (T1-weighted), 't2', 'labels'. None depends on the others.
+            kinds: any of PICTURES and 'labels'. None depends on the others.
 
         Returns:
             {kind: [X, Y, Z]} int16 (labels uint8), and the affine [4, 4] that they share.
@@ -147,7 +160,7 @@ class Heads:
         name = zlib.crc32(subject.encode())
         streams = {
             purpose: np.random.default_rng((self.seed, name, number))
-            for number, purpose in enumerate(("head", "ct", "mr", "t2"))
+            for number, purpose in enumerate(("head", *PICTURES))
         }
         head = anatomy.draw_head(streams["head"])
         head = dataclasses.replace(
@@ -168,12 +181,11 @@ class Heads:
         def picture(kind):
             if kind == "labels":
                 return anatomy.majority_labels(parts, OVERSAMPLING)
-            scene = (parts, fine, streams[kind])
+            scene, how = (parts, fine, streams[kind]), PICTURES[kind]
             options = {"tissues": anatomy.TISSUES, "reduction": OVERSAMPLING}
-            if kind == "ct":
-                return rendering.render_ct(*scene, **options)
-            weighting = {"mr": rendering.T1_WEIGHTED, "t2": rendering.T2_WEIGHTED}[kind]
-            return rendering.render_mr(*scene, **options, weighting=weighting)
+            if isinstance(how, xrays.Beam):
+                return rendering.render_ct(*scene, **options, beam=how)
+            return rendering.render_mr(*scene, **options, weighting=how)
 
         affine = np.diag((*voxel, 1.0))
         affine[:3, 3] = middle - voxel * (shape - 1) / 2
@@ -205,11 +217,12 @@ def phantoms(
     roles = heads.roles
     work = [(role, subject) for role, names in roles.items() for subject in names]
     with ownership.folder(out, "phantoms", overwrite) as partial:
-        for folder in FOLDERS:
-            (partial / folder).mkdir()
+        for role, kinds in heads.kinds.items():
+            for kind in kinds:
+                (partial / folder_of(role, kind)).mkdir(exist_ok=True)
         for role, subject in tqdm(work, desc="phantoms", unit="head", disable=None):
             scanner = scanners(heads.bias)[role]
-            pictures, affine = heads.render(subject, KINDS[role], scanner)
+            pictures, affine = heads.render(subject, heads.kinds[role], scanner)
             for kind, array in pictures.items():
                 path = partial / folder_of(role, kind) / f"{subject}_{kind}.nii.gz"
                 io.save(path, array, affine, array.dtype)

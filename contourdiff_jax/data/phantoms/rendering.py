@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """CT and MR pictures of a label map: anatomy in, intensities out, voxel for voxel.
 
+CT is what a scanner gives and not what the tissues are (`xrays`): noise that neighbours share,
+brain that is brighter under the skull, streaks between bones. How near it is to real CT is measured
+in experiments/022_clinical.
+
 Any integer label map will do, generated or segmented, as long as a table says which tissue each
 label is:
 
@@ -20,6 +24,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import interpolate, ndimage
 
+from contourdiff_jax.data.phantoms import xrays
+from contourdiff_jax.data.phantoms.xrays import CLINICAL, POINT_SPREAD, Beam
 from contourdiff_jax.errors import InputError
 
 
@@ -45,14 +51,18 @@ class Tissue:
 
 @dataclasses.dataclass(frozen=True)
 class Weighting:
-    """Repetition and echo time of a spin-echo sequence, in ms."""
+    """Repetition and echo time of a spin-echo sequence, in ms, and the delay of an inversion."""
 
     repetition: float
     echo: float
+    inversion: float | None = None  # none before the excitation
 
 
 T1_WEIGHTED = Weighting(repetition=550, echo=14)
 T2_WEIGHTED = Weighting(repetition=4000, echo=95)
+PD_WEIGHTED = Weighting(repetition=2500, echo=15)
+FLAIR = Weighting(repetition=9000, echo=110, inversion=1700)  # where the fluid below has no signal
+
 
 # Relaxation of white and grey matter, fluid, fat and muscle: the 1.5 T table of the BrainWeb
 # simulator (Kwan, Evans and Pike, IEEE TMI 18:1085, 1999). The rest, and the HU, are typical
@@ -62,9 +72,9 @@ TISSUES: Mapping[str, Tissue] = {
     tissue.name: tissue
     for tissue in (
         Tissue("air", hu=-1000, texture=0, t1=1, t2=1, density=0),
-        Tissue("white matter", hu=29, texture=1, t1=500, t2=70, density=0.77),
-        Tissue("grey matter", hu=38, texture=1, t1=833, t2=83, density=0.86),
-        Tissue("deep grey matter", hu=36, texture=1, t1=740, t2=76, density=0.84),
+        Tissue("white matter", hu=30, texture=1, t1=500, t2=70, density=0.77),
+        Tissue("grey matter", hu=35.5, texture=1, t1=833, t2=83, density=0.86),
+        Tissue("deep grey matter", hu=35, texture=1, t1=740, t2=76, density=0.84),
         Tissue("fluid", hu=6, texture=1, t1=2569, t2=329, density=1),
         Tissue("lesion", hu=26, texture=1, t1=900, t2=200, density=0.8),
         Tissue("soft tissue", hu=50, texture=10, t1=900, t2=47, density=0.9),
@@ -79,19 +89,20 @@ TISSUES: Mapping[str, Tissue] = {
     )
 }
 
-# Voxel [mm3] in which the noise of CT is given: 0.5 x 0.5 x 5 mm, a usual head scan.
-CT_VOXEL = 1.25
-
 GAIN = 2000  # MR units per unit of signal: int16 holds it all, with room for the bias field
 
 
 def spin_echo(tissue: Tissue, weighting: Weighting) -> float:
     """Signal of pure tissue, between 0 and its proton density.
 
-    S = PD (1 - exp(-TR / T1)) exp(-TE / T2), for TE much shorter than TR: Bernstein, King and Zhou,
-    Handbook of MRI Pulse Sequences, section 14.3.
+    S = PD (1 - exp(-TR / T1)) exp(-TE / T2), for TE much shorter than TR; after an inversion the
+    magnitude of S = PD (1 - 2 exp(-TI / T1) + exp(-TR / T1)) exp(-TE / T2): Bernstein, King and
+    Zhou, Handbook of MRI Pulse Sequences, sections 14.3 and 14.2.
     """
-    recovered = 1 - np.exp(-weighting.repetition / tissue.t1)
+    left = np.exp(-weighting.repetition / tissue.t1)
+    recovered = 1 - left
+    if weighting.inversion is not None:
+        recovered = abs(1 - 2 * np.exp(-weighting.inversion / tissue.t1) + left)
     return float(tissue.density * recovered * np.exp(-weighting.echo / tissue.t2))
 
 
@@ -120,8 +131,8 @@ def render_ct(
     *,
     tissues: Mapping[int, Tissue],
     reduction: Sequence[int] = (1, 1, 1),
-    noise: float = 4.0,
-    jitter: float = 0.03,
+    beam: Beam | None = CLINICAL,
+    jitter: float = 0.025,
     holder: bool = True,
 ) -> np.ndarray:
     """Label map -> CT in HU.
@@ -131,9 +142,8 @@ def render_ct(
         spacing: of the label map in mm.
         tissues: what each label is.
         reduction: label voxels per picture voxel along each axis.
-        noise: standard deviation in HU in voxels of CT_VOXEL. It falls as the root of their volume,
-            as counts of photons do (Kalender, Computed Tomography).
-        jitter: relative standard deviation of the tissues' HU from picture to picture.
+        beam: of the scanner, which adds its errors; none for the tissues as they are.
+        jitter: how far the tissues' HU vary from picture to picture, relative.
         holder: add a head holder, a bright shell under the occiput that MR does not show.
 
     Returns:
@@ -152,8 +162,8 @@ def render_ct(
         air = {label: t.hu < -900 for label, t in tissues.items()}
         image = _add_holder(image, _paint(tissue_map, air, reduction), spacing)
     image = _blur(image, spacing)
-    # Reconstruction kernels leave noise that is correlated between neighbours.
-    image += noise * np.sqrt(CT_VOXEL / spacing.prod()) * _grain(rng, image.shape, 0.5)
+    if beam is not None:
+        image += xrays.errors(image, spacing, rng, beam)
     return np.clip(np.round(image), -1024, 3071).astype(np.int16)
 
 
@@ -228,9 +238,7 @@ def _jitter_hu(tissues, rng, jitter):
     """HU by tissue name. The scale's fixed points, water at 0 and air at -1000, do not vary."""
     table = {t.name: t for t in tissues.values()}
     freedom = {name: min(abs(t.hu), abs(t.hu + 1000)) for name, t in table.items()}
-    return {
-        name: t.hu + jitter * freedom[name] * rng.standard_normal() for name, t in table.items()
-    }
+    return {name: t.hu + jitter * freedom[name] * rng.uniform(-1, 1) for name, t in table.items()}
 
 
 def _jitter_relaxation(tissues, rng, jitter):
@@ -259,7 +267,7 @@ def _grain(rng, shape, width):
     return grain / grain.std()
 
 
-def _blur(image, spacing, fwhm=1.2):
+def _blur(image, spacing, fwhm=POINT_SPREAD):
     """In-plane point spread of a scanner, full width at half maximum in mm."""
     sigma = fwhm / 2.355 / spacing[:2]
     return ndimage.gaussian_filter(image, (*sigma, 0))

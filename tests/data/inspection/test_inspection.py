@@ -19,7 +19,7 @@ from contourdiff_jax.commands import inspect as module
 from contourdiff_jax.data.inspection import guesses, inspect, sheets
 from contourdiff_jax.data.inspection.findings import NOTE, PROBLEM
 from contourdiff_jax.data.inspection.guesses import guess
-from contourdiff_jax.data.phantoms.heads import FOLDERS
+from contourdiff_jax.data.phantoms.heads import Heads, folder_of
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.volume import Assumed
@@ -129,7 +129,12 @@ def test_the_geometry_is_that_of_the_file(tmp_path):
     np.testing.assert_allclose(seen.spacing, nib.affines.voxel_sizes(affine))
 
 
-@pytest.mark.parametrize("folder", sorted(FOLDERS))
+FOLDERS = sorted(
+    {folder_of(role, kind) for role, kinds in Heads(unseen=True).kinds.items() for kind in kinds}
+)
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_phantoms_are_recognised(phantom_data, folder):
     """By their values alone too, for which the names are taken away."""
     expected = "labels" if folder.endswith("labels") else "ct" if folder.endswith("ct") else "mr"
