@@ -39,7 +39,7 @@ TISSUES = (  # HU as of the package, relaxation of 1.5 T
     Tissue("white matter", hu=30, texture=1, t1=780, t2=90, density=0.70),
     Tissue("grey matter", hu=35.5, texture=1, t1=1100, t2=95, density=0.82),
     Tissue("deep grey matter", hu=35, texture=1, t1=950, t2=85, density=0.80),
-    Tissue("fluid", hu=6, texture=1, t1=4000, t2=2000, density=1.0),
+    Tissue("fluid", hu=10, texture=1, t1=4000, t2=2000, density=1.0),
     Tissue("soft tissue", hu=45, texture=12, t1=1000, t2=45, density=0.80),
     Tissue("fat", hu=-95, texture=8, t1=260, t2=80, density=0.95),
     Tissue("skin", hu=20, texture=10, t1=900, t2=35, density=0.70),

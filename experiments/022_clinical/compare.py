@@ -19,10 +19,12 @@ import numpy as np
 import pydicom
 from PIL import Image
 from scipy import ndimage
+from skimage.exposure import match_histograms
 
+from contourdiff_jax.contours import agreement
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.evaluation import contour_gap
-from contourdiff_jax.evaluation.metrics import bootstrap, gap
+from contourdiff_jax.evaluation.metrics import bootstrap, gap, paired
 from contourdiff_jax.volumes.intensity import Window
 
 HERE = Path(__file__).parent
@@ -147,6 +149,37 @@ def gaps(sources: dict, target) -> dict:
     return {name: entry(domain) for name, domain in sources.items()}
 
 
+def kindness(ct, mr) -> dict:
+    """What of the MR of the same slices a CT tells without a model, by slices.
+
+    Returns:
+      curve: SSIM in the body of the picture in which the CT's contours are sought, with the MR's
+        own histogram; brain: Pearson's correlation of that picture and the MR in the brain;
+        contours: F-measure of the contours of both in the brain, between 0, that of another's MR,
+        and 1.
+    """
+    hu, greys = (domain.store.values(domain.rows) for domain in (ct, mr))
+    greys = mr.store.preset.image.fraction(greys)
+    drawn = ct.contours(), mr.contours()
+    found = {"curve": [], "brain": [], "contours": []}
+    for k, (values, true, mask) in enumerate(zip(hu, greys, ct.masks, strict=True)):
+        brain, _ = regions(values)
+        if not brain.any():
+            continue
+        picture = np.interp(values, *zip(*ct.settings.curve, strict=True))
+        matched = np.zeros_like(true)
+        matched[mask] = match_histograms(picture[mask], true[mask])
+        found["curve"].append(paired.scores(matched, true, 1.0, mask)["ssim_mask"])
+        found["brain"].append(np.corrcoef(picture[brain], true[brain])[0, 1])
+        ours, other = drawn[0][k] * brain, drawn[1][(k + len(hu) // 2) % len(hu)] * brain
+        own, chance = (
+            agreement.contour_agreement(ours, theirs)["contour_f1"]
+            for theirs in (drawn[1][k] * brain, other)
+        )
+        found["contours"].append((own - chance) / (1 - chance))
+    return {name: bootstrap.interval(values, 0) for name, values in found.items()}
+
+
 def noise(planes, spacing: float) -> dict:
     """How uneven brain is in CT slices [H, W] in HU.
 
@@ -166,7 +199,8 @@ def noise(planes, spacing: float) -> dict:
         outer, deep = tissue & (depth > 3) & (depth < OUTER), tissue & (depth > DEEP)
         if outer.any() and deep.any():
             cups.append(plane[outer].mean() - plane[deep].mean())
-        inside = (depth > 5) & (plane > 0) & (plane < 70)
+        soft = ndimage.gaussian_filter(plane, 2 / spacing)
+        inside = (depth > 5) & (soft > 10) & (soft < 60)
         for patch in patches(plane, inside, round(PATCH / spacing)):
             for width, found in deviations.items():
                 found.append(averaged(patch, round(width / spacing)).std())
@@ -214,6 +248,7 @@ def main(out: Path, folders: dict[str, Path]) -> None:
         for name, domain in domains.items():
             result["pictures"][contours][name] |= contours_of(domain, hu[name])
     mr = {name: store(out / name / "mr", out, "mr") for name in names}
+    result["kindness"] = {name: kindness(ct[name], mr[name]) for name in names}
     result["mr"] = gaps(mr, mr["synthrad"])
     result["ct to mr"] = {name: gaps({name: ct[name]}, mr[name])[name] for name in names}
     series = {"ge": store(SERIES, out, "ct")}
@@ -242,6 +277,9 @@ def table(result: dict) -> str:
             shares = [entry[part]["value"] for part in ("brain", "skull")]
             parts = [entry[part] for part in ("gap", *gap.PARTS)]
             lines.append(f"{contours:10} {name:9} brain, skull, gap " + numbers(*shares, *parts))
+    for name, entry in result["kindness"].items():
+        told = [entry[part]["value"] for part in ("curve", "brain", "contours")]
+        lines.append(f"kindness   {name:9} curve, brain, contours " + numbers(*told))
     for part in ("mr", "ct to mr"):
         lines += [f"{part:10} {n:9} gap {e['gap']:.2f}" for n, e in result[part].items()]
     for name, entry in result["series"].items():

@@ -75,7 +75,7 @@ TISSUES: Mapping[str, Tissue] = {
         Tissue("white matter", hu=30, texture=1, t1=500, t2=70, density=0.77),
         Tissue("grey matter", hu=35.5, texture=1, t1=833, t2=83, density=0.86),
         Tissue("deep grey matter", hu=35, texture=1, t1=740, t2=76, density=0.84),
-        Tissue("fluid", hu=6, texture=1, t1=2569, t2=329, density=1),
+        Tissue("fluid", hu=10, texture=1, t1=2569, t2=329, density=1),
         Tissue("lesion", hu=26, texture=1, t1=900, t2=200, density=0.8),
         Tissue("soft tissue", hu=50, texture=10, t1=900, t2=47, density=0.9),
         Tissue("fat", hu=-95, texture=8, t1=350, t2=70, density=1),

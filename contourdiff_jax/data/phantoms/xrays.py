@@ -26,6 +26,7 @@ SHARES = np.array((0.10, 0.22, 0.28, 0.25, 0.15))
 LONGEST = 500.0  # mm of water that is told from more
 HEAD = 150.0  # mm of water behind which bone is seen with its own HU
 SOFT = 100.0  # HU, above which a voxel holds bone
+SCANS = 0.5  # of the logarithm of photons
 POINT_SPREAD = 1.2  # mm, full width at half maximum in plane
 
 
@@ -34,10 +35,11 @@ class Beam:
     """How a scanner takes its readings.
 
     Attributes:
-      photons: that would reach a mm2 of the detector through air, at all angles together.
+      photons: that would reach a mm2 of the detector through air, at all angles together: the
+        median over scans, which differ by a standard deviation of SCANS in its logarithm.
       hardening: share of the error by hardening and scatter that the scanner's own corrections
         leave.
-      scatter: scattered photons in every reading, as a share of the mean of the straight ones.
+      scatter: scattered photons in every reading, as a share of those through air.
       gain: relative standard deviation of the detector's sensitivity; it draws rings.
     """
 
@@ -47,9 +49,9 @@ class Beam:
     gain: float = 0.0
 
 
-CLINICAL = Beam(photons=3e8, hardening=0.5)
+CLINICAL = Beam(photons=1.5e8, hardening=0.7)
 # As radiotherapy has it: a flat panel that sees scatter, and a fraction of the dose.
-CONE_BEAM = Beam(photons=1e7, hardening=1.0, scatter=0.3, gain=0.002)
+CONE_BEAM = Beam(photons=1.5e7, hardening=0.5, scatter=0.002, gain=0.0005)
 
 
 def errors(
@@ -81,7 +83,8 @@ def errors(
     both = np.concatenate([water, bone], 1).astype(np.float32)
     area = spacing[0] * spacing[1] / pitch  # mm that a pixel adds to a reading
     lengths = np.stack([spread(angle) @ both for angle in angles]) * area  # [A, T, 2 Z]
-    readings = _misread(*np.split(lengths, 2, axis=2), rng, beam, pitch * spacing[2] / len(angles))
+    photons = beam.photons * np.exp(SCANS * rng.standard_normal()) * pitch * spacing[2]
+    readings = _misread(*np.split(lengths, 2, axis=2), rng, beam, photons / len(angles))
     readings = _filtered(readings, pitch)
     found = sum(spread(angle).T @ reading for angle, reading in zip(angles, readings, strict=True))
     return (1000 * np.pi / len(angles) * found).reshape(image.shape)
@@ -93,13 +96,13 @@ def _seen_bone() -> float:
     return behind @ BONE / (behind @ WATER)
 
 
-def _misread(water, bone, rng, beam, area):
-    """mm of water [A, T, Z] that readings of `area` mm2 say more than there is."""
+def _misread(water, bone, rng, beam, photons):
+    """mm of water [A, T, Z] that readings say more than there is; `photons` each through air."""
     straight = sum(
         share * np.exp(-np.float32(of_water) * water - np.float32(of_bone) * bone)
         for share, of_water, of_bone in zip(SHARES, WATER, BONE, strict=True)
     )
-    counted = straight + beam.scatter * straight.mean((0, 1))
+    counted = straight + beam.scatter
     # The scanner's own table of water. It rises with length, and the logarithm with that.
     length = np.arange(0, LONGEST, 0.5)
     table = -np.log(SHARES @ np.exp(-np.outer(WATER, length)))
@@ -107,8 +110,8 @@ def _misread(water, bone, rng, beam, area):
     wrong = beam.hardening * (told - water - _seen_bone() * bone)
     # Counts are Poisson's: the relative error of n is the root of 1 / n. On a logarithm it is
     # absolute, and in mm the table's slope there.
-    photons = np.maximum(beam.photons * area * straight, 1)
-    noise = rng.standard_normal(straight.shape, dtype=np.float32) / np.sqrt(photons)
+    counts = np.maximum(photons * straight, 1)
+    noise = rng.standard_normal(straight.shape, dtype=np.float32) / np.sqrt(counts)
     half = rng.standard_normal((straight.shape[1] + 1) // 2, dtype=np.float32)
     gain = beam.gain * np.concatenate([half[::-1], half[straight.shape[1] % 2 :]])
     slope = np.interp(told, length, np.gradient(table, length))

@@ -61,7 +61,7 @@ def test_ct_has_the_hu_of_what_its_labels_say(heads):
 
 
 def test_ct_shows_ventricles_against_brain(heads):
-    """The boundary that contours live on is well over three times the noise of 4 HU."""
+    """The border that contours live on, above the noise."""
     for head in heads:
         brain = np.median(of(head["ct"], head["labels"], BRAIN))
         # The darkest fifth of the fluid's voxels is nearly free of partial volume.
@@ -92,6 +92,29 @@ def test_lesions_show_in_mr_and_hardly_in_ct():
         assert t2[0] > 1.4 * t2[1]
         assert mr[0] < 0.97 * mr[1]
         assert abs(ct[0] - ct[1]) < 6
+
+
+def test_unseen_sources_are_other_pictures_of_the_same_head(heads):
+    """FLAIR takes the fluid out, PD hardly tells it from brain, cone-beam CT is dark and uneven."""
+    kinds = ("ct", "cbct", "pd", "flair", "labels")
+    head = phantoms.Heads(seed=0, unseen=True, **GEOMETRY).render("phantom000", kinds)[0]
+    np.testing.assert_array_equal(head["labels"], heads[0]["labels"])
+    brain, fluid = (
+        {kind: of(head[kind], head["labels"], n, (BRAIN,)) for kind in kinds}
+        for n in (BRAIN, FLUID)
+    )
+    assert np.percentile(fluid["flair"], 20) < 0.6 * np.median(brain["flair"])
+    assert np.median(fluid["pd"]) == pytest.approx(np.median(brain["pd"]), rel=0.1)
+    assert brain["cbct"].std() > 1.3 * brain["ct"].std()
+    assert brain["cbct"].mean() < brain["ct"].mean() - 4
+
+
+def test_unseen_sources_are_written_where_they_are_asked_for(tmp_path):
+    roles = phantoms.phantoms(tmp_path / "set", 3, 32, slices=2, thickness=40, unseen=True)
+    for kind in phantoms.UNSEEN:
+        found = sorted(path.name for path in (tmp_path / "set" / f"test_{kind}").iterdir())
+        assert found == [f"{subject}_{kind}.nii.gz" for subject in roles["test"]]
+    assert sorted(phantoms.UNSEEN) == ["cbct", "flair", "pd"]
 
 
 def test_pictures_of_a_subject_do_not_depend_on_which_are_asked_for(heads):

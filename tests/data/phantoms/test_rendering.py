@@ -4,8 +4,10 @@
 import numpy as np
 import pytest
 
-from contourdiff_jax.data.phantoms import rendering
+from contourdiff_jax.data.phantoms import rendering, xrays
 from contourdiff_jax.data.phantoms.rendering import (
+    FLAIR,
+    PD_WEIGHTED,
     T1_WEIGHTED,
     T2_WEIGHTED,
     TISSUES,
@@ -24,7 +26,7 @@ TABLE = {
     515: TISSUES["cortical bone"],
 }
 SPACING = (1.0, 1.0, 3.0)
-QUIET_CT = {"noise": 0, "jitter": 0, "holder": False}
+QUIET_CT = {"beam": None, "jitter": 0, "holder": False}
 QUIET_MR = {"noise": 0, "jitter": 0, "bias_field": 0}
 
 
@@ -46,30 +48,40 @@ def interiors(image):
 
 
 def test_ct_of_a_hand_made_label_map_has_the_table_s_hu(blocks):
-    """Texture and noise have mean zero, so that the mean over a tissue is the table's number."""
-    image = rendering.render_ct(blocks, SPACING, rng(), tissues=TABLE, jitter=0, holder=False)
+    """Texture has mean zero, so that the mean over a tissue is the table's number."""
+    image = rendering.render_ct(blocks, SPACING, rng(), tissues=TABLE, **QUIET_CT)
     assert image.dtype == np.int16 and image.shape == blocks.shape
     for tissue, block in zip(TABLE.values(), interiors(image), strict=True):
-        spread = np.hypot(tissue.texture, 4)
-        # Smoothed noise has about a dozen voxels per independent value.
-        assert abs(block.mean() - tissue.hu) < 0.5 + 4 * spread / np.sqrt(block.size / 12), (
-            tissue.name
-        )
+        # Smoothed texture has about a dozen voxels per independent value.
+        allowed = 0.5 + 4 * tissue.texture / np.sqrt(block.size / 12)
+        assert abs(block.mean() - tissue.hu) < allowed, tissue.name
 
 
-def test_ct_noise_has_the_wanted_standard_deviation(blocks):
-    """The texture of white matter, one HU, adds to it."""
-    wanted = np.hypot(10 * np.sqrt(rendering.CT_VOXEL / np.prod(SPACING)), 1)
-    image = rendering.render_ct(
-        blocks, SPACING, rng(), tissues=TABLE, noise=10, jitter=0, holder=False
+def test_grey_and_white_matter_of_ct_are_as_near_as_in_patients(blocks):
+    """4 to 7 HU apart in every picture."""
+    found = []
+    for seed in range(20):
+        options = {"tissues": TABLE, "beam": None, "holder": False}
+        image = rendering.render_ct(blocks, SPACING, np.random.default_rng(seed), **options)
+        _, white, _, grey, *_ = (block.mean() for block in interiors(image))
+        found.append(grey - white)
+    assert 4 - 0.3 < min(found) < max(found) < 7 + 0.3 and np.ptp(found) > 1
+
+
+def test_a_beam_adds_its_noise(blocks):
+    """Cone-beam CT much more of it than CT; without a beam there is none."""
+    options = {"tissues": TABLE, "jitter": 0, "holder": False}
+    clean, usual, cone = (
+        rendering.render_ct(blocks, SPACING, rng(), beam=beam, **options).astype(int)
+        for beam in (None, xrays.CLINICAL, xrays.CONE_BEAM)
     )
-    white = interiors(image)[1]
-    assert np.std(white) == pytest.approx(wanted, rel=0.1)
+    usual, cone = (interiors(picture - clean)[1].std() for picture in (usual, cone))
+    assert 1 < usual < cone / 2
 
 
 def test_mr_of_pure_tissue_is_the_spin_echo_signal(blocks):
     """Without noise, field and jitter a block is GAIN times the equation, but for 2% texture."""
-    for weighting in (T1_WEIGHTED, T2_WEIGHTED):
+    for weighting in (T1_WEIGHTED, T2_WEIGHTED, PD_WEIGHTED, FLAIR):
         image = rendering.render_mr(
             blocks, SPACING, rng(), tissues=TABLE, weighting=weighting, **QUIET_MR
         )
@@ -85,6 +97,11 @@ def test_spin_echo_signal_at_the_points_known_by_heart():
     assert rendering.spin_echo(tissue, Weighting(1e9, 0)) == pytest.approx(0.8)
     assert rendering.spin_echo(tissue, Weighting(1000 * np.log(2), 0)) == pytest.approx(0.4)
     assert rendering.spin_echo(tissue, Weighting(1e9, 80)) == pytest.approx(0.8 / np.e)
+    # An inversion leaves nothing after T1 ln 2, and half, upside down, before that.
+    halfway = 1000 * np.log(2)
+    assert rendering.spin_echo(tissue, Weighting(1e9, 0, halfway)) == pytest.approx(0, abs=1e-9)
+    before = Weighting(1e9, 0, 1000 * np.log(4 / 3))
+    assert rendering.spin_echo(tissue, before) == pytest.approx(0.4)
 
 
 def test_contrast_of_the_brain_has_the_order_of_each_weighting():
@@ -97,6 +114,12 @@ def test_contrast_of_the_brain_has_the_order_of_each_weighting():
     t2 = ["fluid", "lesion", "grey matter", "white matter", "cortical bone"]
     assert order(t1[::-1], T1_WEIGHTED) == t1
     assert order(t2[::-1], T2_WEIGHTED) == t2
+    pd = ["grey matter", "white matter", "fluid", "cortical bone"]
+    flair = ["lesion", "grey matter", "white matter", "fluid"]
+    assert order(pd[::-1], PD_WEIGHTED) == pd
+    assert order(flair[::-1], FLAIR) == flair
+    nothing = 0.01 * rendering.spin_echo(TISSUES["white matter"], FLAIR)
+    assert rendering.spin_echo(TISSUES["fluid"], FLAIR) < 5 * nothing
 
 
 def test_background_of_mr_is_rician():
@@ -150,7 +173,7 @@ def test_labels_of_one_tissue_vary_together_and_air_does_not_vary(blocks):
             SPACING,
             np.random.default_rng(seed),
             tissues=TABLE,
-            noise=0,
+            beam=None,
             jitter=0.2,
             holder=False,
         )
@@ -169,7 +192,7 @@ def test_head_holder_lies_in_the_air_behind_the_head_and_nowhere_else():
     disc = (np.hypot(x - 60, y - 65) < 40)[..., None] * np.full((1, 1, 3), 2)
     with_holder, without = (
         rendering.render_ct(
-            disc, (2.0, 2.0, 3.0), rng(), tissues=TABLE, noise=0, jitter=0, holder=holder
+            disc, (2.0, 2.0, 3.0), rng(), tissues=TABLE, beam=None, jitter=0, holder=holder
         ).astype(int)
         for holder in (True, False)
     )
