@@ -24,6 +24,7 @@ in T2, darker in T1, nearly invisible in CT. Deterministic in the seed and the s
 """
 
 import argparse
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -32,26 +33,11 @@ import numpy as np
 from scipy import ndimage
 
 from contourdiff_jax.data.phantoms import rendering, xrays
-from contourdiff_jax.data.phantoms.rendering import Tissue, Weighting
 
-TISSUES = (  # HU as of the package, relaxation of 1.5 T
-    Tissue("air", hu=-1000, texture=0, t1=1, t2=1, density=0.0),
-    Tissue("white matter", hu=30, texture=1, t1=780, t2=90, density=0.70),
-    Tissue("grey matter", hu=35.5, texture=1, t1=1100, t2=95, density=0.82),
-    Tissue("deep grey matter", hu=35, texture=1, t1=950, t2=85, density=0.80),
-    Tissue("fluid", hu=10, texture=1, t1=4000, t2=2000, density=1.0),
-    Tissue("soft tissue", hu=45, texture=12, t1=1000, t2=45, density=0.80),
-    Tissue("fat", hu=-95, texture=8, t1=260, t2=80, density=0.95),
-    Tissue("skin", hu=20, texture=10, t1=900, t2=35, density=0.70),
-    Tissue("cortical bone", hu=1050, texture=160, t1=300, t2=1, density=0.06),
-    Tissue("marrow", hu=350, texture=90, t1=350, t2=60, density=0.75),
-    Tissue("eye", hu=10, texture=3, t1=3200, t2=900, density=1.0),
-    Tissue("mucosa", hu=30, texture=10, t1=1300, t2=70, density=0.80),
-    Tissue("vessel", hu=48, texture=4, t1=1500, t2=15, density=0.25),
-    Tissue("cord", hu=33, texture=1, t1=850, t2=85, density=0.72),
-    Tissue("lesion", hu=26, texture=1, t1=1350, t2=160, density=0.85),
-)
-NAMES = [tissue.name for tissue in TISSUES]
+TISSUES = rendering.TISSUES | {
+    "cord": dataclasses.replace(rendering.TISSUES["white matter"], name="cord"),
+}
+NAMES = list(TISSUES)
 LABELS = {
     "white matter": (2, 41, 7, 46, 28, 60, 85, 251, 252, 253, 254, 255, 530),
     "grey matter": (3, 42, 8, 47),
@@ -66,25 +52,24 @@ LABELS = {
     "marrow": (516,),
     "eye": (506,),
     "mucosa": (509,),
-    "vessel": (502, 514),
+    "blood": (502, 514),
     "cord": (512, 508),
 }
 GROUPS = {  # the labels that are written
     1: ("white matter", "grey matter", "deep grey matter"),
     2: ("fluid",),
     3: ("cortical bone", "marrow"),
-    4: ("soft tissue", "fat", "skin", "mucosa", "eye", "vessel", "cord"),
+    4: ("soft tissue", "fat", "skin", "mucosa", "eye", "blood", "cord"),
     5: ("lesion",),
 }
-T1 = Weighting(repetition=550, echo=14)
 # What is drawn of a head: a number of its own for its random stream, and how it is drawn.
 KINDS = {
-    "mr": (0, T1),
+    "mr": (0, rendering.T1_WEIGHTED),
     "ct": (1, xrays.CLINICAL),
-    "t2": (3, Weighting(repetition=4000, echo=95)),
-    "flair": (4, Weighting(repetition=9000, echo=110, inversion=2400)),
+    "t2": (3, rendering.T2_WEIGHTED),
+    "flair": (4, rendering.FLAIR),
     "cbct": (5, xrays.CONE_BEAM),
-    "pd": (6, Weighting(repetition=2500, echo=15)),
+    "pd": (6, rendering.PD_WEIGHTED),
 }
 LESIONS = 2  # the number of their random stream
 
@@ -117,7 +102,7 @@ def picture(tissue, kind, seed, thickness):
     """[X, Y, Z // thickness] of a tissue map of 1 mm."""
     number, how = KINDS[kind]
     scene = (tissue, (1.0, 1.0, 1.0), np.random.default_rng(seed + number))
-    options = {"tissues": dict(enumerate(TISSUES)), "reduction": (1, 1, thickness)}
+    options = {"tissues": dict(enumerate(TISSUES.values())), "reduction": (1, 1, thickness)}
     if isinstance(how, xrays.Beam):
         return rendering.render_ct(*scene, beam=how, **options)
     return rendering.render_mr(*scene, weighting=how, **options)

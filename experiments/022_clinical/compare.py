@@ -17,6 +17,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pydicom
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import ndimage
 from skimage.exposure import match_histograms
@@ -38,10 +39,12 @@ BRAIN = 33.0  # HU of the commonest grey in a brain
 LEVEL = 9.7  # HU between two greys of SynthRAD's pictures
 MIDDLE = (0.35, 0.45, 0.55, 0.65)  # of the brain's height, where those are
 THICK = 2  # slices of 3 mm that one of the series is as thick as
-SHOWN = Window(0, 80)
+SHOWN, FIELD = Window(0, 80), 210.0  # HU, mm of the figure
+SHOWN_SLICE = 17  # of the series
 CONTOURS = ("default", "united", "published")
 BONE = 250  # HU
 DEEP, OUTER = 20.0, 6.0  # mm below the skull, where brain is deep, and where it is outer
+CLOSED = 8  # pixels, half of the widest gap in a skull
 PATCH = 20.0  # mm
 WIDTHS = (1.0, 2.0, 4.0)  # mm
 LEAST = 5000.0  # mm2 of brain in a slice that is looked at
@@ -104,18 +107,18 @@ def store(source: Path, out: Path, preset: str, contours: str | None = None):
 
 
 def regions(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Brain and skull [H, W] of a CT slice whose skull is closed; both empty of others."""
-    bone = values > BONE
-    hollow = ndimage.binary_fill_holes(ndimage.binary_closing(bone, iterations=2)) & ~bone
-    pieces, count = ndimage.label(ndimage.binary_erosion(hollow, iterations=2))
-    if not count:
-        return np.zeros_like(bone), np.zeros_like(bone)
-    sizes = np.bincount(pieces.ravel())[1:]
-    brain = pieces == 1 + sizes.argmax()
+    """Brain and skull [H, W] of a CT slice; both empty where the skull is open wider than 3 cm."""
+    bone = np.pad(values > BONE, CLOSED)  # pictures may end at the skull
+    shut = ndimage.binary_closing(bone, iterations=CLOSED)
+    hollow = (ndimage.binary_fill_holes(shut) & ~bone)[CLOSED:-CLOSED, CLOSED:-CLOSED]
+    bone = bone[CLOSED:-CLOSED, CLOSED:-CLOSED]
+    pieces, _ = ndimage.label(ndimage.binary_erosion(hollow, iterations=2))
+    sizes = np.bincount(pieces.ravel(), minlength=2)[1:]
     if sizes.max() * GRID["spacing"] ** 2 < LEAST:
         return np.zeros_like(bone), np.zeros_like(bone)
+    brain = pieces == 1 + sizes.argmax()
     near = ndimage.binary_dilation(brain, iterations=12)
-    return brain, ndimage.binary_dilation(bone, iterations=1) & near
+    return brain, ndimage.binary_dilation(bone) & near
 
 
 def contours_of(domain, values: np.ndarray) -> dict:
@@ -155,13 +158,14 @@ def kindness(ct, mr) -> dict:
     Returns:
       curve: SSIM in the body of the picture in which the CT's contours are sought, with the MR's
         own histogram; brain: Pearson's correlation of that picture and the MR in the brain;
+        tissue: that of HU and the MR in the brain without its fluid;
         contours: F-measure of the contours of both in the brain, between 0, that of another's MR,
         and 1.
     """
     hu, greys = (domain.store.values(domain.rows) for domain in (ct, mr))
     greys = mr.store.preset.image.fraction(greys)
     drawn = ct.contours(), mr.contours()
-    found = {"curve": [], "brain": [], "contours": []}
+    found = {"curve": [], "brain": [], "tissue": [], "contours": []}
     for k, (values, true, mask) in enumerate(zip(hu, greys, ct.masks, strict=True)):
         brain, _ = regions(values)
         if not brain.any():
@@ -171,6 +175,9 @@ def kindness(ct, mr) -> dict:
         matched[mask] = match_histograms(picture[mask], true[mask])
         found["curve"].append(paired.scores(matched, true, 1.0, mask)["ssim_mask"])
         found["brain"].append(np.corrcoef(picture[brain], true[brain])[0, 1])
+        soft = ndimage.gaussian_filter(values, 1)
+        tissue = ndimage.binary_erosion(brain & (soft > 22) & (soft < 55))
+        found["tissue"].append(np.corrcoef(values[tissue], true[tissue])[0, 1])
         ours, other = drawn[0][k] * brain, drawn[1][(k + len(hu) // 2) % len(hu)] * brain
         own, chance = (
             agreement.contour_agreement(ours, theirs)["contour_f1"]
@@ -261,12 +268,31 @@ def main(out: Path, folders: dict[str, Path]) -> None:
     pixel = float(scans[0].PixelSpacing[0])
     planes = [s.pixel_array * float(s.RescaleSlope) + float(s.RescaleIntercept) for s in scans]
     result["noise"] = {"ge": noise(planes, pixel)}
+    shown = {"real": (planes[SHOWN_SLICE], pixel)}
     for name in folders:
         volumes = [nibabel.load(path) for path in sorted((out / name / "thick").iterdir())]
         planes = [plane for v in volumes for plane in np.moveaxis(v.get_fdata(), 2, 0)]
         result["noise"][name] = noise(planes, 1.0)
+        middle = volumes[0].shape[2] * 6 // 10
+        shown[name] = (np.rot90(volumes[0].get_fdata()[..., middle]), 1.0)
     (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    figure(shown).savefig(HERE / "figure.png", dpi=100)
     print(table(result))
+
+
+def figure(planes: dict[str, tuple[np.ndarray, float]]) -> Figure:
+    """Slices [H, W] in HU side by side, in a window of the brain."""
+    drawn = Figure(figsize=(3 * len(planes), 3.4), layout="constrained")
+    for axis, (name, (plane, pixel)) in zip(
+        drawn.subplots(1, len(planes)), planes.items(), strict=True
+    ):
+        y, x = np.argwhere(ndimage.binary_opening(plane > -200, iterations=4)).mean(0).astype(int)
+        half = int(FIELD / 2 / pixel)
+        part = plane[max(y - half, 0) : y + half, max(x - half, 0) : x + half]
+        axis.imshow(part, cmap="gray", vmin=SHOWN.low, vmax=SHOWN.high, interpolation="none")
+        axis.set_title(name, fontsize=10)
+        axis.set_axis_off()
+    return drawn
 
 
 def table(result: dict) -> str:
@@ -278,8 +304,8 @@ def table(result: dict) -> str:
             parts = [entry[part] for part in ("gap", *gap.PARTS)]
             lines.append(f"{contours:10} {name:9} brain, skull, gap " + numbers(*shares, *parts))
     for name, entry in result["kindness"].items():
-        told = [entry[part]["value"] for part in ("curve", "brain", "contours")]
-        lines.append(f"kindness   {name:9} curve, brain, contours " + numbers(*told))
+        told = [entry[part]["value"] for part in ("curve", "brain", "tissue", "contours")]
+        lines.append(f"kindness   {name:9} curve, brain, tissue, contours " + numbers(*told))
     for part in ("mr", "ct to mr"):
         lines += [f"{part:10} {n:9} gap {e['gap']:.2f}" for n, e in result[part].items()]
     for name, entry in result["series"].items():

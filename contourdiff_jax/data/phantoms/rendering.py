@@ -77,14 +77,14 @@ TISSUES: Mapping[str, Tissue] = {
         Tissue("deep grey matter", hu=35, texture=1, t1=740, t2=76, density=0.84),
         Tissue("fluid", hu=10, texture=1, t1=2569, t2=329, density=1),
         Tissue("lesion", hu=26, texture=1, t1=900, t2=200, density=0.8),
-        Tissue("soft tissue", hu=50, texture=10, t1=900, t2=47, density=0.9),
-        Tissue("fat", hu=-95, texture=8, t1=350, t2=70, density=1),
-        Tissue("skin", hu=25, texture=10, t1=900, t2=35, density=0.7),
+        Tissue("soft tissue", hu=50, texture=5, t1=900, t2=47, density=0.9),
+        Tissue("fat", hu=-95, texture=4, t1=350, t2=70, density=1),
+        Tissue("skin", hu=25, texture=5, t1=900, t2=35, density=0.7),
         Tissue("cortical bone", hu=1050, texture=120, t1=300, t2=1, density=0.06),
         Tissue("marrow", hu=350, texture=80, t1=380, t2=60, density=0.75),
         Tissue("eye", hu=8, texture=1, t1=2500, t2=400, density=1),
         Tissue("lens", hu=80, texture=4, t1=1000, t2=35, density=0.7),
-        Tissue("mucosa", hu=35, texture=8, t1=1300, t2=80, density=0.85),
+        Tissue("mucosa", hu=35, texture=5, t1=1300, t2=80, density=0.85),
         Tissue("blood", hu=52, texture=2, t1=1400, t2=20, density=0.3),
     )
 }

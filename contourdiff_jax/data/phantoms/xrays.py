@@ -26,7 +26,7 @@ SHARES = np.array((0.10, 0.22, 0.28, 0.25, 0.15))
 LONGEST = 500.0  # mm of water that is told from more
 HEAD = 150.0  # mm of water behind which bone is seen with its own HU
 SOFT = 100.0  # HU, above which a voxel holds bone
-SCANS = 0.5  # of the logarithm of photons
+SCANS = 0.7  # of the logarithm of photons
 POINT_SPREAD = 1.2  # mm, full width at half maximum in plane
 
 
@@ -49,7 +49,7 @@ class Beam:
     gain: float = 0.0
 
 
-CLINICAL = Beam(photons=1.5e8, hardening=0.7)
+CLINICAL = Beam(photons=1e8, hardening=0.7)
 # As radiotherapy has it: a flat panel that sees scatter, and a fraction of the dose.
 CONE_BEAM = Beam(photons=1.5e7, hardening=0.5, scatter=0.002, gain=0.0005)
 
