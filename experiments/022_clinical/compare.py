@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rendered CT beside real CT: contours, noise and cupping of both.
+"""Rendered CT beside real CT: contours, noise, cupping, and what of the MR a CT tells by itself.
 
-    CONTOURDIFF_DATA=DIR python compare.py OUT HEADS [NAME=HEADS ..]
+    CONTOURDIFF_DATA=DIR python compare.py OUT NAME=HEADS ..
 
-HEADS is a folder that experiments/001_heads/render_heads.py has made with --folds=1, of CT and MR;
-others, by name, are compared too. Real are the slices of the 90 training patients of
-experiments/021_real, and a series of DIR/dicom. What is prepared in OUT is kept. Writes result.json
-and figure.png beside this file.
+HEADS is a folder of CT and MR that experiments/001_heads/render_heads.py has made with --folds=1.
+Real are the slices of the 90 training patients of experiments/021_real, and a series of DIR/dicom.
+What is prepared in OUT is kept. Writes result.json and figure.png beside this file.
 """
 
 import json
@@ -35,7 +34,7 @@ import benchmark  # noqa: E402
 DATA = Path(os.environ.get("CONTOURDIFF_DATA", HERE.parents[2] / "shared/data"))
 SERIES = DATA / "dicom/ge_head_ct"
 GRID = {"spacing": 2.0, "size": 128}
-BRAIN = 33.0  # HU of the commonest grey in a brain
+AIR, BRAIN = 1.5, 33.0  # grey of air, HU of the commonest grey in a brain
 LEVEL = 9.7  # HU between two greys of SynthRAD's pictures
 MIDDLE = (0.35, 0.45, 0.55, 0.65)  # of the brain's height, where those are
 THICK = 2  # slices of 3 mm that one of the series is as thick as
@@ -55,13 +54,16 @@ LEAST = 5000.0  # mm2 of brain in a slice that is looked at
 # --------------------------------------------------------------------------------------------------
 
 
-def hounsfield(grey: np.ndarray) -> np.ndarray:
-    """HU of a picture that was scaled by itself: black is air, the brain's grey is BRAIN."""
+def brain_grey(grey: np.ndarray) -> int:
+    """The commonest grey deep in the head of a picture [H, W] of 8 bits."""
     body = grey > 30
     core = ndimage.binary_erosion(ndimage.binary_fill_holes(body), iterations=25)
-    counts = np.bincount(grey[core & body], minlength=256)
-    air, brain = 1.5, counts.argmax()
-    return -1000 + (grey - air) * (BRAIN + 1000) / (brain - air)
+    return int(np.bincount(grey[core & body], minlength=256).argmax())
+
+
+def hounsfield(grey: np.ndarray) -> np.ndarray:
+    """HU of a picture that was scaled by itself: black is air, the commonest grey is BRAIN."""
+    return -1000 + (grey - AIR) * (BRAIN + 1000) / (brain_grey(grey) - AIR)
 
 
 def write(path: Path, volume: np.ndarray, spacing) -> None:
@@ -264,20 +266,37 @@ def main(out: Path, folders: dict[str, Path]) -> None:
         name: contours_of(domain, domain.store.values(domain.rows))
         for name, domain in series.items()
     }
+    result["brain in HU"] = assumed_hu()
+    result["noise of pictures"] = {
+        name: noise(planes_of(sorted((out / name / "ct").iterdir())), 1.0) for name in names
+    }
     scans = [pydicom.dcmread(path) for path in sorted(SERIES.iterdir())]
     pixel = float(scans[0].PixelSpacing[0])
     planes = [s.pixel_array * float(s.RescaleSlope) + float(s.RescaleIntercept) for s in scans]
     result["noise"] = {"ge": noise(planes, pixel)}
     shown = {"real": (planes[SHOWN_SLICE], pixel)}
     for name in folders:
-        volumes = [nibabel.load(path) for path in sorted((out / name / "thick").iterdir())]
-        planes = [plane for v in volumes for plane in np.moveaxis(v.get_fdata(), 2, 0)]
-        result["noise"][name] = noise(planes, 1.0)
-        middle = volumes[0].shape[2] * 6 // 10
-        shown[name] = (np.rot90(volumes[0].get_fdata()[..., middle]), 1.0)
+        paths = sorted((out / name / "thick").iterdir())
+        result["noise"][name] = noise(planes_of(paths), 1.0)
+        first = planes_of(paths[:1])
+        shown[name] = (np.rot90(first[len(first) * 6 // 10]), 1.0)
     (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     figure(shown).savefig(HERE / "figure.png", dpi=100)
     print(table(result))
+
+
+def assumed_hu() -> dict:
+    """Where the brain lies by one scale for all pictures, that of experiments/021_real."""
+    low, high = map(float, benchmark.HU.split(","))
+    paths = benchmark.sides(DATA / f"real/{benchmark.SYNTHRAD}/ct")["train"]
+    greys = [brain_grey(np.asarray(Image.open(path))) for path in paths]
+    found = low + np.array(greys) * (high - low) / 255
+    return {f"{q}%": float(np.percentile(found, q)) for q in (0, 5, 25, 50, 75, 95, 100)}
+
+
+def planes_of(paths: list[Path]) -> list[np.ndarray]:
+    """The slices [X, Y] of NIfTI volumes."""
+    return [plane for p in paths for plane in np.moveaxis(nibabel.load(p).get_fdata(), 2, 0)]
 
 
 def figure(planes: dict[str, tuple[np.ndarray, float]]) -> Figure:
@@ -306,6 +325,9 @@ def table(result: dict) -> str:
     for name, entry in result["kindness"].items():
         told = [entry[part]["value"] for part in ("curve", "brain", "tissue", "contours")]
         lines.append(f"kindness   {name:9} curve, brain, tissue, contours " + numbers(*told))
+    lines.append(f"brain by one scale {result['brain in HU']}")
+    for name, uneven in result["noise of pictures"].items():
+        lines.append(f"pictures   {name:9} sd {uneven['sd']} cupping {uneven['cupping']:.2f}")
     for part in ("mr", "ct to mr"):
         lines += [f"{part:10} {n:9} gap {e['gap']:.2f}" for n, e in result[part].items()]
     for name, entry in result["series"].items():
@@ -321,5 +343,5 @@ def numbers(*values: float) -> str:
 
 
 if __name__ == "__main__":
-    given = [argument.rpartition("=") for argument in sys.argv[2:]]
-    main(Path(sys.argv[1]), {name or "rendered": Path(path) for name, _, path in given})
+    given = [argument.partition("=") for argument in sys.argv[2:]]
+    main(Path(sys.argv[1]), {name: Path(heads) for name, _, heads in given})
