@@ -80,6 +80,10 @@ TASKS = {
     ),
     "ct_to_t1_elsewhere": Task("lgg/t1", "ctmr/ct", "ctmr/t1", "ct", NARROW, shift=4),
     "flair_to_t1": Task("lgg/t1", "lgg/flair", "lgg/t1", "mr", pairs="lgg/flair"),
+    "t1c_to_t1": Task("lgg/t1", "lgg/t1c", "lgg/t1", "mr"),
+    # What the truth's own contours and picture give: of any source no more can be had.
+    "own_to_t1": Task(*[f"{SYNTHRAD}/mr"] * 3, "mr", masks="mask"),
+    "own_to_t1_lgg": Task(*["lgg/t1"] * 3, "mr"),
     "t1_to_flair": Task("lgg/flair", "lgg/t1", "lgg/flair", "mr", pairs="lgg/t1"),
     "mr_to_ct": Task(
         *(f"{SYNTHRAD}/{kind}" for kind in ("ct", "mr", "ct")),
