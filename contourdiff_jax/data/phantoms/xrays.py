@@ -51,7 +51,7 @@ class Beam:
 
 CLINICAL = Beam(photons=1e8, hardening=0.7)
 # As radiotherapy has it: a flat panel that sees scatter, and a fraction of the dose.
-CONE_BEAM = Beam(photons=1.5e7, hardening=0.5, scatter=0.002, gain=0.0005)
+CONE_BEAM = Beam(photons=3e6, hardening=0.5, scatter=0.002, gain=0.001)
 
 
 def errors(
