@@ -35,6 +35,7 @@ DATA = Path(os.environ.get("CONTOURDIFF_DATA", HERE.parents[2] / "shared/data"))
 SERIES = DATA / "dicom/ge_head_ct"
 GRID = {"spacing": 2.0, "size": 128}
 AIR, BRAIN = 1.5, 33.0  # grey of air, HU of the commonest grey in a brain
+ONE_SCALE = (-1008.0, 1470.0)  # HU of black and white
 LEVEL = 9.7  # HU between two greys of SynthRAD's pictures
 MIDDLE = (0.35, 0.45, 0.55, 0.65)  # of the brain's height, where those are
 THICK = 2  # slices of 3 mm that one of the series is as thick as
@@ -286,8 +287,8 @@ def main(out: Path, folders: dict[str, Path]) -> None:
 
 
 def assumed_hu() -> dict:
-    """Where the brain lies by one scale for all pictures, that of experiments/021_real."""
-    low, high = map(float, benchmark.HU.split(","))
+    """Percentiles of where the brains would lie in HU by one scale for all pictures."""
+    low, high = ONE_SCALE
     paths = benchmark.sides(DATA / f"real/{benchmark.SYNTHRAD}/ct")["train"]
     greys = [brain_grey(np.asarray(Image.open(path))) for path in paths]
     found = low + np.array(greys) * (high - low) / 255
