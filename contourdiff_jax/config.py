@@ -354,7 +354,7 @@ RULES = {
     "disturbance.doubled": SHARE,
     "disturbance.missing": SHARE,
     "recast.evenness": ABOVE_0,
-    "recast.blur": _between(0, 1000),
+    "recast.blur": _between(0, 2),  # recast.REACH px hold no wider Gaussian
     "recast.noise": _between(0, 1000),
     "model.conditions": Rule(
         lambda names: names in CONDITIONS_SEEN,
@@ -556,10 +556,11 @@ def _check_disturbance(config: ConfigDict) -> None:
 
 def _check_dropout(config: ConfigDict) -> None:
     count = len(config.model.conditions)
-    if count > 1 and (count + 1) * config.train.condition_dropout > 1:
+    paired = "source" in config.model.conditions  # others lose each condition by itself
+    if paired and count > 1 and (count + 1) * config.train.condition_dropout > 1:
         raise InputError(
             f"config.train.condition_dropout: {config.train.condition_dropout:g} for each of "
-            f"{count} conditions and for all at once are more than 1"
+            f"{count} conditions and for all at once are more than 1; take at most 1/{count + 1}"
         )
 
 

@@ -179,7 +179,10 @@ def configured(fields):
         ({"model.conditions": ("contour", "edges")}, "edges"),
         ({"model.conditions": ("neighbour", "source")}, "must be one of"),
         ({"model.conditions": ("source", "contour")}, "must be one of"),
-        ({"model.conditions": NEIGHBOURS, "train.condition_dropout": 0.4}, "0.4 for each of 2"),
+        (
+            {"model.conditions": ("contour", "source"), "train.condition_dropout": 0.4},
+            "0.4 for each",
+        ),
         ({"sampler.source_guidance": 1.5}, "source_guidance: must be 1 for a network trained"),
         ({"model.conditions": ("contour", "contour")}, "conditions"),
         ({"model.null": "zero"}, "zero"),

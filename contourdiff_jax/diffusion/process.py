@@ -73,11 +73,27 @@ def timesteps(key, batch: int, learnt, exponent: float = 1.0):
 
 
 def drop(key, condition, probability: float):
+    """Conditions {name: [B, *S, c]}, each missing in an example with this probability.
+
+    A missing one is zero everywhere, see contracts.Condition.
+    """
+
+    def dropped(key, value):
+        keep = jax.random.bernoulli(key, 1 - probability, value.shape[:1])
+        return value * keep.reshape(-1, *(1,) * (value.ndim - 1))
+
+    keys = jax.random.split(key, len(condition))
+    return {
+        name: dropped(k, value)
+        for k, (name, value) in zip(keys, sorted(condition.items()), strict=True)
+    }
+
+
+def drop_for_scales(key, condition, probability: float):
     """Conditions {name: [B, *S, c]} that are missing in an example with this probability.
 
-    Of several, each is missing alone with it, and all are, so that what guidance asks for is learnt
-    (Brooks et al. 2023, arXiv 2211.09800, section 3.2.1). A missing one is zero everywhere, see
-    contracts.Condition.
+    Of several, each is missing alone with it, and all are, so that what a scale for each of them
+    asks for is learnt (Brooks et al. 2023, arXiv 2211.09800, section 3.2.1).
     """
     (batch,) = {len(value) for value in condition.values()}
     u = jax.random.uniform(key, (batch,))

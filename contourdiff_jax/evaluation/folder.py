@@ -29,7 +29,7 @@ from contourdiff_jax.volumes.grid import AXES, planes_across
 from contourdiff_jax.volumes.masks import extent
 from contourdiff_jax.volumes.volume import Assumed
 
-MOST_SHIFT = 20  # mm; what is farther off is not registered
+MOST_SHIFT = 10  # mm; what is farther off is not registered
 PANELS = 8  # volumes that are drawn
 MADE = "an evaluation"  # by which the folder of one is known
 PARTNERS = ("truth", "source", "masks", "labels", "uncertainty")  # pair up with translations

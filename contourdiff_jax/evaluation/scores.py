@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from contourdiff_jax.contours import agreement
+from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.cases import Case, Settings
 from contourdiff_jax.evaluation.metrics import consistency, paired, regions, synthrad, uncertainty
 from contourdiff_jax.volumes import masks
@@ -20,6 +21,7 @@ GRIDS = ("source", "model")  # on which images can be compared
 LEAST_BODY = 0.01  # of a slice's pixels; with less body in it, it has no score inside the body
 TOLERANCE = 1  # pixels that contours may lie apart
 AROUND = 5.0  # [mm] of a label's border, within which it stands out from what is around it
+ROUNDING = 1e-6  # of a pixel
 PLANES = 32  # that a volume is reformatted to in each direction, at most
 WHOLE = ""  # number of the slice of what is measured of a whole volume
 
@@ -113,23 +115,25 @@ def rows(
 
 def _images(case: Case, methods: dict[str, np.ndarray], grid: str, shift: float) -> Iterator[tuple]:
     """(method, slice, {metric: value}) of the comparison with the truth."""
-    target, pixel = case.settings.target, case.settings.grid.spacing
+    target, spacing = case.settings.target, (case.settings.grid.spacing,) * 2
     cut, mask = case.slices, case.body
     if grid == "source":
         cut, mask = case.resampling.planes, case.resampling.planes(case.mask)
-        pixel = min(case.resampling.plane_spacing)
-    truth, reach = cut(case.truth), round(shift / pixel)
+        spacing = case.resampling.plane_spacing
+    truth, reach = cut(case.truth), tuple(int(shift / side + ROUNDING) for side in spacing)
+    if shift and not any(reach):
+        raise InputError(f"--shift={shift:g}: less than a pixel, {min(spacing):g} mm")
     for method, values in methods.items():
         for number, image in enumerate(cut(values)):
             yield method, number, _compare(image, truth[number], mask[number], target, reach)
 
 
-def _compare(image, truth, mask, target: Preset, reach: int) -> dict[str, float]:
+def _compare(image, truth, mask, target: Preset, reach: tuple[int, int]) -> dict[str, float]:
     """Paired scores of a slice [H, W] of values, with its place or up to `reach` pixels beside."""
     inside = mask if mask.mean() >= LEAST_BODY else None
     fractions = target.image.fraction(image), target.image.fraction(truth)
     scores = paired.scores(*fractions, 1.0, inside)
-    if reach and inside is not None:
+    if any(reach) and inside is not None:
         scores |= paired.shifted(*fractions, 1.0, inside, reach)
     if target.modality == "ct":
         # HU within what a scanner stores: some fill what they do not see with -3024.

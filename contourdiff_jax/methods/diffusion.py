@@ -232,7 +232,10 @@ def loss(
         t = process.timesteps(key_t, x_0.shape[0], learnt, config.time_exponent)
         eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
         if condition_dropout:
-            seen = process.drop(key_drop, example["condition"], condition_dropout)
+            # Without sources as ever, so that runs go on as they began.
+            paired = SOURCE.name in example["condition"]
+            drop = process.drop_for_scales if paired else process.drop
+            seen = drop(key_drop, example["condition"], condition_dropout)
             example = example | {"condition": seen}
         if teach:
             z_t = process.diffuse(schedule, x_0, eps, t)

@@ -147,7 +147,7 @@ def translate(request: Request) -> Result:
     with disk.writing(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     disk.sweep(folder.path)
-    for note in content.notes:
+    for note in [*content.notes, *_doubts(plan)]:
         print(f"note: {note}")
     work.do(jobs)
     _check_any(work.result, request, len(jobs))
@@ -290,6 +290,17 @@ def _plan(trained: Run, sampler, settings: Settings, request: Request):
     )
     _check_seen(trained, plan, request)
     return plan, step, averages
+
+
+def _doubts(plan: Plan) -> list[str]:
+    """What may be wrong with what is seen, one line each."""
+    source, target = plan.settings.source, plan.settings.target
+    if PICTURE.name in plan.sees and source.modality == target.modality:
+        return [
+            f"the run sees a picture with its tissues in the order of the target's greys; a "
+            f"{source.modality} of another contrast needs --contours with a curve that has them so"
+        ]
+    return []
 
 
 def _check_seen(trained: Run, plan: Plan, request: Request) -> None:

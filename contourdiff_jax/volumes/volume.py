@@ -60,6 +60,8 @@ class Assumed:
     def __post_init__(self):
         if self.half not in (None, *HALVES):
             raise InputError(f"--half={self.half}: give {' or '.join(HALVES)}")
+        if isinstance(self.range, str) and self.range != BRAIN:
+            raise InputError(f"--range={self.range}: give two numbers, LOW,HIGH, or {BRAIN}")
         low, high = (0, 1) if self.range in (None, BRAIN) else self.range
         if not -1e6 < low < high < 1e6:
             raise InputError(f"--range={low:g},{high:g}: give two numbers, LOW,HIGH")

@@ -26,7 +26,7 @@ score() { # MODEL SOURCE PRESET [FLAG ..]: translate a folder of the test heads,
 }
 # Contours alone, by diffusion: CT is what the method is for, the MR's own contours are the ceiling,
 # and of all the others training saw nothing either.
-budget=(--config.train.images=17000 --config.train.sample=0)
+budget=(--config.train.images=8600 --config.train.sample=0)
 contourdiff train --config="$here/../../configs/heads.py" --store="$out/store" --workdir="$out/contours" \
     --config.model.patch=2 --config.disturbance.thresholds=4.0 "${budget[@]}"
 for source in ct cbct; do score contours $source ct --steps=2; done

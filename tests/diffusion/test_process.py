@@ -74,10 +74,19 @@ def test_an_exponent_below_one_favours_noisy_timesteps():
     assert float(t.mean()) == pytest.approx(1000 * 2 / 3, abs=2)
 
 
-def test_dropping_makes_whole_conditions_null_with_the_stated_probability():
+def test_each_condition_is_dropped_by_itself():
+    condition = {"contour": jnp.ones((4000, 2, 2, 2)), "other": jnp.ones((4000, 2, 2, 1))}
+    dropped = process.drop(jax.random.key(0), condition, 0.3)
+    missing = [np.asarray(value).max((1, 2, 3)) == 0 for value in dropped.values()]
+    for one in missing:
+        assert one.mean() == pytest.approx(0.3, abs=0.03)
+    assert (missing[0] & missing[1]).mean() == pytest.approx(0.09, abs=0.02)
+
+
+def test_dropping_for_scales_makes_whole_conditions_null_alone_and_together():
     condition = {"contour": jnp.ones((4000, 2, 2, 2)), "other": jnp.ones((4000, 2, 2, 1))}
     for names in (["contour"], ["contour", "other"]):
-        dropped = process.drop(jax.random.key(0), {n: condition[n] for n in names}, 0.2)
+        dropped = process.drop_for_scales(jax.random.key(0), {n: condition[n] for n in names}, 0.2)
         missing = []
         for value in dropped.values():
             kept = np.asarray(value).reshape(4000, -1)

@@ -801,7 +801,7 @@ def test_truths_that_lie_a_little_aside_are_scored_at_the_best_place_too(data, c
     methods = json.loads((data / "out" / "metrics.json").read_text())["methods"]["translation"]
     for metric in ("ssim", "psnr"):
         assert methods[f"{metric}_shifted"]["value"] >= methods[f"{metric}_mask"]["value"]
-    with pytest.raises(InputError, match="--shift=21: 0 to 20 mm"):
+    with pytest.raises(InputError, match="--shift=21: 0 to 10 mm"):
         command(capsys, data, f"--truth={data / 'truth'}", "--shift=21")
     with pytest.raises(InputError, match="--shift is that of the truth; give --truth"):
         command(capsys, data, f"--source={data / 'source'}", "--shift=4")

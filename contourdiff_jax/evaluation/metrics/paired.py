@@ -57,12 +57,12 @@ def scores(image, truth, data_range, mask=None):
     return values
 
 
-def shifted(image, truth, data_range, mask, reach: int) -> dict[str, float]:
+def shifted(image, truth, data_range, mask, reach: tuple[int, int]) -> dict[str, float]:
     """The scores inside a mask where an image fits its truth best, of all places near its own.
 
     A truth that is registered to a few pixels is missed by an image that is right. So the image is
-    moved by whole pixels, up to `reach` either way along rows and columns, its border continued; of
-    the places that with the highest SSIM counts, for all three scores.
+    moved by whole pixels, up to `reach` either way along the two axes, its border continued; of the
+    places that with the highest SSIM counts, for all three scores.
 
     Args:
       image, truth, data_range, mask: as for `scores`, mask not None.
@@ -71,11 +71,12 @@ def shifted(image, truth, data_range, mask, reach: int) -> dict[str, float]:
       `ssim_shifted`, `psnr_shifted` and `mae_shifted`.
     """
     image = np.asarray(image, np.float64)
-    padded = np.pad(image, reach, mode="edge")
+    padded = np.pad(image, [(pixels, pixels) for pixels in reach], mode="edge")
     height, width = image.shape
+    rows, columns = (range(2 * pixels + 1) for pixels in reach)
     at_each = (
         scores(padded[row : row + height, column : column + width], truth, data_range, mask)
-        for row, column in itertools.product(range(2 * reach + 1), repeat=2)
+        for row, column in itertools.product(rows, columns)
     )
     best = max(at_each, key=lambda values: values["ssim_mask"])
     return {f"{name}_shifted": best[f"{name}_mask"] for name in ("ssim", "psnr", "mae")}

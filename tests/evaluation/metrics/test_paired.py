@@ -94,10 +94,10 @@ def test_an_image_that_lies_beside_its_truth_is_right_where_it_is_moved_back():
     mask[8:30, 8:30] = True
     moved = np.roll(truth, (2, -1), (0, 1))
     plain = paired.scores(moved, truth, 1.0, mask)
-    best = paired.shifted(moved, truth, 1.0, mask, 2)
+    best = paired.shifted(moved, truth, 1.0, mask, (2, 1))
     assert best["ssim_shifted"] == pytest.approx(1) and best["mae_shifted"] == 0
     assert best["psnr_shifted"] == paired.PSNR_CAP and plain["ssim_mask"] < 0.9
-    near = paired.shifted(moved, truth, 1.0, mask, 1)
+    near = paired.shifted(moved, truth, 1.0, mask, (1, 1))
     assert plain["ssim_mask"] < near["ssim_shifted"] < 1
-    still = paired.shifted(moved, truth, 1.0, mask, 0)
+    still = paired.shifted(moved, truth, 1.0, mask, (0, 0))
     assert still["psnr_shifted"] == plain["psnr_mask"]
