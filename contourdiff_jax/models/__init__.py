@@ -74,16 +74,20 @@ def _built(config: FrozenConfigDict, channels: int, dims: int, denoises: bool) -
     return Model(init, apply)
 
 
-def functional(create: Callable[[], nnx.Module]) -> tuple[Callable, Callable]:
+def functional(
+    create: Callable[[], nnx.Module], scatter: Callable | None = None
+) -> tuple[Callable, Callable]:
     """A module as two functions: init(key) -> params, and bind(params) -> the module with these.
 
     Args:
       create: makes the module, with kernels that hold their standard deviations.
+      scatter: (key, params so made) -> params to begin with; without it, kernels become noise.
     """
+    scatter = scatter or _scatter
     graph, template = nnx.split(nnx.eval_shape(create))
 
     def init(key):
-        return _scatter(key, nnx.to_pure_dict(nnx.state(create())))
+        return scatter(key, nnx.to_pure_dict(nnx.state(create())))
 
     def bind(params):
         # Runs while tracing only: under jit the module costs nothing per step.

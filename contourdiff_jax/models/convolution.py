@@ -4,7 +4,8 @@
 A convolution with one pixel is a product of matrices. With 3 x 3 pixels, XLA's own is as good as
 any on an accelerator; on a CPU, three kinds that U-Nets are full of can be computed faster, and the
 way is chosen when lowering. experiments/017_speed measured from where on each way is faster: the
-numbers below.
+numbers below. Patch critics and pix2pix's U-Net are made of convolutions with 4 x 4 pixels and a
+stride of 2, of which the gradient would be slow there; as convolutions with 2 x 2 it is not.
 
 Shapes: B batch, H rows, W columns, C features in, O features out.
 """
@@ -128,3 +129,72 @@ def _as_images(x, beyond: int):
 def _of_kernel(x, gradient, kernel):
     """Gradient [3, 3, C, O] for x [B, H + 2, W, C], with a row more on either side."""
     return jax.vjp(lambda kernel: _by_xla(x, kernel, rows_padded=0), kernel)[1](gradient)[0]
+
+
+# --------------------------------------------------------------------------------------------------
+# 4 x 4 pixels, a stride of 2 and a pixel of padding
+# --------------------------------------------------------------------------------------------------
+
+
+def _by_platform(on_a_cpu, elsewhere):
+    """A function of (x, kernel) with two forms, of which one is lowered, in its gradient too."""
+
+    @jax.custom_vjp
+    def function(x, kernel):
+        return jax.lax.platform_dependent(x, kernel, cpu=on_a_cpu, default=elsewhere)
+
+    def backward(saved, gradient):
+        def of(form):
+            return lambda x, kernel, gradient: jax.vjp(form, x, kernel)[1](gradient)
+
+        return jax.lax.platform_dependent(*saved, gradient, cpu=of(on_a_cpu), default=of(elsewhere))
+
+    function.defvjp(lambda x, kernel: (function(x, kernel), (x, kernel)), backward)
+    return function
+
+
+def _convolved(x, kernel, stride: int = 1, padding: int = 0, dilation: int = 1):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=((padding, padding),) * 2,
+        lhs_dilation=(dilation, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def _halved_by_pairs(x, kernel):
+    """Each 2 x 2 pixels become features of one, and the kernel's 4 x 4 become 2 x 2 of those."""
+    batch, rows, columns, features = x.shape
+    # Of an odd number of rows, the last is not centred on.
+    x = jnp.pad(x, ((0, 0), (1, 1 - rows % 2), (1, 1 - columns % 2), (0, 0)))
+    x = x.reshape(batch, x.shape[1] // 2, 2, x.shape[2] // 2, 2, features)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, x.shape[1], x.shape[3], -1)
+    kernel = kernel.reshape(2, 2, 2, 2, features, -1).transpose(0, 2, 1, 3, 4, 5)
+    return _convolved(x, kernel.reshape(2, 2, 4 * features, -1))
+
+
+def _doubled_by_pairs(x, kernel):
+    """Outputs 2 i are x_{i-1} k_3 + x_i k_1, and outputs 2 i - 1 are x_{i-1} k_2 + x_i k_0.
+
+    So along both axes all four kinds come of the same two pixels: features of one convolution.
+    """
+    _, rows, columns, features = x.shape
+    taps = jnp.asarray(((3, 1), (2, 0)))  # parity of the output, pixel
+    kernel = kernel[taps][:, :, taps].transpose(1, 3, 4, 0, 2, 5)
+    y = _convolved(x, kernel.reshape(2, 2, features, -1), padding=1)
+    y = y.reshape(*y.shape[:3], 2, 2, -1)
+    y = jnp.stack([y[:, :rows, :, 0], y[:, 1:, :, 1]], 2)
+    y = jnp.stack([y[:, :, :, :columns, 0], y[:, :, :, 1:, 1]], 4)
+    return y.reshape(-1, 2 * rows, 2 * columns, y.shape[-1])
+
+
+# halve: x [B, H, W, C], kernel [4, 4, C, O] -> [B, H // 2, W // 2, O].
+halve = _by_platform(_halved_by_pairs, lambda x, kernel: _convolved(x, kernel, stride=2, padding=1))
+# double: the transposed convolution, x [B, H, W, C], kernel [4, 4, C, O] -> [B, 2 H, 2 W, O], as
+# torch's ConvTranspose2d(4, stride=2, padding=1).
+double = _by_platform(
+    _doubled_by_pairs,
+    lambda x, kernel: _convolved(x, kernel[::-1, ::-1], padding=2, dilation=2),
+)

@@ -154,10 +154,10 @@ class Double(nnx.Module):
     TAPS = np.zeros((2, 2, 3), np.float32)  # parity of the output, input, element of the kernel
     TAPS[0, 0, 1] = TAPS[1, 0, 0] = TAPS[1, 1, 2] = 1
 
-    def __init__(self, features_in: int, features_out: int):
+    def __init__(self, features_in: int, features_out: int, *, bias: bool = True):
         shape = (3, 3, features_in, features_out)
         self.kernel = nnx.Param(blocks.deviation(None, shape, jnp.float32))
-        self.bias = nnx.Param(jnp.zeros(features_out))
+        self.bias = nnx.Param(jnp.zeros(features_out)) if bias else None
 
     def __call__(self, x):
         taps = jnp.asarray(self.TAPS)
@@ -172,7 +172,7 @@ class Double(nnx.Module):
         )
         y = y.reshape(batch, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
         y = y.reshape(batch, 2 * height, 2 * width, -1)
-        return y + self.bias[...].reshape(1, 1, 1, -1)
+        return y if self.bias is None else y + self.bias[...].reshape(1, 1, 1, -1)
 
 
 def _convolution(features_in: int, features_out: int, *, kernel: int, stride: int, rngs: nnx.Rngs):
