@@ -111,9 +111,13 @@ def _tiled(x, kernel) -> bool:
 def _as_product(x, kernel):
     """The convolution as one product of matrices: every pixel's neighbourhood, and the kernel."""
     rows, columns = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    padded = _padded(x)
     neighbours = [padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
     return jnp.concatenate(neighbours, -1) @ kernel.reshape(-1, kernel.shape[3])
+
+
+def _padded(x):
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
 def _as_images(x, beyond: int):
@@ -132,7 +136,7 @@ def _of_kernel(x, gradient, kernel):
 
 
 # --------------------------------------------------------------------------------------------------
-# 4 x 4 pixels, a stride of 2 and a pixel of padding
+# Others: 4 x 4 pixels, a stride of 2 and a pixel of padding; and large kernels to few features
 # --------------------------------------------------------------------------------------------------
 
 
@@ -181,17 +185,32 @@ def _doubled_by_pairs(x, kernel):
     So along both axes all four kinds come of the same two pixels: features of one convolution.
     """
     _, rows, columns, features = x.shape
-    taps = jnp.asarray(((3, 1), (2, 0)))  # parity of the output, pixel
-    kernel = kernel[taps][:, :, taps].transpose(1, 3, 4, 0, 2, 5)
-    y = _convolved(x, kernel.reshape(2, 2, features, -1), padding=1)
+    # Turned, the kernel's rows and columns are those of the first pixel and those of the second.
+    kernel = kernel[::-1, ::-1].reshape(2, 2, 2, 2, features, -1).transpose(0, 2, 4, 1, 3, 5)
+    # With padding of its own, the kernel's gradient would take a hundred times as long.
+    y = _convolved(_padded(x), kernel.reshape(2, 2, features, -1))
     y = y.reshape(*y.shape[:3], 2, 2, -1)
     y = jnp.stack([y[:, :rows, :, 0], y[:, 1:, :, 1]], 2)
     y = jnp.stack([y[:, :, :, :columns, 0], y[:, :, :, 1:, 1]], 4)
     return y.reshape(-1, 2 * rows, 2 * columns, y.shape[-1])
 
 
+def _reduced_by_products(x, kernel):
+    """All elements of the kernel with every pixel, as one product of matrices, then their sums."""
+    side, _, features, outputs = kernel.shape
+    products = x @ kernel.transpose(2, 0, 1, 3).reshape(features, -1)
+    products = products.reshape(*x.shape[:3], side, side, outputs)
+    rows, columns = (extent - side + 1 for extent in x.shape[1:3])
+    return sum(
+        products[:, i : i + rows, j : j + columns, i, j] for i in range(side) for j in range(side)
+    )
+
+
 # halve: x [B, H, W, C], kernel [4, 4, C, O] -> [B, H // 2, W // 2, O].
 halve = _by_platform(_halved_by_pairs, lambda x, kernel: _convolved(x, kernel, stride=2, padding=1))
+# to_few: to an image of few features, by a larger kernel and without padding:
+# x [B, H, W, C], kernel [n, n, C, O] -> [B, H - n + 1, W - n + 1, O].
+to_few = _by_platform(_reduced_by_products, _convolved)
 # double: the transposed convolution, x [B, H, W, C], kernel [4, 4, C, O] -> [B, 2 H, 2 W, O], as
 # torch's ConvTranspose2d(4, stride=2, padding=1).
 double = _by_platform(

@@ -27,6 +27,7 @@ from contourdiff_jax.models.segmenter import Double
 DEVIATION = 0.02  # of new kernels, and of a new norm's scales about 1
 EPSILON = 1e-5  # of norms
 LEAK = 0.2  # slope of a leaky ReLU for negative values
+FEW = 4  # features that count as such where a large kernel's form is chosen
 WIDEST = 8  # times its `width` a U-Net's features grow, and a critic's
 
 
@@ -127,7 +128,9 @@ def reflected(x, kernel):
     """A convolution with stride 1, of the image and what lies beyond its border, mirrored."""
     beyond = kernel.shape[0] // 2
     x = jnp.pad(x, ((0, 0), (beyond, beyond), (beyond, beyond), (0, 0)), mode="reflect")
-    return plain(x, kernel)
+    if beyond == 1:
+        return convolution.convolve(x, kernel)[:, 1:-1, 1:-1]
+    return convolution.to_few(x, kernel) if kernel.shape[3] <= FEW else plain(x, kernel)
 
 
 def plain(x, kernel, stride: int = 1, padding: int = 0):
@@ -141,9 +144,8 @@ def plain(x, kernel, stride: int = 1, padding: int = 0):
     )
 
 
-def halve_3x3(x, kernel):
-    """A convolution with 3 x 3 pixels, a stride of 2 and a pixel of padding."""
-    return convolution.halve(x, jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0))))
+def halved(x, kernel):
+    return plain(x, kernel, stride=2, padding=1)
 
 
 def leaky(x):
@@ -215,7 +217,7 @@ class ResNet(nnx.Module):
         widths = (width, 2 * width, 4 * width)
         self.first = Convolution(reflected, 7, (inputs, width), bias=bias)
         self.down = nnx.List(
-            Convolution(halve_3x3, 3, (wide, 2 * wide), bias=bias) for wide in widths[:2]
+            Convolution(halved, 3, (wide, 2 * wide), bias=bias) for wide in widths[:2]
         )
         self.blocks = nnx.List(Residual(widths[2], norm) for _ in range(blocks))
         self.up = nnx.List(Double(wide, wide // 2, bias=bias) for wide in widths[:0:-1])

@@ -121,3 +121,23 @@ def test_both_forms_of_a_convolution_of_stride_2_are_one(name, size, rng):
         got = jax.grad(lambda *both, form=form: (form(*both) * weights).sum(), (0, 1))(x, kernel)
         np.testing.assert_allclose(got[0], of_x, atol=1e-3)
         np.testing.assert_allclose(got[1], of_kernel, atol=1e-3)
+
+
+def test_both_forms_of_a_convolution_to_few_features_are_one(rng):
+    x = rng.standard_normal((2, 12, 15, 6)).astype(np.float32)
+    kernel = rng.standard_normal((7, 7, 6, 2)).astype(np.float32)
+
+    def own(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    def total(form, *both):
+        return jnp.square(form(*both)).sum()
+
+    for form in (convolution.to_few, convolution._reduced_by_products):
+        np.testing.assert_allclose(form(x, kernel), own(x, kernel), rtol=1e-4, atol=1e-4)
+        for ours, theirs in zip(
+            *(jax.grad(total, (1, 2))(f, x, kernel) for f in (form, own)), strict=True
+        ):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-2)
