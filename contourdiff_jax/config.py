@@ -27,7 +27,8 @@ def default() -> ConfigDict:
         {
             "seed": 0,
             # The method (methods/): diffusion (ContourDiff), distilled (to few steps, with
-            # --teacher), regression, or segmentation, which `segment` trains.
+            # --teacher), regression, pix2pix, cyclegan (with --source_store), or segmentation,
+            # which `segment` trains.
             "method": "diffusion",
             # The grid belongs to the store. Zero or empty accepts the store's; anything else must
             # agree with it.
@@ -141,14 +142,33 @@ def default() -> ConfigDict:
                 # Weight of a pixel outside the body, where there is air; 0: anything is drawn there
                 "outside": 0.1,
             },
+            # Of pix2pix and cyclegan, a generator and a critic (methods/adversarial.py). These are
+            # for small images on a laptop; published settings are those of configs/.
+            "adversarial": {
+                "width": 32,  # features of the generator's first level
+                "levels": 5,  # of pix2pix: how often its U-Net halves an image
+                "dropout": 0.5,  # of pix2pix: in inner levels, from the fifth on; while drawing too
+                "blocks": 6,  # of cyclegan: residual blocks of its ResNet
+                "critic_width": 32,  # features of the critic's first layer
+                "critic_layers": 3,  # how often it halves an image: patches of 70 px, with 2 of 34
+                "norm": "instance",  # or batch, of the images of a step; alone while drawing
+                "loss": "least_squares",  # of real and drawn; or vanilla, cross entropy
+                "l1": 100.0,  # of pix2pix: weight of the mean absolute error beside it
+                "cycle": 10.0,  # of cyclegan: weight of what comes back from there and back
+                "identity": 0.5,  # of cyclegan: weight of what should stay, as share of that
+                "pool": 50,  # of cyclegan: drawn images of before that the critics are shown
+            },
             "train": {
                 "images": 200_000,  # seen in all, repeats counted
                 "batch": 4,  # images per optimiser step, over all devices
                 "accumulate": 1,  # parts in which a batch is computed, in turn, to save memory
                 "learning_rate": 1e-3,  # at its peak
-                "warmup": 400,  # images of linear warm-up, before the cosine to zero
+                "warmup": 400,  # images of linear warm-up
+                "decay": "cosine",  # to zero; or linear, as is usual with critics
+                "constant": 0.0,  # of linear: share of the training before it
+                "beta_1": 0.9,  # of Adam: decay of the mean of gradients; with critics often 0.5
                 "weight_decay": 1e-4,
-                "clip": 1.0,  # largest global norm of the gradient
+                "clip": 1.0,  # largest global norm of the gradient; 0: any
                 "ema_halflife": 1_000,  # images after which a parameter counts half in the average
                 "ema_rampup": 0.05,  # the half-life is at most this share of the images seen so far
                 # Probability of hiding a condition, for guidance; of several, each alone and all.
@@ -296,7 +316,10 @@ MOST_LAYERS = 64  # residual blocks a resolution: more is a slip, and would be b
 MOST = 1e9  # of any number: more is a slip, too
 SEEDS = 2**62  # are below: JAX and NumPy take them, and segmenters count on from theirs
 FUSED_WIDTH = 128  # features of a head at most that cuDNN's attention takes on every NVIDIA GPU
-AT_ONCE = ("regression",)  # methods that draw an image at once, without noise
+ADVERSARIAL = ("pix2pix", "cyclegan")  # methods with a generator and a critic
+UNPAIRED = ("cyclegan",)  # methods that learn from a second store, of the source
+AT_ONCE = ("regression", *ADVERSARIAL)  # methods that draw an image at once, without steps
+SEEN_LAST = 3  # pixels a side that a critic needs after its halvings
 WIDEST = 2**16  # features of a resolution, images of a batch
 # contracts.CONDITIONS; this file imports nothing heavy.
 CONDITIONS = ("contour", "neighbour", "source", "picture")
@@ -388,18 +411,28 @@ RULES = {
     "regression.loss": _among("l1", "l2"),
     "regression.ssim": SHARE,
     "regression.outside": _between(0, 1000),
-    **{
-        f"train.{name}": ABOVE_0
-        for name in ("images", "clip", "ema_halflife", "keep", "accumulate")
-    },
+    "adversarial.width": _between(1, WIDEST),
+    "adversarial.levels": _between(2, 16),
+    "adversarial.dropout": BELOW_1,
+    "adversarial.blocks": _between(1, MOST_LAYERS),
+    "adversarial.critic_width": _between(1, WIDEST),
+    "adversarial.critic_layers": _between(1, 8),
+    "adversarial.norm": _among("instance", "batch"),
+    "adversarial.loss": _among("least_squares", "vanilla"),
+    **{f"adversarial.{name}": _between(0) for name in ("l1", "cycle", "identity")},
+    "adversarial.pool": _between(0, WIDEST),
+    **{f"train.{name}": ABOVE_0 for name in ("images", "ema_halflife", "keep", "accumulate")},
     **{
         f"train.{name}": _between(0)
         for name in (
-            *("learning_rate", "warmup", "weight_decay", "ema_rampup", "resident"),
+            *("learning_rate", "warmup", "weight_decay", "clip", "ema_rampup", "resident"),
             *("log", "evaluate", "sample", "checkpoint"),
         )
     },
     "train.batch": _between(1, WIDEST),
+    "train.decay": _among("cosine", "linear"),
+    "train.constant": BELOW_1,
+    "train.beta_1": BELOW_1,
     "train.condition_dropout": SHARE,
     "train.neighbour": SHARE,
     "sampler.name": _among("ddpm", "ddim", "dpmpp_2m"),
@@ -449,8 +482,22 @@ def check(config: ConfigDict, *, size: int | None = None) -> None:
             f"config.model.conditions: neighbour is the slice drawn before, and {config.method} "
             "draws all at once; leave it out"
         )
+    if config.method == "cyclegan":
+        _check_cyclegan(config)
     if size is not None:
         check_size(config, size)
+
+
+def _check_cyclegan(config: ConfigDict) -> None:
+    if tuple(config.model.conditions) != ("source",):
+        raise InputError(
+            "config.model.conditions: cyclegan sees the source alone; set "
+            "--config.model.conditions=\"('source',)\""
+        )
+    if config.train.accumulate > 1:
+        raise InputError(
+            "config.train.accumulate: critics are shown all images of a step at once; set it to 1"
+        )
 
 
 def _check_fields(section: str, fields: ConfigDict, prefix: str | None = None) -> None:
@@ -536,14 +583,31 @@ def _check_fused(model: ConfigDict, attentive: list[int]) -> None:
 
 def check_size(config: ConfigDict, size: int) -> None:
     """Raise InputError for an image that the network cannot halve often enough."""
-    halvings, patch = len(tuple(config.model.channels)) - 1, config.model.patch
+    halvings, field = _halvings(config)
+    patch = 1 if config.method in ADVERSARIAL else config.model.patch
     unit = patch * 2**halvings
     if size % unit:
         cut = f" after patches of {patch} px" if patch > 1 else ""
         raise InputError(
             f"images of {size} px cannot be halved {halvings} times{cut}: "
-            f"take --size={-(-size // unit) * unit}, or shorten config.model.channels"
+            f"take --size={-(-size // unit) * unit}{field and f', or {field}'}"
         )
+    layers = config.adversarial.critic_layers
+    # After its halvings a critic has two convolutions that take a pixel each.
+    if config.method in ADVERSARIAL and size >> layers < SEEN_LAST:
+        raise InputError(
+            f"config.adversarial.critic_layers: of images of {size} px nothing is left after "
+            f"{layers} halvings; take fewer"
+        )
+
+
+def _halvings(config: ConfigDict) -> tuple[int, str]:
+    """How often the network of a method halves images, and what to do for fewer."""
+    if config.method == "pix2pix":
+        return config.adversarial.levels, "lower config.adversarial.levels"
+    if config.method == "cyclegan":
+        return 2, ""
+    return len(tuple(config.model.channels)) - 1, "shorten config.model.channels"
 
 
 def _check_disturbance(config: ConfigDict) -> None:
@@ -658,6 +722,15 @@ def _learns_all(config: ConfigDict) -> bool:
 OF_STEPS = ("diffusion.", "sampler.", "model.time_", "train.condition_dropout")
 OF_ANY = ("sampler.batch",)
 STEPPED = Need(lambda c: c.method not in AT_ONCE, "config.method is diffusion, or distilled")
+# Of the network of diffusion, which others than pix2pix and cyclegan have; what they see is theirs.
+OF_UNET, SEEN = "model.", ("model.conditions",)
+WITH_UNET = Need(
+    lambda c: c.method not in ADVERSARIAL, f"config.method is none of {', '.join(ADVERSARIAL)}"
+)
+WITH_CRITIC, OF_PIX2PIX, OF_CYCLEGAN = (
+    Need(lambda c, names=names: c.method in names, f"config.method is {' or '.join(names)}")
+    for names in (ADVERSARIAL, ADVERSARIAL[:1], ADVERSARIAL[1:])
+)
 REGRESSED = Need(lambda c: c.method == "regression", "config.method is regression")
 RECAST = Need(lambda c: "picture" in c.model.conditions, "config.model.conditions has picture")
 MOVES = ("scale", "zoom", "rotation", "shift")
@@ -721,6 +794,21 @@ NEEDS = {
         lambda c: c.diffusion.weighting == "min_snr", "config.diffusion.weighting is min_snr"
     ),
     **{f"regression.{name}": REGRESSED for name in ("loss", "ssim", "outside")},
+    **{
+        f"adversarial.{name}": WITH_CRITIC
+        for name in ("width", "critic_width", "critic_layers", "norm", "loss")
+    },
+    **{f"adversarial.{name}": OF_PIX2PIX for name in ("levels", "l1")},
+    **{f"adversarial.{name}": OF_CYCLEGAN for name in ("blocks", "cycle", "pool")},
+    "adversarial.dropout": Need(
+        lambda c: c.method == "pix2pix" and c.adversarial.levels > 5,
+        "config.method is pix2pix and config.adversarial.levels above 5",
+    ),
+    "adversarial.identity": Need(
+        lambda c: c.method == "cyclegan" and c.adversarial.cycle > 0,
+        "config.method is cyclegan and config.adversarial.cycle above 0",
+    ),
+    "train.constant": Need(lambda c: c.train.decay == "linear", "config.train.decay is linear"),
     "train.ema_halflife": Need(
         lambda c: c.train.ema_rampup > 0, "config.train.ema_rampup is above 0"
     ),
@@ -747,6 +835,8 @@ def _needs(name: str) -> Iterator[Need]:
     """All that a field needs."""
     if name.startswith(OF_STEPS) and name not in OF_ANY:
         yield STEPPED
+    if name.startswith(OF_UNET) and name not in SEEN:
+        yield WITH_UNET
     if name in NEEDS:
         yield NEEDS[name]
 

@@ -52,7 +52,8 @@ class Player(NamedTuple):
       init: key -> params.
       loss: (params, every player's params, example, key, fixed, memory)
         -> (loss, (metrics, memory)); differentiated in the first argument alone. Metrics are
-        scalars to be recorded beside the loss; memory keeps its shapes.
+        scalars to be recorded beside the loss; memory keeps its shapes. The key is the same for all
+        players of a step, so that a critic may judge the very image that the generator draws.
       optimiser: of params.
       learning_rate: step -> that of the optimiser, to be recorded.
       averaged: whether an exponential moving average of params is kept, to draw with.

@@ -304,13 +304,15 @@ def curves(stats: list[dict]) -> Figure | None:
 
 
 def _losses(axis, stats: list[dict]) -> None:
-    for name, label, style in (
-        ("loss", "training", {"linewidth": 1}),
-        ("heldout_loss", "held out", {"marker": "o", "markersize": 4}),
-    ):
+    losses = dict.fromkeys(name for line in stats for name in line if name.endswith("loss"))
+    for name in losses:
         lines = [line for line in stats if name in line]
-        if lines:
-            axis.plot(*_columns(lines, "images", name), label=label, **style)
+        label, style = name.removesuffix("_loss"), {"linewidth": 1}  # of a player
+        if name == "loss":
+            label = "training"
+        elif name == "heldout_loss":
+            label, style = "held out", {"marker": "o", "markersize": 4}
+        axis.plot(*_columns(lines, "images", name), label=label, **style)
     axis.set(yscale="log", xlabel=IMAGES, title="loss")
     axis.legend(fontsize=9)
 

@@ -35,7 +35,8 @@ def setup(config, size: int):
     configuration.check(config, size=size)
     ours = run_of(config, size)
     store = SimpleNamespace(grid=ours.grid, sources=(), source_preset=ours.preset)
-    method = methods.build(ours, store=store)
+    how = {"source": store} if config.method in configuration.UNPAIRED else {}
+    method = methods.build(ours, store=store, **how)
     made = loop.compiled(method, config.train)
 
     def step(state, example):

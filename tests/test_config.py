@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import nibabel as nib
 import numpy as np
 import pytest
-from setups import translate
+from setups import run_of, translate
 
 from contourdiff_jax import config, methods, models
 from contourdiff_jax.commands import quickstart
@@ -210,7 +210,19 @@ def configured(fields):
         (DISTILLED | {"sampler.guidance": 2.0, "train.condition_dropout": 0.1}, "guidance"),
         # Training
         ({"train.images": 0}, "train.images: 0"),
-        ({"train.clip": 0.0}, "train.clip"),
+        ({"train.clip": -1.0}, "train.clip"),
+        ({"train.decay": "exponential"}, "train.decay.*cosine, linear"),
+        ({"train.constant": 1.0}, "train.constant"),
+        ({"train.beta_1": 1.0}, "train.beta_1"),
+        # Generators and critics
+        ({"adversarial.norm": "group"}, "norm.*instance, batch"),
+        ({"adversarial.loss": "hinge"}, "loss.*least_squares, vanilla"),
+        ({"adversarial.levels": 1}, "levels: 1 must lie between 2 and 16"),
+        ({"adversarial.dropout": 1.0}, "dropout"),
+        ({"adversarial.critic_layers": 0}, "critic_layers"),
+        ({"adversarial.pool": -1}, "pool"),
+        ({"adversarial.l1": float("nan")}, "l1"),
+        ({"method": "cyclegan"}, "cyclegan sees the source alone"),
         ({"train.ema_halflife": -1}, "train.ema_halflife"),
         ({"train.keep": 0}, "train.keep"),
         ({"train.accumulate": 0}, "train.accumulate"),
@@ -336,6 +348,19 @@ IDLE = {
     "diffusion.gamma": {},
     **{f"regression.{name}": {} for name in ("loss", "ssim", "outside")},
     **{f"recast.{name}": {} for name in ("evenness", "blur", "noise")},
+    **{
+        f"adversarial.{name}": {}
+        for name in (
+            *("width", "critic_width", "critic_layers", "norm", "loss", "levels", "l1"),
+            *("blocks", "cycle", "pool"),
+        )
+    },
+    "adversarial.dropout": {"method": "pix2pix"},
+    "adversarial.identity": {
+        **{"method": "cyclegan", "model.conditions": ("source",)},
+        "adversarial.cycle": 0.0,
+    },
+    "train.constant": {},
     "train.ema_halflife": {"train.ema_rampup": 0.0},
     "train.neighbour": {},
     "sampler.clipped_eps": {"sampler.clip": False},
@@ -384,6 +409,7 @@ OF_NOISE = [
 @pytest.mark.parametrize("method", config.AT_ONCE)
 def test_who_draws_at_once_has_no_field_of_noise_and_time(method):
     settings = configured({"method": method, "sampler.batch": 2})
+    settings.model.conditions = ("source",)
     config.check(settings)
     config.check_idle(settings)
     assert {"sampler.steps", "sampler.samples", "diffusion.prediction"} <= set(OF_NOISE)
@@ -463,7 +489,9 @@ def network(settings, world):
 
 
 def method_of(settings, world):
-    return methods.build(run.begin(settings, world.store), store=world.store)
+    store = world.store
+    how = {"source": store} if settings.method in config.UNPAIRED else {}
+    return methods.build(run.begin(settings, store, **how), store=store, **how)
 
 
 def contours(settings, world):
@@ -474,8 +502,20 @@ def contours(settings, world):
 def step(settings, world):
     """A step of training: the loss, the optimiser and the average."""
     method = method_of(settings, world)
-    state = jax.eval_shape(functools.partial(states.init, method.players), jax.random.key(0))
-    return traced(states.step(settings.train, method.players), state, method.feed.example)
+    return step_of(settings, method, method.feed.example)
+
+
+def step_of(settings, method, example):
+    init = functools.partial(states.init, method.players, memory=method.memory)
+    state = jax.eval_shape(init, jax.random.key(0))
+    return traced(states.step(settings.train, method.players), state, example)
+
+
+def larger(settings, world):
+    """A step of training on larger images."""
+    image, seen = (jax.ShapeDtypeStruct((4, 64, 64, c), jnp.float32) for c in (1, 2))
+    method = methods.build(run_of(settings, 64))
+    return step_of(settings, method, {"x": image, "condition": {"contour": seen}})
 
 
 def lesson(settings, world):
@@ -594,6 +634,14 @@ SEVERAL = {"model.conditions": NEIGHBOURS}
 CURVED = {"contours.windows": (), "contours.curve": ((0, 0), (1, 1))}
 SAMPLES = {"sampler.samples": 2}
 REGRESSION = {"method": "regression", "sampler.steps": 10}
+# Without the fields of TINY that are of a U-Net for diffusion.
+ADVERSARIAL = {
+    **{"model.channels": (16, 32, 64, 128), "model.attention": (False, False, False, True)},
+    **{"model.head_width": 32, "model.groups": 8, "sampler.steps": 10},
+    **{"adversarial.width": 2, "adversarial.critic_width": 2, "adversarial.critic_layers": 2},
+}
+PIX2PIX = ADVERSARIAL | {"method": "pix2pix"}
+CYCLEGAN = ADVERSARIAL | {"method": "cyclegan", "model.conditions": ("source",)}
 
 EFFECTS = {
     "seed": Effect(choice, 1),
@@ -667,11 +715,26 @@ EFFECTS = {
     "regression.loss": Effect(step, "l2", REGRESSION),
     "regression.ssim": Effect(step, 0.5, REGRESSION),
     "regression.outside": Effect(step, 0.0, REGRESSION),
+    **{
+        f"adversarial.{name}": Effect(step, value, PIX2PIX)
+        for name, value in (
+            *(("width", 3), ("levels", 4), ("critic_width", 3), ("critic_layers", 1)),
+            *(("norm", "batch"), ("loss", "vanilla"), ("l1", 10.0)),
+        )
+    },
+    "adversarial.dropout": Effect(larger, 0.2, PIX2PIX | {"adversarial.levels": 6}),
+    **{
+        f"adversarial.{name}": Effect(step, value, CYCLEGAN)
+        for name, value in (("blocks", 2), ("cycle", 1.0), ("identity", 0.0), ("pool", 3))
+    },
     "train.images": Effect(step, 64),
     "train.batch": Effect(step, 8),
     "train.accumulate": Effect(step, 2),
     "train.learning_rate": Effect(step, 1e-2),
     "train.warmup": Effect(step, 16),
+    "train.decay": Effect(step, "linear"),
+    "train.constant": Effect(step, 0.5, {"train.decay": "linear"}),
+    "train.beta_1": Effect(step, 0.5),
     "train.weight_decay": Effect(step, 1e-2),
     "train.clip": Effect(step, 0.5),
     "train.ema_halflife": Effect(step, 8),

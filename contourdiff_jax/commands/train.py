@@ -40,6 +40,12 @@ def define_flags(values: flags.FlagValues) -> None:
         "--config.distillation.substeps in one",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "source_store",
+        None,
+        "store of the source, for a method that learns from both without pairs: cyclegan",
+        flag_values=values,
+    )
     flags.DEFINE_bool(
         "verify", True, "compare the store's files with their digests first", flag_values=values
     )
@@ -60,6 +66,7 @@ def main(values: flags.FlagValues) -> int:
             values.workdir,
             init=values.init,
             teacher=values.teacher,
+            source_store=values.source_store,
             verified=values.verify,
         )
     return 0 if finished else 1

@@ -82,6 +82,14 @@ def define_flags(values: flags.FlagValues) -> None:
     for field, value in configuration.default().sampler.items():
         text = f"{SAMPLER[field]}; the run's by default"
         DEFINE[type(value)](_flag(field), None, text, flag_values=values)
+    flags.DEFINE_enum(
+        "direction",
+        None,
+        ["forward", "backward"],
+        "of a run that translates both ways: to the preset of its --store, or of its "
+        "--source_store; what suits --preset by default",
+        flag_values=values,
+    )
     number_flags.define_seed(values, "seed of the noise")
     flags.DEFINE_bool(
         "maps",

@@ -45,10 +45,10 @@ def given(values):
 def conditions(values: Mapping[str, np.ndarray], names: Iterable[str]) -> dict[str, np.ndarray]:
     """Conditions of these names: given with their values [B, H, W], missing where they have none.
 
-    Of at least one there must be values.
+    Of at least one there must be values, if there are names.
     """
     seen = {name: given(values[name]) for name in names if name in values}
-    missing = np.zeros_like(next(iter(seen.values())))
+    missing = np.zeros_like(next(iter(seen.values()), 0))
     return dict.fromkeys(names, missing) | seen
 
 
@@ -175,7 +175,12 @@ def picture(shown: Example, drawn: np.ndarray) -> np.ndarray:
     columns += [seen[name] for name in (SOURCE.name, PICTURE.name) if name in seen]
     columns.append(drawn)
     rows = np.concatenate([column[: len(drawn), ..., 0] for column in columns], axis=2)
-    return np.uint8(np.round((np.concatenate(rows) + 1) * 127.5))
+    return grey(np.concatenate(rows))
+
+
+def grey(images: np.ndarray) -> np.ndarray:
+    """Values in [-1, 1] as uint8."""
+    return np.uint8(np.round((images + 1) * 127.5))
 
 
 def read(

@@ -265,6 +265,53 @@ class Slices:
 
 
 @dataclasses.dataclass(frozen=True)
+class Unpaired:
+    """Slices of two stores that have nothing to do with one another: what CycleGAN learns from.
+
+    An example is {'x': [B, H, W, 1] of the target, 'source': [B, H, W, 1]}, both in [-1, 1].
+
+    Attributes:
+      target, source: each with a seed of its own, or stores of one size would have one order.
+    """
+
+    target: Slices
+    source: Slices
+
+    @property
+    def example(self) -> Example:
+        """See contracts.Feed."""
+        return _unpaired(self.target.example, self.source.example)
+
+    @property
+    def summary(self) -> str:
+        """See contracts.Feed."""
+        return f"{self.target.summary}; unpaired, {self.source.summary}"
+
+    def named(self, step: int) -> str:
+        """See contracts.Feed."""
+        return f"target {self.target.named(step)}; source {self.source.named(step)}"
+
+    def held_out(self) -> Example | None:
+        """See contracts.Feed; None where one of the stores holds nothing out."""
+        target, source = self.target.held_out(), self.source.held_out()
+        return None if target is None or source is None else _unpaired(target, source)
+
+    def shown(self, count: int) -> tuple[Example, int]:
+        """See Slices.shown."""
+        (target, first), (source, second) = self.target.shown(count), self.source.shown(count)
+        return _unpaired(target, source), min(first, second)
+
+    def training(self, start: int, stop: int) -> Iterator[Example]:
+        """See contracts.Feed."""
+        both = self.target.training(start, stop), self.source.training(start, stop)
+        return map(_unpaired, *both)
+
+
+def _unpaired(target: Example, source: Example) -> Example:
+    return {"x": target["x"], "source": source["x"]}
+
+
+@dataclasses.dataclass(frozen=True)
 class LabelledSlices:
     """Slices of a store with labels: what a segmenter learns from.
 

@@ -16,7 +16,14 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax.contracts import Method, Params
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import diffusion, distilled, regression, segmentation
+from contourdiff_jax.methods import (
+    cyclegan,
+    diffusion,
+    distilled,
+    pix2pix,
+    regression,
+    segmentation,
+)
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import ownership, processes
 from contourdiff_jax.training import checkpoint, loop, run
@@ -27,6 +34,8 @@ BUILDERS: dict[str, Callable[..., Method]] = {
     "diffusion": diffusion.build,
     "distilled": distilled.build,
     "regression": regression.build,
+    "pix2pix": pix2pix.build,
+    "cyclegan": cyclegan.build,
     "segmentation": segmentation.build,
 }
 
@@ -37,7 +46,7 @@ def build(ours: Run, *, store: Store | None = None, mesh: Mesh | None = None, **
     Args:
       mesh: the devices to use; without it those that fit the configuration's batches.
       how: what this method's own `build` takes besides: `sampler`, a section to draw with in place
-        of the run's own; `teacher`, a run to learn from.
+        of the run's own; `teacher`, a run to learn from; `source`, a store of the source.
 
     Raises:
       InputError: a field that cannot work, named.
@@ -58,6 +67,7 @@ def train(
     *,
     init: str | Path | None = None,
     teacher: str | Path | None = None,
+    source_store: str | Path | None = None,
     verified: bool = True,
 ) -> bool:
     """Train until `config.train.images` have been seen; returns whether that was reached.
@@ -70,12 +80,14 @@ def train(
       init: a run whose averaged weights to begin with.
       teacher: a run whose averaged weights to begin with and to learn from, see `distillation` in
         config.py; needed when the run is resumed, too.
+      source_store: a store of the source, for a method that learns from both without pairs.
       verified: whether to read the whole store first and compare it with its digests.
 
     Raises:
       InputError: one of these that cannot be used; a loss that is not finite.
     """
-    ownership.check_apart("workdir", workdir, {"store": store, "init": init, "teacher": teacher})
+    read = {"store": store, "init": init, "teacher": teacher, "source_store": source_store}
+    ownership.check_apart("workdir", workdir, read)
     if teacher and config.method == "diffusion":
         config = configuration.from_dict(config.to_dict() | {"method": "distilled"})
     _check_known(config.method)
@@ -84,6 +96,11 @@ def train(
         raise InputError("--teacher and --config.distillation.substeps: each needs the other")
     if teacher and config.method != "distilled":
         raise InputError("--teacher: a network of diffusion alone learns from one; leave it out")
+    if (config.method in configuration.UNPAIRED) != bool(source_store):
+        raise InputError(
+            f"--source_store and config.method={' or '.join(configuration.UNPAIRED)}: each needs "
+            f"the other"
+        )
     if teacher and init:
         raise InputError("--init: a network begins with the weights of its teacher; leave it out")
     if config.method == "segmentation":
@@ -94,8 +111,11 @@ def train(
     if not begun:
         configuration.check_idle(config)
     opened = processes.together(lambda: run.opened(Path(store), verified))
+    if source_store:
+        how["source"] = processes.together(lambda: run.opened(Path(source_store), verified))
     configuration.check_size(config, opened.grid.size)
-    ours = run.begin(config, opened, before=run.load(workdir) if begun else None)
+    before = run.load(workdir) if begun else None
+    ours = run.begin(config, opened, source=how.get("source"), before=before)
     method = build(ours, store=opened, **how)
     if method.start:
         ours = dataclasses.replace(ours, teacher=checkpoint.digest(method.start))

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import contourdiff_jax
+from contourdiff_jax.config import ADVERSARIAL
 from contourdiff_jax.contracts import CONTOUR, SOURCE
 from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.store import SPLITS, Store, open_store
@@ -40,6 +41,11 @@ KINDS = {  # of methods: what draws, and after whom
         ("A diffusion model", "after ContourDiff (Chen et al., arXiv 2403.10786)"),
     ),
     "regression": ("A U-Net", "in one pass, by regression"),
+    "pix2pix": ("A U-Net", "taught by a critic, after pix2pix (Isola et al., arXiv 1611.07004)"),
+    "cyclegan": (
+        "A network",
+        "or the reverse, taught by critics, after CycleGAN (Zhu et al., arXiv 1703.10593)",
+    ),
 }
 COLUMNS = ("translation", "curve", "mean", "truth", "real", "lower", "upper")  # methods shown
 
@@ -192,11 +198,11 @@ def _data(trained: Run, store: Store | None) -> dict[str, str]:
 def _training(folder: Path, trained: Run) -> dict[str, str]:
     config = trained.config
     model, train = config.model, config.train
+    adam = "AdamW" if train.weight_decay else "Adam"
     fields = {
-        "network": f"U-Net, channels {'-'.join(map(str, model.channels))}, sees "
-        f"{', '.join(model.conditions)}",
+        "network": f"{_network(config)}, sees {', '.join(model.conditions)}",
         **_parameters(trained),
-        **(_regression(config) if config.method == "regression" else _diffusion(config)),
+        **DETAILS.get(config.method, _diffusion)(config),
     }
     if trained.teacher:
         fields["teacher"] = (
@@ -207,13 +213,23 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
     if not stats:  # of an imported run
         return fields | {"training": "not recorded"}
     last = stats[-1]
-    fields["optimiser"] = f"AdamW, learning rate {train.learning_rate:g}, batch {train.batch}"
+    fields["optimiser"] = f"{adam}, learning rate {train.learning_rate:g}, batch {train.batch}"
     seconds = f" in {last['seconds'] / 60:,.1f} minutes" if "seconds" in last else ""
     fields["trained for"] = f"{last['images']:,} images of {train.images:,}{seconds}"
     losses = [line["heldout_loss"] for line in stats if "heldout_loss" in line]
     if losses:
         fields["held-out loss"] = f"{losses[-1]:.4g}, at best {min(losses):.4g}"
     return fields
+
+
+def _network(config: ConfigDict) -> str:
+    """What draws, and how large it is."""
+    section = config.adversarial
+    if config.method == "pix2pix":
+        return f"U-Net, {section.levels} levels, width {section.width}, {section.norm} norms"
+    if config.method == "cyclegan":
+        return f"ResNet, {section.blocks} blocks, width {section.width}, {section.norm} norms"
+    return f"U-Net, channels {'-'.join(map(str, config.model.channels))}"
 
 
 def _diffusion(config: ConfigDict) -> dict[str, str]:
@@ -229,6 +245,24 @@ def _regression(config: ConfigDict) -> dict[str, str]:
     loss, ssim, outside = (config.regression[name] for name in ("loss", "ssim", "outside"))
     structure = f", with a share of {ssim:g} for 1 - SSIM" if ssim else ""
     return {"loss": f"{loss.upper()} in the body{structure}; outside it counts {outside:g} of that"}
+
+
+def _pix2pix(config: ConfigDict) -> dict[str, str]:
+    loss, l1 = (config.adversarial[name] for name in ("loss", "l1"))
+    return {"loss": f"{loss.replace('_', ' ')} of a critic, and {l1:g} times L1"}
+
+
+def _cyclegan(config: ConfigDict) -> dict[str, str]:
+    section = config.adversarial
+    return {
+        "loss": f"{section.loss.replace('_', ' ')} of critics, {section.cycle:g} times L1 of what "
+        f"comes back, {section.cycle * section.identity:g} times that of what should stay",
+        "pool": f"{section.pool} images",
+    }
+
+
+# What distinguishes the training of methods, but for diffusion's.
+DETAILS = {"regression": _regression, "pix2pix": _pix2pix, "cyclegan": _cyclegan}
 
 
 def _parameters(trained: Run) -> dict[str, str]:
@@ -282,7 +316,8 @@ def known_failures(evaluations: list[Record], trained: Run) -> list[str]:
     if SOURCE.name in trained.config.model.conditions:
         lines = ["What the image shows beyond the source is made up."]
         source = trained.source_preset
-        learnt = f"pairs of {source.name.upper()} and" if source else "sources and"
+        kind = "pairs" if trained.paired else "unpaired images"
+        learnt = f"{kind} of {source.name.upper()} and" if source else "sources and"
         learnt += f" {trained.preset.name.upper()}"
     else:
         lines = [
@@ -298,6 +333,11 @@ def known_failures(evaluations: list[Record], trained: Run) -> list[str]:
         lines.append(
             "It draws the middle of all images that fit what it sees: where that leaves much "
             "open, they are smooth, without texture and noise."
+        )
+    if trained.config.method in ADVERSARIAL:
+        lines.append(
+            "A critic rewards what looks real, not what is there: structures may be drawn that the "
+            "source does not have, and real ones, lesions above all, left out."
         )
     memory_measured = False
     for name, metrics, *_ in evaluations:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from contourdiff_jax.contracts import Fixed, Method, Metrics, Params
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import processes, signals
-from contourdiff_jax.training import checkpoint, state
+from contourdiff_jax.training import alarms, checkpoint, state
 from contourdiff_jax.training.logs import Logs
 
 TIMED = 8  # steps that are timed before it is printed how long a run will take
@@ -182,6 +183,8 @@ def train(
                 losses = method.held_out(current.averages, method.fixed, held_out)
                 if logs:
                     logs.write_scalars(step, step * batch, losses)
+                    for line in alarms.warnings(losses):
+                        bar.write(f"warning: {workdir}: {line}", file=sys.stderr)
             if due(step, config.sample):
                 picture = method.samples(current.averages, method.fixed)
                 if logs and picture is not None:

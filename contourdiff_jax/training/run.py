@@ -45,6 +45,7 @@ FORM = {  # of config.json
         "labels?": tuple[int, ...],
         "source_preset?": str | None,
         "paired?": bool,
+        "source_window?": tuple[float, float],
     },
 }
 
@@ -65,6 +66,8 @@ class Run:
       labels: of a segmenter's classes, in order, the background's 0 first.
       source_preset: of the sources that were learnt from, if any.
       paired: whether each of these was learnt from beside its own target.
+      source_window: as `window`, of a source that can be translated to as well.
+      backward: whether this is the run as it translates to what was learnt as the source.
     """
 
     config: ConfigDict
@@ -77,11 +80,27 @@ class Run:
     labels: tuple[int, ...] = ()
     source_preset: Preset | None = None
     paired: bool = False
+    source_window: Window | None = None
+    backward: bool = False
+
+    def reversed(self) -> "Run":
+        """The run as it translates the other way; for those with a `source_window`."""
+        return dataclasses.replace(
+            self,
+            preset=self.source_preset,
+            window=self.source_window,
+            contours=contour_settings.PRESETS["default"][self.source_preset.modality],
+            source_preset=self.preset,
+            source_window=self.window,
+            backward=not self.backward,
+        )
 
     def to_dict(self) -> dict:
         sources = {}
         if self.source_preset is not None:
             sources = {"source_preset": self.source_preset.name, "paired": self.paired}
+        if self.source_window is not None:
+            sources["source_window"] = [self.source_window.low, self.source_window.high]
         return {
             "schema": SCHEMA,
             "config": self.config.to_dict(),
@@ -103,21 +122,40 @@ class Run:
 
 
 def begin(
-    config: ConfigDict, store: Store, labels: tuple[int, ...] = (), *, before: Run | None = None
+    config: ConfigDict,
+    store: Store,
+    labels: tuple[int, ...] = (),
+    *,
+    source: Store | None = None,
+    before: Run | None = None,
 ) -> Run:
     """The run of a configuration on a store.
 
     Args:
       labels: of a segmenter's classes, in order, the background's 0 first.
+      source: a store of the source, where it is learnt from without pairs.
       before: the run where it is there already, and is taken as it is.
 
     Raises:
       InputError: the store has no training subjects, is not on the grid that the configuration
-        names or lacks what its contours need; contours that cannot be had.
+        names or lacks what its contours need; contours that cannot be had; a source on another
+        grid.
     """
-    subjects = store.subjects("train")
-    if not subjects:
-        raise InputError(f"{store.path}: no training subjects; give it some with prepare --split")
+    stores = [store] if source is None else [store, source]
+    for each in stores:
+        if not each.subjects("train"):
+            raise InputError(
+                f"{each.path}: no training subjects; give it some with prepare --split"
+            )
+    if source is not None and source.grid != store.grid:
+        theirs, ours = (
+            f"{g.axis}, {g.size} px of {g.spacing:g} mm" for g in (source.grid, store.grid)
+        )
+        raise InputError(
+            f"{source.path}: prepared on another grid ({theirs}) than {store.path} ({ours}); "
+            f"prepare it again on that"
+        )
+    subjects = sorted({name for each in stores for name in each.subjects("train")})
     for field, wanted in config.grid.items():
         actual = getattr(store.grid, field)
         if wanted and wanted != actual:
@@ -125,11 +163,14 @@ def begin(
                 f"{store.path}: prepared with {field} {actual}, but config.grid.{field} is "
                 f"{wanted}; prepare again with --{field}={wanted} or change the configuration"
             )
-    paired = SOURCE.name in config.model.conditions and store.source_preset is not None
+    sees_source = SOURCE.name in config.model.conditions
+    paired = source is None and sees_source and store.source_preset is not None
     if before is not None and before.subjects:
         scheme = pseudonyms.scheme_of(before.subjects)
     else:
-        scheme = pseudonyms.scheme(store.index["sha256"].tolist())
+        scheme = pseudonyms.scheme(
+            digest for each in stores for digest in each.index["sha256"].tolist()
+        )
     return Run(
         config,
         store.preset,
@@ -142,8 +183,9 @@ def begin(
         pseudonyms.made(subjects, scheme),
         labels=labels,
         # To others a paired store is that of its target.
-        source_preset=store.source_preset if paired else None,
+        source_preset=source.preset if source else store.source_preset if paired else None,
         paired=paired,
+        source_window=source.median_window() if source else None,
     )
 
 
@@ -210,6 +252,7 @@ def read(path: Path) -> Run:
             data.get("labels", ()),
             None if source is None else intensity.preset(source),
             data.get("paired", False),
+            Window(*data["source_window"]) if "source_window" in data else None,
         )
         # A segmenter's network is not that of the configuration.
         configuration.check(ours.config, size=None if ours.labels else ours.grid.size)

@@ -17,7 +17,7 @@ from contourdiff_jax.contracts import Averages, Memory, Metrics, Params, Player
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
 
-# Folded into the keys of further players: no loss folds in or splits off so large a number.
+# Folded into the keys that the parameters of further players are made of.
 PLAYERS = 2**31 - 1
 
 
@@ -51,21 +51,39 @@ def steps(config) -> int:
 
 
 def learning_rate(config) -> optax.Schedule:
-    """Linear warm-up, then a cosine to zero at the last step: step -> learning rate."""
-    return optax.schedules.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=min(config.warmup // config.batch, steps(config) // 2),
-        decay_steps=steps(config),
-    )
+    """Linear warm-up, then to zero at the last step: step -> learning rate.
+
+    The way down is a cosine, or linear after a share of the steps at the peak, as in pix2pix and
+    CycleGAN, where it goes down by epochs, to zero at the end of the last.
+    """
+    total, peak = steps(config), config.learning_rate
+    warmup = min(config.warmup // config.batch, total // 2)
+    if config.decay == "cosine":
+        return optax.schedules.warmup_cosine_decay_schedule(
+            init_value=0.0, peak_value=peak, warmup_steps=warmup, decay_steps=total
+        )
+    begin = max(warmup, round(config.constant * total))
+
+    def linear(step):
+        left = (total - step) / max(1, total - begin)
+        risen = step / warmup if warmup else 1.0
+        return peak * jnp.clip(jnp.minimum(risen, left), 0, 1)
+
+    return linear
 
 
 def optimiser(config) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019) of a `train` section, with clipped gradients."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(learning_rate(config), weight_decay=config.weight_decay, mask=_decayed),
+    """AdamW (Loshchilov & Hutter 2019) of a `train` section, with clipped gradients.
+
+    Without weight decay it is Adam (Kingma & Ba 2015, arXiv 1412.6980).
+    """
+    adam = optax.adamw(
+        learning_rate(config),
+        b1=config.beta_1,
+        weight_decay=config.weight_decay,
+        mask=_decayed,
     )
+    return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
 
 
 def _decayed(params):
@@ -99,7 +117,7 @@ def init(players: Mapping[str, Player], key, memory: Memory = ()) -> TrainState:
 
 
 def of_player(key, number: int):
-    """The key of a player; the first player's is the key itself."""
+    """The key that a player's parameters are made of; the first player's is the key itself."""
     return jax.random.fold_in(jax.random.fold_in(key, PLAYERS), number) if number else key
 
 
@@ -148,10 +166,10 @@ def step(config, players: Mapping[str, Player]) -> Callable:
       players: see contracts.Player.
     """
 
-    def update(name: str, number: int, state: TrainState, key, example, fixed):
+    def update(name: str, state: TrainState, key, example, fixed):
         player = players[name]
         metrics, grads, memory = _gradients(
-            player.loss, config.accumulate, state, name, example, of_player(key, number), fixed
+            player.loss, config.accumulate, state, name, example, key, fixed
         )
         params, before = state.params[name], state.optimiser[name]
         updates, optimiser_state = player.optimiser.update(grads, before, params)
@@ -171,8 +189,8 @@ def step(config, players: Mapping[str, Player]) -> Callable:
     def train_step(state: TrainState, example, fixed=()) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         after, every, finite = state, {}, True
-        for number, name in enumerate(players):
-            after, metrics, good = update(name, number, after, key, example, fixed)
+        for name in players:
+            after, metrics, good = update(name, after, key, example, fixed)
             prefix = f"{name}_" if len(players) > 1 else ""
             every |= {prefix + metric: value for metric, value in metrics.items()}
             finite &= good

@@ -59,6 +59,8 @@ class Request:
       kind: what the target shows, as BIDS and nnU-Net call it ('T1w'); default: its preset's name.
       labels: folder with label maps of the source, for nnU-Net; default: the layout's.
       sampler: fields of the run's `sampler` section (config.py) that are to be others, by name.
+      direction: of a run that translates both ways, 'forward' to its target or 'backward' to its
+        source; default: the one that suits the preset.
       seed: of the noise.
       maps: whether to write maps of the samples; default: if there are several.
       devices: how many to use; default: all.
@@ -78,6 +80,7 @@ class Request:
     kind: str | None = None
     labels: str | Path | None = None
     sampler: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    direction: str | None = None
     seed: int = 0
     maps: bool | None = None
     devices: int | None = None
@@ -102,7 +105,7 @@ def translate(request: Request) -> Result:
     """
     read = ("run", "source", "masks", "labels")
     ownership.check_apart("out", request.out, {name: getattr(request, name) for name in read})
-    trained = run.load(Path(request.run))
+    trained = _directed(run.load(Path(request.run)), request)
     config = _configured(trained, request)
     settings = _settings(trained, request)
     content = layouts.find(
@@ -183,6 +186,22 @@ def _configured(trained: Run, request: Request) -> ConfigDict:
     asked = (f"sampler.{field}" for field, value in sampler.items() if OFF.get(field) != value)
     configuration.check_idle(config, asked, "--")
     return config
+
+
+def _directed(trained: Run, request: Request) -> Run:
+    """The run as it translates in the direction that is asked for."""
+    if trained.source_window is None:
+        if request.direction is not None:
+            raise InputError(f"--direction: {request.run} translates one way alone; leave it out")
+        return trained
+    ways = {"forward": trained, "backward": trained.reversed()}
+    fitting = [name for name, way in ways.items() if way.source_preset.name == request.preset]
+    if request.direction is None and len(fitting) > 1:
+        raise InputError(
+            f"--direction: both sides of {request.run} are {request.preset}; say forward, to the "
+            f"images of its --store, or backward, to those of its --source_store"
+        )
+    return ways[request.direction or next(iter(fitting), "forward")]
 
 
 def _settings(trained: Run, request: Request) -> Settings:

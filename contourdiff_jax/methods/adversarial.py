@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What pix2pix and CycleGAN have in common: losses of a critic, and drawing in one pass.
+
+A critic tells real images from drawn ones, and generators learn to draw what it takes for real
+(Goodfellow et al. 2014, arXiv 1406.2661).
+
+Shapes: B batch, H rows, W columns, C or c channels, last.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from contourdiff_jax.contracts import CONDITIONS, Params
+from contourdiff_jax.models import critics
+from contourdiff_jax.models.critics import Critic
+from contourdiff_jax.models.generators import Generator
+from contourdiff_jax.runtime import mesh as meshes
+
+HELD_OUT, SAMPLES = "held out", "samples"  # subjects of the randomness of what is looked at
+SHOWN = 4  # slices of a picture of samples
+
+
+def critic(inputs: int, config) -> Critic:
+    """The critic of images of so many channels, of an `adversarial` section."""
+    return critics.build(
+        inputs, layers=config.critic_layers, width=config.critic_width, norm=config.norm
+    )
+
+
+def judged(kind: str, logits, *, real: bool):
+    """The loss of logits that should say that images are real, or drawn; the mean over patches.
+
+    Args:
+      kind: vanilla, the cross entropy (Goodfellow et al. 2014), with the generator's loss that does
+        not saturate; or least_squares (Mao et al. 2017, arXiv 1611.04076).
+    """
+    if kind == "vanilla":
+        return jax.nn.softplus(-logits if real else logits).mean()
+    return jnp.square(logits - (1.0 if real else 0.0)).mean()
+
+
+def told_apart(kind: str, apply: Callable, params: Params, real, drawn):
+    """The loss of a critic, halved, so that it learns at half the generator's speed."""
+    of_real = judged(kind, apply(params, real), real=True)
+    of_drawn = judged(kind, apply(params, drawn), real=False)
+    return (of_real + of_drawn) / 2
+
+
+def seen(names: Iterable[str], condition: Mapping):
+    """The values [B, H, W, C] of conditions {name: [B, H, W, c]}; none of them is ever missing."""
+    return jnp.concatenate([condition[n][..., : CONDITIONS[n].channels] for n in names], -1)
+
+
+def drawing(generator: Generator, names: tuple[str, ...], mesh: Mesh, *, random: bool) -> Callable:
+    """A generator, compiled: (params, condition {name: [B, H, W, c]}, knots) -> [B, H, W, 1].
+
+    Every image is drawn alone, so that neither the others of a batch nor their number change it.
+
+    Args:
+      random: whether to keep dropout on. Its randomness is that of an image's first knot.
+    """
+
+    def alone(params, image, key_data):
+        key = jax.random.wrap_key_data(key_data) if random else None
+        return generator.apply(params, image[None], key=key)[0]
+
+    def draw(params, condition, knots):
+        images = seen(names, condition)
+        return jax.vmap(alone, in_axes=(None, 0, 0))(params, images, knots.keys[:, 0])
+
+    split = meshes.batch(mesh)
+    return jax.jit(draw, in_shardings=(None, split, split), out_shardings=split)
+
+
+@dataclasses.dataclass(frozen=True)
+class Translator:
+    """What draws, see contracts.Translator."""
+
+    draw: Callable
+    params: Params
+    sees: frozenset[str]
+    batch: int
+    dims: int = 2
+    denoises: bool = False
+
+    def __call__(self, seen, knots, beside=None) -> jax.Array:
+        """See contracts.Translator."""
+        del beside
+        return self.draw(self.params, seen, knots)
