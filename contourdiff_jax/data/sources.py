@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from contourdiff_jax.data import fitting, registration
+from contourdiff_jax.data import fitting
 from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs, scans, stacks
 from contourdiff_jax.data.layouts.scans import Scan
@@ -219,6 +219,8 @@ class Sources:
 
     def _registered(self, target: Target, volume: Volume, mask, air: float, at_rest, laid) -> Laid:
         """The source after registration, where it fits better then."""
+        from contourdiff_jax.data import registration  # SimpleITK takes its time
+
         fixed = target.volume.even()
         start = np.zeros(3)
         if not at_rest.kept.any():  # begin where the middles of both are one
