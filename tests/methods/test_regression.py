@@ -339,7 +339,7 @@ def test_a_folder_is_translated_and_no_noise_has_a_part_in_it(
 def test_what_is_drawn_follows_what_is_seen_and_nothing_else(
     whole, phantom_data, translated, tmp_path, seen
 ):
-    """A source whose greys are others in the same body, and whose contours are nearly the same."""
+    """Other greys are another image to who sees the image; other volumes change nothing."""
     out, other = tmp_path / "out", tmp_path / "other" / "phantom005_ct.nii.gz"
     source = phantom_data / "test_ct" / other.name
     image = nib.load(source)
