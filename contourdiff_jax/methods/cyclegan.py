@@ -142,7 +142,7 @@ def build(
     if store is not None:
 
         def slices(of: Store, seed: int) -> Slices:
-            sections = config.train, config.augment, config.disturbance
+            sections = config.train, config.augment, config.disturbance, config.recast
             return Slices(of, ours.contours, (), seed, *sections, mesh)
 
         feed = Unpaired(slices(store, config.seed), slices(source, OTHER + config.seed))
