@@ -18,7 +18,7 @@ from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours.settings import preset
 
 HERE = Path(__file__).parent
-PATIENTS, MODEL, TASK = 3, "picture_regression", "flair_to_t1"
+PATIENTS, MODEL, TASK = 3, "contours_regression", "flair_to_t1"
 COLUMNS = ("FLAIR", "its contours", "T1 of it", "true T1", "error")
 SIDE = 128  # px of 2 mm
 
@@ -54,7 +54,7 @@ def main(out: Path) -> None:
             limits = {"vmin": -0.5, "vmax": 0.5, "cmap": "RdBu_r"} if error else {"cmap": "gray"}
             axis.imshow(image, **limits)
             axis.set_axis_off()
-            if row is axes[0]:
+            if path.stem.startswith(next(iter(by_patient))):
                 axis.set_title(title, fontsize=9)
     figure.tight_layout(pad=0.3)
     figure.savefig(HERE / "figure.png", dpi=90)

@@ -36,6 +36,11 @@ PIXELS = 1 << 26  # of one picture, 8192 x 8192: larger ones are no slices
 PAGES = 10_000  # of one TIFF
 PACKED = 1400  # bytes that one byte can become at most: by LZW 1340, by deflate 1032, by JPEG 512
 SOFT = 0.2, 0.75  # of a head's brightest number: between these lies its brain
+# A CT window that begins above the first of these [HU], but below 0, shows air and fat as black,
+# which is taken for air, and one that also ends below the second shows bone as white, which is
+# taken for bone: at the window's ends both would be soft tissue, without a border to what is beside.
+HIDES_AIR, HIDES_BONE = -200.0, 300.0
+BONE_HU = 1000.0
 AIR_HU, BRAIN_HU = -1000.0, 35.0  # Kalender 2011, Computed Tomography, 3rd ed.: 30 to 40 HU
 LEVELS = 32  # whole numbers that a window must hold to be worth rounding to
 
@@ -158,8 +163,18 @@ def _values(path: Path, header: _File, assumed: Assumed) -> Callable[[np.ndarray
     if assumed.range == BRAIN:
         return lambda stored: _by_brain(path, stored)
     low, high = assumed.range
-    step = (high - low) / (2**header.bits - 1)
-    return lambda stored: stored * step + low
+    white = 2**header.bits - 1
+    step = (high - low) / white
+
+    def values(stored):
+        shown = stored * step + low
+        if HIDES_AIR < low < 0:
+            shown = np.where(stored > 0, shown, np.float32(AIR_HU))
+        if HIDES_AIR < low < 0 and high < HIDES_BONE:
+            shown = np.where(stored < white, shown, np.float32(BONE_HU))
+        return shown
+
+    return values
 
 
 def _by_brain(path: Path, stored: np.ndarray) -> np.ndarray:

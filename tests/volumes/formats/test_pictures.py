@@ -304,6 +304,19 @@ def test_a_picture_without_greys_has_no_brain(tmp_path):
         stored(tmp_path / "a.png", Assumed(range=BRAIN))
 
 
+def test_a_narrow_window_hides_air_and_bone(tmp_path):
+    save(tmp_path / "a.png", np.uint8([[0, 1, 254, 255]] * 4))
+    for (low, high), (black, white) in {
+        (-25.0, 115.0): (-1000, 1000),
+        (-100.0, 400.0): (-1000, 400),
+        (-1000.0, 200.0): (-1000, 200),
+        (0.0, 255.0): (0, 255),  # no window of CT
+    }.items():
+        values = stored(tmp_path / "a.png", Assumed(range=(low, high)))[0][0]
+        step = (high - low) / 255
+        np.testing.assert_allclose(values, [black, low + step, high - step, white], rtol=1e-5)
+
+
 def test_a_range_is_only_for_pictures_that_fill_one(tmp_path):
     for name, array in (("a", numbers(np.int16)), ("b", numbers(np.float32)), ("c", numbers("?"))):
         np.save(tmp_path / f"{name}.npy", array)
