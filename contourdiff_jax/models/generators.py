@@ -12,6 +12,7 @@ and a bias.
 Shapes: B batch, H rows, W columns, C channels (last).
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -74,16 +75,23 @@ def _functional(create: Callable[[], nnx.Module]) -> Generator:
 
 
 def scatter(key, params: Params) -> Params:
-    """Parameters to begin with: kernels of N(0, .02), scales of N(1, .02), biases of 0."""
+    """Parameters to begin with: kernels of N(0, .02), scales of N(1, .02), biases of 0.
+
+    The noise is drawn in one piece, see blocks.deviation.
+    """
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
-
-    def drawn(number, name, leaf):
-        if name == "bias":
-            return leaf
-        noise = DEVIATION * jax.random.normal(jax.random.fold_in(key, number), leaf.shape)
-        return 1 + noise if name == "scale" else noise
-
-    return tree.unflatten([drawn(i, path[-1].key, leaf) for i, (path, leaf) in enumerate(paths)])
+    names = [path[-1].key for path, _ in paths]
+    sizes = [
+        0 if name == "bias" else leaf.size for name, (_, leaf) in zip(names, paths, strict=True)
+    ]
+    noise = DEVIATION * jax.random.normal(key, (sum(sizes),))
+    begun = []
+    for name, (_, leaf), size, end in zip(
+        names, paths, sizes, itertools.accumulate(sizes), strict=True
+    ):
+        own = noise[end - size : end].reshape(leaf.shape) if size else leaf
+        begun.append(1 + own if name == "scale" else own)
+    return tree.unflatten(begun)
 
 
 # --------------------------------------------------------------------------------------------------
