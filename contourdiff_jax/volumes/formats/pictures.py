@@ -38,7 +38,7 @@ PACKED = 1400  # bytes that one byte can become at most: by LZW 1340, by deflate
 SOFT = 0.2, 0.75  # of a head's brightest number: between these lies its brain
 # A CT window that begins above the first of these [HU], but below 0, shows air and fat as black,
 # which is taken for air, and one that also ends below the second shows bone as white, which is
-# taken for bone: at the window's ends both would be soft tissue, without a border to what is beside.
+# taken for bone: at the window's ends both would be soft tissue without a border.
 HIDES_AIR, HIDES_BONE = -200.0, 300.0
 BONE_HU = 1000.0
 AIR_HU, BRAIN_HU = -1000.0, 35.0  # Kalender 2011, Computed Tomography, 3rd ed.: 30 to 40 HU
