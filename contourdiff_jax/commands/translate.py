@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Translate volumes of another modality, each onto its own grid.
 
-Most runs see nothing of a source but its contours; those that learnt from a paired store see its
-image, and then --preset must be that of the sources they learnt from.
+Most runs see nothing of a source but its contours; those with the condition picture see the grey
+picture in which these are sought, too. Those that learnt from a paired store see its image, and
+then --preset must be that of the sources they learnt from.
 
 --source is a volume or a folder in any layout that `contourdiff inspect` knows. Translations come
 back in the format of their source, or as --format says: nifti, dicom (a derived series), bids (a

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 import contourdiff_jax
 from contourdiff_jax.config import ADVERSARIAL
-from contourdiff_jax.contracts import CONTOUR, SOURCE
+from contourdiff_jax.contracts import CONTOUR, PICTURE, SOURCE
 from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.store import SPLITS, Store, open_store
 from contourdiff_jax.errors import InputError
@@ -163,7 +163,9 @@ def _kind(trained: Run) -> str:
     """What a run draws, from what, and how."""
     target, seen = trained.preset.name.upper(), trained.config.model.conditions
     source = "the image of the source"
-    if SOURCE.name not in seen:
+    if PICTURE.name in seen:
+        source = "their contours and the grey picture in which these are sought"
+    elif SOURCE.name not in seen:
         source = "their contours alone"
     elif CONTOUR.name in seen:
         source += " and their contours"
@@ -319,6 +321,13 @@ def known_failures(evaluations: list[Record], trained: Run) -> list[str]:
         kind = "pairs" if trained.paired else "unpaired images"
         learnt = f"{kind} of {source.name.upper()} and" if source else "sources and"
         learnt += f" {trained.preset.name.upper()}"
+    elif PICTURE.name in trained.config.model.conditions:
+        lines = [
+            "The source is seen as a grey picture, and not by its contours alone. What the image "
+            "shows beyond that picture is made up, and so is how bright each tissue is: in "
+            "training the picture was the target's own, in other greys."
+        ]
+        learnt = f"contours and pictures of {trained.preset.name.upper()}"
     else:
         lines = [
             "What the source's contours do not show cannot be in the image, and what the image "

@@ -59,7 +59,7 @@ READING = (
     "say."
 )
 ROWS = {
-    "translation": "what the model draws from the source's contours alone",
+    "translation": "what the model draws from what it sees of the source, which its card says",
     "source": "the source itself, its greys as they are shown",
     "histogram": "the source, with the histogram of real target volumes",
     "curve": "likewise the picture in which the source's contours are sought, one table of greys",

@@ -102,6 +102,19 @@ def test_it_says_what_the_run_and_its_store_are(trained, store_path, tmp_path):
         assert subject not in text
 
 
+@pytest.mark.parametrize("method", ["regression", "diffusion"])
+def test_who_sees_the_picture_is_not_said_to_see_contours_alone(trained, tmp_path, method):
+    ours = run.load(trained)
+    ours.config.method = method
+    ours.config.model.conditions = ("contour", "picture")
+    ours.save(trained)
+    text = card(trained, tmp_path / "card.md").read_text()
+    assert "from their contours and the grey picture in which these are sought, " in text
+    assert "Training saw contours and pictures of MR alone" in text
+    assert "beyond that picture is made up" in text
+    assert "from their contours alone" not in text and "cannot be in the image" not in text
+
+
 def test_licences_and_use_are_stated_or_said_not_to_be(trained, tmp_path):
     text = card(trained, tmp_path / "card.md").read_text()
     assert "| weights of this run | not stated |" in text
