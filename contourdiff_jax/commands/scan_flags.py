@@ -56,5 +56,8 @@ def assumed(values: flags.FlagValues, prefix: str = "") -> Assumed:
         except ValueError:
             given = f"--{prefix}range={','.join(span)}"
             raise InputError(f"{given}: give two numbers, LOW,HIGH, or {BRAIN}") from None
+        if not -1e6 < low < high < 1e6:
+            given = f"--{prefix}range={low:g},{high:g}"
+            raise InputError(f"{given}: give two numbers, LOW,HIGH, the smaller first")
         span = (low, high)
     return Assumed(values.pixel_spacing, span, values[f"{prefix}half"].value)

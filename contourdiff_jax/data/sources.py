@@ -63,6 +63,9 @@ class Pairs:
             raise InputError(f"--pairs_overlap={self.overlap:g} must lie between 0 and 1")
         if not 0 < self.shift <= 1000:
             raise InputError(f"--pairs_shift={self.shift:g} must be above 0 and at most 1000 mm")
+        if self.register not in (None, *REGISTRATIONS):
+            known = ", ".join(REGISTRATIONS)
+            raise InputError(f"--register={self.register}: known are {known}; or leave it out")
 
     def to_dict(self, fits: Iterable["Fit"]) -> dict:
         """What a store says of its pairs: how they were judged, and how well each fits."""

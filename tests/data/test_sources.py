@@ -362,7 +362,7 @@ def test_what_pictures_cannot_say_is_one_line(heads, volumes):
         with pytest.raises(InputError, match=why) as error:
             paired(volumes, mr_of, ct_of, **(how if ct_of == "small" and mr_of == "B" else {}))
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="47 pixels wide, and no two images"):
+    with pytest.raises(InputError, match=r"47 pixels wide, and no two images .*; leave out --half"):
         paired(
             volumes, "odd", "odd", assumed=Assumed(half="left"), pairs_assumed=Assumed(half="right")
         )
@@ -400,6 +400,7 @@ def test_missing_partners_are_listed_and_the_rest_goes_on(volumes, capsys):
         (["--pairs={}/ct", "--pairs_preset=ct", "--pairs_half=left"], "--pairs_half: it is of pic"),
         (["--pairs={}/ct", "--pairs_preset=ct", "--half=left"], "--half: it is of pictures"),
         (["--pairs={}/ct", "--pairs_preset=ct", "--pairs_range=1"], "--pairs_range=1: give two"),
+        (["--pairs={}/ct", "--pairs_preset=ct", "--pairs_range=5,1"], "--pairs_range=5,1: give"),
         (["--pairs={}/nowhere", "--pairs_preset=ct"], "nowhere: no such file"),
         (
             [
@@ -418,6 +419,12 @@ def test_bad_input_is_one_line(volumes, arguments, named):
     with pytest.raises(InputError, match=re.escape(named)) as error:
         run(f"--source={volumes}/mr", "--preset=mr", f"--out={volumes}/store", *arguments)
     assert "\n" not in str(error.value) and not (volumes / "store").exists()
+
+
+def test_a_registration_that_there_is_not_is_refused():
+    """In Python, too, before anything is read."""
+    with pytest.raises(InputError, match=r"^--register=affine: known are rigid"):
+        Pairs("nowhere", "ct", register="affine")
 
 
 def test_other_grids_without_an_affine_are_refused(volumes, heads):

@@ -124,7 +124,9 @@ def _part(path: Path, columns: int, half: str | None) -> slice:
     if half is None:
         return slice(0, columns)
     if columns % 2:
-        raise InputError(f"{path}: {columns} pixels wide, and no two images of one width")
+        raise InputError(
+            f"{path}: {columns} pixels wide, and no two images of one width; leave out --half"
+        )
     return slice(0, columns // 2) if half == "left" else slice(columns // 2, columns)
 
 
