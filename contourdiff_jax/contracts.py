@@ -184,6 +184,7 @@ class Condition(NamedTuple):
 CONTOUR = Condition("contour", 1, empty=0.0, place="concat")  # edges, 0 and 1
 NEIGHBOUR = Condition("neighbour", 1, empty=-1.0, place="concat")  # the slice beside, in [-1, 1]
 SOURCE = Condition("source", 1, empty=-1.0, place="concat")  # the same slice before translation
-# That in which contours are sought; of the target in another contrast, see contours/recast.py.
+# The grey picture in which contours are sought; in training the target's own, in another contrast
+# (contours/recast.py).
 PICTURE = Condition("picture", 1, empty=-1.0, place="concat")
 CONDITIONS = {condition.name: condition for condition in (CONTOUR, NEIGHBOUR, SOURCE, PICTURE)}

@@ -21,8 +21,8 @@ BINS = 32
 POINTS = 1e5  # of a volume that are compared
 SHRINK = (4, 2, 1)  # factors of the levels
 LEAST = 16  # voxels along an axis, of a level
-DIGITS = 6  # of the motion: SimpleITK's threads add up in any order
-SEED = 1  # of where these lie; 0 is the time of day
+SEED = 1  # of where these points lie; 0 is the time of day
+DIGITS = 6  # of the motion that is found: more says nothing, and differs between machines
 STEP, SHORTEST, STEPS = 1.0, 1e-3, 200  # of the optimiser: mm at first and at last, and how many
 
 

@@ -100,7 +100,7 @@ class Diffusion:
         )
 
     def samples(self, averages: Averages, fixed: Fixed) -> np.ndarray:
-        """See contracts.Method: rows of truth | contour, source or both | sample."""
+        """See contracts.Method: rows of truth | contour, source, picture: what is seen | sample."""
         shown, count = self._shown
         split = functools.partial(meshes.split, meshes.batch(self.mesh))
         knots = noise.independent(self.seed, "samples", len(shown["x"]))

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The slices of a volume, translated: each on its own, or in view of one another.
 
-What a method sees of the source its translator says: contours, the image itself, or both.
+What a method sees of the source its translator says: its contours, with them or without its image,
+or with them the grey picture in which they are sought.
 
 There is one compiled sampler (sampling.py). Slices depend on their neighbours by what it is given:
 
