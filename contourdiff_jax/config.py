@@ -336,6 +336,11 @@ CONDITIONS_SEEN = (
 )
 
 
+def of_source(conditions: Iterable[str]) -> list[str]:
+    """The conditions that show something of a source, sorted; the slice before is drawn."""
+    return sorted({*conditions} - {"neighbour"})
+
+
 class Rule(NamedTuple):
     """What a field may be: a test, and the words for what fails it."""
 
@@ -732,6 +737,10 @@ WITH_CRITIC, OF_PIX2PIX, OF_CYCLEGAN = (
     for names in (ADVERSARIAL, ADVERSARIAL[:1], ADVERSARIAL[1:])
 )
 REGRESSED = Need(lambda c: c.method == "regression", "config.method is regression")
+PIXELWISE = Need(
+    lambda c: REGRESSED.holds(c) and c.regression.ssim < 1,
+    f"{REGRESSED.words} and config.regression.ssim is below 1",
+)
 RECAST = Need(lambda c: "picture" in c.model.conditions, "config.model.conditions has picture")
 MOVES = ("scale", "zoom", "rotation", "shift")
 MOVED = Need(lambda c: c.augment.probability > 0, "config.augment.probability is above 0")
@@ -793,7 +802,9 @@ NEEDS = {
     "diffusion.gamma": Need(
         lambda c: c.diffusion.weighting == "min_snr", "config.diffusion.weighting is min_snr"
     ),
-    **{f"regression.{name}": REGRESSED for name in ("loss", "ssim", "outside")},
+    "regression.ssim": REGRESSED,
+    "regression.loss": PIXELWISE,
+    "regression.outside": PIXELWISE,
     **{
         f"adversarial.{name}": WITH_CRITIC
         for name in ("width", "critic_width", "critic_layers", "norm", "loss")

@@ -346,7 +346,11 @@ IDLE = {
     "diffusion.time_exponent": {"diffusion.timesteps": "sampler", "sampler.steps": 1},
     "diffusion.timesteps": DISTILLED,
     "diffusion.gamma": {},
-    **{f"regression.{name}": {} for name in ("loss", "ssim", "outside")},
+    "regression.ssim": {},
+    **{
+        f"regression.{name}": {"method": "regression", "regression.ssim": 1.0}
+        for name in ("loss", "outside")
+    },
     **{f"recast.{name}": {} for name in ("evenness", "blur", "noise")},
     **{
         f"adversarial.{name}": {}
@@ -397,6 +401,12 @@ def test_a_field_that_would_do_nothing_is_refused(field):
     config.check_idle(settings, given=())
     with pytest.raises(InputError, match=rf"^(--|config\.).*{field.split('.')[1]}: has no effect"):
         config.check_idle(settings, given=[field], prefix="--")
+
+
+@pytest.mark.parametrize("name", ["loss", "ssim", "outside"])
+def test_the_loss_of_a_regression_is_of_no_other(name):
+    with pytest.raises(InputError, match=r"unless config\.method is regression"):
+        config.check_idle(config.default(), given=[f"regression.{name}"])
 
 
 OF_NOISE = [

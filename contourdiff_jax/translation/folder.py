@@ -135,7 +135,7 @@ def translate(request: Request) -> Result:
             },
             "sampler": config.sampler.to_dict(),
             "method": config.method,
-            "sees": sorted(plan.sees),
+            "sees": configuration.of_source(plan.sees),
             "training": sidecars.KINDS[trained.paired],
             "seed": request.seed,
             "training_subjects": list(trained.subjects),
@@ -333,7 +333,7 @@ def _check_seen(trained: Run, plan: Plan, request: Request) -> None:
         )
     compared = plan.maps or plan.sampler.keep in samples.OF_CONTOURS
     if request.contours is not None and CONTOUR.name not in plan.sees and not compared:
-        raise InputError("--contours: the run sees none of the source; leave it out")
+        raise InputError("--contours: the run does not see the source's contours; leave it out")
 
 
 def _mesh(trained: Run, batch: int, devices: int | None) -> Mesh:

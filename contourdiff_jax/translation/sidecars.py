@@ -2,7 +2,7 @@
 """Sidecars: the JSON files beside translated volumes, which say what these are and how made.
 
     {"schema", "notice", "subject", "source": {"name", "sha256"}, "preset": {"source", "target"},
-     "assumed": {"spacing", "range"}, "window": [low, high], "grid",
+     "assumed": {"spacing", "range", "half" where it was given}, "window": [low, high], "grid",
      "contours": {"source", "target"}, "checkpoint": {"step", "images", "digest"}, "sampler",
      "method", "sees": [what of the source], "training": "paired" or "unpaired",
      "seed", "training_subjects", "slices", "seconds", "cost", "versions", "config",
@@ -120,7 +120,8 @@ def _complete(fields: Mapping) -> dict:
         return dict(fields)
     sections = {"config": config.to_dict(), "sampler": config.sampler.to_dict()}
     # Before these were told, nothing was learnt from pairs.
-    told = {"method": config.method, "sees": sorted(config.model.conditions)}
+    seen = configuration.of_source(config.model.conditions)
+    told = {"method": config.method, "sees": seen}
     fields = {**told, "training": KINDS[False], **fields}
     return forms.parsed(json.dumps({**fields, **sections}))
 

@@ -90,12 +90,15 @@ def test_sidecars_of_before_say_as_much_by_their_configuration():
     new = {"config": config, "method": "diffusion", "sees": ["contour"], "training": "unpaired"}
     assert sidecars.states({"config": config}, new)
     assert not sidecars.states({"config": config}, new | {"training": "paired"})
+    # The slice before, which SCGD draws, is nothing of the source.
+    config["model"]["conditions"] = ("contour", "neighbour")
+    assert sidecars.states({"config": config}, new | {"config": config})
 
 
 def test_a_source_that_was_not_learnt_from_is_refused(paired_run, phantom_data, tmp_path):
     for options, named in (
         ({"preset": "mr"}, "learnt from ct, not from --preset=mr"),
-        ({"preset": "ct", "contours": "united"}, "--contours: the run sees none"),
+        ({"preset": "ct", "contours": "united"}, "--contours: the run does not see the source's"),
     ):
         with pytest.raises(InputError, match=named) as error:
             translate(paired_run, phantom_data / "test_ct", tmp_path / "out", **options)
