@@ -33,9 +33,11 @@ def export(run_folder: str | Path, out: str | Path) -> None:
     config = ours.config
     method = methods.build(ours, mesh=meshes.make(ConfigDict({"data": 1, "fsdp": 1})))
     if not isinstance(method, Diffusion):
+        # A segmenter's draws no images.
+        remedy = "" if ours.labels else "; use it with `contourdiff translate`"
         raise InputError(
             f"{run_folder}: a run of {config.method}, and diffusers knows networks of diffusion "
-            f"alone; use it with `contourdiff translate`"
+            f"alone{remedy}"
         )
     try:
         unet = unet2d.unet(
