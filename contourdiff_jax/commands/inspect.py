@@ -28,7 +28,14 @@ from absl import flags
 from contourdiff_jax import __version__
 from contourdiff_jax.commands import pair_flags, scan_flags
 from contourdiff_jax.data.inspection import inspect, sheets
-from contourdiff_jax.data.inspection.findings import NOTE, PROBLEM, Inspected, Inspection, only
+from contourdiff_jax.data.inspection.findings import (
+    NOTE,
+    PROBLEM,
+    Inspected,
+    Inspection,
+    alike,
+    only,
+)
 from contourdiff_jax.data.prepare import Request, measure
 from contourdiff_jax.data.sources import Fit, Pairs
 from contourdiff_jax.errors import InputError, printable
@@ -82,17 +89,24 @@ def table(inspection: Inspection) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """How well pairs fit: of each path the fits and the spacing in mm of the pixels, what fails."""
+    """How well pairs fit: of each path the fits and the spacing in mm of the pixels, what fails.
+
+    And what is doubtful or was assumed, of a target too, as `prepare` tells it.
+    """
 
     fits: list[tuple[Fit, float]] = dataclasses.field(default_factory=list)
     failed: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
+    doubtful: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def lines(self) -> list[str]:
         """As a table, with what fails below."""
         fits = [fit for fit, _ in self.fits]
         rows = pair_flags.table(fits, min(spacing for _, spacing in self.fits)) if fits else []
-        lost = [printable(f"left out: {why}") for _, why in self.failed]
-        return ["", *rows, pair_flags.summary(fits), *lost]
+        lines = [f"note: {note}" for note in self.notes]
+        lines += [f"warning: {line}" for line in alike(self.doubtful)]
+        lines += [f"left out: {why}" for _, why in self.failed]
+        return ["", *rows, pair_flags.summary(fits), *map(printable, lines)]
 
 
 def to_json(
@@ -102,7 +116,12 @@ def to_json(
     pairs = None
     if paired is not None:
         lost = [{"path": str(path), "reason": why} for path, why in paired.failed]
-        pairs = {"fits": [dataclasses.asdict(fit) for fit, _ in paired.fits], "failed": lost}
+        pairs = {
+            "fits": [dataclasses.asdict(fit) for fit, _ in paired.fits],
+            "failed": lost,
+            "problems": alike(paired.doubtful),
+            "notes": paired.notes,
+        }
     fields = {
         "schema": SCHEMA,
         "made": MADE,
@@ -210,9 +229,10 @@ def _measured(paths: list[str], preset: str, wanted: Pairs, how: dict) -> Paired
     paired = Paired()
     for path in paths:
         request = Request(path, "", preset, pairs=wanted, **how)
-        fits, failed, grid = measure(request)
-        paired.fits.extend((fit, grid.spacing) for fit in fits)
-        paired.failed.extend(failed)
+        measured = measure(request)
+        paired.fits.extend((fit, measured.grid.spacing) for fit in measured.fits)
+        for name in ("failed", "doubtful", "notes"):
+            getattr(paired, name).extend(getattr(measured, name))
     return paired
 
 

@@ -206,19 +206,34 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
     )
 
 
-def measure(request: Request) -> tuple[list[Fit], list[tuple[Path, str]], Grid]:
-    """How well pairs fit that `prepare` would make a store of: fits, what fails, and the grid."""
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """How well pairs fit: fields of the PrepareResult that there would be."""
+
+    fits: list[Fit]
+    failed: list[tuple[Path, str]]
+    doubtful: list[tuple[Path, str]]
+    notes: list[str]
+    grid: Grid
+
+
+def measure(request: Request) -> Measured:
+    """How well pairs fit that `prepare` would make a store of."""
     content, cut = _opened(request, None)
-    fits, failed = [], [*content.failed]
+    fits, failed, doubtful, notes = [], [*content.failed], [], []
     progress = tqdm(total=len(content.scans), desc="pairs", unit="pair", disable=None)
     for scan, piece in _in_order(cut, content.scans):
         progress.update()
-        if isinstance(piece, InputError):
-            failed.append((scan.path, str(piece)))
         if not isinstance(piece, InputError) or isinstance(piece, Misfit):
             fits.append(piece.fit)
+        if isinstance(piece, InputError):
+            failed.append((scan.path, str(piece)))
+            continue
+        failed += piece.failed
+        notes += piece.notes
+        doubtful += [(scan.path, doubt) for doubt in piece.doubts]
     progress.close()
-    return fits, failed, cut.grid
+    return Measured(fits, failed, doubtful, [*content.notes, *scans.tally(notes)], cut.grid)
 
 
 def _opened(request: Request, contours: ContourSettings | None) -> tuple[Content, "_Cut"]:

@@ -68,9 +68,14 @@ class Pairs:
             raise InputError(f"--register={self.register}: known are {known}; or leave it out")
 
     def to_dict(self, fits: Iterable["Fit"]) -> dict:
-        """What a store says of its pairs: how they were judged, and how well each fits."""
+        """What a store says of its pairs: how they were judged, and how well each in it fits.
+
+        Of those that are left out it says how many they are, and not their names.
+        """
         judged = {name: getattr(self, name) for name in ("overlap", "shift", "register")}
-        return judged | {"fits": [dataclasses.asdict(fit) for fit in fits]}
+        fits = list(fits)
+        kept = [dataclasses.asdict(fit) for fit in fits if not fit.why]
+        return judged | {"fits": kept, "left_out": len(fits) - len(kept)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,10 @@ FORM = {  # of dataset.json
     "contours?": ContourSettings | None,
     "source_preset?": str | None,
     "sha256?": dict[str, str],
+    "pairs?": {  # see sources.Pairs and sources.Fit
+        **{"overlap": float, "shift": float, "register": str | None},
+        **{"fits": tuple[dict[str, object], ...], "left_out?": int},
+    },
 }
 ARRAYS = {
     "slices": np.uint16,

@@ -200,11 +200,14 @@ def test_the_measures_are_kept_in_the_store(misplaced):
         "register": None,
     }
     kept = {fit["name"]: fit for fit in pairs["fits"]}
-    assert set(kept) == set(NAMES) and kept["phantom000"]["why"] == ""
-    assert kept["phantom001"]["right"] == result.fits[1].right
-    assert kept["phantom002"]["missing"] == SLICES
+    assert set(kept) == {"phantom000"} and kept["phantom000"]["overlap"] == result.fits[0].overlap
+    file = store.path / "dataset.json"
+    assert pairs["left_out"] == 2 and not re.search("phantom00[12]", file.read_text())
     plain = prepare(misplaced / "mr", misplaced / "plain", "mr", **GRID)
     assert plain.fits == [] and "pairs" not in open_store(misplaced / "plain").dataset
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pairs": {**pairs, "fits": 3}}))
+    with pytest.raises(InputError, match=r"dataset\.json: pairs\.fits: 3, where a list belongs"):
+        open_store(store.path)
 
 
 def test_thresholds_say_what_is_left_out(misplaced):
@@ -231,19 +234,41 @@ def test_registration_lays_them_on_their_targets(misplaced):
 
 def test_inspect_shows_the_same_fits(misplaced, capsys):
     _, result = paired(misplaced)
-    fits, failed, _ = measure(
+    measured = measure(
         Preparing(misplaced / "mr", "", "mr", pairs=Pairs(misplaced / "ct", "ct"), **GRID)
     )
-    assert fits == result.fits and failed == result.failed
+    for name in ("fits", "failed", "doubtful", "notes", "grid"):
+        assert getattr(measured, name) == getattr(result, name)
+    assert measured.notes
     arguments = ["contourdiff", "inspect", f"{misplaced}/mr", "--preset=mr"]
     arguments += [f"--pairs={misplaced}/ct", "--pairs_preset=ct"]
     capsys.readouterr()
     assert cli.main(arguments) == 1
     shown = capsys.readouterr().out
     assert "pairs: 1 of 3 fit" in shown and "left out: " in shown
+    assert "note: 1 of --pairs have no target and are left out: stranger" in shown
     assert cli.main([*arguments, "--json=-"]) == 1
     pairs = json.loads(capsys.readouterr().out)["pairs"]
     assert [fit["name"] for fit in pairs["fits"]] == list(NAMES) and len(pairs["failed"]) == 2
+    assert pairs["notes"] == result.notes and pairs["problems"] == []
+
+
+def test_inspect_tells_of_pairs_what_prepare_does(heads, tmp_path, capsys):
+    """Slices that cannot be read, and what is not what its preset says."""
+    mr, ct = (pictures_of(heads, kind) for kind in ("mr", "ct"))
+    write(tmp_path / "B", mr)
+    write(tmp_path / "A", ct)
+    (tmp_path / "A" / "phantom001-002.png").write_bytes(b"none")
+    own = {"spacing": 4.8, "size": 48}
+    wanted = Pairs(tmp_path / "A", "ct", assumed=Assumed(4.8))
+    request = Preparing(tmp_path / "B", "", "mr", pairs=wanted, assumed=Assumed(4.8), **own)
+    measured = measure(request)
+    assert [path.name for path, _ in measured.failed] == ["phantom001-002.png"]
+    assert len(measured.fits) == 3 and measured.doubtful
+    arguments = [f"{tmp_path}/B", "--preset=mr", "--pixel_spacing=4.8", "--pairs_preset=ct"]
+    assert cli.main(["contourdiff", "inspect", *arguments, f"--pairs={tmp_path}/A"]) == 1
+    shown = capsys.readouterr().out
+    assert "phantom001-002.png" in shown and "warning: " in shown and "its source is " in shown
 
 
 # ----------------------------------------------------------------------------------------------
