@@ -10,6 +10,7 @@ Shapes: [X, Y, Z] volumes in closest-canonical RAS, [N, H, W] slices on the stor
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, Volume
 REGISTRATIONS = ("rigid",)
 COVERED = 0.5  # of a slice's body that the source must show, or it is missing there
 REACH = 2.0  # times the largest shift that is accepted: how far is searched
+WHOLE = 0.999  # of a voxel that slices which there are must make up; the rest would be air
 NOTABLE = 2.0  # pixels of shift that are told
 NOTABLE_OVERLAP = 0.9  # likewise
 
@@ -213,20 +215,30 @@ class Sources:
         if scan.is_picture or target.scan.is_picture:
             placed = _by_pixels(target, scan, volume, mask > 0, air)
             even = dataclasses.replace(volume, array=placed.array, affine=target.volume.affine)
-            even_mask = placed.mask
+            even_mask, there = placed.mask, placed.inside
         else:
             even, even_mask = _even(volume, mask)
             _check_placed(target, scan, even)
-            placed = _by_affines(target.volume, even, even_mask, air)
+            placed, there = _by_affines(target.volume, even, even_mask, air), None
         found = laid(placed)
         if self.wanted.register:
-            found = self._registered(target, even, even_mask, air, found, laid)
+            place = functools.partial(_by_affines, target.volume, even, even_mask, air, there)
+            # A slice that is not there spoils those beside it.
+            spoilt = 0 if there is None else 2 * int((~there.any((0, 1))).sum())
+            found = self._registered(target, even, place, spoilt, found, laid)
         if found.fit.why:
             raise Misfit(scan.path, found.fit)
         return found
 
-    def _registered(self, target: Target, volume: Volume, mask, air: float, at_rest, laid) -> Laid:
-        """The source after registration, where it fits better then."""
+    def _registered(
+        self, target: Target, volume: Volume, place, spoilt: int, at_rest: Laid, laid
+    ) -> Laid:
+        """The source after registration, where it fits better then.
+
+        Args:
+          place: motion -> _Placed.
+          spoilt: slices that may be lost by it.
+        """
         from contourdiff_jax.data import registration  # SimpleITK takes its time
 
         fixed = target.volume.even()
@@ -238,8 +250,9 @@ class Sources:
             words = "rigid: found no motion"
         else:
             words = f"rigid: moved {motion.moved:.1f} mm, turned {motion.turned:.1f} degrees"
-            moved = laid(_by_affines(target.volume, volume, mask, air, motion.matrix), words)
-            if moved.kept.sum() >= at_rest.kept.sum() and (
+            moved = laid(place(motion=motion.matrix), words)
+            as_many = moved.kept.any() and moved.kept.sum() + spoilt >= at_rest.kept.sum()
+            if as_many and (
                 moved.fit.information > at_rest.fit.information or not at_rest.kept.any()
             ):
                 return moved
@@ -323,9 +336,13 @@ def _check_placed(target: Target, scan: Scan, volume: Volume) -> None:
             )
 
 
-def _by_affines(target: Volume, volume: Volume, mask, air: float, motion=None) -> _Placed:
+def _by_affines(
+    target: Volume, volume: Volume, mask, air: float, there=None, motion=None
+) -> _Placed:
+    """By the affines of both, and a motion; `there` is where the volume is no filling."""
     way = Overlay(volume, target, motion)
-    return _Placed(way(volume.array, air), way(mask, 0) > 0.5, way.inside)
+    inside = way.inside if there is None else way.inside & (way(there, 0) > WHOLE)
+    return _Placed(way(volume.array, air), way(mask, 0) > 0.5, inside)
 
 
 def _by_pixels(target: Target, scan: Scan, volume: Volume, mask, air: float) -> _Placed:

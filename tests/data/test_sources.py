@@ -12,6 +12,7 @@ from PIL import Image
 
 from contourdiff_jax import cli
 from contourdiff_jax.commands import prepare as command
+from contourdiff_jax.data import registration
 from contourdiff_jax.data.phantoms.heads import Heads
 from contourdiff_jax.data.prepare import Request as Preparing
 from contourdiff_jax.data.prepare import measure, prepare
@@ -253,22 +254,21 @@ def test_inspect_shows_the_same_fits(misplaced, capsys):
     assert pairs["notes"] == result.notes and pairs["problems"] == []
 
 
-def test_inspect_tells_of_pairs_what_prepare_does(heads, tmp_path, capsys):
+def test_inspect_tells_of_pairs_what_prepare_does(heads, volumes, capsys):
     """Slices that cannot be read, and what is not what its preset says."""
     mr, ct = (pictures_of(heads, kind) for kind in ("mr", "ct"))
-    write(tmp_path / "B", mr)
-    write(tmp_path / "A", ct)
-    (tmp_path / "A" / "phantom001-002.png").write_bytes(b"none")
-    own = {"spacing": 4.8, "size": 48}
-    wanted = Pairs(tmp_path / "A", "ct", assumed=Assumed(4.8))
-    request = Preparing(tmp_path / "B", "", "mr", pairs=wanted, assumed=Assumed(4.8), **own)
-    measured = measure(request)
-    assert [path.name for path, _ in measured.failed] == ["phantom001-002.png"]
-    assert len(measured.fits) == 3 and measured.doubtful
-    arguments = [f"{tmp_path}/B", "--preset=mr", "--pixel_spacing=4.8", "--pairs_preset=ct"]
-    assert cli.main(["contourdiff", "inspect", *arguments, f"--pairs={tmp_path}/A"]) == 1
+    write(volumes / "B", mr)
+    write(volumes / "A", ct)
+    (volumes / "A" / "phantom001-002.png").write_bytes(b"none")
+    arguments = [f"{volumes}/B", "--preset=mr", "--pixel_spacing=4.8", "--pairs_preset=ct"]
+    arguments += [f"--pairs={volumes}/A", "--pairs_range=-1000,1000"]
+    assert cli.main(["contourdiff", "inspect", *arguments]) == 1
     shown = capsys.readouterr().out
-    assert "phantom001-002.png" in shown and "warning: " in shown and "its source is " in shown
+    assert "pairs: 3 of 3 fit" in shown and re.search(r"left out: .*phantom001-002\.png", shown)
+    arguments = [f"{volumes}/mr", "--preset=mr", "--pairs_preset=mr", f"--pairs={volumes}/ct"]
+    assert cli.main(["contourdiff", "inspect", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert "warning: " in shown and "its source is taken for mr, but" in shown
 
 
 # ----------------------------------------------------------------------------------------------
@@ -370,6 +370,26 @@ def test_pictures_are_laid_pixel_on_pixel(heads, tmp_path):
     kept = np.delete(np.arange(3 * SLICES), SLICES + 2)
     for name in ("slices", "sources"):
         assert (getattr(both, name)[kept] == getattr(store, name)[:]).mean() > 0.98
+
+
+def test_registered_pictures_lack_the_slices_that_they_lacked(heads, tmp_path, monkeypatch):
+    """And those that a motion across slices would mix with what is not there."""
+    mr, ct = (pictures_of(heads, kind) for kind in ("mr", "ct"))
+    off = {name: np.roll(picture, 2, 1) for name, picture in ct.items() if "001" in name[:10]}
+    of_one = [name for name in off if not name.endswith("002.png")]
+    write(tmp_path / "B", {name: mr[name] for name in off})
+    write(tmp_path / "A", {name: off[name] for name in of_one})
+    how = {"assumed": Assumed(4.8), "pairs_assumed": Assumed(4.8, SPAN)}
+    for across, left in ((0.0, [0, 1, 3, 4, 5]), (2.0, [0, 3, 4, 5])):
+        matrix = np.eye(4)
+        matrix[0, 3], matrix[2, 3] = -9.6, across  # the picture's columns run to the left
+        motion = registration.Motion(matrix, 9.6, 0.0)
+        monkeypatch.setattr(registration, "rigid", lambda *_, found=motion: found)
+        store, result = paired(tmp_path, "B", "A", **how, pairs_register="rigid")
+        [fit] = result.fits
+        assert fit.registered == "rigid: moved 9.6 mm, turned 0.0 degrees"
+        assert store.index["slice"].tolist() == left
+        assert (fit.missing, fit.apart) == (SLICES - len(left), 0)
 
 
 def test_what_pictures_cannot_say_is_one_line(heads, volumes):
