@@ -14,9 +14,11 @@ and with --truth in planes reformatted across the slices. --labels adds errors i
 --uncertainty, standard deviations of the translations in their own units, adds how well these rank
 the errors. --features adds KID and FID, which say how far the images lie from those of --real.
 --shift adds the scores of each slice at the best place within so many mm, for truths that are not
-registered better. --conventions=synthrad adds MAE, PSNR, SSIM and MS-SSIM of whole volumes as the
-SynthRAD challenges take them. --memorisation, the store that the run was trained on, adds how near
-the translations come to its slices. docs/scores.md defines the numbers.
+registered better. Pictures do not say what their numbers mean: of those of --truth and --real
+--truth_range does, and --truth_half says which half is meant. --conventions=synthrad adds MAE,
+PSNR, SSIM and MS-SSIM of whole volumes as the SynthRAD challenges take them. --memorisation, the
+store that the run was trained on, adds how near the translations come to its slices. docs/scores.md
+defines the numbers.
 
 A volume that cannot be scored is reported and skipped.
 
@@ -30,7 +32,7 @@ import sys
 
 from absl import flags
 
-from contourdiff_jax.commands import cluster_flags, number_flags
+from contourdiff_jax.commands import cluster_flags, number_flags, scan_flags
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records, scores, verdict
 from contourdiff_jax.evaluation.folder import Request, evaluate
@@ -76,6 +78,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "Of truths that are registered to so many mm only: score slices at the best place, too.",
         flag_values=values,
     )
+    scan_flags.define_pictures(values, "truth_")
     number_flags.define_seed(values, "Seed of the bootstrap.")
     cluster_flags.define_flags(values)
 
@@ -85,9 +88,11 @@ def main(values: flags.FlagValues) -> int:
     for name in ("translated", "out"):
         if values[name].value is None:
             raise InputError(f"--{name} is required, see `contourdiff evaluate --help`")
-    names = [field.name for field in dataclasses.fields(Request) if field.name != "distances"]
+    names = [field.name for field in dataclasses.fields(Request) if field.name in values]
     request = Request(
-        **{name: values[name].value for name in names}, distances=distances_from_flags(values)
+        **{name: values[name].value for name in names},
+        distances=distances_from_flags(values),
+        pictures=scan_flags.assumed(values, "truth_"),
     )
     if values.coordinator is not None and not request.features:
         shared = " or ".join(NETWORKS)

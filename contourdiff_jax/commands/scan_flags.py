@@ -46,7 +46,7 @@ def from_flags(values: flags.FlagValues) -> dict:
 
 
 def assumed(values: flags.FlagValues, prefix: str = "") -> Assumed:
-    """What pictures do not say, by the flags of `define_pictures` and by --pixel_spacing."""
+    """What pictures do not say, by the flags of `define_pictures` and, if any, --pixel_spacing."""
     span = values[f"{prefix}range"].value
     if span == [BRAIN]:
         span = BRAIN
@@ -60,4 +60,5 @@ def assumed(values: flags.FlagValues, prefix: str = "") -> Assumed:
             given = f"--{prefix}range={low:g},{high:g}"
             raise InputError(f"{given}: give two numbers, LOW,HIGH, the smaller first")
         span = (low, high)
-    return Assumed(values.pixel_spacing, span, values[f"{prefix}half"].value)
+    spacing = values.pixel_spacing if "pixel_spacing" in values else None
+    return Assumed(spacing, span, values[f"{prefix}half"].value)

@@ -17,12 +17,10 @@ import numpy as np
 from skimage.exposure import match_histograms
 from tqdm import tqdm
 
-from contourdiff_jax.data import layouts
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import cases, scores
-from contourdiff_jax.evaluation.cases import Case, Settings
+from contourdiff_jax.evaluation.cases import Case, Translations
 from contourdiff_jax.volumes import geometry, io, masks
-from contourdiff_jax.volumes.volume import Assumed
 
 LEVELS = 128  # of the mean image, from the lowest to the highest slice that shows the body
 QUANTILES = 10_001  # by which a volume's histogram is known
@@ -50,20 +48,18 @@ class Baselines:
     failed: list[tuple[Path, str]]
 
 
-def learn(real, scored: set[str], settings: Settings) -> Baselines:
+def learn(real, translations: Translations) -> Baselines:
     """Baselines from the real volumes of a folder.
 
     Args:
       real: the folder.
-      scored: subjects whose volumes are left out, because they are scored themselves.
-      settings: of the translations.
+      translations: whose subjects are left out, because they are scored themselves.
 
     Raises InputError where no volume is left.
     """
     histograms, total, coherence, left_out = [], 0, [], []
-    target = settings.target
-    assumed = Assumed(settings.assumed.spacing)
-    content = layouts.find(real, modality=target.modality, assumed=assumed, flags=False)
+    settings, scored = translations.settings, translations.subjects
+    target, content = settings.target, translations.real(real)
     failed = list(content.failed)
     for scan in tqdm(content.scans, desc="baselines", unit="volume", disable=None):
         if scan.subject in scored:

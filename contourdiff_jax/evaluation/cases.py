@@ -12,8 +12,9 @@ import numpy as np
 
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import pairs
-from contourdiff_jax.data.layouts.scans import Scan
+from contourdiff_jax.data.layouts.scans import Content, Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics.paired import SSIM_WINDOW
 from contourdiff_jax.translation import sidecars
@@ -22,7 +23,7 @@ from contourdiff_jax.volumes import geometry, intensity, io
 from contourdiff_jax.volumes.grid import AXES, Grid, Resampling
 from contourdiff_jax.volumes.intensity import Preset, Window
 from contourdiff_jax.volumes.masks import body_mask
-from contourdiff_jax.volumes.volume import Volume
+from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, Volume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Translations:
         that are given.
       subject_of: {name: subject}, of scans that cannot be scored too.
       failed: (path, reason) of these.
+      pictures: what those of the truth and of other real volumes do not say.
     """
 
     scans: dict[str, Scan]
@@ -45,6 +47,12 @@ class Translations:
     partners: dict[str, dict[str, Scan]] = dataclasses.field(default_factory=dict)
     subject_of: dict[str, str] = dataclasses.field(default_factory=dict)
     failed: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
+    pictures: Assumed = UNKNOWN
+
+    def real(self, folder) -> Content:
+        """The volumes of the target in a folder."""
+        how = {"assumed": self.pictures, "flags": False}
+        return layouts.find(folder, modality=self.settings.target.modality, **how)
 
     @property
     def subjects(self) -> set[str]:

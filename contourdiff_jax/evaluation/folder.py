@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from contourdiff_jax import figures
 from contourdiff_jax.config import SEEDS
-from contourdiff_jax.data.layouts import pairs
+from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import baselines, cases, records, scores, unpaired
 from contourdiff_jax.evaluation.baselines import Baselines
@@ -27,7 +27,7 @@ from contourdiff_jax.translation.sidecars import NOTICE
 from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.grid import AXES, planes_across
 from contourdiff_jax.volumes.masks import extent
-from contourdiff_jax.volumes.volume import Assumed
+from contourdiff_jax.volumes.volume import BRAIN, UNKNOWN, Assumed
 
 MOST_SHIFT = 10  # mm; what is farther off is not registered
 PANELS = 8  # volumes that are drawn
@@ -38,7 +38,7 @@ Folder = str | Path
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is to be scored, and how; each field but `distances` is a flag of the command."""
+    """What is to be scored, and how; fields that are one value are flags of the command."""
 
     translated: Folder  # made by `contourdiff translate`, or by another tool
     out: Folder
@@ -57,6 +57,7 @@ class Request:
     shift: float = 0.0  # mm to which truths are registered: scores at the best place near by, too
     seed: int = 0  # of the bootstrap
     overwrite: bool = False  # an evaluation of that name
+    pictures: Assumed = UNKNOWN  # what those of truth and real do not say: range and half
 
     @property
     def partners(self) -> dict[str, Folder]:
@@ -107,6 +108,10 @@ class Request:
             (not 0 <= self.shift <= MOST_SHIFT, f"--shift={self.shift:g}: 0 to {MOST_SHIFT} mm"),
             (self.shift and self.truth is None, "--shift is that of the truth; give --truth"),
             (
+                self.pictures != UNKNOWN and self.truth is None and self.real is None,
+                "--truth_range and --truth_half are of pictures of --truth and --real; give those",
+            ),
+            (
                 self.masks is not None and not self.compares,
                 "--masks: nothing is compared inside them without --truth or --source",
             ),
@@ -132,6 +137,9 @@ class Request:
         options = {"translated": self.translated} | self.partners
         options |= {name: getattr(self, name) for name in names}
         options |= {"shift": self.shift} if self.shift else {}
+        span = self.pictures.range
+        options |= {"truth_range": span if span in (None, BRAIN) else list(span)}
+        options |= {"truth_half": self.pictures.half}
         options |= {} if self.distances is None else self.distances.flags()
         return records.command("evaluate", options | {"seed": self.seed, "out": self.out})
 
@@ -152,7 +160,7 @@ def evaluate(request: Request) -> Outcome | None:
     translations = _read(request)
     learned = distances = memory = None
     if request.real is not None and request.compares and processes.is_main():
-        learned = baselines.learn(request.real, translations.subjects, translations.settings)
+        learned = baselines.learn(request.real, translations)
     if request.distances is not None:
         distances = unpaired.measure(
             request.distances, translations, request.real, request.grid, seed
@@ -201,29 +209,34 @@ def evaluate(request: Request) -> Outcome | None:
 def _read(request: Request) -> Translations:
     """The translations that can be scored, with their partners and settings."""
     failed = []
-    scans = pairs.by_name(request.translated, failed=failed, translations=True)
-    readable, damaged = cases.read_sidecars(scans)
+    translated = pairs.by_name(request.translated, failed=failed, translations=True)
+    readable, damaged = cases.read_sidecars(translated)
     settings = cases.common_settings(
-        scans, readable, request.preset, request.source_preset, request.source is not None
+        translated, readable, request.preset, request.source_preset, request.source is not None
     )
     # Pictures of a translation are as large as those of its source, and so are those of the truth.
     assumed = Assumed(settings.assumed.spacing)
+    of_target = dataclasses.replace(request.pictures, spacing=assumed.spacing)
     how = {
-        "truth": (settings.target.modality, assumed),
+        "truth": (settings.target.modality, of_target),
         "source": (settings.source and settings.source.modality, settings.assumed),
         "masks": ("masks", assumed),
         "labels": ("labels", assumed),
     }
+    partners = {
+        name: pairs.by_name(folder, *how.get(name, (None, assumed)))
+        for name, folder in request.partners.items()
+    }
+    if request.truth is not None:
+        scans.check_assumed(partners["truth"].values(), request.pictures, "truth_")
     return Translations(
-        {name: dataclasses.replace(scans[name], assumed=assumed) for name in readable},
+        {name: dataclasses.replace(translated[name], assumed=assumed) for name in readable},
         readable,
         settings,
-        {
-            name: pairs.by_name(folder, *how.get(name, (None, assumed)))
-            for name, folder in request.partners.items()
-        },
-        {name: scan.subject for name, scan in scans.items()},
+        partners,
+        {name: scan.subject for name, scan in translated.items()},
         failed + damaged,
+        of_target,
     )
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.cases import Translations, check_units
@@ -31,7 +30,7 @@ from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.grid import AXES, Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
 from contourdiff_jax.volumes.masks import body_mask
-from contourdiff_jax.volumes.volume import Assumed, Volume
+from contourdiff_jax.volumes.volume import Volume
 
 LEAST = 50  # images on a side; of fewer, no distance says anything
 # Two samples of one distribution of 512 features have an FID of 13 with 200 images, 32 with 50.
@@ -343,8 +342,7 @@ def _of_scans(options: Options, translations: Translations, real, grid: str, see
     else:
         encoder = _inception(options, settings, grid, mesh)
     target, subjects = settings.target, translations.subjects
-    assumed = Assumed(settings.assumed.spacing)
-    content = layouts.find(real, modality=target.modality, assumed=assumed, flags=False)
+    content = translations.real(real)
     groups = {
         "translation": [
             (scan, target, sidecar and sidecar.window)

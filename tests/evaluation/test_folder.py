@@ -2,6 +2,7 @@
 """Evaluation: the numbers equal a computation by hand, and what cannot be scored is named."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -27,9 +28,13 @@ from contourdiff_jax.volumes import filenames, io, masks
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import PRESETS, Window
 from contourdiff_jax.volumes.masks import body_mask
+from contourdiff_jax.volumes.volume import Assumed
 
 AFFINE = np.diag([5.0, 5.0, 6.0, 1.0])
 GRID = {"axis": "axial", "spacing": 6.0, "size": 32}
+PIXELS = np.array([[1, 0, 0, -31], [0, 1, 0, -27], [0, 0, 1, 0], [0, 0, 0, 1.0]])  # of pictures
+HU = Assumed(None, (-1000.0, 1000.0), "right")
+FOLDERS = {"translated": "out", "truth": "truth", "real": "real"}
 SHAPES = {"s1": (32, 28, 6), "s2": (30, 32, 7), "s3": (32, 32, 5)}
 
 
@@ -65,6 +70,59 @@ def sidecar(path, shown_through, **changes):
     }
     text = json.dumps(fields | changes)
     path.with_name(f"{filenames.stem(path)}.json").write_text(text)
+
+
+def as_pictures(folder, arrays):
+    """NAME-NUMBER.png of [X, Y, Z] uint8, as radiologists see them."""
+    folder.mkdir(parents=True)
+    for name, array in arrays.items():
+        for number in range(array.shape[2]):
+            picture = np.ascontiguousarray(array[::-1, ::-1, number].T)
+            Image.fromarray(picture).save(folder / f"{name}-{number:03d}.png")
+
+
+def test_pictures_are_a_truth_where_it_is_said_what_they_hold(tmp_path):
+    """CT of 8 bits beside another image: which half it is, and what its numbers are in HU."""
+    for n, name in enumerate(("s1", "s2", "r1")):
+        ct, mr = head(n, (32, 28, 6))
+        grey = np.uint8(np.clip((ct + 1000) / 2000, 0, 1) * 255)
+        other = np.uint8(np.clip(mr / 1000, 0, 1) * 255)
+        folder = "real" if name == "r1" else "truth"
+        # As seen, the patient's right is on the left.
+        as_pictures(tmp_path / folder / name, {name: np.concatenate([grey, other])})
+        if folder == "truth":
+            drawn = np.float32(grey) / 255 * 2000 - 1000
+            save(tmp_path / "out" / f"{name}.nii.gz", drawn, PIXELS)
+    given = {name: tmp_path / folder for name, folder in FOLDERS.items()}
+    request = Request(**given, out=tmp_path / "scores", preset="ct", pictures=HU)
+    outcome = evaluate(request)
+    assert not outcome.failed and outcome.metrics["methods"]["translation"]["mae"]["n"] == 2
+    assert outcome.metrics["methods"]["translation"]["mae"]["value"] < 1e-4
+    assert outcome.metrics["methods"]["mean"]["mae"]["value"] > 0.01
+    assert "--truth_range=-1000.0,1000.0 --truth_half=right" in outcome.metrics["command"]
+    for pictures_are, why in (
+        (Assumed(None, None, "right"), "no value is below 0"),
+        (Assumed(None, (-1000.0, 1000.0)), "grid"),
+    ):
+        with pytest.raises(InputError, match=why):
+            evaluate(dataclasses.replace(request, out=tmp_path / "other", pictures=pictures_are))
+    volumes = dataclasses.replace(request, truth=tmp_path / "out", out=tmp_path / "other")
+    with pytest.raises(InputError, match=r"^--truth_range: it is of pictures"):
+        evaluate(volumes)
+    alone = dataclasses.replace(volumes, truth=None, real=None, source=tmp_path / "out")
+    with pytest.raises(InputError, match=r"^--truth_range and --truth_half are of"):
+        evaluate(alone)
+
+
+def test_what_pictures_of_the_truth_hold_is_said_by_flags(monkeypatch):
+    asked = []
+    monkeypatch.setattr(commands_evaluate, "evaluate", asked.append)
+    values = flags.FlagValues()
+    commands_evaluate.define_flags(values)
+    line = "--translated=a --truth=b --out=c --truth_range=-1000,1000 --truth_half=right"
+    values(["evaluate", *line.split()])
+    assert commands_evaluate.main(values) == 0
+    assert asked[0].pictures == HU
 
 
 CONTOURS = {"contour_precision", "contour_recall", "contour_f1"}
