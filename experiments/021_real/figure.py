@@ -4,7 +4,8 @@
     python experiments/021_real/figure.py OUT
 
 OUT is that of benchmark.py. A row is a tested patient, the middle one of its slices; columns are
-FLAIR, its contours, T1 by the model, the true T1, and the error.
+FLAIR, its contours, T1 of these alone, T1 of these and the picture in which they are sought, and
+the true T1.
 """
 
 import sys
@@ -18,8 +19,9 @@ from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours.settings import preset
 
 HERE = Path(__file__).parent
-PATIENTS, MODEL, TASK = 3, "contours_regression", "flair_to_t1"
-COLUMNS = ("FLAIR", "its contours", "T1 of it", "true T1", "error")
+PATIENTS, TASK = 3, "flair_to_t1"
+MODELS = ("contours_regression", "picture_regression")
+COLUMNS = ("FLAIR", "its contours", "T1 of these", "T1 of these and FLAIR", "true T1")
 SIDE = 128  # px of 2 mm
 
 
@@ -35,7 +37,6 @@ def picture(path: Path) -> np.ndarray:
 
 
 def main(out: Path) -> None:
-    translated = out / "translated" / MODEL / TASK
     paths = sorted((out / "data/test/lgg/flair").glob("*.png"))
     by_patient = {}
     for path in paths:
@@ -45,14 +46,11 @@ def main(out: Path) -> None:
     for row, slices in zip(axes, shown, strict=True):
         path = slices[len(slices) // 2]
         flair, truth = picture(path), picture(out / "data/test/lgg/t1" / path.name)
-        [made] = translated.glob(f"**/{path.stem}*.png")
-        made = picture(made)
+        made = [picture(out / "translated" / model / TASK / path.name) for model in MODELS]
         edges = opencv.contours(flair, flair > 0.02, preset("default", "mr"))
-        columns = (flair, edges, made, truth, made - truth)
+        columns = (flair, edges, *made, truth)
         for axis, image, title in zip(row, columns, COLUMNS, strict=True):
-            error = title == "error"
-            limits = {"vmin": -0.5, "vmax": 0.5, "cmap": "RdBu_r"} if error else {"cmap": "gray"}
-            axis.imshow(image, **limits)
+            axis.imshow(image[:, 8:-8], cmap="gray")
             axis.set_axis_off()
             if path.stem.startswith(next(iter(by_patient))):
                 axis.set_title(title, fontsize=9)
