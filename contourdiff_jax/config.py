@@ -473,7 +473,7 @@ def check(config: ConfigDict, *, size: int | None = None) -> None:
     """
     for section, fields in config.items():
         if isinstance(fields, ConfigDict):
-            _check_fields(section, fields)
+            check_values(section, fields)
         else:
             _check_field(section, fields, f"config.{section}")
     check_model(config)
@@ -505,7 +505,7 @@ def _check_cyclegan(config: ConfigDict) -> None:
         )
 
 
-def _check_fields(section: str, fields: ConfigDict, prefix: str | None = None) -> None:
+def check_values(section: str, fields: ConfigDict, prefix: str | None = None) -> None:
     """Raise InputError for a field of a section whose value is never allowed.
 
     Args:
@@ -530,7 +530,7 @@ def _check_field(name: str, value, called: str) -> None:
 
 def check_model(config: ConfigDict) -> None:
     """Raise InputError for a network that cannot be built."""
-    _check_fields("model", config.model)
+    check_values("model", config.model)
     model, channels = config.model, tuple(config.model.channels)
     # Waves come in pairs, and their frequencies are spread over one step less with a shift of 1.
     if channels[0] % 2 or channels[0] // 2 == model.time_shift:
@@ -635,7 +635,7 @@ def _check_dropout(config: ConfigDict) -> None:
 
 def check_diffusion(config: ConfigDict) -> None:
     """Raise InputError for a forward process that there is not."""
-    _check_fields("diffusion", config.diffusion)
+    check_values("diffusion", config.diffusion)
     diffusion = config.diffusion
     if not 0 < diffusion.beta_first <= diffusion.beta_last < 1:
         raise InputError(
@@ -655,7 +655,7 @@ def check_sampler(config: ConfigDict, prefix: str = "config.sampler.") -> None:
     Args:
       prefix: of its fields' names where they were set.
     """
-    _check_fields("sampler", config.sampler, prefix)
+    check_values("sampler", config.sampler, prefix)
     sampler, total = config.sampler, config.diffusion.steps
     if sampler.eta and sampler.name != "ddim":
         raise InputError(f"{prefix}eta: only ddim has it, not {sampler.name}; set it to 0")

@@ -16,7 +16,6 @@ import pytest
 import setups
 
 from contourdiff_jax import config, methods, models
-from contourdiff_jax.contracts import CONDITIONS
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import features
@@ -55,7 +54,7 @@ def gradient(data: int, fsdp: int) -> list[np.ndarray]:
         return meshes.split(like.sharding, generator.normal(0, 0.1, like.shape).astype(like.dtype))
 
     params = jax.tree.map(drawn, plan.like.params)
-    batch = {name: generator.normal(size=(4, 8, 8, 2)) for name in CONDITIONS}
+    batch = {name: generator.normal(size=(4, 8, 8, 2)) for name in ours.model.conditions}
     example = {"x": generator.uniform(-1, 1, (4, 8, 8, 1)), "condition": batch}
     example = jax.tree.map(lambda a: a.astype(np.float32), example)
     begun = plan.init(jax.random.key(0))._replace(params=params)

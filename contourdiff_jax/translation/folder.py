@@ -182,9 +182,10 @@ def _configured(trained: Run, request: Request) -> ConfigDict:
             f"--maps: of samples that differ, and {trained.config.method} draws one; leave it out"
         )
     config = configuration.from_dict(fields | {"sampler": fields["sampler"] | dict(sampler)})
-    configuration.check_sampler(config, "--")
+    configuration.check_values("sampler", config.sampler, "--")
     asked = (f"sampler.{field}" for field, value in sampler.items() if OFF.get(field) != value)
     configuration.check_idle(config, asked, "--")
+    configuration.check_sampler(config, "--")
     return config
 
 

@@ -113,7 +113,7 @@ def test_settings_go_to_diffusers_and_come_back(fields):
     back = unet2d.model(unet2d.unet(model, inputs=2, outputs=1, size=32))
     for name, value in back.items():
         assert model[name] == value, name
-    ours = {"conditions", "null", "dtype", "rematerialise", "fused_attention"}
+    ours = {"conditions", "null", "patch", "dtype", "rematerialise", "fused_attention"}
     assert set(model) - set(back) == ours
 
 

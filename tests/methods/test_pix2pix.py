@@ -160,7 +160,7 @@ def test_a_source_is_seen_where_pairs_are(paired_store_path, tmp_path):
         ({"adversarial.critic_layers": 4}, "nothing is left after 4 halvings"),
         ({"adversarial.pool": 5}, "adversarial.pool: has no effect unless config.method is cycle"),
         ({"adversarial.dropout": 0.2}, "levels above 5"),
-        ({"model.channels": (8, 8, 8, 8)}, "model.channels: has no effect unless"),
+        ({"model.channels": (32, 32, 32, 32)}, "model.channels: has no effect unless"),
         ({"diffusion.steps": 10}, "diffusion.steps: has no effect unless"),
         ({"model.conditions": ("source",)}, "without sources"),
         ({"model.conditions": ("contour", "neighbour")}, "neighbour"),

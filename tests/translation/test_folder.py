@@ -202,7 +202,7 @@ def test_another_seed_is_another_image(mr_run, sources, translated, tmp_path):
 def test_nothing_of_the_source_is_seen_but_its_contours(mr_run, sources, tmp_path, monkeypatch):
     """Two heads with the same contours, were there such, would have the same translation."""
     edges = np.random.default_rng(0).integers(0, 2, (5, 32, 32), np.uint8)
-    monkeypatch.setattr(opencv, "on_grid", lambda *of_the_volume: edges)
+    monkeypatch.setattr(opencv, "of_basis", lambda *of_the_volume: edges)
     for folder, factor in (("a", 1.0), ("b", -0.5)):
         volume = io.read(sources / NAMES[0])
         array = np.rint(factor * volume.array)
@@ -210,7 +210,7 @@ def test_nothing_of_the_source_is_seen_but_its_contours(mr_run, sources, tmp_pat
         translate(mr_run, tmp_path / folder, tmp_path / f"{folder}_out", preset="ct")
     np.testing.assert_array_equal(voxels(tmp_path / "a_out"), voxels(tmp_path / "b_out"))
     with monkeypatch.context() as patch:
-        patch.setattr(opencv, "on_grid", lambda *of_the_volume: 1 - edges)
+        patch.setattr(opencv, "of_basis", lambda *of_the_volume: 1 - edges)
         translate(mr_run, tmp_path / "a", tmp_path / "c_out", preset="ct")
     assert (voxels(tmp_path / "a_out") != voxels(tmp_path / "c_out")).any()
 

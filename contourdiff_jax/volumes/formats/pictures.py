@@ -94,7 +94,7 @@ def opened(files: Sequence[Path], assumed: Assumed) -> Image:
     values = _values(path, first, assumed)
     span = None
     if first.dtype.kind in "bu" and first.bits <= 8 and assumed.range != BRAIN:
-        span = tuple(float(values(stored)) for stored in (0, 2**first.bits - 1))
+        span = assumed.range or (0.0, float(2**first.bits - 1))
     spacing = assumed.spacing or 1.0
     count = sum(header.slices for _, header in headers)
     flat = first.axes == 2 and len(files) == 1

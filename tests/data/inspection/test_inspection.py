@@ -222,9 +222,9 @@ def test_two_echoes_in_one_file_are_two_scans_and_not_copies(tmp_path):
 def test_a_range_gives_pictures_a_unit(tmp_path):
     folder = write_pictures(tmp_path / "ct", (mr() // 4).astype(np.uint8))
     assert one(folder).guess.modality == "picture"
-    seen = one(folder, assumed=Assumed(1.0, (-160.0, 240.0)))
+    seen = one(folder, assumed=Assumed(1.0, (-250.0, 240.0)))
     assert (seen.guess.modality, seen.guess.preset) == ("ct", "ct")
-    assert seen.percentiles[0] == pytest.approx(-160, abs=2)
+    assert seen.percentiles[0] == pytest.approx(-250, abs=2)
     assert not seen.lines(PROBLEM)
 
 
