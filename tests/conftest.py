@@ -85,8 +85,11 @@ def paired_store_path(store_path, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def two_convolutions() -> Iterator[None]:
     """In place of the U-Net, a network that compiles at once: to test all that is around it."""
+    from contourdiff_jax import models
+
+    _two_convolutions.replaced = models.build
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("contourdiff_jax.models.build", _two_convolutions)
+        patch.setattr(models, "build", _two_convolutions)
         yield
 
 
@@ -133,8 +136,8 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def trained(store_path, tmp_path_factory) -> Path:
-    """A run of that tiny network."""
-    from contourdiff_jax import config
+    """A run of that tiny network, whatever stands in for it where it is first asked for."""
+    from contourdiff_jax import config, models
     from contourdiff_jax.methods import train
 
     settings = config.default()
@@ -143,5 +146,7 @@ def trained(store_path, tmp_path_factory) -> Path:
     settings.train.condition_dropout = 0.1
     settings.sampler.update(steps=4, batch=4)
     run = tmp_path_factory.mktemp("runs") / "mr"
-    assert train(settings, store_path, run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "build", getattr(models.build, "replaced", models.build))
+        assert train(settings, store_path, run)
     return run
