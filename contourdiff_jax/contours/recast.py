@@ -5,8 +5,8 @@ A network that learns to draw the target from recast pictures of the target itse
 picture in which another domain's contours are sought (settings.py): both have their tissues in the
 target's order of greys, with differences that the network has learnt not to trust. So it sees more
 of a source than its contours, and still no pair. The idea is that of training on random contrasts
-(Billot et al. 2023, SynthSeg, arXiv 2107.09559), kept to curves that never fall: where any order
-was allowed, the picture was of less use than contours are (experiments/021_real).
+(Billot et al. 2023, SynthSeg, arXiv 2107.09559), kept to curves that never fall: where
+they might, the picture was of less use (experiments/021_real).
 
 Shapes: B images, H rows, W columns.
 """
