@@ -106,7 +106,7 @@ def translate(request: Request) -> Result:
     read = ("run", "source", "masks", "labels")
     ownership.check_apart("out", request.out, {name: getattr(request, name) for name in read})
     trained = _directed(run.load(Path(request.run)), request)
-    config = _configured(trained, request)
+    config = _configured(trained, request.sampler)
     settings = _settings(trained, request)
     content = layouts.find(
         request.source,
@@ -174,13 +174,9 @@ OFF = {
 }
 
 
-def _configured(trained: Run, request: Request) -> ConfigDict:
+def _configured(trained: Run, sampler: Mapping[str, object]) -> ConfigDict:
     """The run's configuration with other fields in its `sampler` section."""
-    sampler, fields = request.sampler, trained.config.to_dict()
-    if request.maps and trained.config.method in configuration.AT_ONCE:
-        raise InputError(
-            f"--maps: of samples that differ, and {trained.config.method} draws one; leave it out"
-        )
+    fields = trained.config.to_dict()
     config = configuration.from_dict(fields | {"sampler": fields["sampler"] | dict(sampler)})
     configuration.check_values("sampler", config.sampler, "--")
     asked = (f"sampler.{field}" for field, value in sampler.items() if OFF.get(field) != value)
@@ -296,6 +292,10 @@ def _plan(trained: Run, sampler, settings: Settings, request: Request):
         if sampler[field] and not translator.denoises:
             name = trained.config.method
             raise InputError(f"--{field}: it changes the steps of a sampler, and {name} takes none")
+    if request.maps and not translator.denoises:
+        raise InputError(
+            f"--maps: of samples that differ, and {trained.config.method} draws one; leave it out"
+        )
     if PICTURE.name in translator.sees:
         recast.check(settings.contours["source"], "--contours")
     plan = Plan(
