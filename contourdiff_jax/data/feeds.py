@@ -116,6 +116,23 @@ class Slices:
         if PICTURE.name in self.conditions:
             recast.check(self.contours, str(self.store.path))
 
+    @classmethod
+    def under(
+        cls,
+        config: ConfigDict,
+        store: Store,
+        contours: ContourSettings,
+        conditions: tuple[str, ...],
+        mesh: Mesh,
+        **how,
+    ) -> "Slices":
+        """Slices of a store as a whole configuration says; `how`: fields that are to be others."""
+        fields = {"seed": config.seed} | how
+        sections = {name: config[name] for name in ("train", "augment", "disturbance", "recast")}
+        return cls(
+            store=store, contours=contours, conditions=conditions, mesh=mesh, **sections, **fields
+        )
+
     @property
     def example(self) -> Example:
         """See contracts.Feed."""

@@ -142,8 +142,7 @@ def build(
     if store is not None:
 
         def slices(of: Store, seed: int) -> Slices:
-            sections = config.train, config.augment, config.disturbance, config.recast
-            return Slices(of, ours.contours, (), seed, *sections, mesh)
+            return Slices.under(config, of, ours.contours, (), mesh, seed=seed)
 
         feed = Unpaired(slices(store, config.seed), slices(source, OTHER + config.seed))
     return CycleGAN(

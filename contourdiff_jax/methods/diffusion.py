@@ -178,8 +178,7 @@ def build(
     conditions = tuple(config.model.conditions)
     feed = None
     if store is not None:
-        sections = config.train, config.augment, config.disturbance, config.recast
-        feed = Slices(store, ours.contours, conditions, config.seed, *sections, mesh)
+        feed = Slices.under(config, store, ours.contours, conditions, mesh)
     return Diffusion(
         players=players,
         mesh=mesh,

@@ -125,8 +125,7 @@ def build(
     mesh = state.mesh_for(config.mesh, config.train, players) if mesh is None else mesh
     feed = None
     if store is not None:
-        sections = config.train, config.augment, config.disturbance, config.recast
-        feed = Slices(store, ours.contours, conditions, config.seed, *sections, mesh)
+        feed = Slices.under(config, store, ours.contours, conditions, mesh)
     return Pix2Pix(
         players=players,
         mesh=mesh,

@@ -141,8 +141,7 @@ def build(
     conditions = tuple(config.model.conditions)
     feed = None
     if store is not None:
-        sections = config.train, config.augment, config.disturbance, config.recast
-        feed = Slices(store, ours.contours, conditions, config.seed, *sections, mesh, masked=True)
+        feed = Slices.under(config, store, ours.contours, conditions, mesh, masked=True)
     return Regression(
         players=players,
         mesh=mesh,
