@@ -105,8 +105,6 @@ def experiments(networks: dict) -> list[str]:
         folder = f"[{experiment[:3]}](../experiments/{experiment})"
         rows.append(f"| {network} | {words} | {speed:.1f} | {speed * gflop:.0f} | {folder} |")
 
-    heads = _read("001_heads")["training"]
-    add("001_heads", "default, 96 px", "train", heads["images_per_second"])
     for entry in _read("011_input")["sizes"]:
         speed = 1000 * entry["batch"] / entry["milliseconds"]["step"]
         add("011_input", f"default, {entry['size']} px", "train", speed)

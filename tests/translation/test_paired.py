@@ -103,7 +103,7 @@ def test_a_source_that_was_not_learnt_from_is_refused(paired_run, phantom_data, 
         with pytest.raises(InputError, match=named) as error:
             translate(paired_run, phantom_data / "test_ct", tmp_path / "out", **options)
         assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
-    with pytest.raises(InputError, match="--guidance: must be 1"):
+    with pytest.raises(InputError, match="--guidance: has no effect unless"):
         translate(
             paired_run,
             phantom_data / "test_ct",
