@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A method and its compiled step without a store; a translation as a call with options."""
 
+import functools
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 
 from contourdiff_jax import config as configuration
@@ -11,7 +13,8 @@ from contourdiff_jax import methods
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contracts import Player
 from contourdiff_jax.data.store import Store, StoreWriter
-from contourdiff_jax.training import loop
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.training import loop, state
 from contourdiff_jax.training.run import Run
 from contourdiff_jax.translation import folder
 from contourdiff_jax.volumes import intensity
@@ -30,13 +33,25 @@ def players(init) -> dict[str, Player]:
     return {"network": Player(init, None, None, None)}
 
 
-def setup(config, size: int):
-    """mesh, and init, like, step and step_bytes of loop.Compiled; the step needs no `fixed`."""
+def method_of(config, size: int):
+    """The method of a configuration, for images of that size."""
     configuration.check(config, size=size)
     ours = run_of(config, size)
     store = SimpleNamespace(grid=ours.grid, sources=(), source_preset=ours.preset)
     how = {"source": store} if config.method in configuration.UNPAIRED else {}
-    method = methods.build(ours, store=store, **how)
+    return methods.build(ours, store=store, **how)
+
+
+def like(config, size: int) -> state.TrainState:
+    """The shapes of its state of training, which are known without compiling a step."""
+    method = method_of(config, size)
+    init = functools.partial(state.init, method.players, memory=method.memory)
+    return meshes.laid(method.mesh, jax.eval_shape(init, jax.random.key(0)))
+
+
+def setup(config, size: int):
+    """mesh, and init, like, step and step_bytes of loop.Compiled; the step needs no `fixed`."""
+    method = method_of(config, size)
     made = loop.compiled(method, config.train)
 
     def step(state, example):

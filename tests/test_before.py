@@ -59,14 +59,16 @@ def assert_alike(ours: Path, theirs: Path):
     np.testing.assert_allclose(ours, before, rtol=0, atol=CLOSE * (high - low))
 
 
-@pytest.mark.parametrize("name", HOW)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "distilled")) for n in HOW]
+)
 def test_a_run_translates_as_before(before, name):
     translate(name, "out")
     assert_alike(before / "out", before / "stopped" / name)
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "distilled", pytest.param("neighbour", marks=pytest.mark.slow)]
+    "name", ["run", *(pytest.param(n, marks=pytest.mark.slow) for n in HOW if n != "run")]
 )
 def test_a_run_is_resumed_and_ends_as_before(before, name, capfd):
     """With the same command, on the store as it is."""

@@ -798,7 +798,13 @@ def test_no_field_is_left_out():
     assert set(EFFECTS) == set(config.flat(config.default()))
 
 
-@pytest.mark.parametrize("field", EFFECTS)
+# Of CycleGAN a program takes seconds to compile.
+SLOW = [f"adversarial.{name}" for name in ("blocks", "pool", "cycle", "identity", "width")]
+
+
+@pytest.mark.parametrize(
+    "field", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in EFFECTS]
+)
 def test_every_field_has_an_effect(field, world):
     """Or is refused; where it is neither, it should not be there, or another should say so."""
     where, value, others = EFFECTS[field]

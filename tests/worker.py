@@ -113,9 +113,9 @@ def restore(store: Path, out: Path) -> None:
     """The parameters of a run, split over all devices, and the bytes of one's part."""
     ours = settings()
     ours.mesh.update(data=1, fsdp=-1)
-    plan = setups.setup(ours, 32)
+    like = setups.like(ours, 32)
     checkpoints = checkpoint.manager(out / "run")
-    params = checkpoint.restore(checkpoints, out / "run", plan.like).params
+    params = checkpoint.restore(checkpoints, out / "run", like).params
     checkpoints.close()
     leaves = jax.tree.leaves(params)
     part = sum(leaf.addressable_shards[0].data.nbytes for leaf in leaves)

@@ -30,8 +30,12 @@ def keys(count):
 
 def pictures(section, greys, count=6):
     greys = jnp.broadcast_to(jnp.asarray(greys, jnp.float32), (count, *SIZE))
-    recasting = recast.draw(keys(count), section, SIZE)
-    return np.asarray(recasting(greys, jnp.ones_like(greys)))
+
+    @jax.jit
+    def drawn(keys):
+        return recast.draw(keys, section, SIZE)(greys, jnp.ones_like(greys))
+
+    return np.asarray(drawn(keys(count)))
 
 
 def test_a_curve_never_falls_and_keeps_black_and_white(section):

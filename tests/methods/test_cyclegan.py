@@ -98,9 +98,9 @@ def test_then_half_are_exchanged_for_one_of_before_and_none_is_lost_or_doubled()
 # ----------------------------------------------------------------------------------------------
 
 
-def last_state(workdir, plan):
+def last_state(workdir, like):
     checkpoints = checkpoint.manager(workdir)
-    state = checkpoint.restore(checkpoints, workdir, plan.like)
+    state = checkpoint.restore(checkpoints, workdir, like)
     checkpoints.close()
     return jax.device_get(state)
 
@@ -111,9 +111,10 @@ def stats(workdir):
     return [{name: v for name, v in line.items() if "second" not in name} for line in lines]
 
 
+@pytest.mark.slow
 def test_stopping_and_resuming_changes_nothing(store_path, source_path, whole, tmp_path):
     """All networks, the averages, both optimisers, the pool, the record: to the bit."""
-    workdir, plan, write = tmp_path / "run", setups.setup(settings(), SIZE), Logs.write_scalars
+    workdir, like, write = tmp_path / "run", setups.like(settings(), SIZE), Logs.write_scalars
 
     def write_and_stop(self, number, images, scalars):
         write(self, number, images, scalars)
@@ -123,9 +124,9 @@ def test_stopping_and_resuming_changes_nothing(store_path, source_path, whole, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Logs, "write_scalars", write_and_stop)
         assert not methods.train(settings(), store_path, workdir, source_store=source_path)
-    assert 0 < last_state(workdir, plan).step < STEPS
+    assert 0 < last_state(workdir, like).step < STEPS
     assert methods.train(settings(), store_path, workdir, source_store=source_path)
-    state, before = last_state(workdir, plan), last_state(whole, plan)
+    state, before = last_state(workdir, like), last_state(whole, like)
     assert state.ema.keys() == {"generators"}
     assert state.memory["pool"]["target"]["filled"] == POOL
     assert np.abs(state.memory["pool"]["source"]["images"]).max() > 0
@@ -180,6 +181,7 @@ def test_both_stores_have_an_order_of_their_own(store_path):
     assert feed.named(1).startswith("target ") and "; source " in feed.named(1)
 
 
+@pytest.mark.slow
 def test_devices_hardly_matter(rng):
     images = rng.uniform(-1, 1, (2, 4, 16, 16, 1)).astype(np.float32)
     found = []
@@ -241,6 +243,7 @@ def test_a_way_that_does_not_suit_the_source_is_one_line(
         )
 
 
+@pytest.mark.slow
 def test_where_both_sides_are_of_a_kind_the_way_is_said(store_path, phantom_data, tmp_path):
     ours = settings(**{"train.images": 4, "train.evaluate": 0, "train.sample": 0})
     assert methods.train(ours, store_path, tmp_path / "run", source_store=store_path)

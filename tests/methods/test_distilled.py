@@ -41,7 +41,7 @@ def images(key, count=6):
 CONDITION = {"contour": 0.3 * images(9)}
 
 
-@pytest.mark.parametrize(("steps", "substeps"), [(1, 8), (2, 4), (4, 2), (3, 3), (2, 1)])
+@pytest.mark.parametrize(("steps", "substeps"), [(1, 8), (4, 2), (2, 1)])
 @pytest.mark.parametrize("clip", [True, False])
 def test_who_has_learnt_all_of_it_draws_in_few_steps_what_the_teacher_draws_in_many(
     steps, substeps, clip

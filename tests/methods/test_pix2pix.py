@@ -41,9 +41,9 @@ def whole(store_path, tmp_path_factory):
     return folder
 
 
-def last_state(workdir, plan):
+def last_state(workdir, like):
     checkpoints = checkpoint.manager(workdir)
-    state = checkpoint.restore(checkpoints, workdir, plan.like)
+    state = checkpoint.restore(checkpoints, workdir, like)
     checkpoints.close()
     return jax.device_get(state)
 
@@ -68,16 +68,16 @@ def stopping(patch, step):
 
 def test_stopping_and_resuming_changes_nothing(store_path, whole, tmp_path):
     """Both players, the average, both optimisers, the record and pictures: to the bit."""
-    workdir, plan = tmp_path / "run", setups.setup(settings(), SIZE)
+    workdir, like = tmp_path / "run", setups.like(settings(), SIZE)
     with pytest.MonkeyPatch.context() as patch:
         stopping(patch, 2)
         assert not methods.train(settings(), store_path, workdir)
-    assert 0 < last_state(workdir, plan).step < STEPS
+    assert 0 < last_state(workdir, like).step < STEPS
     assert methods.train(settings(), store_path, workdir)
-    state = last_state(workdir, plan)
+    state = last_state(workdir, like)
     assert state.params.keys() == state.optimiser.keys() == {"critic", "generator"}
     assert state.ema.keys() == {"generator"}
-    jax.tree.map(np.testing.assert_array_equal, state, last_state(whole, plan))
+    jax.tree.map(np.testing.assert_array_equal, state, last_state(whole, like))
     assert stats(workdir) == stats(whole)
     names = [path.name for path in sorted((whole / "samples").iterdir())]
     assert names and all(
@@ -106,6 +106,7 @@ def test_a_picture_shows_the_truth_its_contours_and_what_is_drawn(whole):
     assert truth.std() > 0 and drawn.std() > 0
 
 
+@pytest.mark.slow
 def test_devices_hardly_matter(rng):
     """Norms of a batch are those of all of it, wherever its parts lie."""
     contour = rng.integers(0, 2, (4, SIZE, SIZE, 2)).astype(np.float32)
@@ -141,6 +142,7 @@ def test_a_slice_is_drawn_alone(whole, phantom_data, tmp_path):
         np.testing.assert_allclose(drawn[1][name], volume, atol=1e-3 * np.ptp(volume))
 
 
+@pytest.mark.slow
 def test_a_source_is_seen_where_pairs_are(paired_store_path, tmp_path):
     """Sources are the reverse of the images here, and that is soon learnt."""
     ours = settings(("source",), **{"train.images": 120, "train.sample": 0, "train.log": 0})

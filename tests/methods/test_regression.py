@@ -33,6 +33,7 @@ from contourdiff_jax.training.logs import Logs
 UNET = models.build
 SIZE, STEPS = 32, 8
 SEEN = {"contours": ("contour",), "source": ("source",), "both": ("contour", "source")}
+FAST = [name if name == "both" else pytest.param(name, marks=pytest.mark.slow) for name in SEEN]
 
 
 def section(**fields) -> ConfigDict:
@@ -200,9 +201,9 @@ def whole(two_convolutions, paired_store_path, tmp_path_factory):
     return folder
 
 
-def last_state(workdir, plan):
+def last_state(workdir, like):
     checkpoints = checkpoint.manager(workdir)
-    state = checkpoint.restore(checkpoints, workdir, plan.like)
+    state = checkpoint.restore(checkpoints, workdir, like)
     checkpoints.close()
     return jax.device_get(state)
 
@@ -225,17 +226,17 @@ def stopping(patch, step):
     patch.setattr(Logs, "write_scalars", write_and_stop)
 
 
-@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize("seen", FAST)
 def test_stopping_and_resuming_changes_nothing(paired_store_path, whole, tmp_path, seen):
     """Parameters, average, optimiser, record and pictures: to the bit."""
     ours, workdir = settings(SEEN[seen]), tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         stopping(patch, 3)
         assert not methods.train(ours, paired_store_path, workdir)
-    plan = setups.setup(ours, SIZE)
-    assert last_state(workdir, plan).step < STEPS
+    like = setups.like(ours, SIZE)
+    assert last_state(workdir, like).step < STEPS
     assert methods.train(ours, paired_store_path, workdir)
-    state, before = last_state(workdir, plan), last_state(whole / seen, plan)
+    state, before = last_state(workdir, like), last_state(whole / seen, like)
     assert state.step == STEPS and state.ema.keys() == {"network"}
     assert_same(state, before)
     assert stats(workdir) == stats(whole / seen)
@@ -275,7 +276,7 @@ def test_devices_and_parts_of_a_batch_hardly_matter(two_convolutions, rng):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), other, found[0])
 
 
-@pytest.mark.parametrize("seen", SEEN)
+@pytest.mark.parametrize("seen", FAST)
 def test_what_the_network_is_shown_tells_it_the_image(paired_store_path, whole, tmp_path, seen):
     """Sources are the reverse of the images here, so that two convolutions can learn them."""
     ours = settings(SEEN[seen], images=1200, learning_rate=0.02, sample=0, log=0)

@@ -96,6 +96,7 @@ def test_images_and_labels_move_alike():
         None, lambda _, images: jnp.concatenate([-40 * images, 40 * images], -1), None
     )
 
+    @jax.jit
     def loss_of(classes):
         example = {"x": images, "classes": classes}
         return segmentation.loss(reads, settings)({}, None, example, jax.random.key(0), (), ())

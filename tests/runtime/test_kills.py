@@ -62,7 +62,7 @@ def record(run: Path) -> list[dict]:
 
 def state(run: Path, ours):
     checkpoints = checkpoint.manager(run)
-    found = checkpoint.restore(checkpoints, run, setups.setup(ours, 32).like)
+    found = checkpoint.restore(checkpoints, run, setups.like(ours, 32))
     checkpoints.close()
     return jax.device_get(found)
 

@@ -124,7 +124,7 @@ def test_large_arrays_are_split_along_their_largest_divisible_axis():
 def test_fsdp_halves_what_a_device_keeps():
     """Of parameters, average and optimiser, of a real network: in bytes on the first device."""
     settings = config.default()
-    shapes = setups.setup(settings, 32).like
+    shapes = setups.like(settings, 32)
 
     def kept(mesh) -> dict[str, int]:
         def laid(shape, where):

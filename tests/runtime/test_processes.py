@@ -132,9 +132,9 @@ def test_what_they_leave_is_one_run(pair, single):
         ours.mesh.update(data=shape[0], fsdp=shape[1])
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(meshes, "SMALL", 0)
-            plan = setups.setup(ours, 32)
+            like = setups.like(ours, 32)
         checkpoints = checkpoint.manager(run)
-        states.append(jax.device_get(checkpoint.restore(checkpoints, run, plan.like)))
+        states.append(jax.device_get(checkpoint.restore(checkpoints, run, like)))
         checkpoints.close()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states[0], states[1])
     jax.tree.map(np.testing.assert_array_equal, states[1], states[2])
@@ -149,7 +149,7 @@ def test_what_two_have_written_four_devices_read(two_convolutions, pair, store_p
     ours = worker.settings()
     ours.mesh.data = 1
     checkpoints = checkpoint.manager(pair / "run")
-    like = setups.setup(ours, 32).like
+    like = setups.like(ours, 32)
     params = jax.tree.leaves(checkpoint.restore(checkpoints, pair / "run", like).params)
     checkpoints.close()
     (devices, part), *restored = np.load(pair / "restored.npz").values()

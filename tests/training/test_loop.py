@@ -128,8 +128,8 @@ def test_losses_are_the_same_on_any_mesh(on_meshes, shape):
 
 
 @pytest.fixture(scope="module")
-def plan(two_convolutions):
-    return setups.setup(settings(), SIZE)
+def like(two_convolutions):
+    return setups.like(settings(), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +141,9 @@ def whole(two_convolutions, store_path, tmp_path_factory):
     return workdir
 
 
-def last_state(workdir, plan):
+def last_state(workdir, like):
     checkpoints = checkpoint.manager(workdir)
-    state = checkpoint.restore(checkpoints, workdir, plan.like)
+    state = checkpoint.restore(checkpoints, workdir, like)
     checkpoints.close()
     return jax.device_get(state)
 
@@ -179,7 +179,7 @@ def contents(folder):
 
 @pytest.mark.parametrize(("accumulate", "stops"), [(1, (1, 5)), (2, (3,))])
 def test_stopping_and_resuming_changes_nothing(
-    store_path, plan, whole, tmp_path, accumulate, stops
+    store_path, like, whole, tmp_path, accumulate, stops
 ):
     """Parameters, average, optimiser, records and samples: to the bit, on a cluster's notice."""
     ours, workdir = settings(accumulate=accumulate), tmp_path / "run"
@@ -190,9 +190,9 @@ def test_stopping_and_resuming_changes_nothing(
         with pytest.MonkeyPatch.context() as patch:
             at_step(patch, stop, terminate)
             assert not methods.train(ours, store_path, workdir)
-        assert last_state(workdir, plan).step < STEPS
+        assert last_state(workdir, like).step < STEPS
     assert methods.train(ours, store_path, workdir)
-    assert_same(last_state(workdir, plan), last_state(whole, plan))
+    assert_same(last_state(workdir, like), last_state(whole, like))
     assert untimed(stats(workdir)) == untimed(stats(whole))
     seconds = [line["seconds"] for line in stats(workdir) if "loss" in line]
     assert seconds == sorted(seconds)  # the time before it was stopped counts
@@ -200,7 +200,7 @@ def test_stopping_and_resuming_changes_nothing(
     assert ours == theirs
 
 
-def test_what_a_killed_run_had_not_saved_is_done_again(store_path, plan, whole, tmp_path):
+def test_what_a_killed_run_had_not_saved_is_done_again(store_path, like, whole, tmp_path):
     """Without a notice it goes on from its last checkpoint, and cuts its record back to that."""
     ours, workdir = settings(), tmp_path / "run"
     ours.train.checkpoint = 8  # images: every second step
@@ -225,31 +225,31 @@ def test_what_a_killed_run_had_not_saved_is_done_again(store_path, plan, whole, 
     writers[-1].close()  # a kill ends its threads, which here would write beside the next run
     assert stats(workdir)[-1]["step"] == 5
     assert methods.train(ours, store_path, workdir)
-    assert_same(last_state(workdir, plan), last_state(whole, plan))
+    assert_same(last_state(workdir, like), last_state(whole, like))
     assert untimed(stats(workdir)) == untimed(stats(whole))
 
 
-def test_looking_changes_nothing(store_path, plan, whole, tmp_path):
+def test_looking_changes_nothing(store_path, like, whole, tmp_path):
     """Held-out loss, samples, records and checkpoints have no part in what is learnt."""
     ours = settings(log=0, evaluate=0, sample=0, checkpoint=4)
     assert methods.train(ours, store_path, tmp_path / "run")
-    assert_same(last_state(tmp_path / "run", plan), last_state(whole, plan))
+    assert_same(last_state(tmp_path / "run", like), last_state(whole, like))
 
 
 @pytest.mark.parametrize("number", signals.ASKING)
-def test_the_notice_is_for_training_only(store_path, plan, tmp_path, monkeypatch, number):
+def test_the_notice_is_for_training_only(store_path, like, tmp_path, monkeypatch, number):
     """It saves, and the handler that was there before is there afterwards."""
     before = signal.getsignal(number)
     at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
     assert not methods.train(settings(), store_path, tmp_path / "run")
     assert signal.getsignal(number) is before
-    assert 1 <= last_state(tmp_path / "run", plan).step < STEPS
+    assert 1 <= last_state(tmp_path / "run", like).step < STEPS
 
 
 @pytest.mark.parametrize("gone", ["", "checkpoints"])
-@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("replaced", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_folder_that_goes_away_is_one_line(
-    store_path, plan, whole, tmp_path, monkeypatch, gone, replaced
+    store_path, like, whole, tmp_path, monkeypatch, gone, replaced
 ):
     """What it holds by then stays as it is: put back, the run goes on to the same end."""
     workdir, aside = tmp_path / "run", tmp_path / "aside"
@@ -268,7 +268,7 @@ def test_a_folder_that_goes_away_is_one_line(
     shutil.rmtree(workdir / gone, ignore_errors=True)
     aside.rename(workdir / gone)
     assert methods.train(settings(checkpoint=8), store_path, workdir)
-    assert_same(last_state(workdir, plan), last_state(whole, plan))
+    assert_same(last_state(workdir, like), last_state(whole, like))
 
 
 def test_a_config_that_goes_away_is_written_again(store_path, tmp_path, monkeypatch, capsys):
@@ -279,7 +279,7 @@ def test_a_config_that_goes_away_is_written_again(store_path, tmp_path, monkeypa
     assert methods.train(settings(), store_path, workdir)
 
 
-def test_a_run_may_go_on_on_another_mesh(store_path, plan, whole, tmp_path, monkeypatch):
+def test_a_run_may_go_on_on_another_mesh(store_path, like, whole, tmp_path, monkeypatch):
     ours, workdir = settings(), tmp_path / "run"
     monkeypatch.setattr(meshes, "SMALL", 0)
     at_step(monkeypatch, 3, terminate)
@@ -288,8 +288,8 @@ def test_a_run_may_go_on_on_another_mesh(store_path, plan, whole, tmp_path, monk
     assert methods.train(ours, store_path, workdir)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        last_state(workdir, plan).params,
-        last_state(whole, plan).params,
+        last_state(workdir, like).params,
+        last_state(whole, like).params,
     )
 
 
@@ -329,12 +329,12 @@ def test_no_other_folder_is_trained_in(store_path, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_weights_come_from_another_run(store_path, plan, whole, tmp_path):
+def test_weights_come_from_another_run(store_path, like, whole, tmp_path):
     """Its average, which a learning rate of zero leaves as it was."""
     ours, workdir = settings(images=4, learning_rate=0.0), tmp_path / "run"
     ours.seed = 3
     assert methods.train(ours, store_path, workdir, init=whole)
-    begun, source = last_state(workdir, plan), last_state(whole, plan)
+    begun, source = last_state(workdir, like), last_state(whole, like)
     assert_same(begun.params, source.ema)
     assert_same(begun.ema, source.ema)
     assert begun.step == 1 and not np.array_equal(begun.key, source.key)
@@ -349,10 +349,10 @@ def test_weights_of_no_run_leave_nothing_behind(store_path, tmp_path):
 
 
 @pytest.mark.parametrize("left", [training_run.LOCK, f".{0:032x}.config.json"])
-def test_what_a_process_killed_at_once_left_is_in_nobodys_way(store_path, plan, tmp_path, left):
+def test_what_a_process_killed_at_once_left_is_in_nobodys_way(store_path, like, tmp_path, left):
     (tmp_path / left).write_text("{")
     assert methods.train(settings(images=4), store_path, tmp_path)
-    assert last_state(tmp_path, plan).step == 1
+    assert last_state(tmp_path, like).step == 1
 
 
 def test_two_do_not_train_one_run(store_path, tmp_path):
@@ -374,15 +374,15 @@ def pupil(**train_fields):
     return ours
 
 
-def test_a_pupil_begins_as_its_teacher(store_path, plan, whole, tmp_path):
+def test_a_pupil_begins_as_its_teacher(store_path, like, whole, tmp_path):
     assert methods.train(pupil(learning_rate=0.0), store_path, tmp_path / "run", teacher=whole)
-    begun, taught = last_state(whole, plan).ema, last_state(tmp_path / "run", plan)
+    begun, taught = last_state(whole, like).ema, last_state(tmp_path / "run", like)
     assert_same(taught.params, begun)
     # Its average is of what never changed: the same, but for rounding.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), taught.ema, begun)
 
 
-def test_a_pupil_goes_on_with_its_teacher_and_with_no_other(store_path, plan, whole, tmp_path):
+def test_a_pupil_goes_on_with_its_teacher_and_with_no_other(store_path, like, whole, tmp_path):
     undisturbed, workdir, other = (tmp_path / name for name in ("whole", "run", "other"))
     assert methods.train(pupil(), store_path, undisturbed, teacher=whole)
     assert methods.train(settings(images=4), store_path, other)
@@ -392,8 +392,8 @@ def test_a_pupil_goes_on_with_its_teacher_and_with_no_other(store_path, plan, wh
     with pytest.raises(InputError, match="of another teacher"):
         methods.train(pupil(), store_path, workdir, teacher=other)
     assert methods.train(pupil(), store_path, workdir, teacher=whole)
-    assert_same(last_state(workdir, plan), last_state(undisturbed, plan))
-    assert training_run.load(workdir).teacher == checkpoint.digest(last_state(whole, plan).ema)
+    assert_same(last_state(workdir, like), last_state(undisturbed, like))
+    assert training_run.load(workdir).teacher == checkpoint.digest(last_state(whole, like).ema)
 
 
 def test_a_teacher_is_given_where_there_is_something_to_learn_of_it(store_path, whole, tmp_path):
@@ -438,7 +438,7 @@ def test_stores_of_earlier_versions_are_trained_on_and_that_is_said(
 
 
 def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(
-    store_path, plan, whole, tmp_path, capsys
+    store_path, like, whole, tmp_path, capsys
 ):
     """A bit of the weights, flipped; the end is as if nothing had been."""
     ours, workdir = settings(checkpoint=8), tmp_path / "run"
@@ -454,13 +454,15 @@ def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(
     assert methods.train(ours, store_path, workdir)
     warning = f"warning: {workdir}/checkpoints/{last}: damaged, params/.*; going on from {before}"
     assert re.search(warning, capsys.readouterr().err)
-    assert_same(last_state(workdir, plan), last_state(whole, plan))
+    assert_same(last_state(workdir, like), last_state(whole, like))
     assert untimed(stats(workdir)) == untimed(stats(whole))
 
 
-@pytest.mark.parametrize("full", ["at a record", "at a checkpoint"])
+@pytest.mark.parametrize(
+    "full", [pytest.param("at a record", marks=pytest.mark.slow), "at a checkpoint"]
+)
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
-    store_path, plan, whole, tmp_path, full
+    store_path, like, whole, tmp_path, full
 ):
     """No file may grow from step 5 on; once there is room the same command goes on."""
     ours, workdir = settings(checkpoint=8, log=4 if full == "at a record" else 0), tmp_path / "run"
@@ -486,9 +488,9 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
-    assert last_state(workdir, plan).step in (2, 4)  # the one before may just be being written
+    assert last_state(workdir, like).step in (2, 4)  # the one before may just be being written
     assert methods.train(ours, store_path, workdir)
-    assert_same(last_state(workdir, plan), last_state(whole, plan))
+    assert_same(last_state(workdir, like), last_state(whole, like))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -520,9 +522,11 @@ def seen(store_path, step):
     return "; ".join(f"{subject} {slices}" for subject, slices in sorted(named.items()))
 
 
-@pytest.mark.parametrize("step", [1, 4, STEPS])
+@pytest.mark.parametrize(
+    "step", [*(pytest.param(n, marks=pytest.mark.slow) for n in (1, STEPS)), 4]
+)
 def test_a_loss_that_is_not_finite_stops_the_run_in_a_finite_state(
-    store_path, plan, tmp_path, step
+    store_path, like, tmp_path, step
 ):
     workdir = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -533,7 +537,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_a_finite_state(
             f"its images: {seen(store_path, step)}$",
         ):
             methods.train(settings(), store_path, workdir)
-    saved = last_state(workdir, plan)
+    saved = last_state(workdir, like)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
     assert saved.step <= step
     assert "NaN" not in (workdir / "stats.jsonl").read_text()

@@ -403,7 +403,7 @@ def test_a_full_disk_keeps_what_was_there(mr_run, one, tmp_path, monkeypatch, na
     assert contents(out) == before and "/." not in str(told.value)
 
 
-@pytest.mark.parametrize("name", ["same", "dicom"])
+@pytest.mark.parametrize("name", ["same", pytest.param("dicom", marks=pytest.mark.slow)])
 def test_whenever_it_is_killed_the_next_call_ends_what_was_begun(
     mr_run, one, tmp_path, monkeypatch, name
 ):

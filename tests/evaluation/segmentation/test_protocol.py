@@ -248,6 +248,7 @@ def test_several_are_compared_by_subject(done, tmp_path):
     assert "Not compared" not in compared and "Dice ↑" in compared
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(data):
     def weights(out, **changes):
         segment(request(data, out=data / out, **changes))
