@@ -12,8 +12,9 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Most code is compiled for longer than it runs here: optimising it costs more than it saves.
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count"
-os.environ["XLA_FLAGS"] = f"{XLA_FLAGS}=2"
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2"
+)
 
 import jax
 import jax.numpy as jnp

@@ -123,7 +123,7 @@ def restore(store: Path, out: Path) -> None:
 
 
 def main(task: str, store: str, out: str, process=None, of=None, port=None, devices=1, **fields):
-    os.environ["XLA_FLAGS"] = f"{conftest.XLA_FLAGS}={devices}"
+    os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     address = port and f"localhost:{port}"
     models.build = conftest._two_convolutions
     meshes.SMALL = 0  # so that everything is split that can be

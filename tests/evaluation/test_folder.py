@@ -126,7 +126,7 @@ def test_what_pictures_of_the_truth_hold_is_said_by_flags(monkeypatch):
 
 
 CONTOURS = {"contour_precision", "contour_recall", "contour_f1"}
-ALONG_AXIS = {"slice_difference", "gradient_ratio", "flicker", "level_step"}
+ALONG_AXIS = {"slice_difference", "gradient_ratio", "gradient_energy", "flicker", "level_step"}
 SIDES = (("source", "ct"), ("target", "mr"))
 
 

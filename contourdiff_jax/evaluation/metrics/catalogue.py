@@ -95,10 +95,14 @@ METRICS = {
     "flicker": Metric(None, section=COHERENCE, headline=True),
     "slice_difference": Metric(None, "slice difference", "1/mm", COHERENCE, headline=True),
     "gradient_ratio": Metric(None, section=COHERENCE, headline=True),
+    "gradient_energy": Metric(None, "gradient energy", "1/mm²", COHERENCE, headline=True),
     "level_step": Metric(None, section=COHERENCE, headline=True),
     **{
         f"{metric}_{of}": Metric(None, section=COHERENCE)
-        for metric in ("flicker", "slice_difference", "gradient_ratio", "level_step")
+        for metric in (
+            *("flicker", "slice_difference", "gradient_ratio"),
+            *("gradient_energy", "level_step"),
+        )
         for of in ("excess", "to_real")  # less the truth's, over that of real volumes
     },
     "psnr_mask_{axis}": Metric(max, unit="dB", section=COHERENCE),

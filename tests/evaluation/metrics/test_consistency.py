@@ -38,6 +38,7 @@ def test_independent_noise_has_the_second_difference_of_its_variance(rng):
     assert got["flicker"] == pytest.approx(np.sqrt(6) * 0.1 * normal, rel=0.03)
     assert got["slice_difference"] == pytest.approx(np.sqrt(2) * 0.1 * normal, rel=0.03)
     assert got["gradient_ratio"] == pytest.approx(1, rel=0.03)
+    assert got["gradient_energy"] == pytest.approx(2 * 0.1**2, rel=0.03)
 
 
 def test_noise_that_is_smooth_along_the_axis_does_not_flicker(rng):
@@ -59,6 +60,7 @@ def test_a_ramp_has_its_slope_and_no_flicker_whatever_the_gaps(rng):
     assert got["slice_difference"] == pytest.approx(0.02, rel=1e-4)
     assert got["gradient_ratio"] == pytest.approx(2, rel=1e-4)  # 0.02 per 2 mm in the plane
     assert got["flicker"] == pytest.approx(0, abs=1e-6)
+    assert got["gradient_energy"] == pytest.approx((0.04 / 4) ** 2, rel=1e-4)
     taken_as_even = along_axis(ramp, between=gaps(2.0))
     assert taken_as_even["flicker"] > 0.01
 
@@ -74,6 +76,7 @@ def test_the_unit_of_length_scales_what_is_per_mm_only(rng):
     volume = anatomy(rng)
     near, far = along_axis(volume), along_axis(volume, between=gaps(3.0), spacing=(3.0, 3.0))
     assert far["slice_difference"] == pytest.approx(near["slice_difference"] / 3)
+    assert far["gradient_energy"] == pytest.approx(near["gradient_energy"] / 9)
     for name in ("gradient_ratio", "flicker", "level_step"):
         assert far[name] == pytest.approx(near[name])
 
@@ -140,7 +143,10 @@ def test_drift_is_the_deviation_of_the_levels_of_the_error(rng):
 
 @pytest.mark.parametrize(
     ("count", "defined"),
-    [(1, set()), (2, {"slice_difference", "gradient_ratio", "level_step"})],
+    [
+        (1, {"gradient_energy"}),
+        (2, {"gradient_energy", "slice_difference", "gradient_ratio", "level_step"}),
+    ],
 )
 def test_what_few_slices_do_not_define_is_none(rng, count, defined):
     volume, masks = rng.random((count, 8, 8)), np.ones((count, 8, 8), bool)
