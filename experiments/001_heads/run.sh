@@ -10,10 +10,12 @@ out=${1:?usage: run.sh OUT}
 heads=$out/heads
 mkdir -p "$out"
 
-[ -d "$heads" ] || python "$here/render_heads.py" --unseen \
+[ -d "$heads" ] || python "$here/render_heads.py" --unseen --pairs \
     --labels "${CONTOURDIFF_DATA:?name the folder that holds nifti/synthseg_labels}/nifti/synthseg_labels" --out "$heads"
 [ -d "$out/store" ] || contourdiff prepare --source="$heads/train_mr" --out="$out/store" --preset=mr \
     --spacing=2.4 --size=96 --validation=0
+[ -d "$out/store_pairs" ] || contourdiff prepare --source="$heads/train_mr" --out="$out/store_pairs" --preset=mr \
+    --spacing=2.4 --size=96 --validation=0 --pairs="$heads/pairs_ct" --pairs_preset=ct
 
 score() { # MODEL SOURCE PRESET [FLAG ..]: translate a folder of the test heads, compare with their MR
     local model=$1 source=$2 preset=$3
@@ -36,6 +38,10 @@ contourdiff train --config="$here/../../configs/patients.py" --store="$out/store
     "${budget[@]}"
 for source in ct cbct; do score pictures $source ct; done
 score pictures mr mr
+# The bound: the same network, taught by the CT of the heads that it is trained on.
+contourdiff train --config="$here/../../configs/patients.py" --store="$out/store_pairs" --workdir="$out/pairs" \
+    --config.model.conditions="('source',)" --config.disturbance.thresholds=0.0 "${budget[@]}"
+score pairs ct ct
 
 contourdiff report --overwrite --out="$out/report.html" "$out/contours" "$out"/scores_contours_{ct,mr,t2}
 python - "$out" "$here" <<'PYTHON'
@@ -47,7 +53,7 @@ from PIL import Image
 
 out, here = map(Path, sys.argv[1:])
 result = {"training": {}, "scores": {}}
-for model in ("contours", "pictures"):
+for model in ("contours", "pictures", "pairs"):
     lines = [json.loads(line) for line in (out / model / "stats.jsonl").read_text().splitlines()]
     result["training"][model] = [line for line in lines if "images_per_second" in line][-1]
     for place in sorted(out.glob(f"scores_{model}_*/metrics.json")):
