@@ -21,6 +21,7 @@ The other signatures that the parts share:
 Shapes: B batch, *S space (H W, or D H W), C or c channels, last.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -121,10 +122,13 @@ class Method(Protocol):
 # --------------------------------------------------------------------------------------------------
 
 
-class Translator(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Translator:
     """All that translation knows of a method.
 
     Attributes:
+      draw: (params, seen, knots, beside) -> images, see `__call__`; compiled.
+      params: what it draws with.
       sees: names of the conditions that it is to be given.
       dims: of what it draws at once: 2 for slices, 3 for volumes.
       batch: how many it draws at once.
@@ -132,10 +136,12 @@ class Translator(Protocol):
         steps, so they can be had of such a method alone.
     """
 
+    draw: Callable[..., Array]
+    params: Params
     sees: frozenset[str]
-    dims: int
     batch: int
     denoises: bool
+    dims: int = 2
 
     def __call__(self, seen: Mapping[str, Array], knots: Any, beside: Array | None = None) -> Array:
         """Draw images [B, *S, C] in [-1, 1].
@@ -145,6 +151,7 @@ class Translator(Protocol):
           knots: what the noise of each image is made of: diffusion.noise.Knots.
           beside: [B, 2] numbers of the neighbours whose estimates of x_0 each is coupled with.
         """
+        return self.draw(self.params, seen, knots, beside)
 
 
 class Codec(NamedTuple):

@@ -7,7 +7,6 @@ A critic tells real images from drawn ones, and generators learn to draw what it
 Shapes: B batch, H rows, W columns, C or c channels, last.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
 import jax
@@ -56,7 +55,7 @@ def seen(names: Iterable[str], condition: Mapping):
 
 
 def drawing(generator: Generator, names: tuple[str, ...], mesh: Mesh, *, random: bool) -> Callable:
-    """A generator, compiled: (params, condition {name: [B, H, W, c]}, knots) -> [B, H, W, 1].
+    """A generator, compiled, see contracts.Translator; slices are not coupled.
 
     Every image is drawn alone, so that neither the others of a batch nor their number change it.
 
@@ -73,21 +72,5 @@ def drawing(generator: Generator, names: tuple[str, ...], mesh: Mesh, *, random:
         return jax.vmap(alone, in_axes=(None, 0, 0))(params, images, knots.keys[:, 0])
 
     split = meshes.batch(mesh)
-    return jax.jit(draw, in_shardings=(None, split, split), out_shardings=split)
-
-
-@dataclasses.dataclass(frozen=True)
-class Translator:
-    """What draws, see contracts.Translator."""
-
-    draw: Callable
-    params: Params
-    sees: frozenset[str]
-    batch: int
-    dims: int = 2
-    denoises: bool = False
-
-    def __call__(self, seen, knots, beside=None) -> jax.Array:
-        """See contracts.Translator."""
-        del beside
-        return self.draw(self.params, seen, knots)
+    compiled = jax.jit(draw, in_shardings=(None, split, split), out_shardings=split)
+    return lambda params, seen, knots, beside=None: compiled(params, seen, knots)

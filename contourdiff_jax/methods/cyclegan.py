@@ -30,13 +30,13 @@ from contourdiff_jax.contracts import (
     Metrics,
     Params,
     Player,
+    Translator,
 )
 from contourdiff_jax.data import examples
 from contourdiff_jax.data.feeds import Slices, Unpaired
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.diffusion import noise
 from contourdiff_jax.methods import adversarial
-from contourdiff_jax.methods.adversarial import Translator
 from contourdiff_jax.models import generators
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import alarms, state
@@ -111,7 +111,8 @@ class CycleGAN:
         """See contracts.Method."""
         del fixed
         params = averages[GENERATORS][self.draws]
-        return Translator(self.draw, params, frozenset((SOURCE.name,)), self.batch)
+        sees = frozenset((SOURCE.name,))
+        return Translator(self.draw, params, sees, self.batch, denoises=False)
 
 
 def build(

@@ -31,6 +31,7 @@ from contourdiff_jax.contracts import (
     Metrics,
     Params,
     Player,
+    Translator,
 )
 from contourdiff_jax.data import examples
 from contourdiff_jax.data.feeds import Slices
@@ -112,28 +113,11 @@ class Diffusion:
     def _shown(self) -> tuple[Example, int]:
         return self.feed.shown(SAMPLES)
 
-    def translator(self, averages: Averages, fixed: Fixed) -> "Translator":
+    def translator(self, averages: Averages, fixed: Fixed) -> Translator:
         """See contracts.Method."""
         del fixed
-        return Translator(
-            self.draw, averages[NETWORK], frozenset(self.conditions), self.sampler.batch
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Translator:
-    """What draws, see contracts.Translator."""
-
-    draw: Callable
-    params: Params
-    sees: frozenset[str]
-    batch: int
-    dims: int = 2
-    denoises: bool = True
-
-    def __call__(self, seen, knots, beside=None) -> jax.Array:
-        """See contracts.Translator."""
-        return self.draw(self.params, seen, knots, beside)
+        sees, batch = frozenset(self.conditions), self.sampler.batch
+        return Translator(self.draw, averages[NETWORK], sees, batch, denoises=True)
 
 
 def build(

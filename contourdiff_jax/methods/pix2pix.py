@@ -28,13 +28,13 @@ from contourdiff_jax.contracts import (
     Metrics,
     Params,
     Player,
+    Translator,
 )
 from contourdiff_jax.data import examples
 from contourdiff_jax.data.feeds import Slices
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.diffusion import noise
 from contourdiff_jax.methods import adversarial
-from contourdiff_jax.methods.adversarial import Translator
 from contourdiff_jax.models import generators
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import alarms, state
@@ -95,7 +95,7 @@ class Pix2Pix:
         """See contracts.Method."""
         del fixed
         sees = frozenset(self.conditions)
-        return Translator(self.draw, averages[GENERATOR], sees, self.batch)
+        return Translator(self.draw, averages[GENERATOR], sees, self.batch, denoises=False)
 
 
 def build(

@@ -28,6 +28,7 @@ from contourdiff_jax.contracts import (
     Metrics,
     Params,
     Player,
+    Translator,
 )
 from contourdiff_jax.data import examples
 from contourdiff_jax.data.feeds import Slices
@@ -87,37 +88,22 @@ class Regression:
     def _shown(self) -> tuple[Example, int]:
         return self.feed.shown(SAMPLES)
 
-    def translator(self, averages: Averages, fixed: Fixed) -> "Translator":
+    def translator(self, averages: Averages, fixed: Fixed) -> Translator:
         """See contracts.Method."""
         del fixed
-        return Translator(self.draw, averages[NETWORK], frozenset(self.conditions), self.batch)
+        sees = frozenset(self.conditions)
+        return Translator(self.draw, averages[NETWORK], sees, self.batch, denoises=False)
 
     @functools.cached_property
     def draw(self) -> Callable:
-        """The network, compiled: (params, condition {name: [B, *S, c]}) -> images [B, *S, 1]."""
+        """The network, compiled, see contracts.Translator; there is no noise in it."""
         split = meshes.batch(self.mesh)
 
         def drawn(params, condition):
             return self.model.apply(params, None, None, condition).clip(-1, 1)
 
-        return jax.jit(drawn, in_shardings=(None, split), out_shardings=split)
-
-
-@dataclasses.dataclass(frozen=True)
-class Translator:
-    """What draws, see contracts.Translator; there is no noise in it."""
-
-    draw: Callable
-    params: Params
-    sees: frozenset[str]
-    batch: int
-    dims: int = 2
-    denoises: bool = False
-
-    def __call__(self, seen, knots, beside=None) -> jax.Array:
-        """See contracts.Translator."""
-        del knots, beside
-        return self.draw(self.params, seen)
+        compiled = jax.jit(drawn, in_shardings=(None, split), out_shardings=split)
+        return lambda params, seen, knots, beside: compiled(params, seen)
 
 
 def build(

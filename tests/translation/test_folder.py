@@ -24,6 +24,7 @@ from contourdiff_jax import cli, config, methods, models
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
+from contourdiff_jax.contracts import Translator
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.diffusion import noise, samplers
@@ -222,7 +223,7 @@ def echo(translator, seen, knots, beside=None):
 
 def test_every_slice_is_drawn_from_its_own_contours(mr_run, sources, tmp_path, monkeypatch):
     """They show where they were taken."""
-    monkeypatch.setattr(diffusion.Translator, "__call__", echo)
+    monkeypatch.setattr(Translator, "__call__", echo)
     options = {"preset": "ct", "masks": tmp_path / "masks"}
     volume = io.read(sources / NAMES[0])
     everywhere = np.ones(volume.array.shape)
@@ -470,7 +471,7 @@ def test_the_originals_contours_are_those_of_the_pictures(
     settings.train.update(images=8, batch=2, log=0, evaluate=0, sample=0, checkpoint=0)
     assert train(settings, tmp_path / "mr", tmp_path / "run")
 
-    monkeypatch.setattr(diffusion.Translator, "__call__", echo)
+    monkeypatch.setattr(Translator, "__call__", echo)
     out, assumed = tmp_path / "out", Assumed(3.6)
     translate(tmp_path / "run", pictures, out, preset="ct", assumed=assumed)
     fields = json.loads((out / "head1.json").read_text())["contours"]

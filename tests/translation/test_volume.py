@@ -14,6 +14,7 @@ from setups import translate
 
 from contourdiff_jax import cli, config, models
 from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.contracts import Translator
 from contourdiff_jax.data import examples, layouts
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.errors import InputError
@@ -252,7 +253,7 @@ def drawn_from(settings, knots, beside=None):
     visited = samplers.timesteps(settings.sampler, schedule.steps)
     prediction = settings.diffusion.prediction
     draw = diffusion.drawing(model, schedule, prediction, settings.sampler, visited, mesh)
-    translator = diffusion.Translator(draw, {}, frozenset(("contour",)), settings.sampler.batch)
+    translator = Translator(draw, {}, frozenset(("contour",)), settings.sampler.batch, True)
     contour = examples.given(np.zeros((len(knots.keys), 16, 16), np.uint8))
     return sampling.draw(translator, meshes.batch(mesh), {"contour": contour}, knots, beside)
 
