@@ -29,6 +29,7 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 Key = Array  # of jax.random
 Params = dict[str, Any]  # nested, of arrays
@@ -152,6 +153,24 @@ class Translator:
           beside: [B, 2] numbers of the neighbours whose estimates of x_0 each is coupled with.
         """
         return self.draw(self.params, seen, knots, beside)
+
+
+class About(NamedTuple):
+    """What a model card says of a method, as ABOUT of its module (reports/card.py).
+
+    Attributes:
+      kind: what a run of it is: "A diffusion model".
+      how: how it draws, or after whom: the end of the sentence that begins with `kind`.
+      network: configuration -> what draws, and how large it is.
+      training: configuration -> {name: words} of what sets its training apart from others'.
+      fails: a sentence on what it draws where it knows too little; "": nothing of its own.
+    """
+
+    kind: str
+    how: str
+    network: Callable[[ConfigDict], str] = lambda config: config.method
+    training: Callable[[ConfigDict], dict[str, str]] = lambda config: {}
+    fails: str = ""
 
 
 class Codec(NamedTuple):

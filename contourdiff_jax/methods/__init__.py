@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Methods, one file each: what a method learns and how it draws. Here they are built and trained.
 
-A method is added by a file with a function `build` and a line in BUILDERS (CONTRIBUTING.md).
+A method is added by a file with a function `build` and a line in METHODS (CONTRIBUTING.md).
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from contourdiff_jax import config as configuration
-from contourdiff_jax.contracts import Method, Params
+from contourdiff_jax.contracts import About, Method, Params
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import (
@@ -30,13 +30,13 @@ from contourdiff_jax.training import checkpoint, loop, run
 from contourdiff_jax.training.run import Run
 
 # By config.method.
-BUILDERS: dict[str, Callable[..., Method]] = {
-    "diffusion": diffusion.build,
-    "distilled": distilled.build,
-    "regression": regression.build,
-    "pix2pix": pix2pix.build,
-    "cyclegan": cyclegan.build,
-    "segmentation": segmentation.build,
+METHODS: dict[str, ModuleType] = {
+    "diffusion": diffusion,
+    "distilled": distilled,
+    "regression": regression,
+    "pix2pix": pix2pix,
+    "cyclegan": cyclegan,
+    "segmentation": segmentation,
 }
 
 
@@ -52,12 +52,18 @@ def build(ours: Run, *, store: Store | None = None, mesh: Mesh | None = None, **
       InputError: a field that cannot work, named.
     """
     _check_known(ours.config.method)
-    return BUILDERS[ours.config.method](ours, store=store, mesh=mesh, **how)
+    return METHODS[ours.config.method].build(ours, store=store, mesh=mesh, **how)
+
+
+def about(name: str) -> About:
+    """What a model card says of a method; of one without an ABOUT, its name."""
+    plain = About(f"A model of the method {name}", "as it was configured")
+    return getattr(METHODS.get(name), "ABOUT", plain)
 
 
 def _check_known(name: str) -> None:
-    if name not in BUILDERS:
-        raise InputError(f"config.method: {name!r} is not one of {', '.join(BUILDERS)}")
+    if name not in METHODS:
+        raise InputError(f"config.method: {name!r} is not one of {', '.join(METHODS)}")
 
 
 def train(

@@ -54,6 +54,13 @@ def seen(names: Iterable[str], condition: Mapping):
     return jnp.concatenate([condition[n][..., : CONDITIONS[n].channels] for n in names], -1)
 
 
+# How a network goes wrong that a critic teaches, see contracts.About.
+FAILS = (
+    "A critic rewards what looks real, not what is there: structures may be drawn that the source "
+    "does not have, and real ones, lesions above all, left out."
+)
+
+
 def drawing(generator: Generator, names: tuple[str, ...], mesh: Mesh, *, random: bool) -> Callable:
     """A generator, compiled, see contracts.Translator; slices are not coupled.
 

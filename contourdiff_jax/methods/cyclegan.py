@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from contourdiff_jax.contracts import (
     SOURCE,
+    About,
     Averages,
     Example,
     Fixed,
@@ -262,3 +263,26 @@ def exchanged(key, pool, images):
 
     pool, shown = jax.lax.scan(one, pool, (images, jax.random.split(key, len(images))))
     return shown, pool
+
+
+def _network(config: ConfigDict) -> str:
+    section = config.adversarial
+    return f"ResNet, {section.blocks} blocks, width {section.width}, {section.norm} norms"
+
+
+def _training(config: ConfigDict) -> dict[str, str]:
+    section = config.adversarial
+    return {
+        "loss": f"{section.loss.replace('_', ' ')} of critics, {section.cycle:g} times L1 of what "
+        f"comes back, {section.cycle * section.identity:g} times that of what should stay",
+        "pool": f"{section.pool} images",
+    }
+
+
+ABOUT = About(
+    kind="A network",
+    how="or the reverse, taught by critics, after CycleGAN (Zhu et al., arXiv 1703.10593)",
+    network=_network,
+    training=_training,
+    fails=adversarial.FAILS,
+)

@@ -24,6 +24,7 @@ from contourdiff_jax.contracts import (
     NEIGHBOUR,
     PICTURE,
     SOURCE,
+    About,
     Averages,
     Example,
     Fixed,
@@ -311,3 +312,21 @@ def drawing(
 
     split = meshes.batch(mesh)
     return jax.jit(sample, in_shardings=(None, split, split, split), out_shardings=split)
+
+
+def _training(config: ConfigDict) -> dict[str, str]:
+    diffusion, sampler = config.diffusion, config.sampler
+    steps = f"{sampler.steps} step{'s' * (sampler.steps != 1)} by default"
+    return {
+        "diffusion": f"{diffusion.steps} steps, {diffusion.schedule} schedule, predicts "
+        f"{diffusion.prediction}",
+        "sampler": f"{sampler.name}, {steps}",
+    }
+
+
+ABOUT = About(
+    kind="A diffusion model",
+    how="after ContourDiff (Chen et al., arXiv 2403.10786)",
+    network=lambda config: models.described(config.model),
+    training=_training,
+)

@@ -26,6 +26,7 @@ from contourdiff_jax.methods.diffusion import NETWORK, Diffusion
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.run import Run
 
+ABOUT = diffusion.ABOUT
 # Fields of the `diffusion` section that do not change the meaning of a network's prediction.
 TRAINING = ("weighting", "time_exponent", "timesteps", "gamma")
 

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from contourdiff_jax.contracts import (
     CONDITIONS,
     SOURCE,
+    About,
     Averages,
     Example,
     Fixed,
@@ -173,3 +174,22 @@ class Losses:
         """What is seen [B, H, W, C] of an example and the image [B, H, W, 1] that it gives."""
         seen = adversarial.seen(self.conditions, example["condition"])
         return seen, self.draw(params, seen, key=key if self.config.dropout else None)
+
+
+def _network(config: ConfigDict) -> str:
+    section = config.adversarial
+    return f"U-Net, {section.levels} levels, width {section.width}, {section.norm} norms"
+
+
+def _training(config: ConfigDict) -> dict[str, str]:
+    loss, l1 = (config.adversarial[name] for name in ("loss", "l1"))
+    return {"loss": f"{loss.replace('_', ' ')} of a critic, and {l1:g} times L1"}
+
+
+ABOUT = About(
+    kind="A U-Net",
+    how="taught by a critic, after pix2pix (Isola et al., arXiv 1611.07004)",
+    network=_network,
+    training=_training,
+    fails=adversarial.FAILS,
+)

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from contourdiff_jax import models
 from contourdiff_jax.contracts import (
+    About,
     Averages,
     Example,
     Fixed,
@@ -223,3 +224,19 @@ def similarity(image, truth):
     return ((2 * mean_i * mean_t + c_1) * (2 * covariance + c_2)) / (
         (mean_i**2 + mean_t**2 + c_1) * (variances + c_2)
     )
+
+
+def _training(config: ConfigDict) -> dict[str, str]:
+    loss, ssim, outside = (config.regression[name] for name in ("loss", "ssim", "outside"))
+    structure = f", with a share of {ssim:g} for 1 - SSIM" if ssim else ""
+    return {"loss": f"{loss.upper()} in the body{structure}; outside it counts {outside:g} of that"}
+
+
+ABOUT = About(
+    kind="A U-Net",
+    how="in one pass, by regression",
+    network=lambda config: models.described(config.model),
+    training=_training,
+    fails="It draws the middle of all images that fit what it sees: where that leaves much open, "
+    "they are smooth, without texture and noise.",
+)

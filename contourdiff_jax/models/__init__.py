@@ -37,6 +37,11 @@ class Model(NamedTuple):
     apply: Callable[..., jax.Array]
 
 
+def described(config) -> str:
+    """In words, for a model card: the network of a `model` section."""
+    return f"U-Net, channels {'-'.join(map(str, config.channels))}"
+
+
 def build(config, *, channels: int = 1, dims: int = 2, denoises: bool = True) -> Model:
     """The network of `config` (a `model` section, see config.py) for images of `channels` channels.
 

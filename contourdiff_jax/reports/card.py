@@ -11,8 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import contourdiff_jax
-from contourdiff_jax.config import ADVERSARIAL
-from contourdiff_jax.contracts import CONTOUR, PICTURE, SOURCE
+from contourdiff_jax.contracts import CONTOUR, PICTURE, SOURCE, About
 from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.store import SPLITS, Store, open_store
 from contourdiff_jax.errors import InputError
@@ -35,18 +34,6 @@ INCEPTION = (
     "InceptionV3 of 2015-12-05 as pytorch-fid distributes it, Apache-2.0; it scores the images and "
     "is no part of the model"
 )
-KINDS = {  # of methods: what draws, and after whom
-    **dict.fromkeys(
-        ("diffusion", "distilled"),
-        ("A diffusion model", "after ContourDiff (Chen et al., arXiv 2403.10786)"),
-    ),
-    "regression": ("A U-Net", "in one pass, by regression"),
-    "pix2pix": ("A U-Net", "taught by a critic, after pix2pix (Isola et al., arXiv 1611.07004)"),
-    "cyclegan": (
-        "A network",
-        "or the reverse, taught by critics, after CycleGAN (Zhu et al., arXiv 1703.10593)",
-    ),
-}
 COLUMNS = ("translation", "curve", "mean", "truth", "real", "lower", "upper")  # methods shown
 
 
@@ -159,6 +146,13 @@ def _read_scores(path: Path, trained: Run, weights: Callable[[], str]) -> Record
 # ----------------------------------------------------------------------------------------------
 
 
+def _about(trained: Run) -> About:
+    """What is to be said of its method."""
+    from contourdiff_jax import methods  # it takes a second, as JAX does
+
+    return methods.about(trained.config.method)
+
+
 def _kind(trained: Run) -> str:
     """What a run draws, from what, and how."""
     target, seen = trained.preset.name.upper(), trained.config.model.conditions
@@ -169,9 +163,8 @@ def _kind(trained: Run) -> str:
         source = "their contours alone"
     elif CONTOUR.name in seen:
         source += " and their contours"
-    method = trained.config.method
-    kind, reference = KINDS.get(method, (f"A model of the method {method}", "as it was configured"))
-    return f"{kind} that draws slices of {target} from {source}, {reference}"
+    about = _about(trained)
+    return f"{about.kind} that draws slices of {target} from {source}, {about.how}"
 
 
 def _data(trained: Run, store: Store | None) -> dict[str, str]:
@@ -198,13 +191,13 @@ def _data(trained: Run, store: Store | None) -> dict[str, str]:
 
 
 def _training(folder: Path, trained: Run) -> dict[str, str]:
-    config = trained.config
+    config, about = trained.config, _about(trained)
     model, train = config.model, config.train
     adam = "AdamW" if train.weight_decay else "Adam"
     fields = {
-        "network": f"{_network(config)}, sees {', '.join(model.conditions)}",
+        "network": f"{about.network(config)}, sees {', '.join(model.conditions)}",
         **_parameters(trained),
-        **DETAILS.get(config.method, _diffusion)(config),
+        **about.training(config),
     }
     if trained.teacher:
         fields["teacher"] = (
@@ -222,49 +215,6 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
     if losses:
         fields["held-out loss"] = f"{losses[-1]:.4g}, at best {min(losses):.4g}"
     return fields
-
-
-def _network(config: ConfigDict) -> str:
-    """What draws, and how large it is."""
-    section = config.adversarial
-    if config.method == "pix2pix":
-        return f"U-Net, {section.levels} levels, width {section.width}, {section.norm} norms"
-    if config.method == "cyclegan":
-        return f"ResNet, {section.blocks} blocks, width {section.width}, {section.norm} norms"
-    return f"U-Net, channels {'-'.join(map(str, config.model.channels))}"
-
-
-def _diffusion(config: ConfigDict) -> dict[str, str]:
-    diffusion, sampler = config.diffusion, config.sampler
-    return {
-        "diffusion": f"{diffusion.steps} steps, {diffusion.schedule} schedule, predicts "
-        f"{diffusion.prediction}",
-        "sampler": f"{sampler.name}, {_many(sampler.steps, 'step')} by default",
-    }
-
-
-def _regression(config: ConfigDict) -> dict[str, str]:
-    loss, ssim, outside = (config.regression[name] for name in ("loss", "ssim", "outside"))
-    structure = f", with a share of {ssim:g} for 1 - SSIM" if ssim else ""
-    return {"loss": f"{loss.upper()} in the body{structure}; outside it counts {outside:g} of that"}
-
-
-def _pix2pix(config: ConfigDict) -> dict[str, str]:
-    loss, l1 = (config.adversarial[name] for name in ("loss", "l1"))
-    return {"loss": f"{loss.replace('_', ' ')} of a critic, and {l1:g} times L1"}
-
-
-def _cyclegan(config: ConfigDict) -> dict[str, str]:
-    section = config.adversarial
-    return {
-        "loss": f"{section.loss.replace('_', ' ')} of critics, {section.cycle:g} times L1 of what "
-        f"comes back, {section.cycle * section.identity:g} times that of what should stay",
-        "pool": f"{section.pool} images",
-    }
-
-
-# What distinguishes the training of methods, but for diffusion's.
-DETAILS = {"regression": _regression, "pix2pix": _pix2pix, "cyclegan": _cyclegan}
 
 
 def _parameters(trained: Run) -> dict[str, str]:
@@ -338,16 +288,7 @@ def known_failures(evaluations: list[Record], trained: Run) -> list[str]:
         f"Training saw {learnt} alone; {tested} is untested, as are other anatomy, scanners and "
         f"ages than those of the data."
     )
-    if trained.config.method == "regression":
-        lines.append(
-            "It draws the middle of all images that fit what it sees: where that leaves much "
-            "open, they are smooth, without texture and noise."
-        )
-    if trained.config.method in ADVERSARIAL:
-        lines.append(
-            "A critic rewards what looks real, not what is there: structures may be drawn that the "
-            "source does not have, and real ones, lesions above all, left out."
-        )
+    lines += filter(None, [_about(trained).fails])
     memory_measured = False
     for name, metrics, *_ in evaluations:
         ours, truth = (metrics["methods"].get(method, {}) for method in ("translation", "truth"))
