@@ -86,9 +86,9 @@ def maps(samples, shown, asked, resampling, preset: Preset, window: Window) -> d
     half = (preset.image.high - preset.image.low) / 2
     near = ndimage.maximum_filter(asked, size=(1, 2 * TOLERANCE + 1, 2 * TOLERANCE + 1))
     mean = resampling.volume(preset.image.inverse(samples.mean(0)), preset.air)
-    deviation = preset.native(resampling.volume(half * samples.std(0), 0), window)
+    deviation = preset.native(resampling.interpolated(half * samples.std(0), 0), window)
     return {
         "mean": preset.native(mean, window),
         "std": deviation - preset.native(0, window),
-        "unasked": resampling.volume(np.mean(np.asarray(shown) > near, 0), 0),
+        "unasked": resampling.interpolated(np.mean(np.asarray(shown) > near, 0), 0),
     }

@@ -123,10 +123,10 @@ def label_map(probabilities: np.ndarray, labels, resampling: Resampling) -> np.n
     Probabilities are interpolated and the largest one counts: labels that are put back pixel by
     pixel have stairs for borders. Outside the grid is background, the first of the labels.
     """
-    most = resampling.volume(probabilities[..., 0], fill=1.0)
+    most = resampling.interpolated(probabilities[..., 0], fill=1.0)
     array = np.full(most.shape, labels[0], np.uint16)
     for number, label in enumerate(labels[1:], start=1):
-        probability = resampling.volume(probabilities[..., number], fill=0.0)
+        probability = resampling.interpolated(probabilities[..., number], fill=0.0)
         array[probability > most] = label
         most = np.maximum(most, probability)
     return array
