@@ -53,4 +53,5 @@ done
 for samples in 4 8; do
     score diffusion "mean_$samples" --steps=10 --samples="$samples" --keep=mean
 done
+python "$here/put_back.py" "$first"
 python "$here/summary.py" "$first" "$out"

@@ -69,24 +69,26 @@ for method in ("curve", "mean"):
     budget.axhline(level, color="grey", linestyle=":")
     budget.text(seen[0], level, method, va="bottom")
 budget.set(xscale="log", xlabel="images seen by the regression", ylabel="SSIM in the body")
+budget.minorticks_off()
+budget.set_xticks(seen, [f"{count:,}" for count in seen], fontsize=8)
 
 last = snapshots[-1][1]
 for kind, label in KINDS.items():
-    points = numbered(kind)
+    points = [point for point in numbered(kind) if point[0] > 1]  # one step is far beyond
     x, y = ([value(n, m) for _, n in points] for m in ("kernel_segmenter", "psnr_mask"))
     tradeoff.plot(x, y, "o-", label=label)
     for (count, _), *at in zip(points, x, y, strict=True):
         tradeoff.annotate(str(count), at, textcoords="offset points", xytext=(4, 4))
 tradeoff.plot(value(last, "kernel_segmenter"), value(last, "psnr_mask"), "^", label="regression")
-floor = result["baselines"]["truth"]["kernel_segmenter"]["value"]
+floor = result["baselines"]["real"]["kernel_segmenter"]["value"]
 tradeoff.axvline(floor, color="grey", linestyle=":")
-tradeoff.set(xlabel="KID of a segmenter's features (dotted: the truth's)", ylabel="PSNR [dB]")
+tradeoff.set(xlabel="KID of a segmenter's features (dotted: the floor)", ylabel="PSNR [dB]")
 tradeoff.legend()
 
 frequencies, truth = spectrum(FIRST / "heads/test_mr")
 for name, label in (
     (last, "regression"),
-    *((name, f"one sample, {count} steps") for count, name in numbered("steps")[::5]),
+    *((name, f"one sample, {count} steps") for count, name in numbered("steps")[1::2]),
 ):
     power.plot(frequencies, spectrum(OUT / name)[1] / truth, label=label)
 power.axvline(NYQUIST, color="grey", linestyle=":")
