@@ -13,6 +13,7 @@ superior, right; sagittal: superior, anterior).
 """
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -102,14 +103,17 @@ class Resampling:
         sides = [(shape[axis], sizes[axis]) for axis in plane]
         self._forward = [_weights(*side, *grid_side) for side in sides]
         self._backward = [_weights(*grid_side, *side) for side in sides]
-        self._sharp = [
-            _consistent(linear, forward) if grid.spacing >= COARSER * mm else linear
-            for (_, mm), (forward, _), linear in zip(
-                sides, self._forward, self._backward, strict=True
-            )
-        ]
         self._nearest = [_nearest(*side, *grid_side) for side in sides]
         self.needed = math.ceil(max(round(n * mm / grid.spacing, 4) for n, mm in sides))
+
+    @functools.cached_property
+    def _sharp(self) -> list[tuple[csr_array, np.ndarray]]:
+        """What `volume` puts back with: to take slices alone needs none of it."""
+        ways = zip(self.plane_spacing, self._forward, self._backward, strict=True)
+        return [
+            _consistent(linear, forward) if self.grid.spacing >= COARSER * mm else linear
+            for mm, (forward, _), linear in ways
+        ]
 
     def slices(self, array, fill: float) -> np.ndarray:
         """Volume [X, Y, Z] -> slices [N, H, W] float32; `fill` outside the field of view.
