@@ -18,7 +18,7 @@ train() { # NAME IMAGES [FLAG ..]: configs/patients.py for longer, with its para
         --config.train.images="$images" --config.train.keep=50 --config.train.sample=0 "$@"
 }
 at() { # NAME STEP: the run as it was at a step
-    local place=$out/$1_$2
+    local place=$out/$1_at_$2
     [ -d "$place" ] && return
     mkdir -p "$place/checkpoints"
     cp "$out/$1/config.json" "$out/$1/stats.jsonl" "$place"
@@ -45,7 +45,7 @@ train diffusion 16000 --config.method=diffusion --config.diffusion.weighting=min
 
 for step in 500 1000 2000 4000 7500; do
     at regression "$step"
-    score "regression_$step" "regression_$step"
+    score "regression_at_$step" "regression_$step"
 done
 for steps in 1 2 5 10 25 50; do
     score diffusion "steps_$steps" --steps="$steps"

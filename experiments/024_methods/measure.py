@@ -2,7 +2,7 @@
 """All methods on the same heads, in the same minutes: what do pairs give, and what do contours?
 
     CONTOURDIFF_DATA=DIR python experiments/024_methods/measure.py OUT [--minutes=12] [--folds=0,1]
-        [--targets=mr,ct] [--methods=..] [--cores=0,1]
+        [--targets=mr,ct] [--methods=..] [--cores=2]
 
 Heads of 001_heads with clinical CT and, for methods of pairs alone, the CT of the heads that are
 trained on. Each method is given the minutes of training on two cores, as many images as it sees in
@@ -106,7 +106,7 @@ class Fold:
         # CycleGAN has one run for both directions, and CT of heads that are in no MR of its.
         if sees == "unpaired":
             mr = self._prepared("mr", self.heads / "train_mr", "mr")
-            ct = self._prepared("ct", self.heads / "train_ct", "ct")
+            ct = self._prepared("ct_of_others", self.heads / "train_ct", "ct")
             return f"--store={mr}", f"--source_store={ct}"
         if sees == "contours":
             return (f"--store={self._prepared(target, self.trained_on(target), target)}",)
@@ -116,7 +116,7 @@ class Fold:
         return (f"--store={place}",)
 
     def _prepared(self, name: str, source: Path, preset: str, *flags: str) -> Path:
-        place = self.place / "stores" / (f"{name}_unpaired" if source.name == "train_ct" else name)
+        place = self.place / "stores" / name
         given = (f"--source={source}", f"--out={place}", f"--preset={preset}", "--validation=0")
         contourdiff("prepare", *given, *GRID, *flags, done=place)
         return place
