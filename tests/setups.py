@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A method and its compiled step without a store; a translation as a call with options."""
 
-import functools
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +12,7 @@ from contourdiff_jax import methods
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contracts import Player
 from contourdiff_jax.data.store import Store, StoreWriter
-from contourdiff_jax.runtime import mesh as meshes
-from contourdiff_jax.training import loop, state
+from contourdiff_jax.training import checkpoint, loop, state
 from contourdiff_jax.training.run import Run
 from contourdiff_jax.translation import folder
 from contourdiff_jax.volumes import intensity
@@ -44,9 +42,15 @@ def method_of(config, size: int):
 
 def like(config, size: int) -> state.TrainState:
     """The shapes of its state of training, which are known without compiling a step."""
-    method = method_of(config, size)
-    init = functools.partial(state.init, method.players, memory=method.memory)
-    return meshes.laid(method.mesh, jax.eval_shape(init, jax.random.key(0)))
+    return loop.like(method_of(config, size))
+
+
+def last_state(run: Path, like: state.TrainState) -> state.TrainState:
+    """What is kept of a run's last step, on the host."""
+    checkpoints = checkpoint.manager(run)
+    found = checkpoint.restore(checkpoints, run, like)
+    checkpoints.close()
+    return jax.device_get(found)
 
 
 def setup(config, size: int):

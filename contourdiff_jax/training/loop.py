@@ -47,24 +47,31 @@ class Compiled:
     step_bytes: int
 
 
+def _init(method: Method) -> Callable:
+    """The state of a method's training before its first step, of a key."""
+    return functools.partial(state.init, method.players, memory=method.memory)
+
+
+def like(method: Method) -> state.TrainState:
+    """The shapes of that state, and where on the method's mesh they lie; nothing is compiled."""
+    return meshes.laid(method.mesh, jax.eval_shape(_init(method), jax.random.key(0)))
+
+
 def compiled(method: Method, config) -> Compiled:
     """A method's training under a `train` section, compiled for the method's mesh."""
-    mesh = method.mesh
-    init = functools.partial(state.init, method.players, memory=method.memory)
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    sharding, placed = meshes.shardings(mesh, shapes), meshes.shardings(mesh, method.fixed)
-    like = meshes.laid(mesh, shapes)
+    mesh, shapes = method.mesh, like(method)
+    sharding, placed = (meshes.shardings(mesh, tree) for tree in (shapes, method.fixed))
     step = jax.jit(
         state.step(config, method.players),
         donate_argnums=0,
         in_shardings=(sharding, meshes.batch(mesh), placed),
         out_shardings=(sharding, meshes.replicated(mesh)),
     )
-    executable = step.lower(like, method.feed.example, method.fixed).compile()
+    executable = step.lower(shapes, method.feed.example, method.fixed).compile()
     memory = executable.memory_analysis()
     return Compiled(
-        init=jax.jit(init, out_shardings=sharding),
-        like=like,
+        init=jax.jit(_init(method), out_shardings=sharding),
+        like=shapes,
         step=executable,
         step_bytes=getattr(memory, "temp_size_in_bytes", 0),
     )

@@ -98,13 +98,6 @@ def test_then_half_are_exchanged_for_one_of_before_and_none_is_lost_or_doubled()
 # ----------------------------------------------------------------------------------------------
 
 
-def last_state(workdir, like):
-    checkpoints = checkpoint.manager(workdir)
-    state = checkpoint.restore(checkpoints, workdir, like)
-    checkpoints.close()
-    return jax.device_get(state)
-
-
 def stats(workdir):
     """The record, without what depends on the clock."""
     lines = [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
@@ -124,9 +117,9 @@ def test_stopping_and_resuming_changes_nothing(store_path, source_path, whole, t
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Logs, "write_scalars", write_and_stop)
         assert not methods.train(settings(), store_path, workdir, source_store=source_path)
-    assert 0 < last_state(workdir, like).step < STEPS
+    assert 0 < setups.last_state(workdir, like).step < STEPS
     assert methods.train(settings(), store_path, workdir, source_store=source_path)
-    state, before = last_state(workdir, like), last_state(whole, like)
+    state, before = setups.last_state(workdir, like), setups.last_state(whole, like)
     assert state.ema.keys() == {"generators"}
     assert state.memory["pool"]["target"]["filled"] == POOL
     assert np.abs(state.memory["pool"]["source"]["images"]).max() > 0

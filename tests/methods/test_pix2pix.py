@@ -15,7 +15,7 @@ from PIL import Image
 from contourdiff_jax import config, methods
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
-from contourdiff_jax.training import checkpoint, run
+from contourdiff_jax.training import run
 from contourdiff_jax.training.logs import Logs
 
 SIZE, STEPS = 32, 6
@@ -39,13 +39,6 @@ def whole(store_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert methods.train(settings(), store_path, folder)
     return folder
-
-
-def last_state(workdir, like):
-    checkpoints = checkpoint.manager(workdir)
-    state = checkpoint.restore(checkpoints, workdir, like)
-    checkpoints.close()
-    return jax.device_get(state)
 
 
 def stats(workdir):
@@ -72,12 +65,12 @@ def test_stopping_and_resuming_changes_nothing(store_path, whole, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         stopping(patch, 2)
         assert not methods.train(settings(), store_path, workdir)
-    assert 0 < last_state(workdir, like).step < STEPS
+    assert 0 < setups.last_state(workdir, like).step < STEPS
     assert methods.train(settings(), store_path, workdir)
-    state = last_state(workdir, like)
+    state = setups.last_state(workdir, like)
     assert state.params.keys() == state.optimiser.keys() == {"critic", "generator"}
     assert state.ema.keys() == {"generator"}
-    jax.tree.map(np.testing.assert_array_equal, state, last_state(whole, like))
+    jax.tree.map(np.testing.assert_array_equal, state, setups.last_state(whole, like))
     assert stats(workdir) == stats(whole)
     names = [path.name for path in sorted((whole / "samples").iterdir())]
     assert names and all(

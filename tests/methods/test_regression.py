@@ -201,13 +201,6 @@ def whole(two_convolutions, paired_store_path, tmp_path_factory):
     return folder
 
 
-def last_state(workdir, like):
-    checkpoints = checkpoint.manager(workdir)
-    state = checkpoint.restore(checkpoints, workdir, like)
-    checkpoints.close()
-    return jax.device_get(state)
-
-
 def stats(workdir):
     """The record, without what depends on the clock."""
     lines = [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
@@ -234,9 +227,9 @@ def test_stopping_and_resuming_changes_nothing(paired_store_path, whole, tmp_pat
         stopping(patch, 3)
         assert not methods.train(ours, paired_store_path, workdir)
     like = setups.like(ours, SIZE)
-    assert last_state(workdir, like).step < STEPS
+    assert setups.last_state(workdir, like).step < STEPS
     assert methods.train(ours, paired_store_path, workdir)
-    state, before = last_state(workdir, like), last_state(whole / seen, like)
+    state, before = setups.last_state(workdir, like), setups.last_state(whole / seen, like)
     assert state.step == STEPS and state.ema.keys() == {"network"}
     assert_same(state, before)
     assert stats(workdir) == stats(whole / seen)

@@ -16,7 +16,6 @@ import setups
 import worker
 
 from contourdiff_jax import methods
-from contourdiff_jax.training import checkpoint
 from contourdiff_jax.training import run as training_run
 
 WRITING = "checkpoints/*.orbax-checkpoint-tmp*"  # checkpoints that are not whole
@@ -61,10 +60,7 @@ def record(run: Path) -> list[dict]:
 
 
 def state(run: Path, ours):
-    checkpoints = checkpoint.manager(run)
-    found = checkpoint.restore(checkpoints, run, setups.like(ours, 32))
-    checkpoints.close()
-    return jax.device_get(found)
+    return setups.last_state(run, setups.like(ours, 32))
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])

@@ -141,13 +141,6 @@ def whole(two_convolutions, store_path, tmp_path_factory):
     return workdir
 
 
-def last_state(workdir, like):
-    checkpoints = checkpoint.manager(workdir)
-    state = checkpoint.restore(checkpoints, workdir, like)
-    checkpoints.close()
-    return jax.device_get(state)
-
-
 def stats(workdir):
     return [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
 
@@ -190,9 +183,9 @@ def test_stopping_and_resuming_changes_nothing(
         with pytest.MonkeyPatch.context() as patch:
             at_step(patch, stop, terminate)
             assert not methods.train(ours, store_path, workdir)
-        assert last_state(workdir, like).step < STEPS
+        assert setups.last_state(workdir, like).step < STEPS
     assert methods.train(ours, store_path, workdir)
-    assert_same(last_state(workdir, like), last_state(whole, like))
+    assert_same(setups.last_state(workdir, like), setups.last_state(whole, like))
     assert untimed(stats(workdir)) == untimed(stats(whole))
     seconds = [line["seconds"] for line in stats(workdir) if "loss" in line]
     assert seconds == sorted(seconds)  # the time before it was stopped counts
@@ -225,7 +218,7 @@ def test_what_a_killed_run_had_not_saved_is_done_again(store_path, like, whole, 
     writers[-1].close()  # a kill ends its threads, which here would write beside the next run
     assert stats(workdir)[-1]["step"] == 5
     assert methods.train(ours, store_path, workdir)
-    assert_same(last_state(workdir, like), last_state(whole, like))
+    assert_same(setups.last_state(workdir, like), setups.last_state(whole, like))
     assert untimed(stats(workdir)) == untimed(stats(whole))
 
 
@@ -233,7 +226,7 @@ def test_looking_changes_nothing(store_path, like, whole, tmp_path):
     """Held-out loss, samples, records and checkpoints have no part in what is learnt."""
     ours = settings(log=0, evaluate=0, sample=0, checkpoint=4)
     assert methods.train(ours, store_path, tmp_path / "run")
-    assert_same(last_state(tmp_path / "run", like), last_state(whole, like))
+    assert_same(setups.last_state(tmp_path / "run", like), setups.last_state(whole, like))
 
 
 @pytest.mark.parametrize("number", signals.ASKING)
@@ -243,7 +236,7 @@ def test_the_notice_is_for_training_only(store_path, like, tmp_path, monkeypatch
     at_step(monkeypatch, 1, lambda: os.kill(os.getpid(), number))
     assert not methods.train(settings(), store_path, tmp_path / "run")
     assert signal.getsignal(number) is before
-    assert 1 <= last_state(tmp_path / "run", like).step < STEPS
+    assert 1 <= setups.last_state(tmp_path / "run", like).step < STEPS
 
 
 @pytest.mark.parametrize("gone", ["", "checkpoints"])
@@ -268,7 +261,7 @@ def test_a_folder_that_goes_away_is_one_line(
     shutil.rmtree(workdir / gone, ignore_errors=True)
     aside.rename(workdir / gone)
     assert methods.train(settings(checkpoint=8), store_path, workdir)
-    assert_same(last_state(workdir, like), last_state(whole, like))
+    assert_same(setups.last_state(workdir, like), setups.last_state(whole, like))
 
 
 def test_a_config_that_goes_away_is_written_again(store_path, tmp_path, monkeypatch, capsys):
@@ -288,8 +281,8 @@ def test_a_run_may_go_on_on_another_mesh(store_path, like, whole, tmp_path, monk
     assert methods.train(ours, store_path, workdir)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
-        last_state(workdir, like).params,
-        last_state(whole, like).params,
+        setups.last_state(workdir, like).params,
+        setups.last_state(whole, like).params,
     )
 
 
@@ -334,7 +327,7 @@ def test_weights_come_from_another_run(store_path, like, whole, tmp_path):
     ours, workdir = settings(images=4, learning_rate=0.0), tmp_path / "run"
     ours.seed = 3
     assert methods.train(ours, store_path, workdir, init=whole)
-    begun, source = last_state(workdir, like), last_state(whole, like)
+    begun, source = setups.last_state(workdir, like), setups.last_state(whole, like)
     assert_same(begun.params, source.ema)
     assert_same(begun.ema, source.ema)
     assert begun.step == 1 and not np.array_equal(begun.key, source.key)
@@ -352,7 +345,7 @@ def test_weights_of_no_run_leave_nothing_behind(store_path, tmp_path):
 def test_what_a_process_killed_at_once_left_is_in_nobodys_way(store_path, like, tmp_path, left):
     (tmp_path / left).write_text("{")
     assert methods.train(settings(images=4), store_path, tmp_path)
-    assert last_state(tmp_path, like).step == 1
+    assert setups.last_state(tmp_path, like).step == 1
 
 
 def test_two_do_not_train_one_run(store_path, tmp_path):
@@ -376,7 +369,7 @@ def pupil(**train_fields):
 
 def test_a_pupil_begins_as_its_teacher(store_path, like, whole, tmp_path):
     assert methods.train(pupil(learning_rate=0.0), store_path, tmp_path / "run", teacher=whole)
-    begun, taught = last_state(whole, like).ema, last_state(tmp_path / "run", like)
+    begun, taught = setups.last_state(whole, like).ema, setups.last_state(tmp_path / "run", like)
     assert_same(taught.params, begun)
     # Its average is of what never changed: the same, but for rounding.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), taught.ema, begun)
@@ -392,8 +385,10 @@ def test_a_pupil_goes_on_with_its_teacher_and_with_no_other(store_path, like, wh
     with pytest.raises(InputError, match="of another teacher"):
         methods.train(pupil(), store_path, workdir, teacher=other)
     assert methods.train(pupil(), store_path, workdir, teacher=whole)
-    assert_same(last_state(workdir, like), last_state(undisturbed, like))
-    assert training_run.load(workdir).teacher == checkpoint.digest(last_state(whole, like).ema)
+    assert_same(setups.last_state(workdir, like), setups.last_state(undisturbed, like))
+    assert training_run.load(workdir).teacher == checkpoint.digest(
+        setups.last_state(whole, like).ema
+    )
 
 
 def test_a_teacher_is_given_where_there_is_something_to_learn_of_it(store_path, whole, tmp_path):
@@ -454,7 +449,7 @@ def test_of_a_damaged_checkpoint_the_one_before_is_gone_on_from(
     assert methods.train(ours, store_path, workdir)
     warning = f"warning: {workdir}/checkpoints/{last}: damaged, params/.*; going on from {before}"
     assert re.search(warning, capsys.readouterr().err)
-    assert_same(last_state(workdir, like), last_state(whole, like))
+    assert_same(setups.last_state(workdir, like), setups.last_state(whole, like))
     assert untimed(stats(workdir)) == untimed(stats(whole))
 
 
@@ -488,9 +483,12 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "\n" not in str(error.value)
-    assert last_state(workdir, like).step in (2, 4)  # the one before may just be being written
+    assert setups.last_state(workdir, like).step in (
+        2,
+        4,
+    )  # the one before may just be being written
     assert methods.train(ours, store_path, workdir)
-    assert_same(last_state(workdir, like), last_state(whole, like))
+    assert_same(setups.last_state(workdir, like), setups.last_state(whole, like))
 
 
 # ----------------------------------------------------------------------------------------------
@@ -537,7 +535,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_in_a_finite_state(
             f"its images: {seen(store_path, step)}$",
         ):
             methods.train(settings(), store_path, workdir)
-    saved = last_state(workdir, like)
+    saved = setups.last_state(workdir, like)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
     assert saved.step <= step
     assert "NaN" not in (workdir / "stats.jsonl").read_text()
