@@ -27,8 +27,8 @@ def default() -> ConfigDict:
         {
             "seed": 0,
             # The method (methods/): diffusion (ContourDiff), distilled (to few steps, with
-            # --teacher), regression, pix2pix, cyclegan (with --source_store), or segmentation,
-            # which `segment` trains.
+            # --teacher), regression, pix2pix, cyclegan (with --source_store), autoencoder, or
+            # segmentation, which `segment` trains.
             "method": "diffusion",
             # The grid belongs to the store. Zero or empty accepts the store's; anything else must
             # agree with it.
@@ -142,8 +142,26 @@ def default() -> ConfigDict:
                 # Weight of a pixel outside the body, where there is air; 0: anything is drawn there
                 "outside": 0.1,
             },
-            # Of pix2pix and cyclegan, a generator and a critic (methods/adversarial.py). These are
-            # for small images on a laptop; published settings are those of configs/.
+            # The autoencoder whose latents diffusion with --codec learns in place of pixels
+            # (methods/autoencoder.py).
+            "autoencoder": {
+                "image_channels": 1,  # or 3, of those of others, which are shown greys as colours
+                "channels": (32, 64, 64),  # features at each resolution, halving each time
+                "layers": 1,  # residual blocks a resolution; one more on the way back
+                "latents": 4,  # numbers a latent
+                "attention": False,  # self-attention at the lowest resolution
+                "groups": 8,  # of group normalisation
+                "epsilon": 1e-6,  # of group normalisation
+                # Weights beside the mean absolute error: of the distance from a normal
+                # distribution, of features of a network given by --perceptual, and of what the
+                # critic says, as share of the error's gradient.
+                "kl": 1e-6,
+                "perceptual": 0.0,
+                "adversarial": 0.5,
+                "alone": 0.5,  # share of the training before the critic counts
+            },
+            # Of pix2pix, cyclegan and autoencoder, whom a critic teaches (methods/adversarial.py).
+            # These are for small images on a laptop; published settings are those of configs/.
             "adversarial": {
                 "width": 32,  # features of the generator's first level
                 "levels": 5,  # of pix2pix: how often its U-Net halves an image
@@ -152,7 +170,9 @@ def default() -> ConfigDict:
                 "critic_width": 32,  # features of the critic's first layer
                 "critic_layers": 3,  # how often it halves an image: patches of 70 px, with 2 of 34
                 "norm": "instance",  # or batch, of the images of a step; alone while drawing
-                "loss": "least_squares",  # of real and drawn; or vanilla, cross entropy
+                # Of real and drawn; or vanilla, cross entropy, or hinge, as is usual with
+                # autoencoders.
+                "loss": "least_squares",
                 "l1": 100.0,  # of pix2pix: weight of the mean absolute error beside it
                 "cycle": 10.0,  # of cyclegan: weight of what comes back from there and back
                 "identity": 0.5,  # of cyclegan: weight of what should stay, as share of that
@@ -317,8 +337,11 @@ MOST = 1e9  # of any number: more is a slip, too
 SEEDS = 2**62  # are below: JAX and NumPy take them, and segmenters count on from theirs
 FUSED_WIDTH = 128  # features of a head at most that cuDNN's attention takes on every NVIDIA GPU
 ADVERSARIAL = ("pix2pix", "cyclegan")  # methods with a generator and a critic
+OF_ITSELF = ("autoencoder",)  # methods that draw the image that they are shown
 UNPAIRED = ("cyclegan",)  # methods that learn from a second store, of the source
-AT_ONCE = ("regression", *ADVERSARIAL)  # methods that draw an image at once, without steps
+SHOWN_ALONE = (*UNPAIRED, *OF_ITSELF)  # methods that see the source and nothing else
+AT_ONCE = ("regression", *ADVERSARIAL, *OF_ITSELF)  # methods that draw at once, without steps
+CRITICISED = (*ADVERSARIAL, *OF_ITSELF)  # methods with a critic, and networks of their own
 SEEN_LAST = 3  # pixels a side that a critic needs after its halvings
 WIDEST = 2**16  # features of a resolution, images of a batch
 # contracts.CONDITIONS; this file imports nothing heavy.
@@ -362,6 +385,10 @@ SHARE = _between(0, 1)
 BELOW_1 = Rule(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
 SWITCHES = Rule(lambda value: all(v in (True, False) for v in value), "must be True and False")
 DEVICES = Rule(lambda value: value == -1 or 1 <= value <= MOST, "must be positive, or -1")
+FEATURES = Rule(
+    lambda value: value and all(type(c) is int and 0 < c <= WIDEST for c in value),
+    f"must be whole numbers from 1 to {WIDEST}, one a resolution",
+)
 FREE = Rule(lambda value: True, "")  # a switch, or checked with others below
 
 RULES = {
@@ -389,10 +416,7 @@ RULES = {
         f"must be one of {', '.join(map(str, CONDITIONS_SEEN))}",
     ),
     "model.null": _among("flag", "empty"),
-    "model.channels": Rule(
-        lambda value: value and all(type(c) is int and 0 < c <= WIDEST for c in value),
-        f"must be whole numbers from 1 to {WIDEST}, one a resolution",
-    ),
+    "model.channels": FEATURES,
     "model.layers": _between(1, MOST_LAYERS),
     "model.patch": _between(1, 64),
     "model.attention": SWITCHES,
@@ -416,6 +440,14 @@ RULES = {
     "regression.loss": _among("l1", "l2"),
     "regression.ssim": SHARE,
     "regression.outside": _between(0, 1000),
+    "autoencoder.image_channels": _among(1, 3),
+    "autoencoder.channels": FEATURES,
+    "autoencoder.layers": _between(1, MOST_LAYERS),
+    "autoencoder.latents": _between(1, WIDEST),
+    "autoencoder.groups": _between(1),
+    "autoencoder.epsilon": ABOVE_0,
+    **{f"autoencoder.{name}": _between(0) for name in ("kl", "perceptual", "adversarial")},
+    "autoencoder.alone": SHARE,
     "adversarial.width": _between(1, WIDEST),
     "adversarial.levels": _between(2, 16),
     "adversarial.dropout": BELOW_1,
@@ -423,7 +455,7 @@ RULES = {
     "adversarial.critic_width": _between(1, WIDEST),
     "adversarial.critic_layers": _between(1, 8),
     "adversarial.norm": _among("instance", "batch"),
-    "adversarial.loss": _among("least_squares", "vanilla"),
+    "adversarial.loss": _among("least_squares", "vanilla", "hinge"),
     **{f"adversarial.{name}": _between(0) for name in ("l1", "cycle", "identity")},
     "adversarial.pool": _between(0, WIDEST),
     **{f"train.{name}": ABOVE_0 for name in ("images", "ema_halflife", "keep", "accumulate")},
@@ -487,22 +519,32 @@ def check(config: ConfigDict, *, size: int | None = None) -> None:
             f"config.model.conditions: neighbour is the slice drawn before, and {config.method} "
             "draws all at once; leave it out"
         )
-    if config.method == "cyclegan":
-        _check_cyclegan(config)
+    if config.method in SHOWN_ALONE:
+        _check_shown_alone(config)
+    if config.method == "cyclegan" and config.train.accumulate > 1:
+        raise InputError(
+            "config.train.accumulate: critics are shown all images of a step at once; set it to 1"
+        )
+    _check_autoencoder(config.autoencoder)
     if size is not None:
         check_size(config, size)
 
 
-def _check_cyclegan(config: ConfigDict) -> None:
+def _check_shown_alone(config: ConfigDict) -> None:
     if tuple(config.model.conditions) != ("source",):
         raise InputError(
-            "config.model.conditions: cyclegan sees the source alone; set "
+            f"config.model.conditions: {config.method} sees the source alone; set "
             "--config.model.conditions=\"('source',)\""
         )
-    if config.train.accumulate > 1:
-        raise InputError(
-            "config.train.accumulate: critics are shown all images of a step at once; set it to 1"
-        )
+
+
+def _check_autoencoder(section: ConfigDict) -> None:
+    for features in section.channels:
+        if features % section.groups:
+            raise InputError(
+                f"config.autoencoder.channels: {features} is not a multiple of "
+                f"config.autoencoder.groups={section.groups}"
+            )
 
 
 def check_values(section: str, fields: ConfigDict, prefix: str | None = None) -> None:
@@ -589,7 +631,7 @@ def _check_fused(model: ConfigDict, attentive: list[int]) -> None:
 def check_size(config: ConfigDict, size: int) -> None:
     """Raise InputError for an image that the network cannot halve often enough."""
     halvings, field = _halvings(config)
-    patch = 1 if config.method in ADVERSARIAL else config.model.patch
+    patch = 1 if config.method in CRITICISED else config.model.patch
     unit = patch * 2**halvings
     if size % unit:
         cut = f" after patches of {patch} px" if patch > 1 else ""
@@ -599,7 +641,7 @@ def check_size(config: ConfigDict, size: int) -> None:
         )
     layers = config.adversarial.critic_layers
     # After its halvings a critic has two convolutions that take a pixel each.
-    if config.method in ADVERSARIAL and size >> layers < SEEN_LAST:
+    if config.method in CRITICISED and size >> layers < SEEN_LAST:
         raise InputError(
             f"config.adversarial.critic_layers: of images of {size} px nothing is left after "
             f"{layers} halvings; take fewer"
@@ -612,7 +654,8 @@ def _halvings(config: ConfigDict) -> tuple[int, str]:
         return config.adversarial.levels, "lower config.adversarial.levels"
     if config.method == "cyclegan":
         return 2, ""
-    return len(tuple(config.model.channels)) - 1, "shorten config.model.channels"
+    section = "autoencoder" if config.method in OF_ITSELF else "model"
+    return len(config[section].channels) - 1, f"shorten config.{section}.channels"
 
 
 def _check_disturbance(config: ConfigDict) -> None:
@@ -727,14 +770,14 @@ def _learns_all(config: ConfigDict) -> bool:
 OF_STEPS = ("diffusion.", "sampler.", "model.time_", "train.condition_dropout")
 OF_ANY = ("sampler.batch",)
 STEPPED = Need(lambda c: c.method not in AT_ONCE, "config.method is diffusion, or distilled")
-# Of the network of diffusion, which others than pix2pix and cyclegan have; what they see is theirs.
+# Of the network of diffusion, which others than those with a critic have; what they see is theirs.
 OF_UNET, SEEN = "model.", ("model.conditions",)
 WITH_UNET = Need(
-    lambda c: c.method not in ADVERSARIAL, f"config.method is none of {', '.join(ADVERSARIAL)}"
+    lambda c: c.method not in CRITICISED, f"config.method is none of {', '.join(CRITICISED)}"
 )
-WITH_CRITIC, OF_PIX2PIX, OF_CYCLEGAN = (
+WITH_CRITIC, WITH_GENERATOR, OF_PIX2PIX, OF_CYCLEGAN, OF_AUTOENCODER = (
     Need(lambda c, names=names: c.method in names, f"config.method is {' or '.join(names)}")
-    for names in (ADVERSARIAL, ADVERSARIAL[:1], ADVERSARIAL[1:])
+    for names in (CRITICISED, ADVERSARIAL, ADVERSARIAL[:1], ADVERSARIAL[1:], OF_ITSELF)
 )
 REGRESSED = Need(lambda c: c.method == "regression", "config.method is regression")
 PIXELWISE = Need(
@@ -805,10 +848,9 @@ NEEDS = {
     "regression.ssim": REGRESSED,
     "regression.loss": PIXELWISE,
     "regression.outside": PIXELWISE,
-    **{
-        f"adversarial.{name}": WITH_CRITIC
-        for name in ("width", "critic_width", "critic_layers", "norm", "loss")
-    },
+    **{f"adversarial.{name}": WITH_CRITIC for name in ("critic_width", "critic_layers", "norm")},
+    "adversarial.loss": WITH_CRITIC,
+    "adversarial.width": WITH_GENERATOR,
     **{f"adversarial.{name}": OF_PIX2PIX for name in ("levels", "l1")},
     **{f"adversarial.{name}": OF_CYCLEGAN for name in ("blocks", "cycle", "pool")},
     "adversarial.dropout": Need(
@@ -848,6 +890,8 @@ def _needs(name: str) -> Iterator[Need]:
         yield STEPPED
     if name.startswith(OF_UNET) and name not in SEEN:
         yield WITH_UNET
+    if name.startswith("autoencoder."):
+        yield OF_AUTOENCODER
     if name in NEEDS:
         yield NEEDS[name]
 

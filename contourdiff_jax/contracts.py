@@ -164,6 +164,7 @@ class About(NamedTuple):
       network: configuration -> what draws, and how large it is.
       training: configuration -> {name: words} of what sets its training apart from others'.
       fails: a sentence on what it draws where it knows too little; "": nothing of its own.
+      measured: of its held-out numbers those that belong on the card: {name: words}.
     """
 
     kind: str
@@ -171,13 +172,28 @@ class About(NamedTuple):
     network: Callable[[ConfigDict], str] = lambda config: config.method
     training: Callable[[ConfigDict], dict[str, str]] = lambda config: {}
     fails: str = ""
+    measured: Mapping[str, str] = {}
 
 
 class Codec(NamedTuple):
-    """The way to the space that is learnt in, and back: the identity, or an autoencoder's."""
+    """The space that is learnt in, pixels or an autoencoder's latents, and the ways there and back.
 
-    encode: Callable[[Fixed, Array], Array]
-    decode: Callable[[Fixed, Array], Array]
+    Attributes:
+      channels: of an element of it.
+      side: pixels a side of an element.
+      bounded: whether images lie in [-1, 1] there, too.
+      learnt: (fixed, images [B, *S, 1], key) -> what is learnt of them; without a key it is the
+        same whenever it is asked for.
+      seen: (fixed, condition {name: [B, *S, c]}) -> the same conditions in that space.
+      drawn: (fixed, what is drawn) -> images [B, *S, 1].
+    """
+
+    channels: int
+    side: int
+    bounded: bool
+    learnt: Callable[..., Array]
+    seen: Callable[[Fixed, Mapping[str, Array]], Mapping[str, Array]]
+    drawn: Callable[[Fixed, Array], Array]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -198,19 +214,22 @@ class Condition(NamedTuple):
       channels: of its values.
       empty: the value of an empty one, for networks that know no missing ones, as published.
       place: where it enters the network: 'concat', beside the image's channels.
+      image: whether its values are an image as the target is one, which an autoencoder knows.
     """
 
     name: str
     channels: int
     empty: float
     place: str
+    image: bool
 
 
 # Declared here, read everywhere: only config.py spells out the name of a condition, too.
-CONTOUR = Condition("contour", 1, empty=0.0, place="concat")  # edges, 0 and 1
-NEIGHBOUR = Condition("neighbour", 1, empty=-1.0, place="concat")  # the slice beside, in [-1, 1]
-SOURCE = Condition("source", 1, empty=-1.0, place="concat")  # the same slice before translation
+CONTOUR = Condition("contour", 1, empty=0.0, place="concat", image=False)  # edges, 0 and 1
+# The slice beside, and the same slice before translation, in [-1, 1].
+NEIGHBOUR = Condition("neighbour", 1, empty=-1.0, place="concat", image=True)
+SOURCE = Condition("source", 1, empty=-1.0, place="concat", image=True)
 # The grey picture in which contours are sought; in training the target's own, in another contrast
 # (contours/recast.py).
-PICTURE = Condition("picture", 1, empty=-1.0, place="concat")
+PICTURE = Condition("picture", 1, empty=-1.0, place="concat", image=True)
 CONDITIONS = {condition.name: condition for condition in (CONTOUR, NEIGHBOUR, SOURCE, PICTURE)}

@@ -95,13 +95,13 @@ def two_convolutions() -> Iterator[None]:
         yield
 
 
-def _two_convolutions(config, denoises=True):
+def _two_convolutions(config, channels=1, side=1, denoises=True):
     from contourdiff_jax import models
     from contourdiff_jax.models import conditioning
 
     width = config.channels[0]
-    inputs = denoises + conditioning.channels(config)
-    shapes = {"first": (3, 3, inputs, width), "last": (3, 3, width, 1)}
+    inputs = channels * denoises + conditioning.channels(config, image=channels, side=side)
+    shapes = {"first": (3, 3, inputs, width), "last": (3, 3, width, channels)}
     ends = np.cumsum([np.prod(shape) for shape in shapes.values()])
 
     def init(key):
@@ -117,7 +117,7 @@ def _two_convolutions(config, denoises=True):
             y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
             return y + bias.reshape(1, 1, 1, -1)
 
-        x = conditioning.concatenate(config, z_t, condition)
+        x = conditioning.concatenate(config, z_t, condition, latent=side > 1)
         return convolve(jnp.tanh(convolve(x, **params["first"])), **params["last"])
 
     return models.Model(init, apply)

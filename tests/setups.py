@@ -12,7 +12,7 @@ from contourdiff_jax import methods
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contracts import Player
 from contourdiff_jax.data.store import Store, StoreWriter
-from contourdiff_jax.training import checkpoint, loop, state
+from contourdiff_jax.training import checkpoint, loop, run, state
 from contourdiff_jax.training.run import Run
 from contourdiff_jax.translation import folder
 from contourdiff_jax.volumes import intensity
@@ -29,6 +29,12 @@ def run_of(config, size: int, modality: str = "mr") -> Run:
 def players(init) -> dict[str, Player]:
     """One player of that network, to be read from a checkpoint."""
     return {"network": Player(init, None, None, None)}
+
+
+def players_of(folder: Path, name: str) -> dict[str, Player]:
+    """One player of a run, to be read from a checkpoint."""
+    method = methods.build(run.load(folder))
+    return {name: method.players[name]}
 
 
 def method_of(config, size: int):

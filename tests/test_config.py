@@ -216,13 +216,19 @@ def configured(fields):
         ({"train.beta_1": 1.0}, "train.beta_1"),
         # Generators and critics
         ({"adversarial.norm": "group"}, "norm.*instance, batch"),
-        ({"adversarial.loss": "hinge"}, "loss.*least_squares, vanilla"),
+        ({"adversarial.loss": "wasserstein"}, "loss.*least_squares, vanilla, hinge"),
         ({"adversarial.levels": 1}, "levels: 1 must lie between 2 and 16"),
         ({"adversarial.dropout": 1.0}, "dropout"),
         ({"adversarial.critic_layers": 0}, "critic_layers"),
         ({"adversarial.pool": -1}, "pool"),
         ({"adversarial.l1": float("nan")}, "l1"),
         ({"method": "cyclegan"}, "cyclegan sees the source alone"),
+        # Autoencoders
+        ({"method": "autoencoder"}, "autoencoder sees the source alone"),
+        ({"autoencoder.image_channels": 2}, "image_channels: 2 is not one of 1, 3"),
+        ({"autoencoder.channels": (12, 20)}, "20 is not a multiple of config.autoencoder.groups"),
+        ({"autoencoder.alone": 1.5}, "alone"),
+        ({"autoencoder.kl": float("nan")}, "kl"),
         ({"train.ema_halflife": -1}, "train.ema_halflife"),
         ({"train.keep": 0}, "train.keep"),
         ({"train.accumulate": 0}, "train.accumulate"),
@@ -652,6 +658,10 @@ ADVERSARIAL = {
 }
 PIX2PIX = ADVERSARIAL | {"method": "pix2pix"}
 CYCLEGAN = ADVERSARIAL | {"method": "cyclegan", "model.conditions": ("source",)}
+AUTOENCODER = CYCLEGAN | {
+    **{"method": "autoencoder", "adversarial.width": 32, "autoencoder.alone": 0.25},
+    **{"autoencoder.channels": (4, 8), "autoencoder.groups": 2, "autoencoder.latents": 2},
+}
 
 EFFECTS = {
     "seed": Effect(choice, 1),
@@ -737,6 +747,15 @@ EFFECTS = {
         f"adversarial.{name}": Effect(step, value, CYCLEGAN)
         for name, value in (("blocks", 2), ("cycle", 1.0), ("identity", 0.0), ("pool", 3))
     },
+    **{
+        f"autoencoder.{name}": Effect(step, value, AUTOENCODER)
+        for name, value in (
+            *(("image_channels", 3), ("channels", (4, 4)), ("layers", 2), ("latents", 3)),
+            *(("attention", True), ("groups", 4), ("epsilon", 1e-5), ("kl", 1.0)),
+            *(("adversarial", 1.0), ("alone", 0.75)),
+        )
+    },
+    "autoencoder.perceptual": Effect(refused, 0.5, AUTOENCODER),  # without --perceptual
     "train.images": Effect(step, 64),
     "train.batch": Effect(step, 8),
     "train.accumulate": Effect(step, 2),

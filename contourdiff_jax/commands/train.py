@@ -46,6 +46,19 @@ def define_flags(values: flags.FlagValues) -> None:
         "store of the source, for a method that learns from both without pairs: cyclegan",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "codec",
+        None,
+        "run of an autoencoder whose latents diffusion learns in place of pixels, or a run of such",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "perceptual",
+        None,
+        "segmenter (.safetensors of `segment`) by whose features an autoencoder compares images, "
+        "with the weight of --config.autoencoder.perceptual",
+        flag_values=values,
+    )
     flags.DEFINE_bool(
         "verify", True, "compare the store's files with their digests first", flag_values=values
     )
@@ -67,6 +80,8 @@ def main(values: flags.FlagValues) -> int:
             init=values.init,
             teacher=values.teacher,
             source_store=values.source_store,
+            codec=values.codec,
+            perceptual=None if values.perceptual is None else _perceptual(values.perceptual),
             verified=values.verify,
         )
     return 0 if finished else 1
@@ -82,3 +97,13 @@ def _given(values: flags.FlagValues):
     if not isinstance(values.config, ConfigDict):
         raise InputError(f"--config={path}: get_config must return a ConfigDict")
     return configuration.from_dict(values.config.to_dict())
+
+
+def _perceptual(file: str):
+    """A trained segmenter, as an autoencoder's loss asks for it."""
+    from contourdiff_jax.evaluation.segmentation import trained
+    from contourdiff_jax.methods.autoencoder import Perceptual
+    from contourdiff_jax.models import segmenter
+
+    found, _ = trained.load(Path(file))
+    return Perceptual(found.params, segmenter.build(len(found.labels)).stages)

@@ -17,6 +17,8 @@ from contourdiff_jax.contracts import About, Method, Params
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import (
+    autoencoder,
+    codecs,
     cyclegan,
     diffusion,
     distilled,
@@ -27,7 +29,7 @@ from contourdiff_jax.methods import (
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import ownership, processes
 from contourdiff_jax.training import checkpoint, loop, run
-from contourdiff_jax.training.run import Run
+from contourdiff_jax.training.run import CodecOf, Run
 
 # By config.method.
 METHODS: dict[str, ModuleType] = {
@@ -36,6 +38,7 @@ METHODS: dict[str, ModuleType] = {
     "regression": regression,
     "pix2pix": pix2pix,
     "cyclegan": cyclegan,
+    "autoencoder": autoencoder,
     "segmentation": segmentation,
 }
 
@@ -46,7 +49,8 @@ def build(ours: Run, *, store: Store | None = None, mesh: Mesh | None = None, **
     Args:
       mesh: the devices to use; without it those that fit the configuration's batches.
       how: what this method's own `build` takes besides: `sampler`, a section to draw with in place
-        of the run's own; `teacher`, a run to learn from; `source`, a store of the source.
+        of the run's own; `teacher`, a run to learn from; `source`, a store of the source; `codec`,
+        the folder of a run whose latents are learnt; `perceptual`, see autoencoder.Perceptual.
 
     Raises:
       InputError: a field that cannot work, named.
@@ -74,6 +78,8 @@ def train(
     init: str | Path | None = None,
     teacher: str | Path | None = None,
     source_store: str | Path | None = None,
+    codec: str | Path | None = None,
+    perceptual: autoencoder.Perceptual | None = None,
     verified: bool = True,
 ) -> bool:
     """Train until `config.train.images` have been seen; returns whether that was reached.
@@ -87,12 +93,16 @@ def train(
       teacher: a run whose averaged weights to begin with and to learn from, see `distillation` in
         config.py; needed when the run is resumed, too.
       source_store: a store of the source, for a method that learns from both without pairs.
+      codec: a run of an autoencoder whose latents are learnt, or of such latents. A copy of it
+        becomes part of the run, which is resumed without it.
+      perceptual: for an autoencoder, a network by whose features images are compared.
       verified: whether to read the whole store first and compare it with its digests.
 
     Raises:
       InputError: one of these that cannot be used; a loss that is not finite.
     """
     read = {"store": store, "init": init, "teacher": teacher, "source_store": source_store}
+    read["codec"] = codec
     ownership.check_apart("workdir", workdir, read)
     if teacher and config.method == "diffusion":
         config = configuration.from_dict(config.to_dict() | {"method": "distilled"})
@@ -119,13 +129,35 @@ def train(
     opened = processes.together(lambda: run.opened(Path(store), verified))
     if source_store:
         how["source"] = processes.together(lambda: run.opened(Path(source_store), verified))
-    configuration.check_size(config, opened.grid.size)
+    if perceptual is not None:
+        how["perceptual"] = perceptual
     before = run.load(workdir) if begun else None
-    ours = run.begin(config, opened, source=how.get("source"), before=before)
+    known = _codec(config, opened, codec, before)
+    configuration.check_size(config, opened.grid.size // (known.side if known else 1))
+    ours = run.begin(config, opened, source=how.get("source"), before=before, codec=known)
+    if known:
+        kept = workdir / codecs.FOLDER
+        how["codec"] = codecs.place(kept if run.exists(kept) or codec is None else Path(codec))
     method = build(ours, store=opened, **how)
     if method.start:
         ours = dataclasses.replace(ours, teacher=checkpoint.digest(method.start))
-    return continued(ours, method, workdir, init=init)
+    return continued(ours, method, workdir, init=init, codec=how.get("codec"))
+
+
+def _codec(
+    config: ConfigDict, store: Store, codec: str | Path | None, before: Run | None
+) -> CodecOf | None:
+    """The codec of a run: what it has begun with, or the one that is chosen."""
+    if codec is not None and config.method not in ("diffusion", "distilled"):
+        raise InputError(f"--codec: latents are learnt by diffusion, not by {config.method}")
+    if before is not None and (codec is None or before.codec is None):
+        if codec is not None:
+            raise InputError("--codec: the run has begun with pixels; choose another --workdir")
+        return before.codec
+    chosen = None if codec is None else codecs.chosen(Path(codec), store)
+    if before is not None and chosen.digest != before.codec.digest:
+        raise InputError(f"{codec}: another autoencoder than the run has begun with; leave it out")
+    return chosen if before is None else before.codec
 
 
 def continued(
@@ -134,12 +166,14 @@ def continued(
     workdir: Path,
     *,
     init: str | Path | None = None,
+    codec: Path | None = None,
     compiled: loop.Compiled | None = None,
     name: str | None = None,
 ) -> bool:
     """Train the method of a run in its folder, from where it stopped; see `train`.
 
     Args:
+      codec: the run of the autoencoder whose latents are learnt.
       compiled: the program of a method with the same step, so as not to compile it again.
       name: see loop.train.
     """
@@ -148,6 +182,8 @@ def continued(
         run.load(Path(init))
         _, start = checkpoint.averages(Path(init), method.players, method.mesh)
     with run.claimed(workdir, ours) as check:
+        if codec is not None and processes.is_main() and not run.exists(workdir / codecs.FOLDER):
+            codecs.keep(codec, workdir / codecs.FOLDER)
         return loop.train(
             method,
             compiled,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pix2pix and CycleGAN have in common: losses of a critic, and drawing in one pass.
+"""What methods with a critic have in common: its losses, and drawing in one pass.
 
 A critic tells real images from drawn ones, and generators learn to draw what it takes for real
 (Goodfellow et al. 2014, arXiv 1406.2661).
@@ -34,12 +34,23 @@ def judged(kind: str, logits, *, real: bool):
     """The loss of logits that should say that images are real, or drawn; the mean over patches.
 
     Args:
-      kind: vanilla, the cross entropy (Goodfellow et al. 2014), with the generator's loss that does
-        not saturate; or least_squares (Mao et al. 2017, arXiv 1611.04076).
+      kind: vanilla, the cross entropy (Goodfellow et al. 2014); least_squares (Mao et al. 2017,
+        arXiv 1611.04076); or hinge (Lim & Ye 2017, arXiv 1705.02894).
     """
     if kind == "vanilla":
         return jax.nn.softplus(-logits if real else logits).mean()
+    if kind == "hinge":
+        return jax.nn.relu(1 + (-logits if real else logits)).mean()
     return jnp.square(logits - (1.0 if real else 0.0)).mean()
+
+
+def doubt(kind: str, logits):
+    """The generator's loss: how little what it draws, of these logits, is taken for real.
+
+    It is a critic's of real images, which does not saturate; of hinge, where the critic's ends, it
+    goes on.
+    """
+    return -logits.mean() if kind == "hinge" else judged(kind, logits, real=True)
 
 
 def told_apart(kind: str, apply: Callable, params: Params, real, drawn):

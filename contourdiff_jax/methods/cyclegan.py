@@ -196,7 +196,7 @@ class Losses:
         doubt = cycle = identity = 0.0
         for side, other in ACROSS.items():
             logits = self.judge(everyone[CRITICS][side], drawn[side])
-            doubt += adversarial.judged(self.config.loss, logits, real=True)
+            doubt += adversarial.doubt(self.config.loss, logits)
             back = self.draw(params[side], drawn[other])
             cycle += jnp.abs(back - real[side]).mean()
             if self.config.identity:

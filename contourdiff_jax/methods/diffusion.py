@@ -11,6 +11,7 @@ Shapes: B batch, *S space, H rows, W columns, C or c channels, last.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,7 @@ from contourdiff_jax.contracts import (
     SOURCE,
     About,
     Averages,
+    Codec,
     Example,
     Fixed,
     Memory,
@@ -40,6 +42,7 @@ from contourdiff_jax.data.store import Store
 from contourdiff_jax.diffusion import coupling, guidance, noise, process, samplers, schedules, tiles
 from contourdiff_jax.diffusion.schedules import Schedule
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.methods import codecs
 from contourdiff_jax.models import Model
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import state
@@ -48,6 +51,7 @@ from contourdiff_jax.training.run import Run
 NETWORK = "network"  # the one player
 BINS = 10  # of the held-out loss, by timestep
 SAMPLES = 4  # slices of a picture of samples
+CODEC = 2**31 - 1  # folded into a step's key for the randomness of latents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Diffusion:
       seed: of the noise of the pictures of samples.
       learnt: timesteps [n] that the network is trained on, rising.
       draw: the compiled sampler, see `drawing`.
+      codec: of the space that is learnt in.
+      parts: reads what is not learnt: the codec's parameters, a teacher's.
     """
 
     players: Mapping[str, Player]
@@ -73,27 +79,40 @@ class Diffusion:
     conditions: tuple[str, ...]
     learnt: np.ndarray
     draw: Callable
-    fixed: Fixed = ()
+    codec: Codec
+    parts: Callable[[], Fixed]
     memory: Memory = ()
     start: Mapping[str, Params] | None = None
+
+    @functools.cached_property
+    def fixed(self) -> Fixed:
+        """See contracts.Method; read when it is asked for."""
+        return self.parts()
 
     def held_out(self, averages: Averages, fixed: Fixed, example: Example) -> Metrics:
         """See contracts.Method: the mean squared error of the prediction, in all and by timestep.
 
         Each slice is seen at one timestep; the slices are spread evenly over all that are learnt.
         """
-        del fixed
         count, steps = len(example["x"]), self.schedule.steps
         levels = (np.arange(count) + 0.5) / count
         learnt = self.learnt.astype(np.int32)
         t = learnt[np.minimum((levels * len(learnt)).astype(np.int32), len(learnt) - 1)]
         t = np.random.default_rng(0).permutation(t)
+        example = self._encoded(fixed, example)
         eps = np.random.default_rng(1).standard_normal(example["x"].shape).astype(np.float32)
         split = functools.partial(meshes.split, meshes.batch(self.mesh))
         error = meshes.whole(self._errors(averages[NETWORK], example, split(t), split(eps)))
         bins = t * BINS // steps
         by_bin = [float(error[bins == b].mean()) for b in range(BINS) if (bins == b).any()]
         return {"heldout_loss": float(error.mean()), "heldout_loss_t": by_bin}
+
+    @functools.cached_property
+    def _encoded(self) -> Callable:
+        """(fixed, example) -> the example in the codec's space, always the same."""
+        if self.codec is codecs.PIXELS:
+            return lambda fixed, example: example
+        return jax.jit(functools.partial(encoded, self.codec))
 
     @functools.cached_property
     def _errors(self) -> Callable:
@@ -116,9 +135,8 @@ class Diffusion:
 
     def translator(self, averages: Averages, fixed: Fixed) -> Translator:
         """See contracts.Method."""
-        del fixed
         sees, batch = frozenset(self.conditions), self.sampler.batch
-        return Translator(self.draw, averages[NETWORK], sees, batch, denoises=True)
+        return Translator(self.draw, (averages[NETWORK], fixed), sees, batch, denoises=True)
 
 
 def build(
@@ -128,6 +146,7 @@ def build(
     mesh: Mesh | None = None,
     sampler: ConfigDict | None = None,
     teach: Callable | None = None,
+    codec: Path | None = None,
 ) -> Diffusion:
     """The method of a run.
 
@@ -136,13 +155,19 @@ def build(
       mesh: the devices to use; without it those that fit the configuration's batches.
       sampler: section to draw with in place of the run's own.
       teach: see `loss`.
+      codec: folder of the codec's run; without it the run's own.
 
     Raises:
-      InputError: timesteps to visit that a run of few steps has not learnt.
+      InputError: timesteps to visit that a run of few steps has not learnt; latents that are
+        clipped.
     """
     config = ours.config
     sampler = sampler or config.sampler
-    model, schedule = models.build(config.model), schedules.build(config.diffusion)
+    space = codecs.of(ours)
+    if sampler.clip and not space.bounded:
+        raise InputError("config.sampler.clip: latents have no bounds; set it to False")
+    model = models.build(config.model, channels=space.channels, side=space.side)
+    schedule = schedules.build(config.diffusion)
     visited = samplers.timesteps(sampler, schedule.steps)
     learnt = check_visited(config, visited)
     player = Player(
@@ -154,6 +179,7 @@ def build(
             learnt=learnt,
             teach=teach,
             condition_dropout=config.train.condition_dropout,
+            codec=space,
         ),
         state.optimiser(config.train),
         state.learning_rate(config.train),
@@ -176,8 +202,17 @@ def build(
         conditions=conditions,
         learnt=learnt,
         draw=drawing(
-            model, schedule, config.diffusion.prediction, sampler, visited, mesh, ours.grid.size
+            model,
+            schedule,
+            config.diffusion.prediction,
+            sampler,
+            visited,
+            mesh,
+            ours.grid.size // space.side,
+            codec=space,
         ),
+        codec=space,
+        parts=functools.partial(codecs.parts, ours, codec, mesh),
     )
 
 
@@ -194,24 +229,27 @@ def loss(
     learnt=None,
     teach: Callable | None = None,
     condition_dropout: float = 0.0,
+    codec: Codec = codecs.PIXELS,
 ) -> Callable:
     """The training loss, see contracts.Player: the weighted mean of `process.errors`.
 
     With `teach`, the network learns to find in z_t not the x_0 and eps that it was made of, but
-    those that a teacher finds, a network with the parameters `fixed`.
+    those that a teacher finds, a network with the parameters `fixed["teacher"]`.
 
     Args:
       apply: see models.Model.
       config: a `diffusion` section (see config.py).
       learnt: timesteps [n] to draw t from, rising; all T without it.
-      teach: (fixed, z_t, t, condition) -> (x_0, eps), see distilled.teaching.
+      teach: (params, z_t, t, condition) -> (x_0, eps), see distilled.teaching.
       condition_dropout: probability with which an example loses conditions, see process.drop.
+      codec: of the space that is learnt in.
     """
     learnt = jnp.arange(schedule.steps) if learnt is None else jnp.asarray(learnt)
 
     def training_loss(params, everyone, example, key, fixed, memory):
         del everyone
         key_t, key_eps, key_drop, key_network = jax.random.split(key, 4)
+        example = encoded(codec, fixed, example, jax.random.fold_in(key, CODEC))
         x_0 = example["x"]
         t = process.timesteps(key_t, x_0.shape[0], learnt, config.time_exponent)
         eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
@@ -223,7 +261,7 @@ def loss(
             example = example | {"condition": seen}
         if teach:
             z_t = process.diffuse(schedule, x_0, eps, t)
-            x_0, eps = teach(fixed, z_t, t, example["condition"])
+            x_0, eps = teach(fixed["teacher"], z_t, t, example["condition"])
             example = example | {"x": x_0}
         squared = process.errors(apply, schedule, config, params, example, t, eps, key=key_network)
         weights = process.weight(schedule, config.prediction, config.weighting, config.gamma, t)
@@ -231,6 +269,12 @@ def loss(
         return value, ({}, memory)
 
     return training_loss
+
+
+def encoded(codec: Codec, fixed: Fixed, example: Example, key=None) -> Example:
+    """An example in a codec's space; without a key the same whenever it is asked for."""
+    seen = codec.seen(fixed, example["condition"])
+    return example | {"x": codec.learnt(fixed, example["x"], key), "condition": seen}
 
 
 def timesteps(config) -> np.ndarray:
@@ -273,10 +317,12 @@ def drawing(
     visited: np.ndarray,
     mesh: Mesh,
     tile: int | None = None,
+    codec: Codec = codecs.PIXELS,
 ) -> Callable:
     """The compiled sampler of a `sampler` section.
 
-    It is (params, condition {name: [B, *S, c]}, knots, beside) -> x [B, *S, 1]. All randomness of a
+    It is ((params, fixed), condition {name: [B, *S, c]}, knots, beside) -> x [B, *S, 1], where
+    `fixed` is what the codec needs. All randomness of a
     slice comes from its own knots, so that neither the others in the batch nor the number of
     devices change it. `beside` [B, 2] are the neighbours that estimates are coupled with, and B may
     then be a multiple of the batch; or it is None.
@@ -285,7 +331,7 @@ def drawing(
       prediction: what the network predicts.
       config: a `sampler` section.
       visited: timesteps [n] to visit, falling.
-      tile: pixels a side; larger pictures are drawn in tiles.
+      tile: elements of the codec's space a side; larger pictures are drawn in tiles.
     """
     draw_from = samplers.build(config, visited)
     scales = {  # in the order of Brooks et al. 2023, equation 3: first the image
@@ -295,9 +341,11 @@ def drawing(
         NEIGHBOUR.name: config.guidance * (config.neighbour_guidance if config.scgd else 1.0),
     }
 
-    def sample(params, condition, knots, beside):
+    def sample(weights, condition, knots, beside):
+        params, fixed = weights
+        condition = codec.seen(fixed, condition)
         space = jax.tree.leaves(condition)[0].shape[1:-1]
-        draws = noise.drawn(knots, (*space, 1))
+        draws = noise.drawn(knots, (*space, codec.channels))
         denoiser = functools.partial(
             guidance.denoiser, model.apply, params, schedule, prediction, scales=scales
         )
@@ -308,7 +356,8 @@ def drawing(
         else:
             denoise = coupling.in_parts(denoiser, condition, config.batch)
             denoise = coupling.coupled(denoise, beside, config.coupling)
-        return draw_from(denoise, schedule, draws(config.steps), draws).clip(-1, 1)
+        drawn = draw_from(denoise, schedule, draws(config.steps), draws)
+        return codec.drawn(fixed, drawn).clip(-1, 1)
 
     split = meshes.batch(mesh)
     return jax.jit(sample, in_shardings=(None, split, split, split), out_shardings=split)

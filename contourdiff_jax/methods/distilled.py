@@ -21,7 +21,7 @@ from contourdiff_jax.data.store import Store
 from contourdiff_jax.diffusion import process, samplers, schedules
 from contourdiff_jax.diffusion.schedules import Schedule
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import diffusion
+from contourdiff_jax.methods import codecs, diffusion
 from contourdiff_jax.methods.diffusion import NETWORK, Diffusion
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.run import Run
@@ -54,11 +54,19 @@ def build(
         raise InputError(
             f"{teacher}: a teacher that saw sources of another preset than the store's"
         )
-    model, schedule = models.build(ours.config.model), schedules.build(ours.config.diffusion)
+    if theirs.codec != ours.codec:
+        raise InputError(f"{teacher}: a teacher of other latents than those of --codec")
+    space, schedule = codecs.of(ours), schedules.build(ours.config.diffusion)
+    model = models.build(ours.config.model, channels=space.channels, side=space.side)
     teach = teaching(model.apply, schedule, ours.config)
     method = diffusion.build(ours, store=store, teach=teach, **how)
     weights = checkpoint.averages(teacher, method.players, method.mesh)[1]
-    return dataclasses.replace(method, fixed=weights[NETWORK], start=weights)
+    codec = method.parts
+
+    def parts():
+        return {**dict(codec()), "teacher": weights[NETWORK]}
+
+    return dataclasses.replace(method, parts=parts, start=weights)
 
 
 def check_teacher(ours, theirs, who: str) -> None:

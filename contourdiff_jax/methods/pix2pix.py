@@ -165,7 +165,7 @@ class Losses:
         """How far from the truth it draws, and how little the critic takes for real."""
         seen, drawn = self._drawn(params, example, key)
         logits = self.judge(everyone[CRITIC], jnp.concatenate([seen, drawn], -1))
-        doubt = adversarial.judged(self.config.loss, logits, real=True)
+        doubt = adversarial.doubt(self.config.loss, logits)
         error = jnp.abs(drawn - example["x"]).mean()
         value = doubt + self.config.l1 * error
         return value, ({"adversarial": doubt, "l1": error}, memory)

@@ -42,21 +42,24 @@ def described(config) -> str:
     return f"U-Net, channels {'-'.join(map(str, config.channels))}"
 
 
-def build(config, *, channels: int = 1, dims: int = 2, denoises: bool = True) -> Model:
+def build(
+    config, *, channels: int = 1, side: int = 1, dims: int = 2, denoises: bool = True
+) -> Model:
     """The network of `config` (a `model` section, see config.py) for images of `channels` channels.
 
     Args:
+      side: pixels a side of an element of such an image, see contracts.Codec.
       dims: number of spatial dimensions.
       denoises: whether it sees a noisy image and its timestep, or its conditions alone.
 
     The same functions come back for the same network, so that what is traced of it once serves.
     """
-    return _built(FrozenConfigDict(config), channels, dims, denoises)
+    return _built(FrozenConfigDict(config), channels, side, dims, denoises)
 
 
 @functools.cache
-def _built(config: FrozenConfigDict, channels: int, dims: int, denoises: bool) -> Model:
-    inputs = channels * denoises + conditioning.channels(config)
+def _built(config: FrozenConfigDict, channels: int, side: int, dims: int, denoises: bool) -> Model:
+    inputs = channels * denoises + conditioning.channels(config, image=channels, side=side)
 
     def create():
         return UNet(
@@ -73,8 +76,8 @@ def _built(config: FrozenConfigDict, channels: int, dims: int, denoises: bool) -
 
     def apply(params, z_t, t, condition, *, key=None):
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        x = patches.fold(conditioning.concatenate(config, z_t, condition), config.patch)
-        return patches.unfold(bind(params)(x, t, rngs), config.patch)
+        x = conditioning.concatenate(config, z_t, condition, latent=side > 1)
+        return patches.unfold(bind(params)(patches.fold(x, config.patch), t, rngs), config.patch)
 
     return Model(init, apply)
 

@@ -15,23 +15,38 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 
-from contourdiff_jax.contracts import CONDITIONS, Condition
+from contourdiff_jax.contracts import CONDITIONS
 
 
-def channels(config) -> int:
-    """Channels that the network of a `model` section sees beside the image."""
+def channels(config, *, image: int = 1, side: int = 1) -> int:
+    """Channels that the network of a `model` section sees beside the image.
+
+    Args:
+      image, side: of the space that it computes in, see contracts.Codec.
+    """
     flags = 1 if config.null == "flag" else 0
-    return sum(CONDITIONS[name].channels + flags for name in config.conditions)
+    conditions = [CONDITIONS[name] for name in config.conditions]
+    return sum(image if c.image else c.channels * side**2 for c in conditions) + flags * len(
+        conditions
+    )
 
 
-def concatenate(config, z_t, condition: Mapping):
-    """z_t [B, *S, C] or None, condition {name: [B, *S, c]} -> the network's input [B, *S, ..]."""
-    seen = [_seen(config.null, CONDITIONS[name], condition[name]) for name in config.conditions]
+def concatenate(config, z_t, condition: Mapping, *, latent: bool = False):
+    """z_t [B, *S, C] or None, condition {name: [B, *S, c]} -> the network's input [B, *S, ..].
+
+    Args:
+      latent: whether images are latents, of which an empty one is zero.
+    """
+    seen = []
+    for name in config.conditions:
+        known = CONDITIONS[name]
+        empty = 0.0 if latent and known.image else known.empty
+        seen.append(_seen(config.null, empty, condition[name]))
     return jnp.concatenate(seen if z_t is None else [z_t, *seen], -1)
 
 
-def _seen(null: str, condition: Condition, array):
+def _seen(null: str, empty: float, array):
     if null == "flag":
         return array
-    values, given = jnp.split(array, [condition.channels], -1)
-    return values * given + condition.empty * (1 - given)
+    values, given = array[..., :-1], array[..., -1:]
+    return values * given + empty * (1 - given)

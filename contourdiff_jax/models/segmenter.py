@@ -34,11 +34,13 @@ class Segmenter(NamedTuple):
     init(key) -> params
     apply(params, images [B, H, W, 1]) -> logits [B, H, W, classes]
     encode(params, images [B, H, W, 1]) -> features [B, C] of the lowest resolution
+    stages(params, images [B, H, W, 1]) -> features [B, h, w, c] at each resolution, a list
     """
 
     init: Callable[..., Params]
     apply: Callable[..., jax.Array]
     encode: Callable[..., jax.Array]
+    stages: Callable[..., list[jax.Array]]
 
 
 def build(classes: int, channels: tuple[int, ...] = CHANNELS) -> Segmenter:
@@ -52,6 +54,7 @@ def build(classes: int, channels: tuple[int, ...] = CHANNELS) -> Segmenter:
         init,
         apply=lambda params, images: bind(params)(images),
         encode=lambda params, images: bind(params).encode(images)[-1].mean((1, 2)),
+        stages=lambda params, images: bind(params).encode(images),
     )
 
 

@@ -199,6 +199,11 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
         **_parameters(trained),
         **about.training(config),
     }
+    if trained.codec:
+        fields["learnt in"] = (
+            f"latents of an autoencoder, weights {trained.codec.digest[:16]}: one for "
+            f"{trained.codec.side} x {trained.codec.side} pixels, times {trained.codec.scale:.4g}"
+        )
     if trained.teacher:
         fields["teacher"] = (
             f"weights {trained.teacher[:16]}, {_many(config.distillation.substeps, 'step')} of "
@@ -214,6 +219,9 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
     losses = [line["heldout_loss"] for line in stats if "heldout_loss" in line]
     if losses:
         fields["held-out loss"] = f"{losses[-1]:.4g}, at best {min(losses):.4g}"
+    for name, words in about.measured.items():
+        found = [line[name] for line in stats if name in line]
+        fields |= {words: f"{found[-1]:.4g}"} if found else {}
     return fields
 
 

@@ -3,6 +3,7 @@
 
 config.json    the configuration, and what a translation needs to know of the training data
 checkpoints/   see checkpoint.py
+codec/         the run of the autoencoder whose latents are learnt, if any
 stats.jsonl    see logs.py, as for samples/*.png and tensorboard/
 """
 
@@ -23,6 +24,7 @@ from contourdiff_jax.contracts import SOURCE
 from contourdiff_jax.data import pseudonyms
 from contourdiff_jax.data.store import Store, open_store, verify
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.models import autoencoder
 from contourdiff_jax.runtime import disk, forms, processes
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
@@ -46,8 +48,29 @@ FORM = {  # of config.json
         "source_preset?": str | None,
         "paired?": bool,
         "source_window?": tuple[float, float],
+        "codec?": {"autoencoder": object, "scale": float, "digest": str},
     },
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecOf:
+    """What a run knows of the autoencoder whose latents it learns.
+
+    Attributes:
+      section: its `autoencoder` section.
+      scale: by which latents are multiplied to be learnt.
+      digest: of its weights.
+    """
+
+    section: ConfigDict
+    scale: float
+    digest: str
+
+    @property
+    def side(self) -> int:
+        """Pixels a side of a latent."""
+        return autoencoder.side(self.section)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +91,8 @@ class Run:
       paired: whether each of these was learnt from beside its own target.
       source_window: as `window`, of a source that can be translated to as well.
       backward: whether this is the run as it translates to what was learnt as the source.
+      codec: of the latents that are learnt in place of pixels, if any.
+      folder: where the run is, if it was read from there.
     """
 
     config: ConfigDict
@@ -82,6 +107,8 @@ class Run:
     paired: bool = False
     source_window: Window | None = None
     backward: bool = False
+    codec: CodecOf | None = None
+    folder: Path | None = dataclasses.field(default=None, compare=False)
 
     def reversed(self) -> "Run":
         """The run as it translates the other way; for those with a `source_window`."""
@@ -101,6 +128,10 @@ class Run:
             sources = {"source_preset": self.source_preset.name, "paired": self.paired}
         if self.source_window is not None:
             sources["source_window"] = [self.source_window.low, self.source_window.high]
+        codec = {}
+        if self.codec is not None:
+            fields = {"autoencoder": self.codec.section.to_dict(), "scale": self.codec.scale}
+            codec["codec"] = fields | {"digest": self.codec.digest}
         return {
             "schema": SCHEMA,
             "config": self.config.to_dict(),
@@ -113,6 +144,7 @@ class Run:
                 "teacher": self.teacher,
                 **({"labels": list(self.labels)} if self.labels else {}),
                 **sources,
+                **codec,
             },
         }
 
@@ -128,6 +160,7 @@ def begin(
     *,
     source: Store | None = None,
     before: Run | None = None,
+    codec: CodecOf | None = None,
 ) -> Run:
     """The run of a configuration on a store.
 
@@ -135,6 +168,7 @@ def begin(
       labels: of a segmenter's classes, in order, the background's 0 first.
       source: a store of the source, where it is learnt from without pairs.
       before: the run where it is there already, and is taken as it is.
+      codec: of the latents that are to be learnt, if any.
 
     Raises:
       InputError: the store has no training subjects, is not on the grid that the configuration
@@ -165,6 +199,9 @@ def begin(
             )
     sees_source = SOURCE.name in config.model.conditions
     paired = source is None and sees_source and store.source_preset is not None
+    source_preset = source.preset if source else store.source_preset if paired else None
+    if config.method in configuration.OF_ITSELF:
+        source_preset = store.preset
     if before is not None and before.subjects:
         scheme = pseudonyms.scheme_of(before.subjects)
     else:
@@ -183,9 +220,10 @@ def begin(
         pseudonyms.made(subjects, scheme),
         labels=labels,
         # To others a paired store is that of its target.
-        source_preset=source.preset if source else store.source_preset if paired else None,
+        source_preset=source_preset,
         paired=paired,
         source_window=source.median_window() if source else None,
+        codec=codec,
     )
 
 
@@ -227,7 +265,7 @@ def load(folder: Path) -> Run:
         raise InputError(
             f"{folder}: not a run, it has no config.json; name a folder made by train or import"
         )
-    return read(Path(folder) / "config.json")
+    return dataclasses.replace(read(Path(folder) / "config.json"), folder=Path(folder))
 
 
 def exists(folder: Path) -> bool:
@@ -253,10 +291,18 @@ def read(path: Path) -> Run:
             None if source is None else intensity.preset(source),
             data.get("paired", False),
             Window(*data["source_window"]) if "source_window" in data else None,
+            codec=_codec(data["codec"]) if "codec" in data else None,
         )
+        size = ours.grid.size // (ours.codec.side if ours.codec else 1)
         # A segmenter's network is not that of the configuration.
-        configuration.check(ours.config, size=None if ours.labels else ours.grid.size)
+        configuration.check(ours.config, size=None if ours.labels else size)
         return ours
+
+
+def _codec(fields: dict) -> CodecOf:
+    config = configuration.from_dict({"autoencoder": fields["autoencoder"]})
+    configuration.check_values("autoencoder", config.autoencoder)
+    return CodecOf(config.autoencoder, fields["scale"], fields["digest"])
 
 
 def opened(path: Path, verified: bool) -> Store:

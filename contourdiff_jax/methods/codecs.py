@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Codecs: the space that a method of diffusion learns in, pixels or an autoencoder's latents.
+
+Latents of the images of a store have a standard deviation of their own; they are learnt times its
+reciprocal (Rombach et al. 2022, arXiv 2112.10752, appendix G). Of what the network is shown, images
+become latents too, the mean of their distribution and not scaled (Brooks et al. 2023, arXiv
+2211.09800, section 3.2); contours are folded: each latent sees the f x f pixels that it stands for.
+
+A run of latents holds its autoencoder, a run as well, in its folder codec/. What it learnt is
+worth nothing with another, so it knows the other's digest.
+
+Shapes: B batch, H rows, W columns, f pixels a side of a latent, Z channels of latents, c channels
+of a condition.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from contourdiff_jax.contracts import CONDITIONS, Codec, Fixed, Params, Player
+from contourdiff_jax.data.feeds import spread
+from contourdiff_jax.data.store import Store
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.methods import autoencoder
+from contourdiff_jax.models import autoencoder as networks
+from contourdiff_jax.models import patches
+from contourdiff_jax.models.autoencoder import Autoencoder
+from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.runtime import ownership
+from contourdiff_jax.training import checkpoint, run
+from contourdiff_jax.training.run import CodecOf, Run
+
+FOLDER = "codec"  # in a run's folder
+MEASURED = 128  # slices that the deviation of latents is taken of
+
+PIXELS = Codec(
+    channels=1,
+    side=1,
+    bounded=True,
+    learnt=lambda fixed, images, key=None: images,
+    seen=lambda fixed, condition: condition,
+    drawn=lambda fixed, image: image,
+)
+
+
+def of(ours: Run) -> Codec:
+    """The codec of a run."""
+    if ours.codec is None:
+        return PIXELS
+    section = ours.codec.section
+    return latents(networks.build(section), section, ours.codec.scale)
+
+
+def latents(network: Autoencoder, section: ConfigDict, scale: float) -> Codec:
+    """The codec of an autoencoder; its parameters are `fixed["codec"]`.
+
+    Args:
+      section: an `autoencoder` section.
+      scale: by which latents are multiplied to be learnt.
+    """
+    side = networks.side(section)
+
+    def encoded(fixed, images):
+        repeated = jnp.repeat(images, section.image_channels, -1)
+        return network.encode(fixed["codec"], repeated)
+
+    def learnt(fixed, images, key=None):
+        mean, log_variance = encoded(fixed, images)
+        if key is not None:
+            mean += jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
+        return jax.lax.stop_gradient(scale * mean)
+
+    def seen(fixed, condition):
+        return {name: _seen(name, value, fixed) for name, value in condition.items()}
+
+    def _seen(name, value, fixed):
+        values, given = value[..., :-1], value[..., -1:]
+        given = given[:, ::side, ::side]
+        if CONDITIONS[name].image:
+            values = jax.lax.stop_gradient(encoded(fixed, values)[0]) * given
+        else:
+            values = patches.fold(values, side)
+        return jnp.concatenate([values, given], -1)
+
+    def drawn(fixed, z):
+        return network.decode(fixed["codec"], z / scale).mean(-1, keepdims=True)
+
+    return Codec(section.latents, side, False, learnt, seen, drawn)
+
+
+# --------------------------------------------------------------------------------------------------
+# Weights
+# --------------------------------------------------------------------------------------------------
+
+
+def weights(folder: Path, section: ConfigDict, mesh: Mesh) -> Params:
+    """The parameters of the autoencoder in a run's folder, on a mesh."""
+    init = networks.build(section).init
+    players = {autoencoder.AUTOENCODER: Player(init, None, None, None)}
+    return checkpoint.averages(folder, players, mesh)[1][autoencoder.AUTOENCODER]
+
+
+def checked(folder: Path, known: CodecOf, mesh: Mesh) -> Params:
+    """As `weights`; InputError where they are not those that a run has learnt with."""
+    params = weights(folder, known.section, mesh)
+    if checkpoint.digest({autoencoder.AUTOENCODER: params}) != known.digest:
+        raise InputError(
+            f"{folder}: another autoencoder than the run has learnt with; restore it from a copy"
+        )
+    return params
+
+
+def parts(ours: Run, folder: Path | None, mesh: Mesh) -> Fixed:
+    """What a run's codec needs, on a mesh: {"codec": parameters}, or nothing.
+
+    Args:
+      folder: of the codec's run; without it the one in the run's own folder.
+    """
+    if ours.codec is None:
+        return ()
+    if folder is None and ours.folder is None:
+        raise InputError("--codec: a run of latents begins with that of their autoencoder")
+    return {"codec": checked(folder or ours.folder / FOLDER, ours.codec, mesh)}
+
+
+def place(folder: Path) -> Path:
+    """The run of the autoencoder that another run is, or has.
+
+    Raises InputError where it is neither of an autoencoder nor of latents.
+    """
+    theirs = run.load(folder)
+    if theirs.codec is not None:
+        return folder / FOLDER
+    if theirs.config.method != "autoencoder":
+        raise InputError(
+            f"{folder}: a run of {theirs.config.method}, neither of an autoencoder nor of latents"
+        )
+    return folder
+
+
+def chosen(folder: Path, store: Store) -> CodecOf:
+    """What a run that begins on a store is to know of the codec that another run is, or has.
+
+    Raises:
+      InputError: no codec, or one of other images than the store's.
+    """
+    theirs, own = run.load(folder), place(folder)
+    if theirs.preset != store.preset:
+        raise InputError(
+            f"{folder}: an autoencoder of {theirs.preset.name}, and the store has "
+            f"{store.preset.name}"
+        )
+    if theirs.codec is not None:
+        return theirs.codec
+    section = theirs.config.autoencoder
+    networks.check_size(section, store.grid.size)
+    params = weights(own, section, meshes.local())
+    digest = checkpoint.digest({autoencoder.AUTOENCODER: params})
+    return CodecOf(section, 1 / deviation(section, params, store), digest)
+
+
+def deviation(section: ConfigDict, params: Params, store: Store) -> float:
+    """The standard deviation of the latents of a store's training slices."""
+    codec = latents(networks.build(section), section, 1.0)
+    learnt: Callable = jax.jit(codec.learnt)
+    rows = spread(store.rows("train"), MEASURED)
+    images = [
+        store.preset.in_body(store.values(part), store.masks[part])[..., None].astype(np.float32)
+        for part in np.array_split(rows, -(-len(rows) // 8))
+    ]
+    drawn = [np.asarray(learnt({"codec": params}, part)).ravel() for part in images]
+    return float(np.concatenate(drawn).std())
+
+
+def keep(source: Path, folder: Path) -> None:
+    """Make a copy of a codec's run, without what it takes to train it."""
+    ours = run.load(source)
+    params = weights(source, ours.config.autoencoder, meshes.local())
+    with ownership.folder(folder, "a run") as partial:
+        ours.save(partial)
+        checkpoint.save_averages(partial, {autoencoder.AUTOENCODER: params})
