@@ -116,8 +116,9 @@ def _special(folder: Path) -> dict[str, str]:
 
 def _content(token, name: str) -> str:
     """A special token's text, which files write as it is or as an object."""
-    found = forms.checked(token, str | {"content": str}, name)
-    return found if isinstance(found, str) else found["content"]
+    if isinstance(token, str):
+        return token
+    return forms.checked(token, {"content": str}, name)["content"]
 
 
 def _vocabulary(folder: Path, special: set[str]) -> tuple[dict[str, int], Merges]:
