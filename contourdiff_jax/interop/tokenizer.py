@@ -124,8 +124,8 @@ def _content(token, name: str) -> str:
 def _vocabulary(folder: Path, special: set[str]) -> tuple[dict[str, int], Merges]:
     """Tokens and their ids, and pairs of tokens in the order in which they become one.
 
-    What a folder with tokens beside CLIP's would mean by a prompt, an encoder of CLIP's does not
-    know; it is refused.
+    Tokens that were added to CLIP's, as textual inversion does, are refused: without them, a prompt
+    would silently mean something else. Of a tokenizer.json nothing else is read.
     """
     path = folder / "vocab.json"
     if path.is_file():
