@@ -21,6 +21,8 @@ from contourdiff_jax.models.unet import UNet
 
 # Standard deviation of a standard normal variable truncated to [-2, 2].
 TRUNCATED_DEVIATION = 0.8796256610342398
+# Names of parameters that begin as noise.
+NOISY = ("kernel", "embedding")
 
 
 class Model(NamedTuple):
@@ -88,8 +90,8 @@ def functional(
     """A module as two functions: init(key) -> params, and bind(params) -> the module with these.
 
     Args:
-      create: makes the module, with kernels that hold their standard deviations.
-      scatter: (key, params so made) -> params to begin with; without it, kernels become noise.
+      create: makes the module, with kernels and embeddings that hold their standard deviations.
+      scatter: (key, params so made) -> params to begin with; without it, those become noise.
     """
     scatter = scatter or _scatter
     graph, template = nnx.split(nnx.eval_shape(create))
@@ -117,12 +119,12 @@ def count(params: Params) -> int:
 
 
 def _scatter(key, params: Params) -> Params:
-    """Multiply every kernel, which holds its standard deviation (blocks.deviation), by noise.
+    """Multiply all that holds its standard deviation (blocks.deviation) by noise.
 
     The noise is normal, truncated at two standard deviations, as is usual, and of unit variance.
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(params)
-    sizes = [leaf.size if path[-1].key == "kernel" else 0 for path, leaf in paths]
+    sizes = [leaf.size if path[-1].key in NOISY else 0 for path, leaf in paths]
     noise = jax.random.truncated_normal(key, -2, 2, (sum(sizes),)) / TRUNCATED_DEVIATION
     ends = itertools.accumulate(sizes)
     return tree.unflatten(

@@ -228,14 +228,18 @@ class ResidualBlock(nnx.Module):
         return jax.nn.silu(self.norm_2(h) * (1 + scale) + shift)
 
 
-def attend(query, key, value):
+def attend(query, key, value, mask=None):
     """Scaled dot-product attention over [B, N, heads, width] (Vaswani et al. 2017, equation 1).
+
+    A mask [N, N] is true where a query, its row, may see a key, of which it must see one at least.
 
     The exponentials are normalised after the second product: N x width divisions
     instead of N x N, which on a CPU is most of the cost where heads are narrow.
     """
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
     scores = scores * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = jnp.where(mask[None, None], scores, -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     mixed = jnp.einsum(
         "bhqk,bkhd->bqhd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
