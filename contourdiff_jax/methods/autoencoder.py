@@ -259,9 +259,8 @@ class Losses:
         return metrics["l1"] + self.section.perceptual * metrics["perceptual"], metrics
 
     def _doubt(self, params, critic, latents):
-        return adversarial.doubt(
-            self.kind, self.judge(critic, self.network.decode(params, latents))
-        )
+        drawn = self.network.decode(params, latents)
+        return adversarial.doubt(self.kind, self.judge(critic, drawn))
 
     def _weight(self, params, critic, latents, images, fixed):
         """With which the critic changes the last kernel as much as the error does, or its share.

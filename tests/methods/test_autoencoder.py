@@ -110,9 +110,8 @@ def test_the_quality_of_held_out_images_is_on_record_and_on_the_card(whole, stor
     assert found["heldout_psnr"] == pytest.approx(psnr, rel=1e-3)
     text = card(whole, tmp_path / "card.md").read_text()
     assert "An autoencoder that draws slices of MR" in text
-    assert (
-        f"| SSIM of held-out images drawn again, in the body | {held['heldout_ssim']:.4g} |" in text
-    )
+    words = "SSIM of held-out images drawn again, in the body"
+    assert f"| {words} | {held['heldout_ssim']:.4g} |" in text
 
 
 def test_a_picture_shows_the_truth_and_what_is_drawn(whole):
@@ -215,7 +214,7 @@ def test_what_cannot_be_is_one_line(store_path, tmp_path, fields, words):
 
 
 def test_the_fields_are_of_no_other_method():
-    with pytest.raises(InputError, match="unless config.method is autoencoder"):
+    with pytest.raises(InputError, match=r"unless config\.method is autoencoder"):
         config.check_idle(config.default(), given=["autoencoder.kl"])
 
 
@@ -345,13 +344,16 @@ def test_a_codec_that_was_changed_since_is_refused(latent, store_path, phantom_d
         methods.train(of_latents(), store_path, latent, codec=other)
 
 
+TOO_DEEP = {"model.channels": (8,) * 6, "model.attention": (False,) * 6}
+
+
 def test_what_is_no_codec_is_refused(trained, whole, store_path, tmp_path):
     def train(ours=None, codec=whole, **how):
         methods.train(ours or of_latents(), store_path, tmp_path / "run", codec=codec, **how)
 
     for words, arguments in (
         ("neither of an autoencoder nor of latents", {"codec": trained}),
-        ("not a run", {"codec": tmp_path}),
+        ("not a run", {"codec": store_path}),
         ("latents have no bounds", {"ours": of_latents(**{"sampler.clip": True})}),
         ("latents are learnt by diffusion", {"ours": settings()}),
         ("cannot be halved 5 times", {"ours": of_latents(**TOO_DEEP)}),
@@ -359,6 +361,3 @@ def test_what_is_no_codec_is_refused(trained, whole, store_path, tmp_path):
         with pytest.raises(InputError, match=words) as error:
             train(**arguments)
         assert "\n" not in str(error.value)
-
-
-TOO_DEEP = {"model.channels": (8,) * 6, "model.attention": (False,) * 6}
