@@ -88,7 +88,7 @@ def default() -> ConfigDict:
                 "patch": 1,
                 "channels": (16, 32, 64, 128),  # features at each resolution, halving each time
                 "layers": 1,  # residual blocks per resolution
-                "attention": (False, False, False, True),  # self-attention at each resolution
+                "attention": (False, False, False, True),  # at each resolution: to itself
                 "decoder_attention": (),  # likewise in the decoder; (): as in the encoder
                 "middle_attention": True,
                 "middle_norm": True,  # whether that attention has a group normalisation
@@ -97,7 +97,14 @@ def default() -> ConfigDict:
                 # alone save a third of the work.
                 "resample_convolution": False,
                 "downsample_padding": 1,  # of that convolution on the near side; 0 in DDPM's code
+                # Features of what is attended to beside the image, such as a text's 768 in Stable
+                # Diffusion; 0: nothing is. With it, attention is a transformer block's
+                # (models/transformer.py).
+                "context": 0,
                 "head_width": 32,  # features per attention head; 0: all of them in one
+                # Heads at each resolution, or one number for all, whatever their width; (): as many
+                # as head_width makes.
+                "heads": (),
                 "groups": 8,  # of group normalisation
                 "epsilon": 1e-5,  # of group normalisation
                 "time_scale_shift": False,  # time scales and shifts features, or is added to them
@@ -424,7 +431,12 @@ RULES = {
     "model.time_shift": _between(0),
     "model.middle_divisor": ABOVE_0,
     "model.downsample_padding": _among(0, 1),
+    "model.context": _between(0, WIDEST),
     "model.head_width": _between(0),
+    "model.heads": Rule(
+        lambda value: all(type(n) is int and 0 < n <= WIDEST for n in value),
+        f"must be whole numbers from 1 to {WIDEST}, one a resolution or one for all",
+    ),
     "model.groups": _between(1),
     "model.epsilon": ABOVE_0,
     "model.dropout": BELOW_1,
@@ -594,22 +606,41 @@ def check_model(config: ConfigDict) -> None:
                 f"config.model.channels: {features} is not a multiple of "
                 f"config.model.groups={model.groups}"
             )
-    attentive = _attentive(model)
-    for features in attentive:
-        if model.head_width and features % model.head_width:
+    if len(model.heads) not in (0, 1, len(channels)):
+        raise InputError(
+            f"config.model.heads: {len(model.heads)} entries for the {len(channels)} resolutions "
+            f"of config.model.channels; give one for each, or one for all"
+        )
+    attentive, of_width = _attentive(model), ("head_width", model.head_width)
+    for level in attentive:
+        name, divisor = ("heads", _heads(model)[level]) if model.heads else of_width
+        if divisor and channels[level] % divisor:
             raise InputError(
-                f"config.model.channels: {features} has attention and is not a multiple of "
-                f"config.model.head_width={model.head_width}"
+                f"config.model.channels: {channels[level]} has attention and is not a multiple of "
+                f"config.model.{name}={divisor}"
             )
     if model.fused_attention:
         _check_fused(model, attentive)
 
 
+def head_widths(model: ConfigDict) -> tuple[int, ...]:
+    """Features of a head of attention at each resolution of a `model` section."""
+    channels = tuple(model.channels)
+    if not model.heads:
+        return tuple(model.head_width or features for features in channels)
+    return tuple(c // heads for c, heads in zip(channels, _heads(model), strict=True))
+
+
+def _heads(model: ConfigDict) -> tuple[int, ...]:
+    """Those that model.heads asks for, one number for each resolution."""
+    return tuple(model.heads) * (len(model.channels) if len(model.heads) == 1 else 1)
+
+
 def _attentive(model: ConfigDict) -> list[int]:
-    """Features of the resolutions that have self-attention, those of the middle last."""
+    """Resolutions that have attention, by place, that of the middle last."""
     attention = zip(model.attention, model.decoder_attention or model.attention, strict=True)
-    features = [c for c, a in zip(model.channels, attention, strict=True) if any(a)]
-    return features + list(model.channels[-1:] if model.middle_attention else ())
+    levels = [level for level, a in enumerate(attention) if any(a)]
+    return levels + ([len(model.channels) - 1] if model.middle_attention else [])
 
 
 def _check_fused(model: ConfigDict, attentive: list[int]) -> None:
@@ -619,11 +650,12 @@ def _check_fused(model: ConfigDict, attentive: list[int]) -> None:
             f"config.model.fused_attention computes in bfloat16, "
             f"and config.model.dtype is {model.dtype}"
         )
-    for features in attentive:
-        width = model.head_width or features
+    name = "heads" if model.heads else "head_width"
+    for level in attentive:
+        width = head_widths(model)[level]
         if width % 8 or width > FUSED_WIDTH:
             raise InputError(
-                f"config.model.head_width: heads of {width} features, where "
+                f"config.model.{name}: heads of {width} features, where "
                 f"config.model.fused_attention takes multiples of 8 up to {FUSED_WIDTH}"
             )
 
@@ -819,8 +851,10 @@ NEEDS = {
     "sampler.guidance": CONTOURED,
     "sampler.source_guidance": SOURCED,
     **{f"recast.{name}": RECAST for name in ("evenness", "blur", "noise")},
+    # A transformer block always has one.
     "model.middle_norm": Need(
-        lambda c: c.model.middle_attention, "config.model.middle_attention is true"
+        lambda c: c.model.middle_attention and not c.model.context,
+        "config.model.middle_attention is true and config.model.context 0",
     ),
     "model.resample_convolution": Need(
         lambda c: len(c.model.channels) > 1, "config.model.channels has several resolutions"
@@ -830,7 +864,12 @@ NEEDS = {
         "config.model.resample_convolution is true and config.model.channels has several "
         "resolutions",
     ),
-    "model.head_width": ATTENTIVE,
+    "model.context": ATTENTIVE,
+    "model.heads": ATTENTIVE,
+    "model.head_width": Need(
+        lambda c: ATTENTIVE.holds(c) and not c.model.heads,
+        f"{ATTENTIVE.words} and config.model.heads is ()",
+    ),
     "model.fused_attention": ATTENTIVE,
     "diffusion.beta_first": SLOPED,
     "diffusion.beta_last": SLOPED,

@@ -26,6 +26,12 @@ def run_of(config, size: int, modality: str = "mr") -> Run:
     return Run(config, preset, intensity.IDENTITY, Grid("axial", 1.0, size), contours, ())
 
 
+def perturbed(params):
+    """Parameters of which none is zero, so that every layer counts."""
+    rng = np.random.default_rng(9)
+    return jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), params)
+
+
 def players(init) -> dict[str, Player]:
     """One player of that network, to be read from a checkpoint."""
     return {"network": Player(init, None, None, None)}

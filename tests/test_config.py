@@ -159,6 +159,12 @@ def configured(fields):
         ({"model.decoder_attention": (True,)}, "decoder_attention"),
         ({"model.head_width": 5}, "head_width"),
         ({"model.head_width": -8}, "head_width"),
+        ({"model.context": -1}, "context"),
+        ({"model.heads": (0,)}, "heads"),
+        ({"model.heads": (2, 2)}, "heads: 2 entries for the 4"),
+        ({"model.heads": (3,)}, "128 has attention.*heads=3"),
+        ({"model.heads": (1, 1, 1, 256)}, "heads=256"),
+        (IN_BFLOAT16 | {"model.heads": (32,)}, "heads: heads of 4"),
         ({"model.dtype": "float16"}, "float16"),
         ({"model.fused_attention": True}, "dtype is float32"),
         (IN_BFLOAT16 | {"model.head_width": 4}, "heads of 4"),
@@ -342,7 +348,10 @@ IDLE = {
     "model.middle_norm": {"model.middle_attention": False},
     "model.resample_convolution": {"model.channels": (32,), "model.attention": (True,)},
     "model.downsample_padding": {},
-    "model.head_width": {"model.middle_attention": False, "model.attention": (False,) * 4},
+    **{
+        f"model.{name}": {"model.middle_attention": False, "model.attention": (False,) * 4}
+        for name in ("context", "head_width", "heads")
+    },
     "model.fused_attention": {
         **{"model.middle_attention": False, "model.attention": (False,) * 4},
         "model.dtype": "bfloat16",
@@ -498,8 +507,10 @@ def network(settings, world):
     seen = dict.fromkeys(settings.model.conditions, condition)
 
     def apply(params, z_t, t, seen, key):
-        return model.apply(params, z_t, t, seen, key=key)
+        return model.apply(params, z_t, t, seen, key=key, context=context)
 
+    width = settings.model.context
+    context = jnp.zeros((2, 5, width)) if width else None
     t, key = jnp.zeros(2, jnp.int32), jax.random.key(0)
     return str(params), str(jax.make_jaxpr(apply)(params, image, t, seen, key))
 
@@ -708,7 +719,9 @@ EFFECTS = {
     "model.middle_divisor": Effect(network, 2.0),
     "model.resample_convolution": Effect(network, True),
     "model.downsample_padding": Effect(network, 0, {"model.resample_convolution": True}),
+    "model.context": Effect(network, 6),
     "model.head_width": Effect(network, 2),
+    "model.heads": Effect(network, (2,)),
     "model.groups": Effect(network, 1),
     "model.epsilon": Effect(network, 1e-6),
     "model.time_scale_shift": Effect(network, True),

@@ -75,63 +75,90 @@ def model(fields: Mapping) -> dict:
     Raises:
       InputError: a field that our network has no equivalent of; it is named.
     """
-    if fields.get("_class_name", UNET) != UNET:
-        raise InputError(f"_class_name: {fields['_class_name']!r} is not {UNET}")
+    fields = completed(fields, UNET, FIELDS, SUPPORTED)
+    section = common_section(fields, DOWN, UP)
+    if fields["attention_head_dim"] == 0:
+        raise InputError("attention_head_dim: 0 is not supported; all in one head is null")
+    groups = fields["norm_num_groups"]
+    if fields["attn_norm_num_groups"] not in (None, groups):
+        raise InputError(
+            f"attn_norm_num_groups: {fields['attn_norm_num_groups']} is not supported, only null "
+            f"or norm_num_groups"
+        )
+    section |= {
+        "middle_attention": fields["add_attention"],
+        # Where the time scales and shifts, this attention has a norm only if its groups are given.
+        "middle_norm": not section["time_scale_shift"]
+        or fields["attn_norm_num_groups"] is not None,
+        "context": 0,
+        "head_width": fields["attention_head_dim"] or 0,
+        "heads": (),
+    }
+    configuration.from_dict({"model": section})  # refuses values of the wrong type
+    return section
+
+
+def completed(fields: Mapping, kind: str, defaults: Mapping, supported: Mapping) -> dict:
+    """All fields of a config.json, those that it leaves out with diffusers' defaults.
+
+    Args:
+      kind: the class that it should be of.
+      supported: {field: the values that our network has}.
+
+    Raises:
+      InputError: another class, an unknown field or one with a value that is not supported.
+    """
+    if fields.get("_class_name", kind) != kind:
+        raise InputError(f"_class_name: {fields['_class_name']!r} is not {kind}")
     fields = {name: value for name, value in fields.items() if not name.startswith("_")}
-    unknown = sorted(fields.keys() - FIELDS.keys())
+    unknown = sorted(fields.keys() - defaults.keys())
     if unknown:
-        raise InputError(f"{unknown[0]}: not a field of a {UNET} that is known here")
-    fields = FIELDS | fields
-    for name, known in SUPPORTED.items():
+        raise InputError(f"{unknown[0]}: not a field of a {kind} that is known here")
+    fields = {**defaults, **fields}
+    for name, known in supported.items():
         if fields[name] not in known:
             raise InputError(f"{name}: {fields[name]!r} is not supported, only {_listed(known)}")
     for name, value in fields.items():
-        if value is None and FIELDS[name] is not None and name != "attention_head_dim":
+        if value is None and defaults[name] is not None and name != "attention_head_dim":
             raise InputError(f"{name}: null is not supported")
+    return fields
+
+
+def common_section(fields: Mapping, down: tuple[str, str], up: tuple[str, str]) -> dict:
+    """What all U-Nets of diffusers say in the same words, as fields of a `model` section.
+
+    Args:
+      down, up: names of blocks without and with attention.
+    """
     for name in ("block_out_channels", "down_block_types", "up_block_types"):
         if not isinstance(fields[name], list | tuple) or not fields[name]:
             raise InputError(f"{name}: {fields[name]!r} is not a list")
     channels = tuple(fields["block_out_channels"])
     if not all(isinstance(c, int) for c in channels):
         raise InputError(f"block_out_channels: {channels} are not whole numbers")
-    if fields["attention_head_dim"] == 0:
-        raise InputError("attention_head_dim: 0 is not supported; all in one head is null")
-    groups = fields["norm_num_groups"]
-    scale_shift = fields["resnet_time_scale_shift"] == "scale_shift"
     if fields["time_embedding_dim"] not in (None, 4 * channels[0]):
         raise InputError(
             f"time_embedding_dim: {fields['time_embedding_dim']} is not supported, only four "
             f"times the first of block_out_channels"
         )
-    if fields["attn_norm_num_groups"] not in (None, groups):
-        raise InputError(
-            f"attn_norm_num_groups: {fields['attn_norm_num_groups']} is not supported, only null "
-            f"or norm_num_groups"
-        )
-    section = {
+    attention = _attention("down_block_types", fields["down_block_types"], down)
+    decoder = _attention("up_block_types", fields["up_block_types"], up)[::-1]
+    return {
         "channels": channels,
         "layers": fields["layers_per_block"],
-        "attention": _attention("down_block_types", fields["down_block_types"], DOWN),
-        "decoder_attention": _attention("up_block_types", fields["up_block_types"], UP)[::-1],
-        "middle_attention": fields["add_attention"],
-        # Where the time scales and shifts, this attention has a norm only if its groups are given.
-        "middle_norm": not scale_shift or fields["attn_norm_num_groups"] is not None,
+        "attention": attention,
+        "decoder_attention": () if decoder == attention else decoder,
         "middle_divisor": fields["mid_block_scale_factor"],
         "resample_convolution": True,
         "downsample_padding": fields["downsample_padding"],
-        "head_width": fields["attention_head_dim"] or 0,
-        "groups": groups,
+        "groups": fields["norm_num_groups"],
         "epsilon": fields["norm_eps"],
-        "time_scale_shift": scale_shift,
+        "time_scale_shift": fields["resnet_time_scale_shift"] == "scale_shift",
         "time_cosine_first": fields["flip_sin_to_cos"],
         "time_shift": fields["freq_shift"],
         "centre_input": fields["center_input_sample"],
         "dropout": fields["dropout"],
     }
-    if section["decoder_attention"] == section["attention"]:
-        section["decoder_attention"] = ()
-    configuration.from_dict({"model": section})  # refuses values of the wrong type
-    return section
 
 
 def unet(config, *, inputs: int, outputs: int, size: int) -> dict:
@@ -144,13 +171,9 @@ def unet(config, *, inputs: int, outputs: int, size: int) -> dict:
     Raises:
       InputError: a setting that UNet2DModel has no equivalent of; it is named.
     """
-    if config.patch > 1:
-        raise InputError(f"config.model.patch: {config.patch} has no equivalent in {UNET}")
-    if not config.resample_convolution:
-        raise InputError(
-            f"config.model.resample_convolution: False has no equivalent in {UNET}; only networks "
-            f"trained with True, as configs/contourdiff_2d.py is, can be exported"
-        )
+    for field in ("context", "heads"):
+        if config[field]:
+            raise InputError(f"config.model.{field}: {config[field]} has no equivalent in {UNET}")
     if config.middle_attention and not config.middle_norm and not config.time_scale_shift:
         raise InputError(
             f"config.model.middle_norm: False has no equivalent in {UNET} without time_scale_shift"
@@ -161,27 +184,48 @@ def unet(config, *, inputs: int, outputs: int, size: int) -> dict:
         "sample_size": size,
         "in_channels": inputs,
         "out_channels": outputs,
+        **common_fields(config, UNET, DOWN, UP),
+        "mid_block_type": "UNetMidBlock2D",
+        "downsample_type": "conv",
+        "upsample_type": "conv",
+        "attention_head_dim": config.head_width or None,
+        "attn_norm_num_groups": middle_groups,
+        "add_attention": config.middle_attention,
+    }
+
+
+def common_fields(config, kind: str, down: tuple[str, str], up: tuple[str, str]) -> dict:
+    """The inverse of `common_section`.
+
+    Args:
+      kind: the class that cannot say all that a `model` section can.
+
+    Raises:
+      InputError: a setting that none of diffusers' U-Nets has an equivalent of.
+    """
+    if config.patch > 1:
+        raise InputError(f"config.model.patch: {config.patch} has no equivalent in {kind}")
+    if not config.resample_convolution:
+        raise InputError(
+            f"config.model.resample_convolution: False has no equivalent in {kind}; only networks "
+            f"trained with True, as configs/contourdiff_2d.py is, can be exported"
+        )
+    return {
         "center_input_sample": config.centre_input,
         "time_embedding_type": "positional",
         "freq_shift": config.time_shift,
         "flip_sin_to_cos": config.time_cosine_first,
-        "down_block_types": [DOWN[bool(attentive)] for attentive in config.attention],
-        "mid_block_type": "UNetMidBlock2D",
-        "up_block_types": [UP[bool(attentive)] for attentive in decoder_attention(config)[::-1]],
+        "down_block_types": [down[bool(attentive)] for attentive in config.attention],
+        "up_block_types": [up[bool(attentive)] for attentive in decoder_attention(config)[::-1]],
         "block_out_channels": list(config.channels),
         "layers_per_block": config.layers,
         "mid_block_scale_factor": config.middle_divisor,
         "downsample_padding": config.downsample_padding,
-        "downsample_type": "conv",
-        "upsample_type": "conv",
         "dropout": config.dropout,
         "act_fn": "silu",
-        "attention_head_dim": config.head_width or None,
         "norm_num_groups": config.groups,
-        "attn_norm_num_groups": middle_groups,
         "norm_eps": config.epsilon,
         "resnet_time_scale_shift": "scale_shift" if config.time_scale_shift else "default",
-        "add_attention": config.middle_attention,
     }
 
 
@@ -234,14 +278,18 @@ PARTS = {
 EARLY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def name(config, path: tuple) -> str:
+def name(config, path: tuple, *, top: Mapping = TOP, parts: Mapping = PARTS) -> str:
     """Path of a parameter of ours -> its name in diffusers.
 
     ('down', 0, 'residual', 'conv_1', 'kernel') -> 'down_blocks.0.resnets.0.conv1.weight'
+
+    Args:
+      top, parts: their names for ours at the network's two ends, and within its blocks; a number in
+        a list is the same for both.
     """
-    top, *rest = path
-    parent, rest = (TOP[top], rest) if top in TOP else _block(config, top, *rest)
-    return ".".join([parent, *(PARTS[part] for part in rest)])
+    first, *rest = path
+    parent, rest = (top[first], rest) if first in top else _block(config, first, *rest)
+    return ".".join([parent, *(str(p) if isinstance(p, int) else parts[p] for p in rest)])
 
 
 def _block(config, side: str, place: int, kind: str, *rest) -> tuple[str, tuple]:

@@ -29,10 +29,11 @@ class Model(NamedTuple):
     """Two pure functions over params, a plain nested dict of arrays.
 
         init(key) -> params
-        apply(params, z_t, t, condition, *, key=None) -> prediction
+        apply(params, z_t, t, condition, *, key=None, context=None, residuals=None) -> prediction
 
     z_t and prediction [B, *S, C], t [B], condition {name: [B, *S, c]}. `key` turns dropout on.
-    Of a network that sees its conditions alone, z_t and t are None.
+    Of a network that sees its conditions alone, z_t and t are None. A context [B, M, width] is
+    attended to where config.model.context says so; residuals are a ControlNet's (controlnet.py).
     """
 
     init: Callable[..., Params]
@@ -45,22 +46,33 @@ def described(config) -> str:
 
 
 def build(
-    config, *, channels: int = 1, side: int = 1, dims: int = 2, denoises: bool = True
+    config,
+    *,
+    channels: int = 1,
+    side: int = 1,
+    outputs: int | None = None,
+    dims: int = 2,
+    denoises: bool = True,
 ) -> Model:
     """The network of `config` (a `model` section, see config.py) for images of `channels` channels.
 
     Args:
       side: pixels a side of an element of such an image, see contracts.Codec.
+      outputs: channels of the prediction, where z_t comes with others beside its own, as in
+        InstructPix2Pix with the latents of the source; default: those of z_t.
       dims: number of spatial dimensions.
       denoises: whether it sees a noisy image and its timestep, or its conditions alone.
 
     The same functions come back for the same network, so that what is traced of it once serves.
     """
-    return _built(FrozenConfigDict(config), channels, side, dims, denoises)
+    outputs = channels if outputs is None else outputs
+    return _built(FrozenConfigDict(config), channels, side, outputs, dims, denoises)
 
 
 @functools.cache
-def _built(config: FrozenConfigDict, channels: int, side: int, dims: int, denoises: bool) -> Model:
+def _built(
+    config: FrozenConfigDict, channels: int, side: int, outputs: int, dims: int, denoises: bool
+) -> Model:
     inputs = channels * denoises + conditioning.channels(config, image=channels, side=side)
 
     def create():
@@ -68,7 +80,7 @@ def _built(config: FrozenConfigDict, channels: int, side: int, dims: int, denois
             config,
             dims=dims,
             inputs=inputs * config.patch**dims,
-            outputs=channels * config.patch**dims,
+            outputs=outputs * config.patch**dims,
             timed=denoises,
             dtype=jnp.dtype(config.dtype),
             rngs=nnx.Rngs(0),
@@ -76,10 +88,11 @@ def _built(config: FrozenConfigDict, channels: int, side: int, dims: int, denois
 
     init, bind = functional(create)
 
-    def apply(params, z_t, t, condition, *, key=None):
+    def apply(params, z_t, t, condition, *, key=None, context=None, residuals=None):
         rngs = None if key is None else nnx.Rngs(dropout=key)
         x = conditioning.concatenate(config, z_t, condition, latent=side > 1)
-        return patches.unfold(bind(params)(patches.fold(x, config.patch), t, rngs), config.patch)
+        x = patches.fold(x, config.patch)
+        return patches.unfold(bind(params)(x, t, rngs, context, residuals), config.patch)
 
     return Model(init, apply)
 

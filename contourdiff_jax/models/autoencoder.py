@@ -133,7 +133,7 @@ class _Builder:
 
 def _through(stages, h):
     for block in stages:
-        h = block(h, None, None) if isinstance(block, Stage) else block(h)
+        h = block(h, None, None, None) if isinstance(block, Stage) else block(h)
     return h
 
 

@@ -72,10 +72,23 @@ def convolution(
 
 
 def linear(
-    features_in: int, features_out: int, *, zero: bool = False, dtype, rngs: nnx.Rngs
+    features_in: int,
+    features_out: int,
+    *,
+    zero: bool = False,
+    bias: bool = True,
+    dtype,
+    rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A matrix product over the last axis, plus bias."""
-    return nnx.Linear(features_in, features_out, kernel_init=_kernel(zero), dtype=dtype, rngs=rngs)
+    """A matrix product over the last axis, plus bias (or without)."""
+    return nnx.Linear(
+        features_in,
+        features_out,
+        use_bias=bias,
+        kernel_init=_kernel(zero),
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 @functools.partial(jax.checkpoint, static_argnums=(3, 4))
@@ -259,7 +272,49 @@ def attend_fused(query, key, value):
     return jax.lax.platform_dependent(query, key, value, cuda=_attend_in_cudnn, default=attend)
 
 
-class AttentionBlock(nnx.Module):
+class Attention(nnx.Module):
+    """Attention of tokens, by several heads (Vaswani et al. 2017, section 3.2.2).
+
+    Args:
+      head_width: features of a head; 0: all of them in one.
+      seen: features of what is attended to; default: those of the tokens.
+      bias: of queries, keys and values.
+      zero: whether nothing comes out at first.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        head_width: int,
+        seen: int | None = None,
+        bias: bool = True,
+        zero: bool = False,
+        fused: bool = False,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        layer = {"dtype": dtype, "rngs": rngs}
+        seen = features if seen is None else seen
+        self.query = linear(features, features, bias=bias, **layer)
+        self.key, self.value = (linear(seen, features, bias=bias, **layer) for _ in range(2))
+        self.out = linear(features, features, zero=zero, **layer)
+        self.heads = features // head_width if head_width else 1
+        self.attend = attend_fused if fused else attend
+
+    def mixed(self, tokens, seen):
+        """tokens [B, N, C], what they attend to [B, M, seen] -> [B, N, C]."""
+
+        def split(y):
+            return y.reshape(*y.shape[:2], self.heads, -1)
+
+        mixed = self.attend(
+            split(self.query(tokens)), split(self.key(seen)), split(self.value(seen))
+        )
+        return self.out(mixed.reshape(tokens.shape))
+
+
+class AttentionBlock(Attention):
     """Self-attention over all positions of [B, *S, C], with norm (or without) and residual."""
 
     def __init__(
@@ -275,23 +330,16 @@ class AttentionBlock(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        square = functools.partial(linear, features, features, dtype=dtype, rngs=rngs)
+        super().__init__(
+            features, head_width=head_width, zero=True, fused=fused, dtype=dtype, rngs=rngs
+        )
         self.norm = GroupNorm(features, groups=groups, epsilon=epsilon) if norm else None
-        self.query, self.key, self.value = square(), square(), square()
-        self.out = square(zero=True)
-        self.heads = features // head_width if head_width else 1
-        self.attend = attend_fused if fused else attend
         self.divisor = divisor
 
     def __call__(self, x):
         tokens = x if self.norm is None else self.norm(x)
         tokens = tokens.reshape(x.shape[0], -1, x.shape[-1])
-
-        def split(y):
-            return y.reshape(*y.shape[:2], self.heads, -1)
-
-        mixed = self.attend(*(split(f(tokens)) for f in (self.query, self.key, self.value)))
-        return (x + self.out(mixed.reshape(tokens.shape)).reshape(x.shape)) / self.divisor
+        return (x + self.mixed(tokens, tokens).reshape(x.shape)) / self.divisor
 
 
 class Downsample(nnx.Module):

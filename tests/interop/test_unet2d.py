@@ -197,7 +197,12 @@ def test_what_our_network_has_no_equivalent_of_is_named(fields, named):
 
 @pytest.mark.parametrize(
     ("fields", "named"),
-    [({"resample_convolution": False}, "resample_convolution"), ({"middle_norm": False}, "norm")],
+    [
+        ({"resample_convolution": False}, "resample_convolution"),
+        ({"middle_norm": False}, "norm"),
+        ({"context": 8}, "context"),
+        ({"heads": (2,)}, "heads"),
+    ],
 )
 def test_what_diffusers_has_no_equivalent_of_is_named(fields, named):
     with pytest.raises(InputError, match=f"config.model.*{named}"):

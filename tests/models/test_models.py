@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from setups import perturbed
 
 from contourdiff_jax import config, models
 from contourdiff_jax.models import blocks
@@ -28,11 +29,6 @@ def network(settings, dims: int = 2):
     """(params, compiled apply), none of the parameters zero, so that every layer counts."""
     model = models.build(settings, dims=dims)
     return perturbed(jax.jit(model.init)(jax.random.key(0))), jax.jit(model.apply)
-
-
-def perturbed(params):
-    rng = np.random.default_rng(9)
-    return jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), params)
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])

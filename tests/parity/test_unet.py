@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import setups
+from agreement import assert_equal_gradients, assert_equal_outputs, ours, shaken, theirs
 
 from contourdiff_jax import config, models
 from contourdiff_jax.contours import settings as contour_settings
@@ -38,8 +39,6 @@ torch = pytest.importorskip("torch", reason=WHY)
 diffusers = pytest.importorskip("diffusers", reason=WHY)
 pytestmark = pytest.mark.parity
 
-OUTPUT = 1e-4  # largest difference of outputs of unit variance
-GRADIENT = 1e-3  # relative, of a whole tensor
 BATCH, SHAPE = 2, (32, 64)
 IMAGES = {"preset": "mr", "spacing": 1.0, "size": 64}
 
@@ -109,12 +108,7 @@ NETWORKS = {
 def network(fields):
     """A UNet2DModel with random parameters, of 2 -> 1 channels unless said."""
     torch.manual_seed(0)
-    unet = diffusers.UNet2DModel(**({"in_channels": 2, "out_channels": 1} | fields)).eval()
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return unet
+    return shaken(diffusers.UNet2DModel(**({"in_channels": 2, "out_channels": 1} | fields)))
 
 
 def inputs(conditions):
@@ -130,14 +124,6 @@ def inputs(conditions):
     return z_t, t, condition, channels
 
 
-def theirs(array):
-    return torch.tensor(np.moveaxis(np.asarray(array), -1, 1))
-
-
-def ours(tensor):
-    return np.moveaxis(tensor.detach().numpy(), 1, -1)
-
-
 def loaded(folder):
     """(the `model` section, params, compiled apply) of a run."""
     section = run.load(folder).config.model
@@ -148,12 +134,6 @@ def loaded(folder):
         checkpoint.averages(folder, setups.players(model.init), one)[1]["network"],
         jax.jit(model.apply),
     )
-
-
-def assert_equal_outputs(answer, reference):
-    scale = reference.std()
-    assert scale > 0
-    np.testing.assert_allclose(np.asarray(answer) / scale, reference / scale, rtol=0, atol=OUTPUT)
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
@@ -202,11 +182,7 @@ def test_an_imported_network_learns_the_same(imported):
         name = names.name(section, tuple(key.key for key in path))
         pairs[name] = (gradient, names.ours(references[name]))
     assert len(pairs) == 1 + len(references)
-    # A shift of all keys changes no softmax: the gradient of their bias is rounding.
-    total = np.sqrt(sum(np.square(reference).sum() for _, reference in pairs.values()))
-    for name, (gradient, reference) in pairs.items():
-        error = np.linalg.norm(np.asarray(gradient) - reference)
-        assert error <= GRADIENT * max(np.linalg.norm(reference), 1e-4 * total), name
+    assert_equal_gradients(pairs)
 
 
 def test_what_is_imported_and_exported_is_bit_for_bit_what_it_was(imported, tmp_path):
