@@ -27,8 +27,8 @@ def default() -> ConfigDict:
         {
             "seed": 0,
             # The method (methods/): diffusion (ContourDiff), distilled (to few steps, with
-            # --teacher), regression, pix2pix, cyclegan (with --source_store), autoencoder, or
-            # segmentation, which `segment` trains.
+            # --teacher), controlnet (with --base), regression, pix2pix, cyclegan (with
+            # --source_store), autoencoder, or segmentation, which `segment` trains.
             "method": "diffusion",
             # The grid belongs to the store. Zero or empty accepts the store's; anything else must
             # agree with it.
@@ -78,7 +78,8 @@ def default() -> ConfigDict:
             "model": {
                 # What the network sees beside the noisy image: contour, or with it neighbour, the
                 # slice before; source, the image of the source of a paired store; or contour with
-                # picture, that in which contours are sought (contours/recast.py).
+                # picture, that in which contours are sought (contours/recast.py). (): nothing, for
+                # the base of a ControlNet.
                 "conditions": ("contour",),
                 # How a missing condition is told: flag, by a channel of its own, or empty, by empty
                 # values, as published.
@@ -143,6 +144,10 @@ def default() -> ConfigDict:
             # With --teacher: how many steps of the teacher's DDIM one step of the sampler learns to
             # replace. 0: learn from images alone (methods/distilled.py).
             "distillation": {"substeps": 0},
+            # The branch by which a ControlNet sees contours (methods/controlnet.py): features of
+            # its first layers, halving each time, down to what the base draws, and channels of
+            # what it is shown, 3 of those of others.
+            "controlnet": {"channels": (16, 32, 96), "image_channels": 1},
             "regression": {
                 "loss": "l1",  # of a pixel in the body; or l2
                 "ssim": 0.0,  # share of 1 - SSIM in the loss
@@ -223,6 +228,8 @@ def default() -> ConfigDict:
                 # train.condition_dropout.
                 "guidance": 1.0,
                 "source_guidance": 1.0,
+                "prompt_guidance": 1.0,  # likewise by the prompt
+                "control": 1.0,  # of controlnet: share of what its branch adds
                 "batch": 16,  # slices sampled at once
                 # What the slices of a volume have in common (translation/volume.py).
                 "coherence": 0.0,  # mm between the knots of shared noise; 0: each has its own noise
@@ -354,8 +361,12 @@ WIDEST = 2**16  # features of a resolution, images of a batch
 # contracts.CONDITIONS; this file imports nothing heavy.
 CONDITIONS = ("contour", "neighbour", "source", "picture")
 
+BRANCHED = ("controlnet",)  # methods with a base, that see contours by a branch
+STEPS = ("diffusion", "distilled", *BRANCHED)  # methods that draw step by step
+
 # What a network may see; the slice before says nothing of the next without its contours or source.
 CONDITIONS_SEEN = (
+    (),
     ("contour",),
     ("contour", "neighbour"),
     ("source",),
@@ -452,6 +463,8 @@ RULES = {
     "regression.loss": _among("l1", "l2"),
     "regression.ssim": SHARE,
     "regression.outside": _between(0, 1000),
+    "controlnet.channels": FEATURES,
+    "controlnet.image_channels": _among(1, 3),
     "autoencoder.image_channels": _among(1, 3),
     "autoencoder.channels": FEATURES,
     "autoencoder.layers": _between(1, MOST_LAYERS),
@@ -491,6 +504,8 @@ RULES = {
     "sampler.eta": SHARE,
     "sampler.guidance": _between(-1000, 1000),
     "sampler.source_guidance": _between(-1000, 1000),
+    "sampler.prompt_guidance": _between(-1000, 1000),
+    "sampler.control": _between(0, 1000),
     "sampler.batch": _between(1, WIDEST),
     "sampler.coherence": _between(0),
     "sampler.coupling": BELOW_1,
@@ -533,6 +548,12 @@ def check(config: ConfigDict, *, size: int | None = None) -> None:
         )
     if config.method in SHOWN_ALONE:
         _check_shown_alone(config)
+    if config.method in BRANCHED and tuple(config.model.conditions) != ("contour",):
+        raise InputError(
+            f"config.model.conditions: {config.method} sees contours alone; leave it as it is"
+        )
+    if not config.model.conditions and config.method not in ("diffusion", "segmentation"):
+        raise InputError(f"config.model.conditions: (), and {config.method} sees nothing else")
     if config.method == "cyclegan" and config.train.accumulate > 1:
         raise InputError(
             "config.train.accumulate: critics are shown all images of a step at once; set it to 1"
@@ -746,7 +767,7 @@ def check_sampler(config: ConfigDict, prefix: str = "config.sampler.") -> None:
             raise InputError(
                 f"{prefix}offset: {sampler.offset} leads out of the schedule's {total} timesteps"
             )
-    for field in ("guidance", "source_guidance"):
+    for field in ("guidance", "source_guidance", "prompt_guidance"):
         if sampler[field] != 1 and not config.train.condition_dropout:
             raise InputError(
                 f"{prefix}{field}: must be 1 for a network trained without condition dropout; "
@@ -801,15 +822,15 @@ def _learns_all(config: ConfigDict) -> bool:
 # Beginnings of the names of fields that say how images arise from noise, and what is none of them.
 OF_STEPS = ("diffusion.", "sampler.", "model.time_", "train.condition_dropout")
 OF_ANY = ("sampler.batch",)
-STEPPED = Need(lambda c: c.method not in AT_ONCE, "config.method is diffusion, or distilled")
+STEPPED = Need(lambda c: c.method not in AT_ONCE, f"config.method is one of {', '.join(STEPS)}")
 # Of the network of diffusion, which others than those with a critic have; what they see is theirs.
 OF_UNET, SEEN = "model.", ("model.conditions",)
 WITH_UNET = Need(
     lambda c: c.method not in CRITICISED, f"config.method is none of {', '.join(CRITICISED)}"
 )
-WITH_CRITIC, WITH_GENERATOR, OF_PIX2PIX, OF_CYCLEGAN, OF_AUTOENCODER = (
+WITH_CRITIC, WITH_GENERATOR, OF_PIX2PIX, OF_CYCLEGAN, OF_AUTOENCODER, OF_CONTROLNET = (
     Need(lambda c, names=names: c.method in names, f"config.method is {' or '.join(names)}")
-    for names in (CRITICISED, ADVERSARIAL, ADVERSARIAL[:1], ADVERSARIAL[1:], OF_ITSELF)
+    for names in (CRITICISED, ADVERSARIAL, ADVERSARIAL[:1], ADVERSARIAL[1:], OF_ITSELF, BRANCHED)
 )
 REGRESSED = Need(lambda c: c.method == "regression", "config.method is regression")
 PIXELWISE = Need(
@@ -850,6 +871,10 @@ NEEDS = {
     },
     "sampler.guidance": CONTOURED,
     "sampler.source_guidance": SOURCED,
+    "sampler.prompt_guidance": Need(
+        lambda c: c.model.context > 0, "config.model.context is above 0"
+    ),
+    "sampler.control": OF_CONTROLNET,
     **{f"recast.{name}": RECAST for name in ("evenness", "blur", "noise")},
     # A transformer block always has one.
     "model.middle_norm": Need(
@@ -929,8 +954,9 @@ def _needs(name: str) -> Iterator[Need]:
         yield STEPPED
     if name.startswith(OF_UNET) and name not in SEEN:
         yield WITH_UNET
-    if name.startswith("autoencoder."):
-        yield OF_AUTOENCODER
+    for section, need in (("autoencoder.", OF_AUTOENCODER), ("controlnet.", OF_CONTROLNET)):
+        if name.startswith(section):
+            yield need
     if name in NEEDS:
         yield NEEDS[name]
 

@@ -213,7 +213,8 @@ class Condition(NamedTuple):
       name: by which configurations and examples call it.
       channels: of its values.
       empty: the value of an empty one, for networks that know no missing ones, as published.
-      place: where it enters the network: 'concat', beside the image's channels.
+      place: where it enters the network: 'concat', beside the image's channels; 'cross', attended
+        to. What a ControlNet sees enters by a branch of its own, whatever it is.
       image: whether its values are an image as the target is one, which an autoencoder knows.
     """
 
@@ -232,4 +233,7 @@ SOURCE = Condition("source", 1, empty=-1.0, place="concat", image=True)
 # The grey picture in which contours are sought; in training the target's own, in another contrast
 # (contours/recast.py).
 PICTURE = Condition("picture", 1, empty=-1.0, place="concat", image=True)
+# The run's one prompt; its values are the network's own matter (methods/prompts.py).
+PROMPT = Condition("prompt", 0, empty=0.0, place="cross", image=False)
+# Those that a configuration names, and data has.
 CONDITIONS = {condition.name: condition for condition in (CONTOUR, NEIGHBOUR, SOURCE, PICTURE)}

@@ -111,7 +111,7 @@ def _two_convolutions(config, channels=1, side=1, denoises=True):
             for (name, shape), piece in zip(shapes.items(), noise, strict=True)
         }
 
-    def apply(params, z_t, t, condition, *, key=None):
+    def apply(params, z_t, t, condition, *, key=None, context=None):
         def convolve(x, kernel, bias):
             layout = ("NHWC", "HWIO", "NHWC")
             y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)

@@ -27,7 +27,7 @@ from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.diffusion import schedules
 from contourdiff_jax.diffusion.noise import Knots
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import distilled
+from contourdiff_jax.methods import controlnet, distilled
 from contourdiff_jax.models import blocks
 from contourdiff_jax.training import checkpoint, loop, run
 from contourdiff_jax.training import state as states
@@ -180,8 +180,12 @@ def configured(fields):
         ({"model.dropout": float("nan")}, "dropout"),
         ({"model.channels": (5, 10, 20, 40), "model.groups": 5}, "even"),
         ({"model.channels": (2, 8, 8, 8), "model.groups": 2, "model.time_shift": 1}, "above 2"),
-        ({"model.conditions": ()}, "conditions"),
-        ({"model.conditions": ("neighbour",)}, "must be one of .'contour',., "),
+        ({"model.conditions": (), "method": "regression"}, "and regression sees nothing else"),
+        ({"model.conditions": (), "method": "controlnet"}, "controlnet sees contours alone"),
+        ({"model.conditions": ("source",), "method": "controlnet"}, "sees contours alone"),
+        ({"controlnet.image_channels": 2}, "controlnet.image_channels: 2"),
+        ({"sampler.control": -1.0}, "control"),
+        ({"model.conditions": ("neighbour",)}, "must be one of .., .'contour',., "),
         ({"model.conditions": ("contour", "edges")}, "edges"),
         ({"model.conditions": ("neighbour", "source")}, "must be one of"),
         ({"model.conditions": ("source", "contour")}, "must be one of"),
@@ -190,6 +194,7 @@ def configured(fields):
             "0.4 for each",
         ),
         ({"sampler.source_guidance": 1.5}, "source_guidance: must be 1 for a network trained"),
+        ({"sampler.prompt_guidance": 7.5}, "prompt_guidance: must be 1 for a network trained"),
         ({"model.conditions": ("contour", "contour")}, "conditions"),
         ({"model.null": "zero"}, "zero"),
         # Diffusion
@@ -232,7 +237,7 @@ def configured(fields):
         # Autoencoders
         ({"method": "autoencoder"}, "autoencoder sees the source alone"),
         ({"autoencoder.image_channels": 2}, "image_channels: 2 is not one of 1, 3"),
-        ({"autoencoder.channels": (12, 20)}, "20 is not a multiple of config.autoencoder.groups"),
+        ({"autoencoder.channels": (16, 20)}, "20 is not a multiple of config.autoencoder.groups"),
         ({"autoencoder.alone": 1.5}, "alone"),
         ({"autoencoder.kl": float("nan")}, "kl"),
         ({"train.ema_halflife": -1}, "train.ema_halflife"),
@@ -392,6 +397,8 @@ IDLE = {
     "sampler.keep": {},
     "sampler.guidance": IMAGE_ALONE | {"train.condition_dropout": 0.1},
     "sampler.source_guidance": {"train.condition_dropout": 0.1},
+    "sampler.prompt_guidance": {"train.condition_dropout": 0.1},
+    "sampler.control": {},
     **{
         f"disturbance.{name}": IMAGE_ALONE
         for name in ("thresholds", "contrast", "noise", "displacement", "missing")
@@ -548,8 +555,9 @@ def larger(settings, world):
 def lesson(settings, world):
     """What a teacher says."""
     schedule = schedules.build(settings.diffusion)
-    teach = distilled.teaching(lambda params, z_t, t, seen: z_t, schedule, settings)
-    return traced(teach, {}, jnp.zeros((2, 8, 8, 1)), jnp.full(2, 999), {})
+    bound = lambda fixed: lambda params, z_t, t, seen: z_t  # noqa: E731
+    teach = distilled.teaching(bound, schedule, settings)
+    return traced(teach, {"teacher": {}}, jnp.zeros((2, 8, 8, 1)), jnp.full(2, 999), {})
 
 
 def drawing(settings, world):
@@ -561,7 +569,38 @@ def drawing(settings, world):
     like = jax.ShapeDtypeStruct((batch, 32, 32, 2), jnp.float32)
     knots = Knots(np.zeros((batch, 2, 2), np.uint32), np.zeros((batch, 2), np.float32))
     seen = dict.fromkeys(settings.model.conditions, like)
-    return translator.batch, method.draw.lower(params, seen, knots, None).as_text()
+    return translator.batch, method.draw.lower((params, ()), seen, knots, None).as_text()
+
+
+def prompted(settings, world):
+    """The sampler of a network that attends to a prompt."""
+    ours = dataclasses.replace(run_of(settings, 32), prompt=run.PromptOf("", ""))
+    method = methods.build(ours)
+    fixed = {"prompt": np.zeros((2, 3, 6), np.float32)}
+    params = jax.eval_shape(method.players["network"].init, jax.random.key(0))
+    knots = Knots(np.zeros((4, 2, 2), np.uint32), np.zeros((4, 2), np.float32))
+    seen = {"contour": jax.ShapeDtypeStruct((4, 32, 32, 2), jnp.float32)}
+    return method.draw.lower((params, fixed), seen, knots, None).as_text()
+
+
+def branch(settings, world):
+    """A ControlNet beside a network of latents, as the sampler has it."""
+    if settings.controlnet.channels == config.default().controlnet.channels:
+        settings.controlnet.channels = (3, 3)  # for latents of 2 x 2 pixels
+    codec = run.CodecOf(configured(AUTOENCODER).autoencoder, 1.0, "")
+    ours = dataclasses.replace(run_of(settings, 32), codec=codec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "build", BUILD)
+        made = controlnet.network_of(ours, settings.sampler.control)
+    params = jax.eval_shape(made.init, jax.random.key(0))
+    fixed = {"base": jax.eval_shape(made.base.init, jax.random.key(0))}
+    z_t = jax.ShapeDtypeStruct((2, 16, 16, 2), jnp.float32)
+    seen = {"contour": jax.ShapeDtypeStruct((2, 16, 16, 5), jnp.float32)}
+
+    def apply(params, fixed, z_t, seen):
+        return made.bound(fixed)(params, z_t, jnp.zeros(2, jnp.int32), seen)
+
+    return str(params), str(jax.make_jaxpr(apply)(params, fixed, z_t, seen))
 
 
 def choice(settings, world):
@@ -669,6 +708,7 @@ ADVERSARIAL = {
 }
 PIX2PIX = ADVERSARIAL | {"method": "pix2pix"}
 CYCLEGAN = ADVERSARIAL | {"method": "cyclegan", "model.conditions": ("source",)}
+CONTROLNET = {"method": "controlnet"}
 AUTOENCODER = CYCLEGAN | {
     **{"method": "autoencoder", "adversarial.width": 32, "autoencoder.alone": 0.25},
     **{"autoencoder.channels": (4, 8), "autoencoder.groups": 2, "autoencoder.latents": 2},
@@ -768,6 +808,8 @@ EFFECTS = {
             *(("adversarial", 1.0), ("alone", 0.75)),
         )
     },
+    "controlnet.channels": Effect(branch, (5, 3), CONTROLNET),
+    "controlnet.image_channels": Effect(branch, 3, CONTROLNET),
     "autoencoder.perceptual": Effect(refused, 0.5, AUTOENCODER),  # without --perceptual
     "train.images": Effect(step, 64),
     "train.batch": Effect(step, 8),
@@ -802,6 +844,10 @@ EFFECTS = {
     "sampler.source_guidance": Effect(
         drawing, 2.0, {"train.condition_dropout": 0.1, "model.conditions": ("source",)}
     ),
+    "sampler.prompt_guidance": Effect(
+        prompted, 2.0, {"train.condition_dropout": 0.1, "model.context": 6}
+    ),
+    "sampler.control": Effect(branch, 0.5, CONTROLNET),
     "sampler.batch": Effect(drawing, 2),
     "sampler.coherence": Effect(translation, 20.0),
     "sampler.coupling": Effect(translation, 0.5),

@@ -53,6 +53,12 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string(
+        "base",
+        None,
+        "run of diffusion that sees no conditions, to which a ControlNet shows contours",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
         "perceptual",
         None,
         "segmenter (.safetensors of `segment`) by whose features an autoencoder compares images, "
@@ -81,6 +87,7 @@ def main(values: flags.FlagValues) -> int:
             teacher=values.teacher,
             source_store=values.source_store,
             codec=values.codec,
+            base=values.base,
             perceptual=None if values.perceptual is None else _perceptual(values.perceptual),
             verified=values.verify,
         )

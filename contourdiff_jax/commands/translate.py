@@ -42,6 +42,8 @@ SAMPLER = {
     "fixed_stride": "of ddim: let every step lead equally far down",
     "guidance": "classifier-free, by contours; other than 1 needs a run trained for it",
     "source_guidance": "likewise, by the image of the source",
+    "prompt_guidance": "likewise, by the prompt of the run",
+    "control": "of a ControlNet: share of what its branch adds",
     "batch": "slices at once",
     "coherence": "mm along the slicing axis over which slices share noise; 0 for none",
     "coupling": "share of a slice's neighbours in it, at every step",

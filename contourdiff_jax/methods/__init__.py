@@ -19,9 +19,11 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import (
     autoencoder,
     codecs,
+    controlnet,
     cyclegan,
     diffusion,
     distilled,
+    parts,
     pix2pix,
     regression,
     segmentation,
@@ -29,12 +31,13 @@ from contourdiff_jax.methods import (
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import ownership, processes
 from contourdiff_jax.training import checkpoint, loop, run
-from contourdiff_jax.training.run import CodecOf, Run
+from contourdiff_jax.training.run import Run
 
 # By config.method.
 METHODS: dict[str, ModuleType] = {
     "diffusion": diffusion,
     "distilled": distilled,
+    "controlnet": controlnet,
     "regression": regression,
     "pix2pix": pix2pix,
     "cyclegan": cyclegan,
@@ -49,8 +52,8 @@ def build(ours: Run, *, store: Store | None = None, mesh: Mesh | None = None, **
     Args:
       mesh: the devices to use; without it those that fit the configuration's batches.
       how: what this method's own `build` takes besides: `sampler`, a section to draw with in place
-        of the run's own; `teacher`, a run to learn from; `source`, a store of the source; `codec`,
-        the folder of a run whose latents are learnt; `perceptual`, see autoencoder.Perceptual.
+        of the run's own; `teacher`, a run to learn from; `source`, a store of the source;
+        `perceptual`, see autoencoder.Perceptual.
 
     Raises:
       InputError: a field that cannot work, named.
@@ -79,6 +82,7 @@ def train(
     teacher: str | Path | None = None,
     source_store: str | Path | None = None,
     codec: str | Path | None = None,
+    base: str | Path | None = None,
     perceptual: autoencoder.Perceptual | None = None,
     verified: bool = True,
 ) -> bool:
@@ -89,12 +93,14 @@ def train(
       store: folder made by `prepare`; its 'train' split is learnt, its 'val' split held out.
       workdir: folder of the run; where it holds a run of the same configuration, that is resumed.
         All processes must see the same folder.
-      init: a run whose averaged weights to begin with.
+      init: a run whose averaged weights to begin with, and its codec and prompt, if it has them.
       teacher: a run whose averaged weights to begin with and to learn from, see `distillation` in
         config.py; needed when the run is resumed, too.
       source_store: a store of the source, for a method that learns from both without pairs.
       codec: a run of an autoencoder whose latents are learnt, or of such latents. A copy of it
         becomes part of the run, which is resumed without it.
+      base: for a ControlNet, the run of diffusion that it shows contours, with its codec and its
+        prompt; likewise.
       perceptual: for an autoencoder, a network by whose features images are compared.
       verified: whether to read the whole store first and compare it with its digests.
 
@@ -102,7 +108,7 @@ def train(
       InputError: one of these that cannot be used; a loss that is not finite.
     """
     read = {"store": store, "init": init, "teacher": teacher, "source_store": source_store}
-    read["codec"] = codec
+    read |= {"codec": codec, "base": base}
     ownership.check_apart("workdir", workdir, read)
     if teacher and config.method == "diffusion":
         config = configuration.from_dict(config.to_dict() | {"method": "distilled"})
@@ -132,32 +138,48 @@ def train(
     if perceptual is not None:
         how["perceptual"] = perceptual
     before = run.load(workdir) if begun else None
-    known = _codec(config, opened, codec, before)
+    begins = _begins(config, before, {"codec": codec, "base": base, "init": init}, opened)
+    known = begins.get("codec")
     configuration.check_size(config, opened.grid.size // (known.side if known else 1))
-    ours = run.begin(config, opened, source=how.get("source"), before=before, codec=known)
-    if known:
-        kept = workdir / codecs.FOLDER
-        how["codec"] = codecs.place(kept if run.exists(kept) or codec is None else Path(codec))
+    ours = run.begin(config, opened, source=how.get("source"), before=before, **begins)
     method = build(ours, store=opened, **how)
-    if method.start:
+    if teacher:
         ours = dataclasses.replace(ours, teacher=checkpoint.digest(method.start))
-    return continued(ours, method, workdir, init=init, codec=how.get("codec"))
+    return continued(ours, method, workdir, init=init)
 
 
-def _codec(
-    config: ConfigDict, store: Store, codec: str | Path | None, before: Run | None
-) -> CodecOf | None:
-    """The codec of a run: what it has begun with, or the one that is chosen."""
-    if codec is not None and config.method not in ("diffusion", "distilled"):
-        raise InputError(f"--codec: latents are learnt by diffusion, not by {config.method}")
-    if before is not None and (codec is None or before.codec is None):
-        if codec is not None:
-            raise InputError("--codec: the run has begun with pixels; choose another --workdir")
-        return before.codec
-    chosen = None if codec is None else codecs.chosen(Path(codec), store)
-    if before is not None and chosen.digest != before.codec.digest:
-        raise InputError(f"{codec}: another autoencoder than the run has begun with; leave it out")
-    return chosen if before is None else before.codec
+def _begins(
+    config: ConfigDict, before: Run | None, given: dict[str, str | Path | None], store: Store
+) -> dict:
+    """Fields of a run that say of which parts it is made; see run.begin.
+
+    Args:
+      before: the run where it is there already: it has all its parts.
+      given: runs by their flags, or None: of a run that begins, its parts are theirs.
+    """
+    codec, base, init = (Path(given[n]) if given[n] else None for n in ("codec", "base", "init"))
+    stepwise, branched = (
+        config.method in methods for methods in (configuration.STEPS, configuration.BRANCHED)
+    )
+    if codec and (not stepwise or branched):
+        raise InputError(f"--codec: the space that diffusion learns in, not {config.method}")
+    if before is not None:
+        if codec and codecs.chosen(codec, store) != before.codec:
+            raise InputError(f"{codec}: another codec than the run has begun with; leave it out")
+        return {name: getattr(before, name) for name in ("codec", "prompt", "base", "parts")}
+    if branched != bool(base):
+        raise InputError("--base and config.method=controlnet: each needs the other")
+    fields, paths = {}, {}
+    origin = base or init if stepwise else None
+    if base:
+        fields["base"], paths[run.BASE] = controlnet.chosen(config, base), base
+    theirs = run.load(origin) if origin else None
+    if codec or (theirs and theirs.codec):
+        chosen = codec or origin
+        fields["codec"], paths[run.CODEC] = codecs.chosen(chosen, store), codecs.place(chosen)
+    if theirs and theirs.prompt:
+        fields["prompt"], paths[run.PROMPT] = theirs.prompt, origin / run.PROMPT
+    return fields | {"parts": paths}
 
 
 def continued(
@@ -166,14 +188,12 @@ def continued(
     workdir: Path,
     *,
     init: str | Path | None = None,
-    codec: Path | None = None,
     compiled: loop.Compiled | None = None,
     name: str | None = None,
 ) -> bool:
     """Train the method of a run in its folder, from where it stopped; see `train`.
 
     Args:
-      codec: the run of the autoencoder whose latents are learnt.
       compiled: the program of a method with the same step, so as not to compile it again.
       name: see loop.train.
     """
@@ -182,8 +202,8 @@ def continued(
         run.load(Path(init))
         _, start = checkpoint.averages(Path(init), method.players, method.mesh)
     with run.claimed(workdir, ours) as check:
-        if codec is not None and processes.is_main() and not run.exists(workdir / codecs.FOLDER):
-            codecs.keep(codec, workdir / codecs.FOLDER)
+        if processes.is_main():
+            parts.keep(ours.parts, workdir)
         return loop.train(
             method,
             compiled,

@@ -6,8 +6,8 @@ reciprocal (Rombach et al. 2022, arXiv 2112.10752, appendix G). Of what the netw
 become latents too, the mean of their distribution and not scaled (Brooks et al. 2023, arXiv
 2211.09800, section 3.2); contours are folded: each latent sees the f x f pixels that it stands for.
 
-A run of latents holds its autoencoder, a run as well, in its folder codec/. What it learnt is
-worth nothing with another, so it knows the other's digest.
+What a run of latents has learnt is worth nothing with another autoencoder, so it knows the digest
+of its own (methods/parts.py).
 
 Shapes: B batch, H rows, W columns, f pixels a side of a latent, Z channels of latents, c channels
 of a condition.
@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from contourdiff_jax.contracts import CONDITIONS, Codec, Fixed, Params, Player
+from contourdiff_jax.contracts import CONDITIONS, Codec, Params, Player
 from contourdiff_jax.data.feeds import spread
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.errors import InputError
@@ -35,7 +35,6 @@ from contourdiff_jax.runtime import ownership
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.run import CodecOf, Run
 
-FOLDER = "codec"  # in a run's folder
 MEASURED = 128  # slices that the deviation of latents is taken of
 
 PIXELS = Codec(
@@ -115,19 +114,6 @@ def checked(folder: Path, known: CodecOf, mesh: Mesh) -> Params:
     return params
 
 
-def parts(ours: Run, folder: Path | None, mesh: Mesh) -> Fixed:
-    """What a run's codec needs, on a mesh: {"codec": parameters}, or nothing.
-
-    Args:
-      folder: of the codec's run; without it the one in the run's own folder.
-    """
-    if ours.codec is None:
-        return ()
-    if folder is None and ours.folder is None:
-        raise InputError("--codec: a run of latents begins with that of their autoencoder")
-    return {"codec": checked(folder or ours.folder / FOLDER, ours.codec, mesh)}
-
-
 def place(folder: Path) -> Path:
     """The run of the autoencoder that another run is, or has.
 
@@ -135,7 +121,7 @@ def place(folder: Path) -> Path:
     """
     theirs = run.load(folder)
     if theirs.codec is not None:
-        return folder / FOLDER
+        return folder / run.CODEC
     if theirs.config.method != "autoencoder":
         raise InputError(
             f"{folder}: a run of {theirs.config.method}, neither of an autoencoder nor of latents"

@@ -11,7 +11,7 @@ Shapes: B batch, *S space, H rows, W columns, C or c channels, last.
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from contourdiff_jax.contracts import (
     CONTOUR,
     NEIGHBOUR,
     PICTURE,
+    PROMPT,
     SOURCE,
     About,
     Averages,
@@ -42,16 +43,43 @@ from contourdiff_jax.data.store import Store
 from contourdiff_jax.diffusion import coupling, guidance, noise, process, samplers, schedules, tiles
 from contourdiff_jax.diffusion.schedules import Schedule
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import codecs
+from contourdiff_jax.methods import codecs, parts, prompts
+from contourdiff_jax.methods.parts import NETWORK
 from contourdiff_jax.models import Model
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import state
 from contourdiff_jax.training.run import Run
 
-NETWORK = "network"  # the one player
 BINS = 10  # of the held-out loss, by timestep
 SAMPLES = 4  # slices of a picture of samples
 CODEC = 2**31 - 1  # folded into a step's key for the randomness of latents
+
+
+class Network(NamedTuple):
+    """A network as the method asks for it.
+
+    Attributes:
+      init: key -> params.
+      bound: fixed -> apply, see models.Model, for conditions in the codec's space.
+      base: the network of a run that is only read, if any.
+    """
+
+    init: Callable[..., Params]
+    bound: Callable[[Fixed], Callable]
+    base: Model | None = None
+
+
+def network_of(model: Model) -> Network:
+    """A model that attends to the run's prompt, if it has one."""
+
+    def bound(fixed):
+        def apply(params, z_t, t, condition, *, key=None):
+            context = prompts.context(fixed, condition)
+            return model.apply(params, z_t, t, condition, key=key, context=context)
+
+        return apply if prompts.FIXED in fixed else model.apply
+
+    return Network(model.init, bound)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +93,13 @@ class Diffusion:
       learnt: timesteps [n] that the network is trained on, rising.
       draw: the compiled sampler, see `drawing`.
       codec: of the space that is learnt in.
-      parts: reads what is not learnt: the codec's parameters, a teacher's.
+      parts: reads what is not learnt, see parts.read; with it a teacher's parameters.
     """
 
     players: Mapping[str, Player]
     mesh: Mesh
     feed: Slices | None
-    model: Model
+    network: Network
     schedule: Schedule
     diffusion: ConfigDict
     sampler: ConfigDict
@@ -102,7 +130,8 @@ class Diffusion:
         example = self._encoded(fixed, example)
         eps = np.random.default_rng(1).standard_normal(example["x"].shape).astype(np.float32)
         split = functools.partial(meshes.split, meshes.batch(self.mesh))
-        error = meshes.whole(self._errors(averages[NETWORK], example, split(t), split(eps)))
+        error = self._errors(averages[NETWORK], fixed, example, split(t), split(eps))
+        error = meshes.whole(error)
         bins = t * BINS // steps
         by_bin = [float(error[bins == b].mean()) for b in range(BINS) if (bins == b).any()]
         return {"heldout_loss": float(error.mean()), "heldout_loss_t": by_bin}
@@ -110,15 +139,15 @@ class Diffusion:
     @functools.cached_property
     def _encoded(self) -> Callable:
         """(fixed, example) -> the example in the codec's space, always the same."""
-        if self.codec is codecs.PIXELS:
-            return lambda fixed, example: example
         return jax.jit(functools.partial(encoded, self.codec))
 
     @functools.cached_property
     def _errors(self) -> Callable:
-        return jax.jit(
-            functools.partial(process.errors, self.model.apply, self.schedule, self.diffusion)
-        )
+        def errors(params, fixed, *example):
+            apply = self.network.bound(fixed)
+            return process.errors(apply, self.schedule, self.diffusion, params, *example)
+
+        return jax.jit(errors)
 
     def samples(self, averages: Averages, fixed: Fixed) -> np.ndarray:
         """See contracts.Method: rows of truth | contour, source, picture: what is seen | sample."""
@@ -146,7 +175,7 @@ def build(
     mesh: Mesh | None = None,
     sampler: ConfigDict | None = None,
     teach: Callable | None = None,
-    codec: Path | None = None,
+    network: Network | None = None,
 ) -> Diffusion:
     """The method of a run.
 
@@ -155,25 +184,32 @@ def build(
       mesh: the devices to use; without it those that fit the configuration's batches.
       sampler: section to draw with in place of the run's own.
       teach: see `loss`.
-      codec: folder of the codec's run; without it the run's own.
+      network: in place of the U-Net of the configuration.
 
     Raises:
       InputError: timesteps to visit that a run of few steps has not learnt; latents that are
-        clipped.
+        clipped; a context without a prompt, or the reverse.
     """
     config = ours.config
     sampler = sampler or config.sampler
     space = codecs.of(ours)
     if sampler.clip and not space.bounded:
         raise InputError("config.sampler.clip: latents have no bounds; set it to False")
-    model = models.build(config.model, channels=space.channels, side=space.side)
+    if bool(config.model.context) != (ours.prompt is not None):
+        raise InputError(
+            "config.model.context: for a network that attends to a prompt, which a run has from "
+            "the one that it begins with, by --init"
+        )
+    network = network or network_of(
+        models.build(config.model, channels=space.channels, side=space.side)
+    )
     schedule = schedules.build(config.diffusion)
     visited = samplers.timesteps(sampler, schedule.steps)
     learnt = check_visited(config, visited)
     player = Player(
-        model.init,
+        network.init,
         loss(
-            model.apply,
+            network.bound,
             schedule,
             config.diffusion,
             learnt=learnt,
@@ -194,7 +230,7 @@ def build(
         players=players,
         mesh=mesh,
         feed=feed,
-        model=model,
+        network=network,
         schedule=schedule,
         diffusion=config.diffusion,
         sampler=sampler,
@@ -202,7 +238,7 @@ def build(
         conditions=conditions,
         learnt=learnt,
         draw=drawing(
-            model,
+            network.bound,
             schedule,
             config.diffusion.prediction,
             sampler,
@@ -212,7 +248,7 @@ def build(
             codec=space,
         ),
         codec=space,
-        parts=functools.partial(codecs.parts, ours, codec, mesh),
+        parts=functools.partial(parts.read, ours, mesh, base=network.base),
     )
 
 
@@ -222,7 +258,7 @@ def build(
 
 
 def loss(
-    apply: Callable,
+    bound: Callable,
     schedule: Schedule,
     config,
     *,
@@ -234,13 +270,13 @@ def loss(
     """The training loss, see contracts.Player: the weighted mean of `process.errors`.
 
     With `teach`, the network learns to find in z_t not the x_0 and eps that it was made of, but
-    those that a teacher finds, a network with the parameters `fixed["teacher"]`.
+    those that a teacher finds.
 
     Args:
-      apply: see models.Model.
+      bound: see Network.
       config: a `diffusion` section (see config.py).
       learnt: timesteps [n] to draw t from, rising; all T without it.
-      teach: (params, z_t, t, condition) -> (x_0, eps), see distilled.teaching.
+      teach: (fixed, z_t, t, condition) -> (x_0, eps), see distilled.teaching.
       condition_dropout: probability with which an example loses conditions, see process.drop.
       codec: of the space that is learnt in.
     """
@@ -254,15 +290,16 @@ def loss(
         t = process.timesteps(key_t, x_0.shape[0], learnt, config.time_exponent)
         eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
         if condition_dropout:
-            # Without sources as ever, so that runs go on as they began.
-            paired = SOURCE.name in example["condition"]
-            drop = process.drop_for_scales if paired else process.drop
+            # Of contours as ever, so that runs go on as they began.
+            scaled = {SOURCE.name, PROMPT.name} & example["condition"].keys()
+            drop = process.drop_for_scales if scaled else process.drop
             seen = drop(key_drop, example["condition"], condition_dropout)
             example = example | {"condition": seen}
         if teach:
             z_t = process.diffuse(schedule, x_0, eps, t)
-            x_0, eps = teach(fixed["teacher"], z_t, t, example["condition"])
+            x_0, eps = teach(fixed, z_t, t, example["condition"])
             example = example | {"x": x_0}
+        apply = bound(fixed)
         squared = process.errors(apply, schedule, config, params, example, t, eps, key=key_network)
         weights = process.weight(schedule, config.prediction, config.weighting, config.gamma, t)
         value = (weights * squared).mean()
@@ -273,8 +310,9 @@ def loss(
 
 def encoded(codec: Codec, fixed: Fixed, example: Example, key=None) -> Example:
     """An example in a codec's space; without a key the same whenever it is asked for."""
-    seen = codec.seen(fixed, example["condition"])
-    return example | {"x": codec.learnt(fixed, example["x"], key), "condition": seen}
+    x = codec.learnt(fixed, example["x"], key)
+    seen = {**codec.seen(fixed, example["condition"]), **prompts.shown(fixed, x.shape)}
+    return example | {"x": x, "condition": seen}
 
 
 def timesteps(config) -> np.ndarray:
@@ -310,7 +348,7 @@ def check_visited(config, visited: np.ndarray, who: str = "the run") -> np.ndarr
 
 
 def drawing(
-    model: Model,
+    bound: Callable,
     schedule: Schedule,
     prediction: str,
     config,
@@ -328,6 +366,7 @@ def drawing(
     then be a multiple of the batch; or it is None.
 
     Args:
+      bound: see Network.
       prediction: what the network predicts.
       config: a `sampler` section.
       visited: timesteps [n] to visit, falling.
@@ -339,15 +378,18 @@ def drawing(
         PICTURE.name: config.guidance,
         CONTOUR.name: config.guidance,
         NEIGHBOUR.name: config.guidance * (config.neighbour_guidance if config.scgd else 1.0),
+        PROMPT.name: config.prompt_guidance,
     }
 
     def sample(weights, condition, knots, beside):
         params, fixed = weights
         condition = codec.seen(fixed, condition)
-        space = jax.tree.leaves(condition)[0].shape[1:-1]
+        space = next((of.shape[1:-1] for of in condition.values()), (tile, tile))
         draws = noise.drawn(knots, (*space, codec.channels))
+        count = len(knots.keys) if beside is None else len(beside)
+        condition = {**condition, **prompts.shown(fixed, (count, *space, codec.channels))}
         denoiser = functools.partial(
-            guidance.denoiser, model.apply, params, schedule, prediction, scales=scales
+            guidance.denoiser, bound(fixed), params, schedule, prediction, scales=scales
         )
         if tile and max(space) > tile:
             denoiser = functools.partial(tiles.blended, denoiser, tile=tile, overlap=config.tiles)

@@ -58,13 +58,13 @@ def build(
         raise InputError(f"{teacher}: a teacher of other latents than those of --codec")
     space, schedule = codecs.of(ours), schedules.build(ours.config.diffusion)
     model = models.build(ours.config.model, channels=space.channels, side=space.side)
-    teach = teaching(model.apply, schedule, ours.config)
+    teach = teaching(diffusion.network_of(model).bound, schedule, ours.config)
     method = diffusion.build(ours, store=store, teach=teach, **how)
     weights = checkpoint.averages(teacher, method.players, method.mesh)[1]
-    codec = method.parts
+    own = method.parts
 
     def parts():
-        return {**dict(codec()), "teacher": weights[NETWORK]}
+        return own() | {"teacher": weights[NETWORK]}
 
     return dataclasses.replace(method, parts=parts, start=weights)
 
@@ -94,14 +94,14 @@ def _paths(config) -> np.ndarray:
     return np.round(np.linspace(begins, ends, config.distillation.substeps + 1, axis=1)).astype(int)
 
 
-def teaching(apply: Callable, schedule: Schedule, config) -> Callable:
-    """teach(params, z_t, t [B], condition) -> (x_0, eps) that a network should find in z_t.
+def teaching(bound: Callable, schedule: Schedule, config) -> Callable:
+    """teach(fixed, z_t, t [B], condition) -> (x_0, eps) that a network should find in z_t.
 
     With z_t = a_t x_0 + s_t eps, they are the pair from which one step of DDIM arrives where
     config.distillation.substeps steps of the teacher arrive (Salimans & Ho 2022, algorithm 2).
 
     Args:
-      apply: of the teacher, see models.Model.
+      bound: of the teacher, see diffusion.Network; its parameters are `fixed["teacher"]`.
       config: the whole configuration; t must be timesteps that its sampler visits.
     """
     paths = _paths(config)
@@ -113,7 +113,9 @@ def teaching(apply: Callable, schedule: Schedule, config) -> Callable:
     def levels(t, like):
         return process.at(signal, t, like), process.at(noise, t, like)
 
-    def teach(params, z_t, t, condition):
+    def teach(fixed, z_t, t, condition):
+        apply, params = bound(fixed), fixed["teacher"]
+
         def step(z, ends):
             begin, end = ends
             answer = apply(params, z, begin, condition)

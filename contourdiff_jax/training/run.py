@@ -4,6 +4,8 @@
 config.json    the configuration, and what a translation needs to know of the training data
 checkpoints/   see checkpoint.py
 codec/         the run of the autoencoder whose latents are learnt, if any
+base/          the run whose network a ControlNet shows contours, if any
+prompt.npy     what the network attends to, if anything
 stats.jsonl    see logs.py, as for samples/*.png and tensorboard/
 """
 
@@ -12,8 +14,9 @@ import dataclasses
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -49,6 +52,8 @@ FORM = {  # of config.json
         "paired?": bool,
         "source_window?": tuple[float, float],
         "codec?": {"autoencoder": object, "scale": float, "digest": str},
+        "prompt?": {"text": str, "digest": str},
+        "base?": str,
     },
 }
 
@@ -73,6 +78,21 @@ class CodecOf:
         return autoencoder.side(self.section)
 
 
+class PromptOf(NamedTuple):
+    """What a run knows of what its network attends to.
+
+    Attributes:
+      text: that was encoded, for people.
+      digest: of the array.
+    """
+
+    text: str
+    digest: str
+
+
+CODEC, BASE, PROMPT = "codec", "base", "prompt.npy"  # the parts of a run, in its folder
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What a run was made with.
@@ -92,7 +112,9 @@ class Run:
       source_window: as `window`, of a source that can be translated to as well.
       backward: whether this is the run as it translates to what was learnt as the source.
       codec: of the latents that are learnt in place of pixels, if any.
-      folder: where the run is, if it was read from there.
+      prompt: of what the network attends to, if anything.
+      base: digest of the weights of the network that a ControlNet shows contours, if any.
+      parts: where its parts are: {name in the run's folder: path}.
     """
 
     config: ConfigDict
@@ -108,7 +130,9 @@ class Run:
     source_window: Window | None = None
     backward: bool = False
     codec: CodecOf | None = None
-    folder: Path | None = dataclasses.field(default=None, compare=False)
+    prompt: PromptOf | None = None
+    base: str = ""
+    parts: Mapping[str, Path] = dataclasses.field(default_factory=dict, compare=False)
 
     def reversed(self) -> "Run":
         """The run as it translates the other way; for those with a `source_window`."""
@@ -128,10 +152,12 @@ class Run:
             sources = {"source_preset": self.source_preset.name, "paired": self.paired}
         if self.source_window is not None:
             sources["source_window"] = [self.source_window.low, self.source_window.high]
-        codec = {}
+        parts = {"base": self.base} if self.base else {}
         if self.codec is not None:
             fields = {"autoencoder": self.codec.section.to_dict(), "scale": self.codec.scale}
-            codec["codec"] = fields | {"digest": self.codec.digest}
+            parts["codec"] = fields | {"digest": self.codec.digest}
+        if self.prompt is not None:
+            parts["prompt"] = self.prompt._asdict()
         return {
             "schema": SCHEMA,
             "config": self.config.to_dict(),
@@ -144,7 +170,7 @@ class Run:
                 "teacher": self.teacher,
                 **({"labels": list(self.labels)} if self.labels else {}),
                 **sources,
-                **codec,
+                **parts,
             },
         }
 
@@ -160,7 +186,7 @@ def begin(
     *,
     source: Store | None = None,
     before: Run | None = None,
-    codec: CodecOf | None = None,
+    **parts,
 ) -> Run:
     """The run of a configuration on a store.
 
@@ -168,7 +194,7 @@ def begin(
       labels: of a segmenter's classes, in order, the background's 0 first.
       source: a store of the source, where it is learnt from without pairs.
       before: the run where it is there already, and is taken as it is.
-      codec: of the latents that are to be learnt, if any.
+      parts: fields of the run that say of which parts it is made: codec, prompt, base, parts.
 
     Raises:
       InputError: the store has no training subjects, is not on the grid that the configuration
@@ -223,7 +249,7 @@ def begin(
         source_preset=source_preset,
         paired=paired,
         source_window=source.median_window() if source else None,
-        codec=codec,
+        **parts,
     )
 
 
@@ -265,7 +291,9 @@ def load(folder: Path) -> Run:
         raise InputError(
             f"{folder}: not a run, it has no config.json; name a folder made by train or import"
         )
-    return dataclasses.replace(read(Path(folder) / "config.json"), folder=Path(folder))
+    paths = {name: Path(folder) / name for name in (CODEC, BASE, PROMPT)}
+    parts = {name: path for name, path in paths.items() if path.exists()}
+    return dataclasses.replace(read(Path(folder) / "config.json"), parts=parts)
 
 
 def exists(folder: Path) -> bool:
@@ -292,6 +320,8 @@ def read(path: Path) -> Run:
             data.get("paired", False),
             Window(*data["source_window"]) if "source_window" in data else None,
             codec=_codec(data["codec"]) if "codec" in data else None,
+            prompt=PromptOf(**data["prompt"]) if "prompt" in data else None,
+            base=data.get("base", ""),
         )
         size = ours.grid.size // (ours.codec.side if ours.codec else 1)
         # A segmenter's network is not that of the configuration.

@@ -168,7 +168,8 @@ PACKAGES = ("contourdiff-jax", "jax", "flax", "numpy", "opencv-python-headless")
 OF_STEPS = ("coupling", "scgd", "tiles")  # fields of the sampler that change its steps
 # Values with which a field asks for nothing, so that it may be given where it counts for nothing.
 OFF = {
-    **{"fixed_stride": False, "eta": 0.0, "guidance": 1.0, "source_guidance": 1.0, "tiles": 0.0},
+    **{"fixed_stride": False, "eta": 0.0, "tiles": 0.0, "control": 1.0},
+    **{"guidance": 1.0, "source_guidance": 1.0, "prompt_guidance": 1.0},
     **{"coherence": 0.0, "coupling": 0.0, "samples": 1, "keep": "first"},
     **{"scgd": False, "anchor": 0, "middle": False},
 }
@@ -326,6 +327,11 @@ def _doubts(plan: Plan) -> list[str]:
 def _check_seen(trained: Run, plan: Plan, request: Request) -> None:
     """Raise InputError where a method cannot see of the source what it learnt to see."""
     source, known = plan.settings.source, trained.source_preset
+    if not plan.sees:
+        raise InputError(
+            f"{request.run}: sees nothing of a source; it is the base of a ControlNet, see "
+            f"`contourdiff train --base`"
+        )
     if SOURCE.name in plan.sees and known is not source:
         learnt = "no source" if known is None else known.name
         raise InputError(

@@ -477,7 +477,8 @@ def argv_of(run, source, out, sampler):
 def test_every_field_of_the_sampler_has_a_flag(mr_run, sources, tmp_path):
     given = {"name": "ddim", "steps": 2, "spacing": "leading", "offset": 1, "eta": 0.5}
     given |= {"clip": True, "clipped_eps": False, "fixed_stride": True, "guidance": 1.0}
-    given |= {"source_guidance": 1.0, "batch": 2, "coherence": 24.0, "coupling": 0.0, "scgd": True}
+    given |= {"source_guidance": 1.0, "prompt_guidance": 1.0, "control": 1.0}
+    given |= {"batch": 2, "coherence": 24.0, "coupling": 0.0, "scgd": True}
     given |= {"neighbour_guidance": 0.5, "candidates": 2, "candidate": "best_contours"}
     given |= {"anchor": 3, "middle": True, "samples": 2, "keep": "mean", "tiles": 0.25}
     assert set(given) == set(config.default().sampler)
