@@ -761,7 +761,7 @@ EFFECTS = {
     "model.downsample_padding": Effect(network, 0, {"model.resample_convolution": True}),
     "model.context": Effect(network, 6),
     "model.head_width": Effect(network, 2),
-    "model.heads": Effect(network, (2,)),
+    "model.heads": Effect(network, (2,), {"model.head_width": 32, "model.heads": (4,)}),
     "model.groups": Effect(network, 1),
     "model.epsilon": Effect(network, 1e-6),
     "model.time_scale_shift": Effect(network, True),
