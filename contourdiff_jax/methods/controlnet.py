@@ -53,8 +53,13 @@ def build(
     method = diffusion.build(ours, store=store, mesh=mesh, sampler=sampler, network=network)
     if store is None:
         return method
-    key = jax.random.key(ours.config.seed)
-    begun = controlnet.from_base(network.init(key), method.fixed["base"])
+
+    def begin(key, base):
+        return controlnet.from_base(network.init(key), base)
+
+    key, base = jax.random.key(ours.config.seed), method.fixed["base"]
+    shapes = jax.eval_shape(begin, key, base)
+    begun = jax.jit(begin, out_shardings=meshes.shardings(method.mesh, shapes))(key, base)
     return dataclasses.replace(method, start={NETWORK: begun})
 
 

@@ -3,10 +3,12 @@
 
 import json
 import os
+import shutil
 import signal
 
 import jax
 import jax.numpy as jnp
+import nibabel as nib
 import numpy as np
 import pytest
 import setups
@@ -290,8 +292,6 @@ def test_a_run_of_latents_is_whole_in_its_folder(latent, whole, phantom_data, st
 
 
 def test_what_is_drawn_depends_on_no_other(latent, phantom_data, tmp_path):
-    import nibabel as nib
-
     drawn = []
     for name, batch, devices in (("a", 4, 2), ("b", 1, 1)):
         place = tmp_path / name
@@ -330,8 +330,6 @@ def test_a_network_of_latents_teaches_one_for_few_steps(latent, store_path, tmp_
 
 def test_a_codec_that_was_changed_since_is_refused(latent, store_path, phantom_data, tmp_path):
     """Its weights are those that the run has learnt with, or nothing is drawn."""
-    import shutil
-
     other = tmp_path / "other"
     assert methods.train(settings(seed=1, **{"train.images": 4}), store_path, other)
     changed = tmp_path / "changed"
