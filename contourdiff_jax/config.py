@@ -196,7 +196,7 @@ def default() -> ConfigDict:
                 "accumulate": 1,  # parts in which a batch is computed, in turn, to save memory
                 "learning_rate": 1e-3,  # at its peak
                 "warmup": 400,  # images of linear warm-up
-                "decay": "cosine",  # to zero; or linear, as is usual with critics
+                "decay": "cosine",  # to zero; or linear, as is usual with critics; or none
                 "constant": 0.0,  # of linear: share of the training before it
                 "beta_1": 0.9,  # of Adam: decay of the mean of gradients; with critics often 0.5
                 "weight_decay": 1e-4,
@@ -492,7 +492,7 @@ RULES = {
         )
     },
     "train.batch": _between(1, WIDEST),
-    "train.decay": _among("cosine", "linear"),
+    "train.decay": _among("cosine", "linear", "none"),
     "train.constant": BELOW_1,
     "train.beta_1": BELOW_1,
     "train.condition_dropout": SHARE,

@@ -5,6 +5,7 @@ A method is added by a file with a function `build` and a line in METHODS (CONTR
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from types import ModuleType
 
@@ -28,6 +29,7 @@ from contourdiff_jax.methods import (
     regression,
     segmentation,
 )
+from contourdiff_jax.models import unet
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import ownership, processes
 from contourdiff_jax.training import checkpoint, loop, run
@@ -113,6 +115,8 @@ def train(
     if teacher and config.method == "diffusion":
         config = configuration.from_dict(config.to_dict() | {"method": "distilled"})
     _check_known(config.method)
+    if origin := base or init:
+        config = _adopted(config, run.load(Path(origin)))
     configuration.check(config)
     if config.method == "distilled" and not teacher:
         raise InputError("--teacher and --config.distillation.substeps: each needs the other")
@@ -182,6 +186,22 @@ def _begins(
     return fields | {"parts": paths}
 
 
+def _adopted(config: ConfigDict, theirs: Run) -> ConfigDict:
+    """A configuration with the sections of the run of latents that it begins with.
+
+    Such a run knows the network, its process and how it is drawn with. A section that is not at its
+    defaults is left as it is; what the network sees is always the configuration's own.
+    """
+    if theirs.codec is None or config.method not in configuration.STEPS:
+        return config
+    fields, usual = config.to_dict(), configuration.default().to_dict()
+    for section in ("model", "diffusion", "sampler"):
+        seen = {name: v for name, v in fields[section].items() if name == "conditions"}
+        if fields[section] == usual[section] | seen:
+            fields[section] = theirs.config[section].to_dict() | seen
+    return configuration.from_dict(fields)
+
+
 def continued(
     ours: Run,
     method: Method,
@@ -199,8 +219,7 @@ def continued(
     """
     compiled, start = compiled or loop.compiled(method, ours.config.train), method.start
     if init and not checkpoint.exists(workdir):
-        run.load(Path(init))
-        _, start = checkpoint.averages(Path(init), method.players, method.mesh)
+        start = _begun(Path(init), ours, method)
     with run.claimed(workdir, ours) as check:
         if processes.is_main():
             parts.keep(ours.parts, workdir)
@@ -214,6 +233,27 @@ def continued(
             name=name,
             check=check,
         )
+
+
+def _begun(init: Path, ours: Run, method: Method) -> dict[str, Params]:
+    """What the players of a run begin with: the averages of another.
+
+    Of a network of diffusion that saw less, the first convolution is widened by zeros.
+    """
+    theirs = run.load(init)
+    ours_see, they_see = (tuple(each.config.model.conditions) for each in (ours, theirs))
+    both = {theirs.config.method, ours.config.method} <= {"diffusion"}
+    if not both or they_see == ours_see or they_see != ours_see[: len(they_see)]:
+        return checkpoint.averages(init, method.players, method.mesh)[1]
+    players = build(theirs, mesh=method.mesh).players
+    _, averages = checkpoint.averages(init, players, method.mesh)
+    wanted = jax.eval_shape(method.players[parts.NETWORK].init, jax.random.key(0))
+    inputs = wanted["conv_in"]["kernel"].shape[-2]
+    widened = jax.jit(
+        functools.partial(unet.widened, channels=inputs),
+        out_shardings=meshes.shardings(method.mesh, wanted),
+    )
+    return {parts.NETWORK: widened(averages[parts.NETWORK])}
 
 
 def networks(ours: Run) -> dict[str, Params]:

@@ -51,7 +51,7 @@ def steps(config) -> int:
 
 
 def learning_rate(config) -> optax.Schedule:
-    """Linear warm-up, then to zero at the last step: step -> learning rate.
+    """Linear warm-up, then to zero at the last step, or on at the peak: step -> learning rate.
 
     The way down is a cosine, or linear after a share of the steps at the peak, as in pix2pix and
     CycleGAN, where it goes down by epochs, to zero at the end of the last.
@@ -62,10 +62,10 @@ def learning_rate(config) -> optax.Schedule:
         return optax.schedules.warmup_cosine_decay_schedule(
             init_value=0.0, peak_value=peak, warmup_steps=warmup, decay_steps=total
         )
-    begin = max(warmup, round(config.constant * total))
+    begin = total if config.decay == "none" else max(warmup, round(config.constant * total))
 
     def linear(step):
-        left = (total - step) / max(1, total - begin)
+        left = 1.0 if begin == total else (total - step) / max(1, total - begin)
         risen = step / warmup if warmup else 1.0
         return peak * jnp.clip(jnp.minimum(risen, left), 0, 1)
 

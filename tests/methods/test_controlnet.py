@@ -249,3 +249,28 @@ def test_a_prompt_that_cannot_be_is_one_line(words, store_path, tmp_path):
 def test_the_space_of_pixels_needs_no_part():
     assert parts.read(setups.run_of(config.default(), SIZE), meshes.local()) == {}
     assert codecs.of(setups.run_of(config.default(), SIZE)) is codecs.PIXELS
+
+
+# --------------------------------------------------------------------------------------------------
+# Beginning with another run
+# --------------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_saw_less_is_widened_by_zeros(base, store_path, tmp_path):
+    """With weights and bias of before in their place: at first what is new changes nothing."""
+    ours = settings("diffusion", **{"model.conditions": ("contour",), "train.images": 4})
+    ours.train.learning_rate = 0.0
+    assert methods.train(ours, store_path, tmp_path / "run", init=base)
+    model = diffusion.models.build(ours.model)
+    found = parts.weights(tmp_path / "run", model, meshes.local())
+    before = parts.weights(
+        base, diffusion.models.build(settings("diffusion").model), meshes.local()
+    )
+    kernel = found["conv_in"]["kernel"]
+    np.testing.assert_allclose(kernel[:, :, :1], before["conv_in"]["kernel"], atol=1e-6)
+    assert not np.any(kernel[:, :, 1:])
+    for name in ("conv_out", "down"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[name], before[name]
+        )
+    np.testing.assert_allclose(found["conv_in"]["bias"], before["conv_in"]["bias"], atol=1e-6)
