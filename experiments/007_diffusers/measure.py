@@ -75,7 +75,9 @@ def difference(out: Path, folder: Path) -> float:
     params = checkpoint.averages(folder, method.players, mesh)[1][NETWORK]
     z_t = np.moveaxis(given["z_t"], 1, -1)
     condition = {"contour": examples.given(given["contour"][:, 0])}
-    answer = np.moveaxis(jax.jit(method.model.apply)(params, z_t, given["t"], condition), -1, 1)
+    answer = np.moveaxis(
+        jax.jit(method.network.bound(()))(params, z_t, given["t"], condition), -1, 1
+    )
     return float(np.abs(answer - given["answer"]).max() / given["answer"].std())
 
 

@@ -28,7 +28,7 @@ def test_the_loss_of_a_perfect_network_is_zero_and_of_a_silent_one_the_power_of_
         return jnp.zeros_like(z_t)
 
     def loss_of(apply):
-        loss = diffusion.loss(apply, SCHEDULE, config)
+        loss = diffusion.loss(lambda fixed: apply, SCHEDULE, config)
         return loss({}, None, example, jax.random.key(0), (), ())[0]
 
     assert float(loss_of(knows)) < 1e-9

@@ -179,7 +179,7 @@ def test_every_step_of_a_sampler_has_its_own_noise(mr_run, monkeypatch):
     def drawn(answer, knots=knots):
         monkeypatch.setattr(samplers, "build", lambda section, visited: answer)
         method = methods.build(run.load(mr_run), mesh=mesh)
-        return np.asarray(method.draw({}, condition, knots, None))
+        return np.asarray(method.draw(({}, ()), condition, knots, None))
 
     def noise_of(step):
         return lambda denoise, schedule, z_T, noise: 0.1 * noise(step)

@@ -248,12 +248,14 @@ def drawn_from(settings, knots, beside=None):
     def apply(params, z_t, t, condition, *, key=None):
         return 0.3 * z_t + condition["contour"][..., :1]
 
-    mesh, model = meshes.make(settings.mesh), models.Model(None, apply)
+    mesh = meshes.make(settings.mesh)
     schedule = schedules.build(settings.diffusion)
     visited = samplers.timesteps(settings.sampler, schedule.steps)
     prediction = settings.diffusion.prediction
-    draw = diffusion.drawing(model, schedule, prediction, settings.sampler, visited, mesh)
-    translator = Translator(draw, {}, frozenset(("contour",)), settings.sampler.batch, True)
+    draw = diffusion.drawing(
+        lambda fixed: apply, schedule, prediction, settings.sampler, visited, mesh
+    )
+    translator = Translator(draw, ({}, ()), frozenset(("contour",)), settings.sampler.batch, True)
     contour = examples.given(np.zeros((len(knots.keys), 16, 16), np.uint8))
     return sampling.draw(translator, meshes.batch(mesh), {"contour": contour}, knots, beside)
 
