@@ -6,8 +6,10 @@
 
 Heads of 001_heads with clinical CT and, for methods of pairs alone, the CT of the heads that are
 trained on. Each method is given the minutes of training on two cores, as many images as it sees in
-them by a short training before. What is done is kept, so that the same command goes on;
-result.json and figure.png are written beside this file.
+them by a short training before; methods of latents need an autoencoder, and ControlNet a base, that
+are given as many each. Of the autoencoder, images that it draws again are scored, the ceiling of
+the others. What is done is kept, so that the same command goes on; result.json and figure.png are
+written beside this file.
 """
 
 import argparse
@@ -34,6 +36,8 @@ HEADS, CONFIGS = HERE.parent / "001_heads", HERE.parents[1] / "configs"
 GRID = ("--spacing=2.4", "--size=96")
 PROBE = 240  # images that a method's speed is taken of
 OURS = "ContourDiff"
+AUTOENCODER, BASE = "autoencoder", "base of ControlNet"
+BLIND = "--config.model.conditions=()"
 PAIRED = "--config.model.conditions=('source',)"
 KEPT = ("ssim_mask", "psnr_mask", "mae_mask", "mae_hu_mask", "contour_f1", "dice")
 KINDS = ("mr", "ct")
@@ -47,12 +51,16 @@ class Method(NamedTuple):
       fields: flags of train besides.
       sees: what a training shows it: contours, pairs or unpaired images.
       draw: flags of translate.
+      needs: what is trained before it, {flag of train: name}.
+      again: whether it draws the target again, and no other source.
     """
 
     config: str
     sees: str
     fields: tuple[str, ...] = ()
     draw: tuple[str, ...] = ()
+    needs: dict[str, str] = {}  # noqa: RUF012, of a tuple
+    again: bool = False
 
 
 METHODS = {
@@ -62,7 +70,12 @@ METHODS = {
     "regression from the image": Method("regression", "pairs", (PAIRED,)),
     "pix2pix": Method("pix2pix_small", "pairs"),
     "CycleGAN": Method("cyclegan_small", "unpaired"),
+    AUTOENCODER: Method("autoencoder_small", "contours", again=True),
+    "ContourDiff of latents": Method("latent_small", "contours", needs={"codec": AUTOENCODER}),
+    "ControlNet": Method("controlnet_small", "contours", needs={"base": BASE}),
+    "InstructPix2Pix": Method("latent_small", "pairs", (PAIRED,), needs={"codec": AUTOENCODER}),
 }
+BASES = {BASE: Method("latent_small", "contours", (BLIND,), needs={"codec": AUTOENCODER})}
 
 
 def contourdiff(command: str, *flags: str, done: Path | None = None) -> dict:
@@ -136,12 +149,14 @@ class Fold:
 
 def trained(fold: Fold, target: str, name: str, minutes: float, cores: int) -> tuple[Path, dict]:
     """The run of a method, and what its training took."""
-    method = METHODS[name]
+    method = (METHODS | BASES)[name]
     kept = "mr" if method.sees == "unpaired" else target
     place = fold.place / "runs" / f"{name.replace(' ', '_')}_{kept}"
     record = place.with_suffix(".json")
     given = (f"--config={CONFIGS / method.config}.py", *method.fields)
     given += (*fold.store(target, method.sees), "--config.train.sample=0")
+    for flag, before in method.needs.items():
+        given += (f"--{flag}={trained(fold, target, before, minutes, cores)[0]}",)
     if not record.exists():
         probe = place.with_name(f"{place.name}_probe")
         contourdiff(
@@ -170,6 +185,8 @@ def stats(place: Path) -> list[dict]:
 def scored(fold: Fold, target: str, name: str, place: Path) -> Path:
     """The folder of a method's scores, of the test heads."""
     (other,) = set(KINDS) - {target}
+    if METHODS[name].again:
+        other = target
     translated = fold.place / "translated" / target / name.replace(" ", "_")
     scores = fold.place / "scores" / target / name.replace(" ", "_")
     source, truth = (fold.heads / f"test_{kind}" for kind in (other, target))
@@ -297,7 +314,7 @@ def main() -> None:
                 scores = scored(fold, target, name, place)
                 found = by_subject(scores / "rows.csv")
                 ours = found.pop("translation")
-                if target == "mr":
+                if target == "mr" and not METHODS[name].again:
                     ours["dice"] = dice(fold, name, place)
                 parts[name].append(ours)
                 result.setdefault("runs", {}).setdefault(target, {}).setdefault(name, []).append(
