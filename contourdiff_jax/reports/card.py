@@ -219,10 +219,7 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
     losses = [line["heldout_loss"] for line in stats if "heldout_loss" in line]
     if losses:
         fields["held-out loss"] = f"{losses[-1]:.4g}, at best {min(losses):.4g}"
-    for name, words in about.measured.items():
-        found = [line[name] for line in stats if name in line]
-        fields |= {words: f"{found[-1]:.4g}"} if found else {}
-    return fields
+    return fields | page.measured(config.method, stats)
 
 
 def _parameters(trained: Run) -> dict[str, str]:

@@ -127,6 +127,8 @@ def _run(folder: Path, prefix: str, drawn: dict[str, bytes]) -> str:
     parts = [f"<h2>Training run: {escape(folder.resolve().name)}</h2>"]
     if stats:
         parts.append(f"<p>{escape(_progress(stats))}</p>")
+        for words, value in measured(_method(config), stats).items():
+            parts.append(f"<p>{escape(words)}: {value}</p>")
         figure = figures.curves(stats)
         if figure is not None:
             drawn[f"{prefix}_training.png"] = png = figures.png(figure)
@@ -162,6 +164,23 @@ def read_stats(path: Path) -> list[dict]:
     if not stats:
         raise InputError(f"{path}: empty, nothing was trained; leave this run out or train it")
     return stats
+
+
+def _method(config: dict) -> str:
+    """The method of a run, of its config.json; runs of earlier versions do not say."""
+    fields = config.get("config")
+    return str(fields.get("method", "")) if isinstance(fields, dict) else ""
+
+
+def measured(method: str, stats: list[dict]) -> dict[str, str]:
+    """What is measured of held-out images and belongs to what is said of a run, in words."""
+    from contourdiff_jax import methods  # it takes a second, as JAX does
+
+    found = {}
+    for name, words in methods.about(method).measured.items():
+        values = [line[name] for line in stats if name in line]
+        found |= {words: f"{values[-1]:.4g}"} if values else {}
+    return found
 
 
 def _progress(stats: list[dict]) -> str:

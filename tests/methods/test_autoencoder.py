@@ -22,6 +22,7 @@ from contourdiff_jax.methods.autoencoder import AUTOENCODER, Losses, Perceptual
 from contourdiff_jax.models import autoencoder as networks
 from contourdiff_jax.models import segmenter
 from contourdiff_jax.reports.card import card
+from contourdiff_jax.reports.page import report
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.logs import Logs
@@ -112,7 +113,9 @@ def test_the_quality_of_held_out_images_is_on_record_and_on_the_card(whole, stor
     assert found["heldout_psnr"] == pytest.approx(psnr, rel=1e-3)
     text = card(whole, tmp_path / "card.md").read_text()
     assert "An autoencoder that draws slices of MR" in text
+    page = report(tmp_path / "page.html", [whole]).read_text()
     words = "SSIM of held-out images drawn again, in the body"
+    assert f"<p>{words}: {held['heldout_ssim']:.4g}</p>" in page
     assert f"| {words} | {held['heldout_ssim']:.4g} |" in text
 
 
