@@ -172,6 +172,8 @@ def _sampling(root: Path) -> dict:
     fields = {} if path is None else _json(path)
     with forms.naming(path or root):
         sections = schedulers.ours(fields)
+    if note := schedulers.note(fields):
+        print(f"note: {note}")
     diffusion, sampler = sections["diffusion"], sections["sampler"]
     # DPM-Solver++ may leave out a timestep.
     most = diffusion["steps"] - (sampler["name"] == "dpmpp_2m")

@@ -477,6 +477,7 @@ def argv_of(run, source, out, sampler):
 def test_every_field_of_the_sampler_has_a_flag(mr_run, sources, tmp_path):
     given = {"name": "ddim", "steps": 2, "spacing": "leading", "offset": 1, "eta": 0.5}
     given |= {"clip": True, "clipped_eps": False, "fixed_stride": True, "guidance": 1.0}
+    given |= {"ends_clean": False}
     given |= {"source_guidance": 1.0, "batch": 2, "coherence": 24.0, "coupling": 0.0, "scgd": True}
     given |= {"neighbour_guidance": 0.5, "candidates": 2, "candidate": "best_contours"}
     given |= {"anchor": 3, "middle": True, "samples": 2, "keep": "mean", "tiles": 0.25}
@@ -494,6 +495,7 @@ def test_every_field_of_the_sampler_has_a_flag(mr_run, sources, tmp_path):
         ({"name": "ddpm", "eta": 0.5}, "--eta: only ddim has it"),
         ({"name": "ddpm", "clipped_eps": False}, "--clipped_eps: .*--sampler is ddim and --clip"),
         ({"name": "ddpm", "fixed_stride": True}, "--fixed_stride: .*unless --sampler is ddim"),
+        ({"name": "ddpm", "ends_clean": False}, "--ends_clean: .*unless --sampler is ddim"),
         ({"neighbour_guidance": 0.35}, "--neighbour_guidance: .*unless --scgd"),
         ({"candidates": 4}, "--candidates: .*unless --scgd"),
         ({"candidate": "lowest_mean"}, "--candidate: .*unless --scgd"),
