@@ -3,13 +3,11 @@
 
 from pathlib import Path
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from contourdiff_jax import methods
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.interop import schedulers, unet2d, weight_files
+from contourdiff_jax.interop import parameters, schedulers, unet2d, weight_files
 from contourdiff_jax.methods.diffusion import NETWORK, Diffusion
 from contourdiff_jax.models import conditioning
 from contourdiff_jax.runtime import disk, ownership
@@ -50,10 +48,7 @@ def export(run_folder: str | Path, out: str | Path) -> None:
     except InputError as error:
         raise InputError(f"{run_folder}: {error}") from None
     _, averages = checkpoint.averages(run_folder, method.players, method.mesh)
-    tensors = {
-        unet2d.name(config.model, tuple(key.key for key in path)): unet2d.theirs(np.asarray(leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(averages[NETWORK])
-    }
+    tensors = parameters.written(parameters.of_unet2d(config.model), averages[NETWORK])
     kind = scheduler["_class_name"]
     files = {
         "model_index.json": {

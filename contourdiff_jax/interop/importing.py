@@ -4,16 +4,13 @@
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from contourdiff_jax import config as configuration
 from contourdiff_jax import models
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.interop import schedulers, unet2d, weight_files
-from contourdiff_jax.interop.weight_files import Tensor
+from contourdiff_jax.interop import parameters, schedulers, unet2d, weight_files
 from contourdiff_jax.methods.diffusion import NETWORK
 from contourdiff_jax.runtime import disk, forms, ownership
 from contourdiff_jax.runtime import mesh as meshes
@@ -90,7 +87,8 @@ def import_checkpoint(
         configuration.check_size(config, ours.grid.size)
     model = models.build(config.model)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = _params(config.model, shapes, tensors, unet)
+    words = parameters.of_unet2d(config.model)
+    params = parameters.read(words, parameters.matched(shapes, words, tensors, unet))
     with ownership.folder(workdir, MADE) as partial:
         ours.save(partial)
         checkpoint.save_averages(partial, {NETWORK: params})
@@ -209,35 +207,3 @@ def _scheduler(root: Path) -> Path | None:
 
 def _json(path: Path) -> dict:
     return forms.read(path, dict[str, object], "save the model again")
-
-
-def _params(config, shapes, tensors: dict[str, Tensor], folder: Path):
-    """The tree of `shapes`, filled from tensors that have all been checked to fit."""
-    # Where a file has a tensor under its early name and under today's, the former is unexpected.
-    tensors = {
-        name if unet2d.current(name) in tensors else unet2d.current(name): tensor
-        for name, tensor in tensors.items()
-    }
-    names = jax.tree_util.tree_map_with_path(
-        lambda path, _: unet2d.name(config, tuple(key.key for key in path)), shapes
-    )
-    wanted = dict(zip(jax.tree.leaves(names), jax.tree.leaves(shapes), strict=True))
-    for problem, there, here in (("missing", tensors, wanted), ("unexpected", wanted, tensors)):
-        odd = sorted(here.keys() - there.keys())
-        if odd:
-            raise InputError(f"{folder}: {odd[0]} is {problem}, one of {len(odd)} such tensors")
-    for name, leaf in wanted.items():
-        expected = unet2d.theirs_shape(leaf.shape)
-        if tensors[name].shape != expected:
-            raise InputError(
-                f"{tensors[name].path}: {name} has shape {tensors[name].shape}, but config.json "
-                f"says {expected}"
-            )
-
-    def read(name: str) -> jax.Array:
-        values = tensors[name].read()
-        if not np.isfinite(values).all():
-            raise InputError(f"{tensors[name].path}: {name} holds values that are not finite")
-        return jnp.asarray(unet2d.ours(values))  # of NumPy's Orbax would make a copy
-
-    return jax.tree.map(read, names)
