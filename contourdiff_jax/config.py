@@ -224,6 +224,9 @@ def default() -> ConfigDict:
                 "clip": True,  # estimates of x_0 to [-1, 1]
                 "clipped_eps": True,  # of ddim: eps is that of the clipped x_0; else the network's
                 "fixed_stride": False,  # of ddim: steps lead T // n down, not to the next timestep
+                # Of ddim: the last step leads to clean data; or, as in Stable Diffusion, to what is
+                # noisy as at the first timestep.
+                "ends_clean": True,
                 # Classifier-free, by contours and by the source; other than 1 needs
                 # train.condition_dropout.
                 "guidance": 1.0,
@@ -788,10 +791,11 @@ def _check_few_steps(config: ConfigDict) -> None:
     substeps, sampler = config.distillation.substeps, config.sampler
     if (substeps > 0) != (config.method == "distilled"):
         raise InputError("--teacher and --config.distillation.substeps: each needs the other")
-    if substeps and (sampler.name != "ddim" or sampler.eta or sampler.fixed_stride):
+    other = sampler.eta or sampler.fixed_stride or not sampler.ends_clean
+    if substeps and (sampler.name != "ddim" or other):
         raise InputError(
-            "config.distillation: what is learnt are steps of DDIM; let config.sampler.name be "
-            "ddim, eta 0 and fixed_stride false"
+            "config.distillation: what is learnt are steps of DDIM to clean data; let "
+            "config.sampler.name be ddim, eta 0, fixed_stride false and ends_clean true"
         )
     if substeps and (sampler.guidance, sampler.source_guidance) != (1, 1):
         raise InputError("config.distillation: guidance is not learnt; let config.sampler's be 1")
@@ -935,7 +939,10 @@ NEEDS = {
     "sampler.clipped_eps": Need(
         lambda c: c.sampler.name == "ddim" and c.sampler.clip, "{}name is ddim and {}clip is true"
     ),
-    "sampler.fixed_stride": Need(lambda c: c.sampler.name == "ddim", "{}name is ddim"),
+    **{
+        f"sampler.{name}": Need(lambda c: c.sampler.name == "ddim", "{}name is ddim")
+        for name in ("fixed_stride", "ends_clean")
+    },
     "sampler.neighbour_guidance": SHOWN,
     "sampler.candidates": CHAINED,
     "sampler.candidate": Need(

@@ -218,6 +218,7 @@ def configured(fields):
         (DISTILLED | {"sampler.name": "dpmpp_2m"}, "DDIM"),
         (DISTILLED | {"sampler.eta": 1.0}, "eta 0"),
         (DISTILLED | {"sampler.fixed_stride": True}, "fixed_stride"),
+        (DISTILLED | {"sampler.ends_clean": False}, "ends_clean true"),
         (DISTILLED | {"sampler.guidance": 2.0, "train.condition_dropout": 0.1}, "guidance"),
         # Training
         ({"train.images": 0}, "train.images: 0"),
@@ -389,6 +390,7 @@ IDLE = {
     "train.neighbour": {},
     "sampler.clipped_eps": {"sampler.clip": False},
     "sampler.fixed_stride": {"sampler.name": "dpmpp_2m"},
+    "sampler.ends_clean": {"sampler.name": "ddpm"},
     "sampler.neighbour_guidance": {},
     "sampler.candidates": {},
     "sampler.candidate": CHAINED | {"sampler.candidates": 1},
@@ -840,6 +842,7 @@ EFFECTS = {
     "sampler.clipped_eps": Effect(drawing, False),
     # Where the number of steps divides T, the next timestep and T // n down are the same.
     "sampler.fixed_stride": Effect(drawing, True, {"sampler.steps": 3}),
+    "sampler.ends_clean": Effect(drawing, False),
     "sampler.guidance": Effect(drawing, 2.0, {"train.condition_dropout": 0.1}),
     "sampler.source_guidance": Effect(
         drawing, 2.0, {"train.condition_dropout": 0.1, "model.conditions": ("source",)}

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Make a run of a diffusers UNet2DModel, such as the original ContourDiff saves, to translate with.
+"""Make a run of a diffusers model: of the original ContourDiff, or of Stable Diffusion.
 
 --checkpoint is a folder with unet/config.json and its safetensors (the original's model_epoch_N),
 or that unet folder. It does not say which images it was trained on, so the other flags have to; a
 folder that `contourdiff export` wrote says it. --axis is axial by default, and --size the model's
-own. Pickles are not read.
+own. Pickles are not read. The folder of a Stable Diffusion pipeline becomes a run of latents, with
+--prompt as what it attends to (docs/latent.md).
 
 Example:
     contourdiff import --checkpoint=out/model_epoch_400 --workdir=runs/mr --preset=mr --spacing=1
@@ -36,6 +37,12 @@ def define_flags(values: flags.FlagValues) -> None:
         f"{', '.join(contour_settings.PRESETS)}; original by default",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "prompt",
+        None,
+        "of Stable Diffusion: the words that its networks attend to; none by default",
+        flag_values=values,
+    )
 
 
 def main(values: flags.FlagValues) -> int:
@@ -52,6 +59,7 @@ def main(values: flags.FlagValues) -> int:
         spacing=values.spacing,
         size=values.size,
         contours_file=values.contours,
+        prompt=values.prompt,
     )
     return 0
 

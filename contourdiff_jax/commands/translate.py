@@ -40,6 +40,7 @@ SAMPLER = {
     "clip": "estimates of the image to its range",
     "clipped_eps": "of ddim: let the noise follow from the clipped estimate",
     "fixed_stride": "of ddim: let every step lead equally far down",
+    "ends_clean": "of ddim: let the last step lead to clean data, not to the first timestep",
     "guidance": "classifier-free, by contours; other than 1 needs a run trained for it",
     "source_guidance": "likewise, by the image of the source",
     "prompt_guidance": "likewise, by the prompt of the run",

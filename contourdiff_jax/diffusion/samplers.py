@@ -11,7 +11,8 @@ all of a sampler's randomness, so the caller decides what it is keyed by. Every 
 lax.scan over t. All follow the schedulers of diffusers, step for step.
 
 With a_t = sqrt(alpha_bar_t), s_t = sqrt(1 - alpha_bar_t); r is the timestep
-after t on the way down. After the last timestep comes clean data: a = 1, s = 0.
+after t on the way down. After the last timestep comes clean data: a = 1, s = 0; DDIM of Stable
+Diffusion ends at the level of the first timestep.
 """
 
 import functools
@@ -45,17 +46,19 @@ def timesteps(config, total: int) -> np.ndarray:
     return t[: config.steps].astype(np.int32)
 
 
-def _levels(schedule: Schedule, t: np.ndarray, r: np.ndarray | None = None) -> dict[str, jax.Array]:
+def _levels(
+    schedule: Schedule, t: np.ndarray, r: np.ndarray | None = None, *, end=1.0
+) -> dict[str, jax.Array]:
     """What a scan needs at each step: t, and alpha_bar at t and at r, as arrays [n].
 
-    r is negative where a step leads to clean data.
+    r is negative where a step leads out of the schedule, and alpha_bar is `end` there.
     """
     r = np.append(t[1:], -1) if r is None else r
     return {
         "i": jnp.arange(len(t)),
         "t": jnp.asarray(t),
         "alpha_bar_t": schedule.alpha_bar[t],
-        "alpha_bar_r": jnp.where(r < 0, 1.0, schedule.alpha_bar[r]),
+        "alpha_bar_r": jnp.where(r < 0, end, schedule.alpha_bar[r]),
         "signal_t": schedule.signal[t],
         "noise_t": schedule.noise[t],
     }
@@ -98,6 +101,7 @@ def ddim(
     eta: float = 0.0,
     clipped_eps: bool = True,
     fixed_stride: bool = False,
+    ends_clean: bool = True,
 ):
     """DDIM (Song et al. 2021, arXiv 2010.02502, equations 12 and 16): deterministic at eta = 0.
 
@@ -106,6 +110,7 @@ def ddim(
 
     A step leads to the next timestep of t, or with `fixed_stride` to t - T // n, as in diffusers.
     That is the same for "trailing" where n divides T and for "leading" with offsets below T // n.
+    The last leads to clean data, or without `ends_clean` to alpha_bar_0 (set_alpha_to_one: false).
     """
     r = t - schedule.steps // len(t) if fixed_stride else None
 
@@ -121,7 +126,8 @@ def ddim(
         z_r = jnp.sqrt(level["alpha_bar_r"]) * x_0 + direction * eps
         return (z_r + jnp.sqrt(variance) * noise(level["i"]) if eta else z_r), None
 
-    return jax.lax.scan(step, z_T, _levels(schedule, t, r))[0]
+    end = 1.0 if ends_clean else schedule.alpha_bar[0]
+    return jax.lax.scan(step, z_T, _levels(schedule, t, r, end=end))[0]
 
 
 def dpmpp_2m(denoise, schedule: Schedule, z_T, noise: Callable, t, *, clip: bool = True):
@@ -170,5 +176,6 @@ def build(config, t: np.ndarray) -> Callable:
     """
     options = {"t": t, "clip": config.clip}
     if config.name == "ddim":
-        options |= {name: config[name] for name in ("eta", "clipped_eps", "fixed_stride")}
+        own = ("eta", "clipped_eps", "fixed_stride", "ends_clean")
+        options |= {name: config[name] for name in own}
     return functools.partial(SAMPLERS[config.name], **options)

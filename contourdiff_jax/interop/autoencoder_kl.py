@@ -6,6 +6,7 @@ The reference is `AutoencoderKL` of diffusers 0.42 (models/autoencoders/autoenco
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from contourdiff_jax import config as configuration
 from contourdiff_jax.errors import InputError
@@ -48,8 +49,20 @@ SUPPORTED = {
 TOP = {"quantise": "quant_conv", "dequantise": "post_quant_conv"}
 
 
-def section(fields: Mapping) -> tuple[dict, float]:
-    """An AutoencoderKL's config.json -> fields of an `autoencoder` section, and the latents' scale.
+class Coder(NamedTuple):
+    """An autoencoder, as `autoencoder.build` makes it.
+
+    Attributes:
+      section: fields of an `autoencoder` section (see config.py).
+      scale: by which latents are multiplied to be learnt.
+    """
+
+    section: dict
+    scale: float
+
+
+def section(fields: Mapping) -> Coder:
+    """Fields of an AutoencoderKL's config.json -> the autoencoder that it is.
 
     Raises:
       InputError: a field that our network has no equivalent of; it is named.
@@ -88,7 +101,7 @@ def section(fields: Mapping) -> tuple[dict, float]:
     }
     made = configuration.from_dict({"autoencoder": found})  # refuses values of the wrong type
     configuration.check_values("autoencoder", made.autoencoder)
-    return found, float(scale)
+    return Coder(found, float(scale))
 
 
 def fields(config, *, scale: float, size: int) -> dict:

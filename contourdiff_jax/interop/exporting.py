@@ -3,13 +3,17 @@
 
 from pathlib import Path
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from contourdiff_jax import methods
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.interop import schedulers, unet2d, weight_files
+from contourdiff_jax.interop import (
+    parameters,
+    schedulers,
+    stable_diffusion,
+    unet2d,
+    weight_files,
+)
 from contourdiff_jax.methods.diffusion import NETWORK, Diffusion
 from contourdiff_jax.models import conditioning
 from contourdiff_jax.runtime import disk, ownership
@@ -20,8 +24,12 @@ MADE = "an exported model"  # by which the folder of one is known
 PIPELINES = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}
 
 
-def export(run_folder: str | Path, out: str | Path) -> None:
+def export(run_folder: str | Path, out: str | Path, like: str | Path | None = None) -> None:
     """Write a run as the folder of a diffusers pipeline, from which `import` makes it again.
+
+    Args:
+      like: for a run of latents that attends to a prompt, the folder of the pipeline that it came
+        from, with the text encoder and tokenizer that are to be copied.
 
     Raises:
       InputError: not a run, a setting that diffusers has no equivalent of, or `out` is in use.
@@ -30,6 +38,13 @@ def export(run_folder: str | Path, out: str | Path) -> None:
     ownership.check_apart("out", out, {"run": run_folder})
     ownership.check_is_free(out, MADE)
     ours = run.load(run_folder)
+    if ours.codec is not None:
+        with ownership.folder(out, MADE) as partial:
+            count = stable_diffusion.export_pipeline(ours, run_folder, partial, like)
+        print(f"{out}: {count:,} parameters for diffusers")
+        return
+    if like is not None:
+        raise InputError(f"--like: {run_folder} has no text encoder to be copied; leave it out")
     config = ours.config
     method = methods.build(ours, mesh=meshes.make(ConfigDict({"data": 1, "fsdp": 1})))
     if not isinstance(method, Diffusion):
@@ -50,10 +65,7 @@ def export(run_folder: str | Path, out: str | Path) -> None:
     except InputError as error:
         raise InputError(f"{run_folder}: {error}") from None
     _, averages = checkpoint.averages(run_folder, method.players, method.mesh)
-    tensors = {
-        unet2d.name(config.model, tuple(key.key for key in path)): unet2d.theirs(np.asarray(leaf))
-        for path, leaf in jax.tree_util.tree_leaves_with_path(averages[NETWORK])
-    }
+    tensors = parameters.written(parameters.of_unet2d(config.model), averages[NETWORK])
     kind = scheduler["_class_name"]
     files = {
         "model_index.json": {

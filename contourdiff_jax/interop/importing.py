@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Importing: runs made of diffusers' UNet2DModel, which is what the original saves."""
+"""Importing: runs made of diffusers' UNet2DModel, which is what the original saves.
+
+Folders of Stable Diffusion's pipelines are for stable_diffusion.py.
+"""
 
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from contourdiff_jax import config as configuration
 from contourdiff_jax import models
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.interop import schedulers, unet2d, weight_files
-from contourdiff_jax.interop.weight_files import Tensor
+from contourdiff_jax.interop import (
+    parameters,
+    schedulers,
+    stable_diffusion,
+    unet2d,
+    weight_files,
+)
 from contourdiff_jax.methods.diffusion import NETWORK
 from contourdiff_jax.runtime import disk, forms, ownership
 from contourdiff_jax.runtime import mesh as meshes
@@ -43,18 +49,20 @@ def import_checkpoint(
     spacing: float | None = None,
     size: int | None = None,
     contours_file: str | Path | None = None,
+    prompt: str | None = None,
 ) -> None:
     """Make a run of a diffusers model.
 
     Args:
-      source: a pipeline's folder, or its `unet`. One that `export` wrote says all of the following
-        itself; of any other, preset and spacing have to be given.
+      source: a pipeline's folder, or its `unet`. One that `export` wrote of such a network says all
+        of the following itself; of any other, preset and spacing have to be given.
       workdir: folder of the run.
       preset: modality of the images that the model draws, 'ct' or 'mr'.
       window: intensities of the model's -1 and 1; default: the preset's.
       axis, spacing, size: of the grid, see volumes/grid.py; default: axial, and the model's size.
       contours_file: settings of the contours that it was trained with: a JSON file, or the name of
         a contour preset; default: the original's.
+      prompt: shown to networks of Stable Diffusion; default: no words.
 
     Raises:
       InputError: a model or an argument that cannot be used. No files are left behind.
@@ -62,6 +70,22 @@ def import_checkpoint(
     workdir = Path(workdir)
     meshes.check_devices()
     ownership.check_is_free(workdir, MADE)
+    if stable_diffusion.is_pipeline(Path(source)):
+        ownership.check_apart("workdir", workdir, {"checkpoint": source})
+        _check_described(source, preset, spacing)
+        kind = intensity.preset(preset)
+        images = stable_diffusion.Images(
+            preset=kind,
+            window=_preset_window(kind, window),
+            axis=axis or "axial",
+            spacing=spacing,
+            size=size,
+            contours=contours_file or "original",
+        )
+        stable_diffusion.import_pipeline(Path(source), workdir, images, prompt or "")
+        return
+    if prompt is not None:
+        raise InputError(f"--prompt: {source} attends to none; leave it out")
     unet = _unet(Path(source))
     ownership.check_apart("workdir", workdir, {"checkpoint": source})
     images = {
@@ -90,7 +114,8 @@ def import_checkpoint(
         configuration.check_size(config, ours.grid.size)
     model = models.build(config.model)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    params = _params(config.model, shapes, tensors, unet)
+    words = parameters.of_unet2d(config.model)
+    params = parameters.read(words, parameters.matched(shapes, words, tensors, unet))
     with ownership.folder(workdir, MADE) as partial:
         ours.save(partial)
         checkpoint.save_averages(partial, {NETWORK: params})
@@ -121,9 +146,7 @@ def _exported(root: Path, unet: Path) -> run.Run:
 
 def _foreign(root: Path, unet: Path, images: dict) -> run.Run:
     """The run of a model without any record of its images, which `images` describes."""
-    for name in ("preset", "spacing"):
-        if images[name] is None:
-            raise InputError(f"--{name} is required: {root} does not say what it was trained on")
+    _check_described(root, images["preset"], images["spacing"])
     preset, fields = intensity.preset(images["preset"]), _json(unet)
     with forms.naming(unet):
         model = unet2d.model(fields) | _conditions(fields)
@@ -132,6 +155,12 @@ def _foreign(root: Path, unet: Path, images: dict) -> run.Run:
     settings = contour_settings.named(images["contours"] or "original", preset.modality)
     config = configuration.from_dict({"model": model} | _sampling(root))
     return run.Run(config, preset, _preset_window(preset, images["window"]), grid, settings, ())
+
+
+def _check_described(source, preset, spacing) -> None:
+    for name, value in (("preset", preset), ("spacing", spacing)):
+        if value is None:
+            raise InputError(f"--{name} is required: {source} does not say what it was trained on")
 
 
 def _conditions(fields: dict) -> dict:
@@ -172,6 +201,8 @@ def _sampling(root: Path) -> dict:
     fields = {} if path is None else _json(path)
     with forms.naming(path or root):
         sections = schedulers.ours(fields)
+    if note := schedulers.note(fields):
+        print(f"note: {note}")
     diffusion, sampler = sections["diffusion"], sections["sampler"]
     # DPM-Solver++ may leave out a timestep.
     most = diffusion["steps"] - (sampler["name"] == "dpmpp_2m")
@@ -207,35 +238,3 @@ def _scheduler(root: Path) -> Path | None:
 
 def _json(path: Path) -> dict:
     return forms.read(path, dict[str, object], "save the model again")
-
-
-def _params(config, shapes, tensors: dict[str, Tensor], folder: Path):
-    """The tree of `shapes`, filled from tensors that have all been checked to fit."""
-    # Where a file has a tensor under its early name and under today's, the former is unexpected.
-    tensors = {
-        name if unet2d.current(name) in tensors else unet2d.current(name): tensor
-        for name, tensor in tensors.items()
-    }
-    names = jax.tree_util.tree_map_with_path(
-        lambda path, _: unet2d.name(config, tuple(key.key for key in path)), shapes
-    )
-    wanted = dict(zip(jax.tree.leaves(names), jax.tree.leaves(shapes), strict=True))
-    for problem, there, here in (("missing", tensors, wanted), ("unexpected", wanted, tensors)):
-        odd = sorted(here.keys() - there.keys())
-        if odd:
-            raise InputError(f"{folder}: {odd[0]} is {problem}, one of {len(odd)} such tensors")
-    for name, leaf in wanted.items():
-        expected = unet2d.theirs_shape(leaf.shape)
-        if tensors[name].shape != expected:
-            raise InputError(
-                f"{tensors[name].path}: {name} has shape {tensors[name].shape}, but config.json "
-                f"says {expected}"
-            )
-
-    def read(name: str) -> jax.Array:
-        values = tensors[name].read()
-        if not np.isfinite(values).all():
-            raise InputError(f"{tensors[name].path}: {name} holds values that are not finite")
-        return jnp.asarray(unet2d.ours(values))  # of NumPy's Orbax would make a copy
-
-    return jax.tree.map(read, names)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our schedules and samplers in diffusers' words: names and numbers only, no files.
 
-The reference is diffusers 0.42 (schedulers/scheduling_ddpm.py, scheduling_ddim.py and
-scheduling_dpmsolver_multistep.py). `ours` and `theirs` are inverses of each other, except for what
-diffusers leaves to the caller (the number of steps, eta, and whether eps is clipped) and for the
-stride of its DDIM, which is fixed.
+The reference is diffusers 0.42 (schedulers/scheduling_ddpm.py, scheduling_ddim.py,
+scheduling_pndm.py and scheduling_dpmsolver_multistep.py). `ours` and `theirs` are inverses of each
+other, except for what diffusers leaves to the caller (the number of steps, eta, and whether eps is
+clipped), for the stride of its DDIM, which is fixed, and for PNDM, which becomes DDIM.
 """
 
 import math
@@ -18,6 +18,10 @@ SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
 }
+# Stable Diffusion's own has no equivalent here. DDIM draws of the same schedule: both solve one
+# equation, PNDM to a higher order (Liu et al. 2022, arXiv 2202.09778).
+STAND_INS = {"pndm": "ddim"}
+READ = SCHEDULERS | {"pndm": "PNDMScheduler"}
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
@@ -39,6 +43,18 @@ CLIPPED = COMMON | {"clip_sample": True, "clip_sample_range": 1.0}
 FIELDS = {
     "ddpm": CLIPPED | {"trained_betas": None, "variance_type": "fixed_small"},
     "ddim": CLIPPED | {"trained_betas": None, "set_alpha_to_one": True},
+    "pndm": {
+        "num_train_timesteps": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "trained_betas": None,
+        "set_alpha_to_one": False,
+        "prediction_type": "epsilon",
+        "timestep_spacing": "leading",
+        "steps_offset": 0,
+        "skip_prk_steps": False,
+    },
     "dpmpp_2m": {
         **(COMMON | {"timestep_spacing": "linspace"}),
         "trained_betas": None,
@@ -59,6 +75,8 @@ FIELDS = {
         "time_shift_type": "exponential",
     },
 }
+# Of these any value is supported; how PNDM begins is no matter of what stands in for it.
+FREE = {*CLIPPED, "set_alpha_to_one", "skip_prk_steps"}
 # Without effect here: thresholding at 1 is clipping, whatever share of pixels lies beyond.
 IDLE = {"dynamic_thresholding_ratio"}
 # What clips x_0, and the field with the limit.
@@ -72,16 +90,17 @@ def ours(fields: Mapping) -> dict[str, dict]:
       InputError: a scheduler, or a field of it, without an equivalent here; it is named.
     """
     scheduler = fields.get("_class_name", SCHEDULERS["ddpm"])
-    name = _ours("_class_name", scheduler, SCHEDULERS)
+    kind = _ours("_class_name", scheduler, READ)
+    name = STAND_INS.get(kind, kind)
     fields = {n: v for n, v in fields.items() if not n.startswith("_") and n not in IDLE}
     for field, value in fields.items():
         if not any(field in known for known in FIELDS.values()):
             raise InputError(f"{field}: not a field of a {scheduler} that is known here")
         # Fields of another scheduler, which `from_config` leaves there, have no effect.
-        usual = FIELDS[name].get(field, value)
-        if (field not in CLIPPED and value != usual) or (value is None and usual is not None):
+        usual = FIELDS[kind].get(field, value)
+        if (field not in FREE and value != usual) or (value is None and usual is not None):
             raise InputError(f"{field}: {value!r} is not supported, only {usual!r}")
-    fields = FIELDS[name] | {n: v for n, v in fields.items() if n in FIELDS[name]}
+    fields = FIELDS[kind] | {n: v for n, v in fields.items() if n in FIELDS[kind]}
     leading = fields["timestep_spacing"] == "leading"
     sections = {
         "diffusion": {
@@ -89,7 +108,7 @@ def ours(fields: Mapping) -> dict[str, dict]:
             "schedule": _ours("beta_schedule", fields["beta_schedule"], BETAS),
             "beta_first": fields["beta_start"],
             "beta_last": fields["beta_end"],
-            "zero_terminal_snr": fields["rescale_betas_zero_snr"],
+            "zero_terminal_snr": fields.get("rescale_betas_zero_snr", False),
             "prediction": _ours("prediction_type", fields["prediction_type"], PREDICTIONS),
         },
         "sampler": {
@@ -100,10 +119,19 @@ def ours(fields: Mapping) -> dict[str, dict]:
             # What DDIMScheduler does unless the caller says otherwise.
             "clipped_eps": name != "ddim",
             "fixed_stride": name == "ddim",
+            "ends_clean": fields.get("set_alpha_to_one", True),
         },
     }
     configuration.from_dict(sections)  # refuses values of the wrong type
     return sections
+
+
+def note(fields: Mapping) -> str:
+    """What is to be said of a scheduler that another stands in for; "" of any other."""
+    for kind, name in STAND_INS.items():
+        if fields.get("_class_name") == READ[kind]:
+            return f"{READ[kind]} has no equivalent here; {name} draws, of the same schedule"
+    return ""
 
 
 def theirs(config) -> dict:
@@ -121,6 +149,7 @@ def theirs(config) -> dict:
             f"spacing=linspace"
         )
     clipping = "thresholding" if sampler.name == "dpmpp_2m" else "clip_sample"
+    ending = {"set_alpha_to_one": sampler.ends_clean} if sampler.name == "ddim" else {}
     return {
         "_class_name": SCHEDULERS[sampler.name],
         "num_train_timesteps": diffusion.steps,
@@ -133,6 +162,7 @@ def theirs(config) -> dict:
         "steps_offset": sampler.offset,
         clipping: sampler.clip,
         CLIPPING[clipping]: 1.0,
+        **ending,
     }
 
 

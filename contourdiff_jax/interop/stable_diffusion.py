@@ -207,7 +207,7 @@ def _keep(part: Part, player: str, folder: Path) -> tuple[str, int]:
 # --------------------------------------------------------------------------------------------------
 
 
-def export_pipeline(ours: Run, folder: Path, out: Path, like: Path) -> int:
+def export_pipeline(ours: Run, folder: Path, out: Path, like: str | Path | None) -> int:
     """Write a run of latents as the folder of a pipeline; how many parameters it has.
 
     Args:
@@ -220,6 +220,11 @@ def export_pipeline(ours: Run, folder: Path, out: Path, like: Path) -> int:
       InputError: a run that no pipeline is the same as.
     """
     kind, config = _kind(ours), ours.config
+    if like is None:
+        raise InputError(
+            "--like: the folder of the pipeline that the run came from is needed, whose text "
+            "encoder and tokenizer are copied"
+        )
     origin = pipelines.read(like)
     network: Network = origin.unet.config
     one = meshes.local()

@@ -7,6 +7,7 @@ other, as are `ours` and `theirs`.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -306,6 +307,17 @@ def current(name: str) -> str:
     """The name of a parameter in diffusers today, whatever version wrote it."""
     parts = name.split(".")
     return ".".join(EARLY.get(p, p) for p in parts) if "attentions" in parts else name
+
+
+def renamed(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of a file by `current` names.
+
+    Where it has one under its early name and under today's, the former remains unknown.
+    """
+    return {
+        name if current(name) in tensors else current(name): tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def ours(array: np.ndarray) -> np.ndarray:

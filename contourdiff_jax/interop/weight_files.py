@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors in a diffusers model's folder: safetensors, in one file or in shards.
+"""The tensors of a model's folder, of diffusers or transformers: safetensors, whole or in shards.
 
-Files are memory-mapped and read tensor by tensor. Pickles (.bin, .pt, .ckpt) can run code and are
-not read.
+Of a model that is there in several variants the one without a name is read, else that in half
+precision, else that without a moving average. Files are memory-mapped and read tensor by tensor.
+Pickles (.bin, .pt, .ckpt) can run code and are not read.
 """
 
 from pathlib import Path
@@ -16,8 +17,13 @@ from safetensors.numpy import save_file
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk, forms
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+STEM = "diffusion_pytorch_model"  # of diffusers' files; transformers' is "model"
+WEIGHTS = f"{STEM}.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
+VARIANTS = ("", ".fp16", ".non_ema")
+UNET = ("diffusers", "UNet2DModel")
+# What files of early versions hold beside the parameters: the numbers 0, 1, .. of positions.
+NUMBERS = ".position_ids"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -39,27 +45,35 @@ class Tensor(NamedTuple):
             return file.get_tensor(self.name).astype(np.float32, copy=False)
 
 
-def tensors(folder: Path) -> dict[str, Tensor]:
+def tensors(folder: Path, stem: str = STEM, model: tuple[str, str] = UNET) -> dict[str, Tensor]:
     """The tensors of a model's folder by name.
+
+    Args:
+      stem: of its files' names.
+      model: the library and the class that it is of.
 
     Raises:
       InputError: no safetensors, a damaged file, or an index that does not agree with its shards.
     """
-    if (folder / WEIGHTS).is_file():
-        return _tensors(folder / WEIGHTS)
-    if (folder / INDEX).is_file():
-        return _sharded(folder / INDEX)
+    for variant in VARIANTS:
+        weights = folder / f"{stem}{variant}.safetensors"
+        index = folder / f"{stem}.safetensors.index{variant}.json"
+        if weights.is_file():
+            return _tensors(weights)
+        if index.is_file():
+            return _sharded(index)
     for path in sorted(folder.iterdir()):
-        refuse_pickle(path)
-    raise InputError(f"{folder}: holds no {WEIGHTS}")
+        refuse_pickle(path, model)
+    raise InputError(f"{folder}: holds no {stem}.safetensors")
 
 
-def refuse_pickle(path: Path) -> None:
+def refuse_pickle(path: Path, model: tuple[str, str] = UNET) -> None:
     """Raise InputError for a pickle, with the command that converts it."""
     if path.suffix in PICKLES:
+        library, kind = model
         raise InputError(
             f"{path}: a pickle, which can run code and is not read; where you trust it, convert it "
-            f'with: python -c "from diffusers import UNet2DModel as M; M.from_pretrained('
+            f'with: python -c "from {library} import {kind} as M; M.from_pretrained('
             f"'{path.parent}', use_safetensors=False).save_pretrained('{path.parent}')\""
         )
 
@@ -78,6 +92,8 @@ def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118, not a dict
+                if name.endswith(NUMBERS):
+                    continue
                 tensor = file.get_slice(name)
                 if tensor.get_dtype() not in DTYPES:
                     raise InputError(
@@ -100,6 +116,7 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     tensors = {}
     for name in sorted(set(files.values())):
         tensors |= _tensors(index.parent / name)
+    files = {name: file for name, file in files.items() if not name.endswith(NUMBERS)}
     for name in sorted(files.keys() | tensors.keys()):
         if name not in tensors or files.get(name) != tensors[name].path.name:
             raise InputError(f"{index}: does not say where {name} is, or not rightly")

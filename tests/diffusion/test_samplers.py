@@ -145,6 +145,19 @@ def test_with_a_fixed_stride_ddim_steps_beside_the_next_timestep():
         np.testing.assert_allclose(z_r, 0.3 * signal + noise * eps, atol=1e-6)
 
 
+def test_ddim_that_does_not_end_clean_ends_at_the_first_timestep():
+    """Of x_0 = 0.3 throughout: what is left of the noise there is that of alpha_bar_0."""
+    schedule = schedules.from_betas(schedules.linear(10))
+    fields = {"steps": 4, "spacing": "leading", "offset": 1, "clip": False}
+    draw = build(section(ends_clean=False, **fields), 10)
+    z_T = jnp.linspace(-1, 1, 5).reshape(5, 1, 1, 1)
+    z_0 = draw(lambda z_t, t: jnp.full_like(z_t, 0.3), schedule, z_T, None)
+    eps = (z_T - 0.3 * schedule.signal[7]) / schedule.noise[7]
+    expected = 0.3 * schedule.signal[0] + schedule.noise[0] * eps
+    np.testing.assert_allclose(z_0, expected, atol=2e-5)
+    assert np.abs(z_0 - 0.3).max() > 1e-3
+
+
 @pytest.mark.parametrize("spacing", samplers.SPACINGS)
 @pytest.mark.parametrize("name", samplers.SAMPLERS)
 def test_samplers_start_from_pure_noise_without_terminal_signal(name, spacing):

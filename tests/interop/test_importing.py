@@ -193,6 +193,13 @@ def test_a_model_without_scheduler_is_sampled_as_published(foreign, tmp_path, ca
     assert "note: " in capsys.readouterr().out
 
 
+def test_what_stands_in_for_a_scheduler_is_said(foreign, tmp_path, capsys):
+    rewrite(foreign / SCHEDULER, lambda f: f.update(_class_name="PNDMScheduler"))
+    import_checkpoint(foreign, tmp_path / "run", **IMAGES)
+    assert run.load(tmp_path / "run").config.sampler.name == "ddim"
+    assert "note: PNDMScheduler" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16])
 def test_weights_of_other_precision_are_read_as_float32(dtype, ours, foreign, tmp_path):
     def cast(tensors):
@@ -328,11 +335,11 @@ def test_broken_configurations_are_named(refused, foreign, name, text):
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda f: f.update(_class_name="PNDMScheduler"), "PNDMScheduler"),
+        (lambda f: f.update(_class_name="EulerDiscreteScheduler"), "EulerDiscreteScheduler"),
         (lambda f: f.update(beta_schedule="sigmoid"), "sigmoid"),
         (lambda f: f.update(timestep_spacing="even"), "even"),
         (lambda f: f.update(num_train_timesteps=0), "steps"),
-        (lambda f: f.update(set_alpha_to_one=False), "set_alpha_to_one"),
+        (lambda f: f.update(set_alpha_to_one="no"), "ends_clean"),
         (
             lambda f: f.update(
                 _class_name="DPMSolverMultistepScheduler", final_sigmas_type="sigma_min"

@@ -5,6 +5,7 @@ That the names are right, and mean the same network, is for tests/parity to say.
 """
 
 import importlib.util
+import re
 from pathlib import Path
 
 import jax
@@ -238,6 +239,13 @@ def sampling(diffusion, sampler):
             {"name": "dpmpp_2m", "spacing": "linspace", "clip": False},
         ),
         ({"schedule": "cosine", "prediction": "v"}, {"name": "dpmpp_2m", "clip": True}),
+        (
+            {"schedule": "scaled_linear", "prediction": "eps"},
+            {
+                **{"name": "ddim", "spacing": "leading", "offset": 1, "clip": False},
+                **{"clipped_eps": False, "fixed_stride": True, "ends_clean": False},
+            },
+        ),
     ],
 )
 def test_schedules_and_samplers_go_to_diffusers_and_come_back(diffusion, sampler):
@@ -253,6 +261,40 @@ def test_a_scheduler_s_defaults_are_what_was_published():
     assert sections["diffusion"]["prediction"] == "eps"
     assert sections["sampler"]["spacing"] == "leading"
     assert sections["sampler"]["clip"] is True
+
+
+STABLE_DIFFUSION = {  # what the file of 1.5 says
+    "_class_name": "PNDMScheduler",
+    "_diffusers_version": "0.6.0",
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "clip_sample": False,
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+
+
+def test_stable_diffusion_is_drawn_with_ddim_of_its_schedule():
+    """What is said so; of DDIM itself, in the same words, nothing is."""
+    sections = schedulers.ours(STABLE_DIFFUSION)
+    ddim = STABLE_DIFFUSION | {"_class_name": "DDIMScheduler"}
+    assert sections == schedulers.ours(ddim)
+    assert sections["sampler"] == {
+        **{"name": "ddim", "clip": False, "spacing": "leading", "offset": 1},
+        **{"clipped_eps": False, "fixed_stride": True, "ends_clean": False},
+    }
+    assert sections["diffusion"]["beta_last"] == 0.012
+    assert re.search("PNDMScheduler.*ddim", schedulers.note(STABLE_DIFFUSION))
+    assert schedulers.note(ddim) == schedulers.note({}) == ""
+
+
+def test_what_pndm_lacks_has_no_effect_on_what_stands_in_for_it():
+    left = {"clip_sample": True, "rescale_betas_zero_snr": True, "thresholding": True}
+    assert schedulers.ours(STABLE_DIFFUSION | left) == schedulers.ours(STABLE_DIFFUSION)
 
 
 @pytest.mark.parametrize("name", schedulers.SCHEDULERS)
@@ -274,7 +316,9 @@ def test_what_another_scheduler_left_behind_has_no_effect():
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"_class_name": "PNDMScheduler"}, "PNDMScheduler.*DDIMScheduler"),
+        ({"_class_name": "EulerDiscreteScheduler"}, "EulerDiscreteScheduler.*DDIM.*PNDM"),
+        ({"_class_name": "PNDMScheduler", "trained_betas": [0.1]}, "trained_betas"),
+        ({"_class_name": "PNDMScheduler", "set_alpha_to_one": None}, "set_alpha_to_one"),
         ({"_class_name": ["DDPMScheduler"]}, "_class_name"),
         ({"beta_schedule": "sigmoid"}, "sigmoid"),
         ({"prediction_type": "flow_prediction"}, "flow_prediction"),
@@ -283,10 +327,10 @@ def test_what_another_scheduler_left_behind_has_no_effect():
         ({"thresholding": True, "sample_max_value": 2.0}, "sample_max_value: 2.0"),
         ({"thresholding": "yes"}, "clip"),
         ({"clip_sample_range": 2.0}, "clip_sample_range"),
-        ({"skip_prk_steps": True}, "skip_prk_steps"),
+        ({"use_karras_sigma": True}, "use_karras_sigma"),
         ({"num_train_timesteps": "many"}, "steps"),
         ({"beta_start": None}, "beta_start"),
-        ({"_class_name": "DDIMScheduler", "set_alpha_to_one": False}, "set_alpha_to_one"),
+        ({"_class_name": "DDIMScheduler", "set_alpha_to_one": "no"}, "ends_clean"),
         ({"_class_name": "DPMSolverMultistepScheduler", "solver_order": 3}, "solver_order"),
         (
             {"_class_name": "DPMSolverMultistepScheduler", "final_sigmas_type": "sigma_min"},

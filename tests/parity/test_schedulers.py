@@ -211,6 +211,19 @@ def test_options_agree(fields, options, steps, monkeypatch):
     assert difference(monkeypatch, fields, steps=steps, **options) < TOLERANCE
 
 
+@pytest.mark.parametrize("steps", [3, 10, 50])
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "PNDMScheduler"])
+def test_stable_diffusion_s_own_agrees(kind, steps, monkeypatch):
+    """Its last step ends at alpha_bar_0. In place of PNDM, DDIM draws."""
+    fields = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    own = getattr(diffusers, kind)(**fields, steps_offset=1, set_alpha_to_one=False)
+    said = dict(own.config) | {"_class_name": kind, "clip_sample": False, "skip_prk_steps": True}
+    sections = schedulers.ours(said)
+    assert not sections["sampler"]["ends_clean"]
+    sampler = sections["sampler"] | {"steps": steps}
+    assert difference(monkeypatch, sections["diffusion"], **sampler) < TOLERANCE
+
+
 @pytest.mark.parametrize("steps", [3, 7, 30, 300])
 @pytest.mark.parametrize(
     "spacing",

@@ -313,9 +313,9 @@ def test_fields_and_their_defaults_are_those_of_diffusers():
         return {n: p.default for n, p in parameters.items() if n != "self"}
 
     assert defaults(diffusers.UNet2DModel) == names.FIELDS
-    for name, kind in schedulers.SCHEDULERS.items():
+    for name, kind in schedulers.READ.items():
         theirs = defaults(getattr(diffusers, kind))
         for field, value in schedulers.FIELDS[name].items():
             assert theirs.pop(field) == value, field
         # The solver's: whether the network answers with a variance too, in channels of its own.
-        assert set(theirs) - {"variance_type"} == schedulers.IDLE
+        assert set(theirs) - {"variance_type"} <= schedulers.IDLE

@@ -480,7 +480,7 @@ def test_every_field_of_the_sampler_has_a_flag(mr_run, sources, tmp_path):
     given = {"name": "ddim", "steps": 2, "spacing": "leading", "offset": 1, "eta": 0.5}
     given |= {"clip": True, "clipped_eps": False, "fixed_stride": True, "guidance": 1.0}
     given |= {"source_guidance": 1.0, "prompt_guidance": 1.0, "control": 1.0}
-    given |= {"batch": 2, "coherence": 24.0, "coupling": 0.0, "scgd": True}
+    given |= {"ends_clean": False, "batch": 2, "coherence": 24.0, "coupling": 0.0, "scgd": True}
     given |= {"neighbour_guidance": 0.5, "candidates": 2, "candidate": "best_contours"}
     given |= {"anchor": 3, "middle": True, "samples": 2, "keep": "mean", "tiles": 0.25}
     assert set(given) == set(config.default().sampler)
@@ -497,6 +497,7 @@ def test_every_field_of_the_sampler_has_a_flag(mr_run, sources, tmp_path):
         ({"name": "ddpm", "eta": 0.5}, "--eta: only ddim has it"),
         ({"name": "ddpm", "clipped_eps": False}, "--clipped_eps: .*--sampler is ddim and --clip"),
         ({"name": "ddpm", "fixed_stride": True}, "--fixed_stride: .*unless --sampler is ddim"),
+        ({"name": "ddpm", "ends_clean": False}, "--ends_clean: .*unless --sampler is ddim"),
         ({"neighbour_guidance": 0.35}, "--neighbour_guidance: .*unless --scgd"),
         ({"candidates": 4}, "--candidates: .*unless --scgd"),
         ({"candidate": "lowest_mean"}, "--candidate: .*unless --scgd"),
