@@ -43,6 +43,12 @@ def define_flags(values: flags.FlagValues) -> None:
         "of Stable Diffusion: the words that its networks attend to; none by default",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "source_preset",
+        None,
+        "of InstructPix2Pix: modality of the images that it is shown, ct or mr",
+        flag_values=values,
+    )
 
 
 def main(values: flags.FlagValues) -> int:
@@ -60,6 +66,7 @@ def main(values: flags.FlagValues) -> int:
         size=values.size,
         contours_file=values.contours,
         prompt=values.prompt,
+        source_preset=values.source_preset,
     )
     return 0
 

@@ -50,6 +50,7 @@ def import_checkpoint(
     size: int | None = None,
     contours_file: str | Path | None = None,
     prompt: str | None = None,
+    source_preset: str | None = None,
 ) -> None:
     """Make a run of a diffusers model.
 
@@ -63,6 +64,7 @@ def import_checkpoint(
       contours_file: settings of the contours that it was trained with: a JSON file, or the name of
         a contour preset; default: the original's.
       prompt: shown to networks of Stable Diffusion; default: no words.
+      source_preset: modality of the images that an InstructPix2Pix is shown.
 
     Raises:
       InputError: a model or an argument that cannot be used. No files are left behind.
@@ -81,11 +83,13 @@ def import_checkpoint(
             spacing=spacing,
             size=size,
             contours=contours_file or "original",
+            source=None if source_preset is None else intensity.preset(source_preset),
         )
         stable_diffusion.import_pipeline(Path(source), workdir, images, prompt or "")
         return
-    if prompt is not None:
-        raise InputError(f"--prompt: {source} attends to none; leave it out")
+    for name, value in (("prompt", prompt), ("source_preset", source_preset)):
+        if value is not None:
+            raise InputError(f"--{name}: {source} sees none; leave it out")
     unet = _unet(Path(source))
     ownership.check_apart("workdir", workdir, {"checkpoint": source})
     images = {

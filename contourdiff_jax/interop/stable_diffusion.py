@@ -72,6 +72,7 @@ class Images:
       preset, window: of their intensities, see training.run.Run.
       axis, spacing, size: of their grid; size is that of the pipeline by default.
       contours: settings of contours: a JSON file or the name of a contour preset.
+      source: preset of the images that InstructPix2Pix is shown; None for others.
     """
 
     preset: Preset
@@ -80,6 +81,7 @@ class Images:
     spacing: float
     size: int | None
     contours: str | Path
+    source: Preset | None = None
 
 
 def import_pipeline(folder: Path, workdir: Path, images: Images, prompt: str) -> None:
@@ -96,6 +98,8 @@ def import_pipeline(folder: Path, workdir: Path, images: Images, prompt: str) ->
     found = pipelines.read(folder)
     if found.text_encoder is None or found.tokenizer is None:
         raise InputError(f"{folder}: without text_encoder and tokenizer, no prompt can be made")
+    if (found.kind == INSTRUCTED) != (images.source is not None):
+        raise InputError("--source_preset and InstructPix2Pix, which sees it: each needs the other")
     words = tokenizer.load(found.tokenizer)
     ids = np.stack([words(""), words(prompt)])
     config = _config(found)
@@ -113,6 +117,8 @@ def import_pipeline(folder: Path, workdir: Path, images: Images, prompt: str) ->
         Grid(images.axis, images.spacing, size),
         contour_settings.named(images.contours, images.preset.modality),
         (),
+        source_preset=images.source,
+        paired=images.source is not None,
     )
     with ownership.folder(workdir, MADE) as partial:
         ours = dataclasses.replace(
@@ -169,7 +175,7 @@ def _keep_codec(vae: Part, ours: Run, section: ConfigDict, folder: Path) -> str:
     config = configuration.default()
     config.method, config.model.conditions = "autoencoder", (SOURCE.name,)
     config.autoencoder.update(section)
-    itself = dataclasses.replace(ours, config=config, source_preset=ours.preset)
+    itself = dataclasses.replace(ours, config=config, source_preset=ours.preset, paired=False)
     (folder / run.CODEC).mkdir()
     itself.save(folder / run.CODEC)
     return _keep(vae, AUTOENCODER, folder / run.CODEC)[0]

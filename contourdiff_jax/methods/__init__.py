@@ -115,6 +115,7 @@ def train(
     if teacher and config.method == "diffusion":
         config = configuration.from_dict(config.to_dict() | {"method": "distilled"})
     _check_known(config.method)
+    asked = configuration.changes(config)
     if origin := base or init:
         config = _adopted(config, run.load(Path(origin)))
     configuration.check(config)
@@ -135,7 +136,7 @@ def train(
     workdir, how = Path(workdir), {"teacher": Path(teacher)} if teacher else {}
     begun = bool(processes.told(lambda: "yes" if run.exists(workdir) else ""))
     if not begun:
-        configuration.check_idle(config)
+        configuration.check_idle(config, asked)
     opened = processes.together(lambda: run.opened(Path(store), verified))
     if source_store:
         how["source"] = processes.together(lambda: run.opened(Path(source_store), verified))
