@@ -234,18 +234,17 @@ def read(folder: str | Path) -> Pipeline:
             raise InputError(f"_class_name: {kind!r} is not supported, only {', '.join(NEEDED)}")
         components = _components(fields)
         _check_components(kind, components)
-    parts = {name: read_part(folder / name, name) for name in KINDS if name in components}
+    networks = {name: _network(folder / name, name) for name in KINDS if name in components}
     _check_fit(
         kind,
-        {name: part.config for name, part in parts.items()},
+        {name: config for name, (config, *_) in networks.items()},
         lambda name: str(folder / name / CONFIG),
     )
-    scheduler = _json(folder / SCHEDULER)
-    with forms.naming(folder / SCHEDULER):
-        schedulers.ours(scheduler)
+    scheduler = _scheduler(folder / SCHEDULER)
     words = folder / "tokenizer"
     if "tokenizer" in components and not words.is_dir():
         raise InputError(f"{words}: is not there, but {INDEX} names it; {REMEDY}")
+    parts = {name: _part(folder / name, name, *network) for name, network in networks.items()}
     return Pipeline(
         kind,
         **{name: parts.get(name) for name in KINDS},
@@ -264,15 +263,33 @@ def read_part(folder: str | Path, name: str) -> Part:
     Raises:
       InputError: see `read`.
     """
-    folder, kind = Path(folder), KINDS[name]
-    path = folder / CONFIG
+    folder = Path(folder)
+    return _part(folder, name, *_network(folder, name))
+
+
+def _network(folder: Path, name: str) -> tuple[Config, Any, Words]:
+    """What a Part has but for its parameters."""
+    path, kind = folder / CONFIG, KINDS[name]
     fields = _json(path)
     with forms.naming(path):
         config = kind.config(fields)
-        network, words = kind.network(config), kind.words(config)
+        return config, kind.network(config), kind.words(config)
+
+
+def _part(folder: Path, name: str, config: Config, network: Any, words: Words) -> Part:
+    kind = KINDS[name]
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     tensors = weight_files.tensors(folder, kind.stem, (kind.library, kind.name))
     return Part(config, network, words, parameters.matched(shapes, words, tensors, folder))
+
+
+def _scheduler(path: Path) -> dict:
+    fields = _json(path)
+    with forms.naming(path):
+        config = configuration.from_dict(schedulers.ours(fields))
+        configuration.check_diffusion(config)
+        configuration.check_sampler(config)
+    return fields
 
 
 def _json(path: Path) -> dict:
@@ -319,16 +336,17 @@ def _check_fit(kind: str, configs: Mapping[str, Config], called: Callable[[str],
         if value != wanted:
             raise InputError(f"{called(name)}: {field}: {value}, where {why} asks for {wanted}")
 
-    unet, coder = configs["unet"], configs["vae"]
-    latents, wide = coder.section["latents"], autoencoder.side(_autoencoder(coder))
+    unet, vae = configs["unet"], _autoencoder(configs["vae"])
+    model, latents, wide = section(unet.model), vae.latents, autoencoder.side(vae)
     of_vae = "latent_channels of the vae"
     check("unet", "out_channels", unet.outputs, latents, of_vae)
     sees = 2 if kind == INSTRUCTED else 1  # the latents of the source beside
     check("unet", "in_channels", unet.inputs, sees * latents, f"{of_vae} in a {kind}")
     if branch := configs.get("controlnet"):
         check("controlnet", "in_channels", branch.inputs, latents, of_vae)
+        own = section(branch.model)
         for ours, theirs in COMMON.items():
-            check("controlnet", theirs, branch.model[ours], unet.model[ours], "the unet")
+            check("controlnet", theirs, own[ours], model[ours], "the unet")
         field, halvings = "conditioning_embedding_out_channels", len(branch.hint_channels) - 1
         if 2**halvings != wide:
             raise InputError(
@@ -336,8 +354,8 @@ def _check_fit(kind: str, configs: Mapping[str, Config], called: Callable[[str],
                 f"{2**halvings} px wide, and block_out_channels of the vae make it {wide}"
             )
     if text := configs.get("text_encoder"):
-        context = unet.model["context"]
-        check("text_encoder", "hidden_size", text.width, context, "cross_attention_dim of the unet")
+        seen = "cross_attention_dim of the unet"
+        check("text_encoder", "hidden_size", text.width, model.context, seen)
         if text.positions < tokenizer.LENGTH:
             raise InputError(
                 f"{called('text_encoder')}: max_position_embeddings: {text.positions}, where "
