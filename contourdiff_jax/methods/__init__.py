@@ -190,8 +190,9 @@ def _begins(
 def _adopted(config: ConfigDict, theirs: Run) -> ConfigDict:
     """A configuration with the sections of the run of latents that it begins with.
 
-    Such a run knows the network, its process and how it is drawn with. A section that is not at its
-    defaults is left as it is; what the network sees is always the configuration's own.
+    Such a run knows the network, its process and how it is drawn with, by guidance too, which needs
+    conditions that are dropped. A section that is not at its defaults is left as it is; what the
+    network sees is always the configuration's own.
     """
     if theirs.codec is None or config.method not in configuration.STEPS:
         return config
@@ -200,6 +201,8 @@ def _adopted(config: ConfigDict, theirs: Run) -> ConfigDict:
         seen = {name: v for name, v in fields[section].items() if name == "conditions"}
         if fields[section] == usual[section] | seen:
             fields[section] = theirs.config[section].to_dict() | seen
+    dropout = "condition_dropout"
+    fields["train"][dropout] = fields["train"][dropout] or theirs.config.train[dropout]
     return configuration.from_dict(fields)
 
 
