@@ -14,6 +14,7 @@ from contourdiff_jax.interop import unet2d
 
 AUTOENCODER = "AutoencoderKL"
 DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
+EPSILON = 1e-6  # of its group normalisation, whatever its config.json says
 SCALE = 0.18215  # diffusers' default, of Stable Diffusion 1 and 2
 
 # Fields of its config.json with diffusers' defaults, for files of older versions that lack some.
@@ -110,7 +111,15 @@ def fields(config, *, scale: float, size: int) -> dict:
     Args:
       scale: by which latents are multiplied to be learnt.
       size: of the images, in pixels.
+
+    Raises:
+      InputError: a setting that AutoencoderKL has no equivalent of; it is named.
     """
+    if config.epsilon != EPSILON:
+        raise InputError(
+            f"config.autoencoder.epsilon: {config.epsilon} has no equivalent in {AUTOENCODER}, "
+            f"only {EPSILON}"
+        )
     count = len(config.channels)
     return {
         "_class_name": AUTOENCODER,

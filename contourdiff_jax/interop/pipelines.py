@@ -42,8 +42,10 @@ PLAIN = "StableDiffusionPipeline"
 CONTROLLED = "StableDiffusionControlNetPipeline"
 INSTRUCTED = "StableDiffusionInstructPix2PixPipeline"
 # The networks of each; a text encoder may be missing where what it says of prompts is kept.
-NEEDED = {PLAIN: ("unet", "vae"), INSTRUCTED: ("unet", "vae")} | {
-    CONTROLLED: ("unet", "vae", "controlnet")
+NEEDED = {
+    PLAIN: ("unet", "vae"),
+    CONTROLLED: ("unet", "vae", "controlnet"),
+    INSTRUCTED: ("unet", "vae"),
 }
 # Without effect on what is drawn, but for the image encoder, which is of adapters.
 UNNEEDED = ("safety_checker", "feature_extractor", "image_encoder")
@@ -229,10 +231,7 @@ def read(folder: str | Path) -> Pipeline:
         raise InputError(f"{folder}: holds no {INDEX}; name the folder of a pipeline")
     fields = _json(index)
     with forms.naming(index):
-        kind = fields.get("_class_name")
-        if kind not in list(NEEDED):
-            raise InputError(f"_class_name: {kind!r} is not supported, only {', '.join(NEEDED)}")
-        components = _components(fields)
+        kind, components = fields.get("_class_name"), _components(fields)
         _check_components(kind, components)
     networks = {name: _network(folder / name, name) for name in KINDS if name in components}
     _check_fit(
@@ -304,6 +303,8 @@ def _components(fields: Mapping) -> dict[str, str]:
 
 
 def _check_components(kind: str, components: Mapping[str, str]) -> None:
+    if kind not in list(NEEDED):
+        raise InputError(f"_class_name: {kind!r} is not supported, only {', '.join(NEEDED)}")
     for name in (*NEEDED[kind], "scheduler"):
         if name not in components:
             raise InputError(f"{name}: missing, and a {kind} needs it; {REMEDY}")
@@ -311,10 +312,9 @@ def _check_components(kind: str, components: Mapping[str, str]) -> None:
     for name, of in components.items():
         if name in classes and of not in classes[name]:
             raise InputError(f"{name}: {of!r} is not supported, only {', '.join(classes[name])}")
-        if name not in (*classes, *UNNEEDED, "scheduler"):
+        known = (*NEEDED[kind], "scheduler", "text_encoder", "tokenizer", *UNNEEDED)
+        if name not in known:
             raise InputError(f"{name}: not a component of a {kind} that is known here")
-    if "controlnet" in components and kind != CONTROLLED:
-        raise InputError(f"controlnet: not a component of a {kind}")
 
 
 # Fields in which a ControlNet is as its U-Net, with their names in a config.json.
@@ -402,12 +402,13 @@ def write(
     absent = dict.fromkeys(("text_encoder", "tokenizer", *UNNEEDED), (None, None))
     index = {name: list(pair) for name, pair in sorted((absent | classes).items())}
     options = {"requires_safety_checker": False}
+    wide = autoencoder.side(_autoencoder(parts["vae"][0]))
+    fields = {name: KINDS[name].fields(config, size, wide) for name, (config, _) in parts.items()}
     disk.write_json(folder / INDEX, {"_class_name": kind} | index | options)
     disk.write_json(folder / SCHEDULER, dict(scheduler))
-    wide = autoencoder.side(_autoencoder(parts["vae"][0]))
     for name, (config, params) in parts.items():
         of = KINDS[name]
-        disk.write_json(folder / name / CONFIG, of.fields(config, size, wide))
+        disk.write_json(folder / name / CONFIG, fields[name])
         tensors = parameters.written(of.words(config), params)
         path = folder / name / f"{of.stem}.safetensors"
         weight_files.write(path, tensors, {"format": "pt"})

@@ -4,7 +4,7 @@
 The reference is diffusers 0.42 (schedulers/scheduling_ddpm.py, scheduling_ddim.py,
 scheduling_pndm.py and scheduling_dpmsolver_multistep.py). `ours` and `theirs` are inverses of each
 other, except for what diffusers leaves to the caller (the number of steps, eta, and whether eps is
-clipped), for the stride of its DDIM, which is fixed, and for PNDM, which becomes DDIM.
+clipped), for the stride of its DDIM, which is fixed, and for schedulers in whose place DDIM stands.
 """
 
 import math
@@ -18,10 +18,14 @@ SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
 }
-# Stable Diffusion's own has no equivalent here. DDIM draws of the same schedule: both solve one
-# equation, PNDM to a higher order (Liu et al. 2022, arXiv 2202.09778).
-STAND_INS = {"pndm": "ddim"}
-READ = SCHEDULERS | {"pndm": "PNDMScheduler"}
+# Those that Stable Diffusion and InstructPix2Pix were published with have no equivalent here. DDIM
+# draws of the same schedule: it solves the equation that PNDM solves to a higher order (Liu et al.
+# 2022, arXiv 2202.09778), and Euler's ancestral steps without their fresh noise.
+STAND_INS = {"pndm": "ddim", "euler_ancestral": "ddim"}
+READ = SCHEDULERS | {
+    "pndm": "PNDMScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+}
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 
@@ -54,6 +58,17 @@ FIELDS = {
         "timestep_spacing": "leading",
         "steps_offset": 0,
         "skip_prk_steps": False,
+    },
+    "euler_ancestral": {
+        "num_train_timesteps": 1000,
+        "beta_start": 1e-4,
+        "beta_end": 0.02,
+        "beta_schedule": "linear",
+        "trained_betas": None,
+        "prediction_type": "epsilon",
+        "timestep_spacing": "linspace",
+        "steps_offset": 0,
+        "rescale_betas_zero_snr": False,
     },
     "dpmpp_2m": {
         **(COMMON | {"timestep_spacing": "linspace"}),

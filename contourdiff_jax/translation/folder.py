@@ -168,7 +168,7 @@ PACKAGES = ("contourdiff-jax", "jax", "flax", "numpy", "opencv-python-headless")
 OF_STEPS = ("coupling", "scgd", "tiles")  # fields of the sampler that change its steps
 # Values with which a field asks for nothing, so that it may be given where it counts for nothing.
 OFF = {
-    **{"fixed_stride": False, "eta": 0.0, "tiles": 0.0, "control": 1.0},
+    **{"fixed_stride": False, "ends_clean": True, "eta": 0.0, "tiles": 0.0, "control": 1.0},
     **{"guidance": 1.0, "source_guidance": 1.0, "prompt_guidance": 1.0},
     **{"coherence": 0.0, "coupling": 0.0, "samples": 1, "keep": "first"},
     **{"scgd": False, "anchor": 0, "middle": False},

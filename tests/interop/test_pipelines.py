@@ -345,6 +345,7 @@ def test_pickles_are_refused_with_the_line_that_converts_them(refused, folder, n
 @pytest.mark.parametrize(
     ("kind", "changes", "named"),
     [
+        ("StableDiffusionXLPipeline", {}, "_class_name: .*XL"),
         (CONTROLLED, {}, "controlnet: missing"),
         (PLAIN, {"controlnet": BRANCH}, "controlnet: not a component"),
         (INSTRUCTED, {}, "unet: in_channels: 4, .* 8$"),
@@ -356,4 +357,11 @@ def test_parts_that_make_no_pipeline_are_not_written(kind, changes, named, tmp_p
     parts = {name: (config, {}) for name, config in (CONFIGS | changes).items()}
     with pytest.raises(InputError, match=f"^{named}"):
         write(tmp_path, kind, parts)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_autoencoder_that_diffusers_has_not_is_not_written(tmp_path):
+    config = Coder(VAE.section | {"epsilon": 1e-5}, VAE.scale)
+    with pytest.raises(InputError, match=r"config\.autoencoder\.epsilon: 1e-05"):
+        write(tmp_path, PLAIN, parts_of(CONFIGS | {"vae": config}))
     assert not any(tmp_path.iterdir())

@@ -148,9 +148,13 @@ def test_a_pipeline_is_the_beginning_of_an_instructed_run(
         sampler={"steps": 2, "prompt_guidance": 1.0},
     ).done
     assert len(done) == 2
-    with pytest.raises(InputError, match=r"config\.model\.null"):
-        export(instructed, tmp_path / "flagged", like=saved("1.x")[1])
-    assert trained.config.model.null == "flag"
+    export(instructed, tmp_path / "out", like=saved("1.x")[1])
+    again = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(tmp_path / "out")
+    before = saved("1.x")[0].unet.state_dict()
+    for name, tensor in again.unet.state_dict().items():
+        kept = tensor[:, : before[name].shape[1]] if name == "conv_in.weight" else tensor
+        np.testing.assert_allclose(kept.numpy(), before[name].numpy(), atol=1e-6, err_msg=name)
+    assert not again.unet.conv_in.weight[:, 4:].any()
 
 
 def test_a_pipeline_is_the_base_of_a_controlnet(saved, imported, store, phantom_data, tmp_path):
