@@ -4,34 +4,50 @@
 Scripts find this file with `sys.path.append(str(Path(__file__).parents[1]))`.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 from ml_collections import ConfigDict
 
 from contourdiff_jax import methods
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contracts import Method
+from contourdiff_jax.models import autoencoder
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, loop, run
-from contourdiff_jax.training.run import Run
+from contourdiff_jax.training.run import CodecOf, Run
 from contourdiff_jax.translation import sampling
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
 
 
-def run_of(config: ConfigDict, size: int) -> Run:
-    """A run on MR of `size` px."""
-    contours = contour_settings.preset("default", "mr")
+def run_of(config: ConfigDict, size: int, *, latents: bool = False) -> Run:
+    """A run on MR of `size` px, or on latents of the autoencoder that its configuration has."""
+    preset, contours = intensity.preset("mr"), contour_settings.preset("default", "mr")
     grid = Grid("axial", 1.0, size)
-    return Run(config, intensity.preset("mr"), intensity.IDENTITY, grid, contours, ())
+    codec = CodecOf(config.autoencoder, 1.0, "") if latents else None
+    return Run(config, preset, intensity.IDENTITY, grid, contours, (), codec=codec)
 
 
-def training(config: ConfigDict, size: int) -> tuple[Method, loop.Compiled]:
+def built(ours: Run, **how) -> Method:
+    """The method of such a run; an autoencoder has the weights that it begins with."""
+    if ours.codec is None:
+        return methods.build(ours, **how)
+    method, init = methods.build(ours, **how), autoencoder.build(ours.codec.section).init
+    weights = jax.jit(init, out_shardings=meshes.replicated(method.mesh))(jax.random.key(0))
+    return dataclasses.replace(method, parts=lambda: {"codec": weights})
+
+
+def training(
+    config: ConfigDict, size: int, *, latents: bool = False
+) -> tuple[Method, loop.Compiled]:
     """The method of a configuration and its compiled step, for images of `size` px."""
-    ours = run_of(config, size)
-    method = methods.build(ours, store=SimpleNamespace(grid=ours.grid))
+    ours = run_of(config, size, latents=latents)
+    store = SimpleNamespace(grid=ours.grid, sources=(), source_preset=ours.preset)
+    method = built(ours, store=store)
     return method, loop.compiled(method, config.train)
 
 

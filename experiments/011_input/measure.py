@@ -53,7 +53,7 @@ def measure(out: Path, size: int) -> dict:
         began = time.perf_counter()
         example = jax.block_until_ready(next(examples))
         made = time.perf_counter()
-        state, _ = jax.block_until_ready(compiled.step(state, example, ()))
+        state, _ = jax.block_until_ready(compiled.step(state, example, method.fixed))
         learnt = time.perf_counter()
         for _ in range(settings.train.batch):
             read_as_the_original(folder / "pictures", size, rng)

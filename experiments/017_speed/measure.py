@@ -9,13 +9,17 @@ same number of parameters, batch, precision and threads. A train step is noise, 
 clipped gradient and AdamW on data at rest (ours also averages the parameters, which the peer does
 not); a translation is the loop of DDIM over a batch. 'regression' is the small network without what
 is for noise and time, of both sides: it trains on the absolute error in a mask, and translates in
-one pass. Each side is a process of its own, which does nothing while it is not its turn: thread
-pools that share one disturb each other. Turns alternate, so that a busy machine is busy for all,
-and begin with a call that is not counted: a virtual machine may have taken the memory that a
-process gave back before it waited. A ratio is that of two turns side by side, given as the median
-with its bootstrap interval. With --ways it is compared with itself, without what makes it fast on a
-CPU, and with what might make it faster. Each network has its entry in result.json, by device;
---memory adds to it what a process holds at most that does one thing only.
+one pass. 'latents' are those of configs/latent_small.py with their autoencoder, which encodes the
+images of a step and decodes what is drawn, on both sides; 'pix2pix' is that of
+configs/pix2pix_small.py with its critic, beside the same layers of PyTorch.
+
+Each side is a process of its own, which does nothing while it is not its turn: thread pools that
+share one disturb each other. Turns alternate, so that a busy machine is busy for all, and begin
+with a call that is not counted: a virtual machine may have taken the memory that a process gave
+back before it waited. A ratio is that of two turns side by side, given as the median with its
+bootstrap interval. With --ways it is compared with itself, without what makes it fast on a CPU, and
+with what might make it faster. Each network has its entry in result.json, by device; --memory adds
+to it what a process holds at most that does one thing only.
 """
 
 import contextlib
@@ -23,6 +27,7 @@ import functools
 import json
 import os
 import platform
+import runpy
 import statistics
 import subprocess
 import sys
@@ -32,9 +37,10 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
+CONFIGS = HERE.parents[1] / "configs"
 STEPS = 5  # of DDIM
 CALLS = ("train", "translate")
-REGRESSION = "regression"  # the network of that method
+REGRESSION, PIX2PIX, LATENTS = "regression", "pix2pix", "latents"  # networks of other methods
 OURS = "contourdiff_jax"
 HUGE = "huge pages"  # for large arrays, where the system leaves that to who asks for memory
 FUSED = "fused attention"
@@ -68,6 +74,8 @@ def networks() -> dict:
     return {
         "small": (THEIRS | small, 64, 8),
         REGRESSION: (THEIRS | small, 64, 8),
+        LATENTS: (THEIRS | {"channels": (64, 128), "attention": (False, True)}, 96, 8),
+        PIX2PIX: ({}, 96, 4),
         "published": (THEIRS | PUBLISHED, 256 if gpu() else 128, 4 if gpu() else 2),
         "default": ({}, 96, 4),
     }
@@ -78,8 +86,17 @@ def settings(name: str):
     from contourdiff_jax import config as configuration
 
     fields, _, batch = networks()[name]
+    if name == PIX2PIX:
+        config = runpy.run_path(str(CONFIGS / "pix2pix_small.py"))["get_config"]()
+        config.train.update(batch=batch, images=1_000_000)
+        config.sampler.batch = batch
+        return config
     config = configuration.default()
     config.method = REGRESSION if name == REGRESSION else "diffusion"
+    if name == LATENTS:
+        codec = runpy.run_path(str(CONFIGS / "autoencoder_small.py"))["get_config"]()
+        config.autoencoder.update(codec.autoencoder)
+        config.sampler.clip = False
     config.model.update(fields)
     config.model.dtype = "bfloat16" if gpu() else "float32"
     config.diffusion.update(
@@ -98,7 +115,7 @@ def example(name: str) -> dict:
     rng = np.random.default_rng(0)
     contour = examples.given(rng.integers(0, 2, (batch, size, size)).astype(np.float32))
     x = rng.uniform(-1, 1, (batch, size, size, 1)).astype(np.float32)
-    made = {"x": x, "condition": {"contour": contour}}
+    made = {"x": x, "condition": {"source" if name == PIX2PIX else "contour": contour}}
     return made | {"mask": (abs(x) < 0.5).astype(np.float32)} if name == REGRESSION else made
 
 
@@ -121,7 +138,6 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
 
     from contourdiff_jax import methods
     from contourdiff_jax.diffusion import noise
-    from contourdiff_jax.methods.diffusion import NETWORK
     from contourdiff_jax.models import convolution
     from contourdiff_jax.runtime import mesh as meshes
 
@@ -129,33 +145,34 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
         convolution._outweighed = convolution._tiled = lambda x, kernel: False
         convolution._gradients_on_a_cpu = convolution._gradients_by_xla
     config, (_, size, batch) = settings(name), networks()[name]
-    config.model.fused_attention = fused
-    given = example(name)
+    if name != PIX2PIX:
+        config.model.fused_attention = fused
+    given, latents = example(name), name == LATENTS
 
     def training():
-        method, compiled = setups.training(config, size)
+        method, compiled = setups.training(config, size, latents=latents)
         state = compiled.init(jax.random.key(0))
         lying = meshes.put(meshes.batch(method.mesh), given)
 
         def call(count: int):
             nonlocal state
             for _ in range(count):
-                state, metrics = compiled.step(state, lying, ())
+                state, metrics = compiled.step(state, lying, method.fixed)
             jax.block_until_ready((state, metrics))
 
         return call
 
     def translation():
-        made = setups.run_of(config, size)
-        held = methods.networks(made)[NETWORK]
+        made = setups.run_of(config, size, latents=latents)
+        held = methods.networks(made)
         mesh = meshes.make(config.mesh, batch=batch, held=held)
-        method = methods.build(made, mesh=mesh)
+        method = setups.built(made, mesh=mesh)
         # From the host, as those of a checkpoint.
         rng = np.random.default_rng(0)
         weights = jax.tree.map(lambda a: rng.normal(0, 0.02, a.shape).astype(a.dtype), held)
-        params = meshes.split(meshes.replicated(mesh), weights)
+        averages = meshes.split(meshes.replicated(mesh), weights)
         del weights
-        draw = setups.drawn_by(method, {NETWORK: params})
+        draw = setups.drawn_by(method, averages)
         knots = noise.independent(0, "speed", batch)
 
         def call(count: int):
@@ -172,15 +189,24 @@ def ours(name: str, share: bool = True, forms: bool = True, fused: bool = False)
 
 def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
     import torch
-    from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+    from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DModel
 
+    from contourdiff_jax.interop import autoencoder_kl
     from contourdiff_jax.interop import unet2d as names
 
+    if name == PIX2PIX:
+        return their_pix2pix(channels_last, compiled)
     config, (_, size, batch) = settings(name), networks()[name]
     device, regresses = "cuda" if gpu() else "cpu", name == REGRESSION
     torch.manual_seed(0)
-    inputs = 1 if regresses else 2
-    unet = UNet2DModel(**names.unet(config.model, inputs=inputs, outputs=1, size=size))
+    inputs, outputs, side = (1 if regresses else 2), 1, 1
+    if name == LATENTS:
+        fields = autoencoder_kl.fields(config.autoencoder, scale=1.0, size=size)
+        vae, side = AutoencoderKL.from_config(fields).to(device).eval(), 4
+        inputs, outputs = config.autoencoder.latents + side**2, config.autoencoder.latents
+    unet = UNet2DModel(
+        **names.unet(config.model, inputs=inputs, outputs=outputs, size=size // side)
+    )
     unet = (timeless(unet) if regresses else unet).to(device)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     unet = unet.to(memory_format=layout)
@@ -188,6 +214,7 @@ def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
     autocast = functools.partial(torch.autocast, device, dtype=torch.bfloat16, enabled=gpu())
     x = torch.rand(batch, 1, size, size, device=device) * 2 - 1
     contour = torch.randint(0, 2, (batch, 1, size, size), device=device).float()
+    contour = torch.nn.functional.pixel_unshuffle(contour, side)
 
     def predicted(noisy, t):
         with autocast():
@@ -201,8 +228,10 @@ def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
 
         def denoised():
             t = torch.randint(0, 1000, (batch,), device=device)
-            eps = torch.randn_like(x)
-            answer = predicted(schedule.add_noise(x, eps, t), t)
+            with torch.no_grad():
+                x_0 = vae.encode(x).latent_dist.sample() if name == LATENTS else x
+            eps = torch.randn_like(x_0)
+            answer = predicted(schedule.add_noise(x_0, eps, t), t)
             return torch.nn.functional.mse_loss(answer, eps)
 
         def regressed():
@@ -230,10 +259,10 @@ def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
         def call(count: int):
             for _ in range(count):
                 strided.set_timesteps(STEPS)
-                z = torch.randn_like(x)
+                z = torch.randn((batch, outputs, size // side, size // side), device=device)
                 for t in strided.timesteps:
                     z = strided.step(predicted(z, t), t, z).prev_sample
-                z.cpu()
+                (vae.decode(z).sample if name == LATENTS else z).cpu()
 
         @torch.no_grad()
         def at_once(count: int):
@@ -247,6 +276,62 @@ def theirs(name: str, channels_last: bool, compiled: bool) -> dict:
         "translate": translation,
         "peak": lambda: torch.cuda.max_memory_allocated(),
     }
+
+
+def their_pix2pix(channels_last: bool, compiled: bool) -> dict:
+    """The same layers of PyTorch; the image that is drawn serves both networks of a step."""
+    import torch
+
+    sys.path.append(str(HERE.parents[1] / "tests/parity"))
+    import adversaries
+
+    config, (_, size, batch) = settings(PIX2PIX), networks()[PIX2PIX]
+    section, device = config.adversarial, "cuda" if gpu() else "cpu"
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    torch.manual_seed(0)
+    draws = adversaries.UNet(1, 1, section.levels, section.width, section.norm)
+    judges = adversaries.critic(2, section.critic_layers, section.critic_width, section.norm)
+    draws, judges = (net.to(device, memory_format=layout) for net in (draws, judges))
+    drawn, judged = (torch.compile(net) if compiled else net for net in (draws, judges))
+    x, source = (torch.rand(batch, 1, size, size, device=device) * 2 - 1 for _ in range(2))
+    cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits
+
+    def doubt(image, real: bool):
+        logits = judged(torch.cat([source, image], 1))
+        return cross_entropy(logits, torch.full_like(logits, float(real)))
+
+    def training():
+        adam = functools.partial(torch.optim.Adam, lr=5e-4, betas=(0.5, 0.999))
+        of_critic, of_generator = adam(judges.parameters()), adam(draws.parameters())
+
+        def call(count: int):
+            for _ in range(count):
+                image = drawn(source)
+                of_critic.zero_grad(set_to_none=True)
+                ((doubt(x, True) + doubt(image.detach(), False)) / 2).backward()
+                of_critic.step()
+                of_generator.zero_grad(set_to_none=True)
+                judges.requires_grad_(False)
+                loss = doubt(image, True) + section.l1 * (image - x).abs().mean()
+                loss.backward()
+                judges.requires_grad_(True)
+                of_generator.step()
+            loss.item()
+
+        return call
+
+    def translation():
+        @torch.no_grad()
+        def call(count: int):
+            for _ in range(count):
+                drawn(source).cpu()
+
+        return call
+
+    def peak() -> int:
+        return torch.cuda.max_memory_allocated()
+
+    return {"train": training, "translate": translation, "peak": peak}
 
 
 def timeless(unet):
@@ -326,7 +411,7 @@ def process(name: str, side: str):
 def measure(name: str, sides: list[str], rounds: int, counts: dict) -> dict:
     _, size, batch = networks()[name]
     seconds = {side: {what: [] for what in counts} for side in sides}
-    steps = 1 if name == REGRESSION else STEPS
+    steps = 1 if name in (REGRESSION, PIX2PIX) else STEPS
     found = {"pixels": size, "batch": batch, "rounds": rounds, "sampling_steps": steps, "sides": {}}
     with contextlib.ExitStack() as running:
         asks = {side: running.enter_context(process(name, side)) for side in sides}

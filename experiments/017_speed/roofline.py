@@ -81,7 +81,7 @@ def roofline(name: str, peak: float | None, profile: str | None) -> dict:
 
     def step():
         nonlocal state
-        state, metrics = compiled.step(state, example, ())
+        state, metrics = compiled.step(state, example, method.fixed)
         return metrics
 
     took = seconds(step)
