@@ -469,7 +469,9 @@ RULES = {
     "controlnet.channels": FEATURES,
     "controlnet.image_channels": _among(1, 3),
     "autoencoder.image_channels": _among(1, 3),
-    "autoencoder.channels": FEATURES,
+    "autoencoder.channels": Rule(
+        lambda value: FEATURES.holds(value) and len(value) > 1, f"{FEATURES.words}; two at least"
+    ),
     "autoencoder.layers": _between(1, MOST_LAYERS),
     "autoencoder.latents": _between(1, WIDEST),
     "autoencoder.groups": _between(1),
@@ -524,11 +526,12 @@ RULES = {
 }
 
 
-def check(config: ConfigDict, *, size: int | None = None) -> None:
+def check(config: ConfigDict, *, size: int | None = None, side: int = 1) -> None:
     """Refuse what cannot work, before anything runs.
 
     Args:
       size: pixels a side of the images, where they are known.
+      side: pixels a side of a latent, where latents are learnt.
 
     Raises:
       InputError: the first such field, by its name, and what to do.
@@ -563,7 +566,7 @@ def check(config: ConfigDict, *, size: int | None = None) -> None:
         )
     _check_autoencoder(config.autoencoder)
     if size is not None:
-        check_size(config, size)
+        check_size(config, size, side)
 
 
 def _check_shown_alone(config: ConfigDict) -> None:
@@ -684,13 +687,19 @@ def _check_fused(model: ConfigDict, attentive: list[int]) -> None:
             )
 
 
-def check_size(config: ConfigDict, size: int) -> None:
-    """Raise InputError for an image that the network cannot halve often enough."""
+def check_size(config: ConfigDict, size: int, side: int = 1) -> None:
+    """Raise InputError for an image that the network cannot halve often enough.
+
+    Args:
+      size: of images in pixels.
+      side: pixels a side of what the network takes for one: those of a latent.
+    """
     halvings, field = _halvings(config)
     patch = 1 if config.method in CRITICISED else config.model.patch
-    unit = patch * 2**halvings
+    unit = side * patch * 2**halvings
     if size % unit:
         cut = f" after patches of {patch} px" if patch > 1 else ""
+        cut += f" as latents of {side} px" if side > 1 else ""
         raise InputError(
             f"images of {size} px cannot be halved {halvings} times{cut}: "
             f"take --size={-(-size // unit) * unit}{field and f', or {field}'}"
@@ -723,9 +732,10 @@ def _check_disturbance(config: ConfigDict) -> None:
 
 
 def _check_dropout(config: ConfigDict) -> None:
-    count = len(config.model.conditions)
-    paired = "source" in config.model.conditions  # others lose each condition by itself
-    if paired and count > 1 and (count + 1) * config.train.condition_dropout > 1:
+    count = len(config.model.conditions) + bool(config.model.context)
+    # Others lose each condition by itself.
+    scaled = "source" in config.model.conditions or config.model.context
+    if scaled and count > 1 and (count + 1) * config.train.condition_dropout > 1:
         raise InputError(
             f"config.train.condition_dropout: {config.train.condition_dropout:g} for each of "
             f"{count} conditions and for all at once are more than 1; take at most 1/{count + 1}"
@@ -797,7 +807,8 @@ def _check_few_steps(config: ConfigDict) -> None:
             "config.distillation: what is learnt are steps of DDIM to clean data; let "
             "config.sampler.name be ddim, eta 0, fixed_stride false and ends_clean true"
         )
-    if substeps and (sampler.guidance, sampler.source_guidance) != (1, 1):
+    scales = (sampler.guidance, sampler.source_guidance, sampler.prompt_guidance)
+    if substeps and scales != (1, 1, 1):
         raise InputError("config.distillation: guidance is not learnt; let config.sampler's be 1")
     if substeps * sampler.steps > config.diffusion.steps:
         raise InputError(
@@ -928,6 +939,10 @@ NEEDS = {
     "adversarial.identity": Need(
         lambda c: c.method == "cyclegan" and c.adversarial.cycle > 0,
         "config.method is cyclegan and config.adversarial.cycle above 0",
+    ),
+    "train.condition_dropout": Need(
+        lambda c: bool(c.model.conditions or c.model.context),
+        "config.model.conditions or config.model.context shows something",
     ),
     "train.constant": Need(lambda c: c.train.decay == "linear", "config.train.decay is linear"),
     "train.ema_halflife": Need(

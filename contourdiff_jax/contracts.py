@@ -132,6 +132,7 @@ class Translator:
       params: what it draws with.
       sees: names of the conditions that it is to be given.
       dims: of what it draws at once: 2 for slices, 3 for volumes.
+      unit: pixels that sides of what it draws are a multiple of.
       batch: how many it draws at once.
       denoises: whether it comes to an image step by step. Coupling, tiles and SCGD change the
         steps, so they can be had of such a method alone.
@@ -143,6 +144,7 @@ class Translator:
     batch: int
     denoises: bool
     dims: int = 2
+    unit: int = 1
 
     def __call__(self, seen: Mapping[str, Array], knots: Any, beside: Array | None = None) -> Array:
         """Draw images [B, *S, C] in [-1, 1].

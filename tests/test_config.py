@@ -385,6 +385,7 @@ IDLE = {
         **{"method": "cyclegan", "model.conditions": ("source",)},
         "adversarial.cycle": 0.0,
     },
+    "train.condition_dropout": {"model.conditions": ()},
     "train.constant": {},
     "train.ema_halflife": {"train.ema_rampup": 0.0},
     "train.neighbour": {},

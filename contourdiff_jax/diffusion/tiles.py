@@ -19,13 +19,16 @@ import numpy as np
 STEP = 8  # pixels
 
 
-def side(wanted: int, tile: int) -> int:
+def side(wanted: int, tile: int, unit: int = 1) -> int:
     """S for pictures of `wanted` pixels: T where one tile is enough, else a multiple of STEP.
+
+    It is one of `unit`, too.
 
     There are few sizes, because each is compiled on its own. None is larger than needed, so that
     tiles overlap as much as they can and each sees as much of the picture as it can.
     """
-    return tile if wanted <= tile else STEP * math.ceil(wanted / STEP)
+    step = math.lcm(STEP, unit)
+    return tile if wanted <= tile else step * math.ceil(wanted / step)
 
 
 def windows(size: int, tile: int, overlap: float) -> tuple[np.ndarray, np.ndarray]:

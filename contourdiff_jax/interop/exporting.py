@@ -43,6 +43,8 @@ def export(run_folder: str | Path, out: str | Path, like: str | Path | None = No
             count = stable_diffusion.export_pipeline(ours, run_folder, partial, like)
         print(f"{out}: {count:,} parameters for diffusers")
         return
+    if ours.base:
+        raise InputError(f"{run_folder}: a ControlNet of pixels, which diffusers has none of")
     if like is not None:
         raise InputError(f"--like: {run_folder} has no text encoder to be copied; leave it out")
     config = ours.config

@@ -233,7 +233,7 @@ def export_pipeline(ours: Run, folder: Path, out: Path, like: str | Path | None)
         )
     origin = pipelines.read(like)
     network: Network = origin.unet.config
-    one = meshes.local()
+    one = meshes.local(1)  # each core of a CPU would have a copy of its own
     fixed = parts.read(ours, one, base=_base(ours))
     method_players = _players(ours)
     _, averages = checkpoint.averages(folder, method_players, one)

@@ -6,6 +6,7 @@ A method is added by a file with a function `build` and a line in METHODS (CONTR
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -19,16 +20,17 @@ from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import (
     autoencoder,
-    codecs,
     controlnet,
     cyclegan,
     diffusion,
     distilled,
+    origins,
     parts,
     pix2pix,
     regression,
     segmentation,
 )
+from contourdiff_jax.methods.origins import Origins
 from contourdiff_jax.models import unet
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import ownership, processes
@@ -115,9 +117,13 @@ def train(
     if teacher and config.method == "diffusion":
         config = configuration.from_dict(config.to_dict() | {"method": "distilled"})
     _check_known(config.method)
-    asked = configuration.changes(config)
-    if origin := base or init:
-        config = _adopted(config, run.load(Path(origin)))
+    meshes.check_devices()
+    workdir, asked = Path(workdir), configuration.changes(config)
+    begun = bool(processes.told(lambda: "yes" if run.exists(workdir) else ""))
+    before = run.load(workdir) if begun else None
+    given = Origins(*(Path(it) if it else None for it in (codec, base, init, teacher)))
+    if (theirs := origins.of(config, before, given)) is not None:
+        config = origins.adopted(config, theirs)
     configuration.check(config)
     if config.method == "distilled" and not teacher:
         raise InputError("--teacher and --config.distillation.substeps: each needs the other")
@@ -132,9 +138,7 @@ def train(
         raise InputError("--init: a network begins with the weights of its teacher; leave it out")
     if config.method == "segmentation":
         raise InputError("config.method: segmenters are trained by `contourdiff segment`")
-    meshes.check_devices()
-    workdir, how = Path(workdir), {"teacher": Path(teacher)} if teacher else {}
-    begun = bool(processes.told(lambda: "yes" if run.exists(workdir) else ""))
+    how = {"teacher": Path(teacher)} if teacher else {}
     if not begun:
         configuration.check_idle(config, asked)
     opened = processes.together(lambda: run.opened(Path(store), verified))
@@ -142,68 +146,19 @@ def train(
         how["source"] = processes.together(lambda: run.opened(Path(source_store), verified))
     if perceptual is not None:
         how["perceptual"] = perceptual
-    before = run.load(workdir) if begun else None
-    begins = _begins(config, before, {"codec": codec, "base": base, "init": init}, opened)
-    known = begins.get("codec")
-    configuration.check_size(config, opened.grid.size // (known.side if known else 1))
-    ours = run.begin(config, opened, source=how.get("source"), before=before, **begins)
-    method = build(ours, store=opened, **how)
+    fields = origins.parts(config, before, given, opened)
+    side = fields["codec"].side if fields.get("codec") else 1
+    configuration.check_size(config, opened.grid.size, side)
+    ours = run.begin(config, opened, source=how.get("source"), before=before, **fields)
+    method = build(ours, store=opened, **how)  # and refuse what cannot be, before there is a folder
     if teacher:
         ours = dataclasses.replace(ours, teacher=checkpoint.digest(method.start))
-    return continued(ours, method, workdir, init=init)
 
+    def kept() -> Method:
+        own = dataclasses.replace(ours, parts=parts.keep(ours.parts, workdir))
+        return build(own, store=opened, **how)
 
-def _begins(
-    config: ConfigDict, before: Run | None, given: dict[str, str | Path | None], store: Store
-) -> dict:
-    """Fields of a run that say of which parts it is made; see run.begin.
-
-    Args:
-      before: the run where it is there already: it has all its parts.
-      given: runs by their flags, or None: of a run that begins, its parts are theirs.
-    """
-    codec, base, init = (Path(given[n]) if given[n] else None for n in ("codec", "base", "init"))
-    stepwise, branched = (
-        config.method in methods for methods in (configuration.STEPS, configuration.BRANCHED)
-    )
-    if codec and (not stepwise or branched):
-        raise InputError(f"--codec: the space that diffusion learns in, not {config.method}")
-    if before is not None:
-        if codec and codecs.chosen(codec, store) != before.codec:
-            raise InputError(f"{codec}: another codec than the run has begun with; leave it out")
-        return {name: getattr(before, name) for name in ("codec", "prompt", "base", "parts")}
-    if branched != bool(base):
-        raise InputError("--base and config.method=controlnet: each needs the other")
-    fields, paths = {}, {}
-    origin = base or init if stepwise else None
-    if base:
-        fields["base"], paths[run.BASE] = controlnet.chosen(config, base), base
-    theirs = run.load(origin) if origin else None
-    if codec or (theirs and theirs.codec):
-        chosen = codec or origin
-        fields["codec"], paths[run.CODEC] = codecs.chosen(chosen, store), codecs.place(chosen)
-    if theirs and theirs.prompt:
-        fields["prompt"], paths[run.PROMPT] = theirs.prompt, origin / run.PROMPT
-    return fields | {"parts": paths}
-
-
-def _adopted(config: ConfigDict, theirs: Run) -> ConfigDict:
-    """A configuration with the sections of the run of latents that it begins with.
-
-    Such a run knows the network, its process and how it is drawn with, by guidance too, which needs
-    conditions that are dropped. A section that is not at its defaults is left as it is; what the
-    network sees is always the configuration's own.
-    """
-    if theirs.codec is None or config.method not in configuration.STEPS:
-        return config
-    fields, usual = config.to_dict(), configuration.default().to_dict()
-    for section in ("model", "diffusion", "sampler"):
-        seen = {name: v for name, v in fields[section].items() if name == "conditions"}
-        if fields[section] == usual[section] | seen:
-            fields[section] = theirs.config[section].to_dict() | seen
-    dropout = "condition_dropout"
-    fields["train"][dropout] = fields["train"][dropout] or theirs.config.train[dropout]
-    return configuration.from_dict(fields)
+    return continued(ours, method, workdir, init=init, kept=kept if ours.parts else None)
 
 
 def continued(
@@ -212,24 +167,34 @@ def continued(
     workdir: Path,
     *,
     init: str | Path | None = None,
+    kept: Callable[[], Method] | None = None,
     compiled: loop.Compiled | None = None,
     name: str | None = None,
 ) -> bool:
     """Train the method of a run in its folder, from where it stopped; see `train`.
 
     Args:
+      kept: what makes the method with parts from the run's folder, once that is claimed; in place
+        of `method`.
       compiled: the program of a method with the same step, so as not to compile it again.
       name: see loop.train.
     """
-    compiled, start = compiled or loop.compiled(method, ours.config.train), method.start
-    if init and not checkpoint.exists(workdir):
-        start = _begun(Path(init), ours, method)
+
+    def ready(method: Method) -> tuple[loop.Compiled, Mapping[str, Params] | None]:
+        program = compiled or loop.compiled(method, ours.config.train)
+        if init and not checkpoint.exists(workdir):
+            return program, _begun(Path(init), ours, method)
+        return program, method.start
+
+    if kept is None:
+        program, start = ready(method)
     with run.claimed(workdir, ours) as check:
-        if processes.is_main():
-            parts.keep(ours.parts, workdir)
+        if kept is not None:
+            method = kept()
+            program, start = ready(method)
         return loop.train(
             method,
-            compiled,
+            program,
             ours.config.train,
             workdir,
             seed=ours.config.seed,
@@ -246,18 +211,37 @@ def _begun(init: Path, ours: Run, method: Method) -> dict[str, Params]:
     """
     theirs = run.load(init)
     ours_see, they_see = (tuple(each.config.model.conditions) for each in (ours, theirs))
+    _, averages = checkpoint.averages(init, build(theirs, mesh=method.mesh).players, method.mesh)
     both = {theirs.config.method, ours.config.method} <= {"diffusion"}
     if not both or they_see == ours_see or they_see != ours_see[: len(they_see)]:
-        return checkpoint.averages(init, method.players, method.mesh)[1]
-    players = build(theirs, mesh=method.mesh).players
-    _, averages = checkpoint.averages(init, players, method.mesh)
+        _check_same(averages, method, init)
+        return averages
     wanted = jax.eval_shape(method.players[parts.NETWORK].init, jax.random.key(0))
     inputs = wanted["conv_in"]["kernel"].shape[-2]
+    pixels = ours.config.model.patch**2
     widened = jax.jit(
-        functools.partial(unet.widened, channels=inputs),
+        functools.partial(unet.widened, channels=inputs, pixels=pixels),
         out_shardings=meshes.shardings(method.mesh, wanted),
     )
     return {parts.NETWORK: widened(averages[parts.NETWORK])}
+
+
+def _check_same(averages: Mapping[str, Params], method: Method, init: Path) -> None:
+    """Raise InputError where weights are not those of a method's networks."""
+    for name, params in averages.items():
+        if name not in method.players:
+            raise InputError(f"{init}: has a network {name}, which the configuration has not")
+        wanted = jax.eval_shape(method.players[name].init, jax.random.key(0))
+        shapes = [
+            {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+            for leaves in map(jax.tree_util.tree_leaves_with_path, (params, wanted))
+        ]
+        for path in sorted(shapes[0].keys() | shapes[1].keys()):
+            if shapes[0].get(path) != shapes[1].get(path):
+                raise InputError(
+                    f"{init}: of another architecture: {path} is {shapes[0].get(path, 'absent')} "
+                    f"there and {shapes[1].get(path, 'absent')} in the configuration's network"
+                )
 
 
 def networks(ours: Run) -> dict[str, Params]:

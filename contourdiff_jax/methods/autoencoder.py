@@ -86,8 +86,8 @@ class AutoencoderMethod:
         model of the latents can score; these have the deviation `latent_std`.
         """
         del fixed
-        found = jax.device_get(self._quality(averages[AUTOENCODER], example))
-        return {name: float(np.mean(values)) for name, values in found.items()}
+        found = self._quality(averages[AUTOENCODER], example)
+        return {name: float(meshes.whole(values).mean()) for name, values in found.items()}
 
     @functools.cached_property
     def _quality(self) -> Callable:
@@ -178,10 +178,9 @@ def build(
         stages=perceptual.stages if perceptual else None,
     )
     how = state.optimiser(config.train), state.learning_rate(config.train)
-    players = {
-        AUTOENCODER: Player(network.init, losses.of_autoencoder, *how),
-        CRITIC: Player(critic.init, losses.of_critic, *how, averaged=False),
-    }
+    players = {AUTOENCODER: Player(network.init, losses.of_autoencoder, *how)}
+    if store is not None:  # a critic only teaches
+        players[CRITIC] = Player(critic.init, losses.of_critic, *how, averaged=False)
     memory = {"images": jnp.zeros((), jnp.int32)}
     mesh = state.mesh_for(config.mesh, config.train, players, memory) if mesh is None else mesh
     feed = None

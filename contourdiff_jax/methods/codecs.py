@@ -31,7 +31,6 @@ from contourdiff_jax.models import autoencoder as networks
 from contourdiff_jax.models import patches
 from contourdiff_jax.models.autoencoder import Autoencoder
 from contourdiff_jax.runtime import mesh as meshes
-from contourdiff_jax.runtime import ownership
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.run import CodecOf, Run
 
@@ -92,6 +91,20 @@ def latents(network: Autoencoder, section: ConfigDict, scale: float) -> Codec:
     return Codec(section.latents, side, False, learnt, seen, drawn)
 
 
+def in_parts(function: Callable, size: int) -> Callable:
+    """(fixed, tree of [B, ..]) -> what a codec makes of it, of `size` at a time, one after another.
+
+    B is a multiple of it.
+    """
+
+    def mapped(fixed, tree):
+        parts = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), tree)
+        found = jax.lax.map(lambda part: function(fixed, part), parts)
+        return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), found)
+
+    return mapped
+
+
 # --------------------------------------------------------------------------------------------------
 # Weights
 # --------------------------------------------------------------------------------------------------
@@ -141,13 +154,22 @@ def chosen(folder: Path, store: Store) -> CodecOf:
             f"{folder}: an autoencoder of {theirs.preset.name}, and the store has "
             f"{store.preset.name}"
         )
+    section = theirs.codec.section if theirs.codec else theirs.config.autoencoder
+    networks.check_size(section, store.grid.size)
     if theirs.codec is not None:
         return theirs.codec
-    section = theirs.config.autoencoder
-    networks.check_size(section, store.grid.size)
-    params = weights(own, section, meshes.local())
+    params = weights(own, section, meshes.local(1))
     digest = checkpoint.digest({autoencoder.AUTOENCODER: params})
     return CodecOf(section, 1 / deviation(section, params, store), digest)
+
+
+def identity(folder: Path) -> str:
+    """The digest of the autoencoder that a run is, or has; InputError where it is none."""
+    theirs, own = run.load(folder), place(folder)
+    if theirs.codec is not None:
+        return theirs.codec.digest
+    params = weights(own, theirs.config.autoencoder, meshes.local(1))
+    return checkpoint.digest({autoencoder.AUTOENCODER: params})
 
 
 def deviation(section: ConfigDict, params: Params, store: Store) -> float:
@@ -161,12 +183,3 @@ def deviation(section: ConfigDict, params: Params, store: Store) -> float:
     ]
     drawn = [np.asarray(learnt({"codec": params}, part)).ravel() for part in images]
     return float(np.concatenate(drawn).std())
-
-
-def keep(source: Path, folder: Path) -> None:
-    """Make a copy of a codec's run, without what it takes to train it."""
-    ours = run.load(source)
-    params = weights(source, ours.config.autoencoder, meshes.local())
-    with ownership.folder(folder, "a run") as partial:
-        ours.save(partial)
-        checkpoint.save_averages(partial, {autoencoder.AUTOENCODER: params})

@@ -51,16 +51,18 @@ def build(
     sampler = sampler or ours.config.sampler
     network = network_of(ours, sampler.control)
     method = diffusion.build(ours, store=store, mesh=mesh, sampler=sampler, network=network)
-    if store is None:
-        return method
+
+    def begun():
+        key, base = jax.random.key(ours.config.seed), method.fixed["base"]
+        shapes = jax.eval_shape(begin, key, base)
+        return {
+            NETWORK: jax.jit(begin, out_shardings=meshes.shardings(method.mesh, shapes))(key, base)
+        }
 
     def begin(key, base):
         return controlnet.from_base(network.init(key), base)
 
-    key, base = jax.random.key(ours.config.seed), method.fixed["base"]
-    shapes = jax.eval_shape(begin, key, base)
-    begun = jax.jit(begin, out_shardings=meshes.shardings(method.mesh, shapes))(key, base)
-    return dataclasses.replace(method, start={NETWORK: begun})
+    return dataclasses.replace(method, begun=begun)
 
 
 def base_section(config: ConfigDict) -> ConfigDict:
@@ -118,10 +120,12 @@ def chosen(config: ConfigDict, base: Path) -> str:
             f"{base}: a base is a run of diffusion that sees no conditions; train one with "
             f'--config.model.conditions="()"'
         )
-    free = {"model.conditions", *(f"diffusion.{field}" for field in TRAINING)}
+    if theirs.config.model.patch > 1:
+        raise InputError(f"{base}: config.model.patch above 1, and a branch sees pixel by pixel")
+    free = {"model.conditions", "model.dtype", *(f"diffusion.{field}" for field in TRAINING)}
     for name in configuration.differences(config, theirs.config):
         if name.startswith(("model.", "diffusion.")) and name not in free:
             raise InputError(f"{base}: a base with another config.{name}; it must be the same")
     space = codecs.of(theirs)
     network = models.build(theirs.config.model, channels=space.channels, side=space.side)
-    return checkpoint.digest({NETWORK: parts.weights(base, network, meshes.local())})
+    return checkpoint.digest({NETWORK: parts.weights(base, network, meshes.local(1))})

@@ -10,6 +10,7 @@ Shapes: B batch, *S space, H rows, W columns, C or c channels, last.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -94,6 +95,7 @@ class Diffusion:
       draw: the compiled sampler, see `drawing`.
       codec: of the space that is learnt in.
       parts: reads what is not learnt, see parts.read; with it a teacher's parameters.
+      begun: makes `start`.
     """
 
     players: Mapping[str, Player]
@@ -110,7 +112,12 @@ class Diffusion:
     codec: Codec
     parts: Callable[[], Fixed]
     memory: Memory = ()
-    start: Mapping[str, Params] | None = None
+    begun: Callable[[], Mapping[str, Params]] | None = None
+
+    @property
+    def start(self) -> Mapping[str, Params] | None:
+        """See contracts.Method; made anew whenever it is asked for, and not kept."""
+        return self.begun() if self.begun else None
 
     @functools.cached_property
     def fixed(self) -> Fixed:
@@ -127,11 +134,22 @@ class Diffusion:
         learnt = self.learnt.astype(np.int32)
         t = learnt[np.minimum((levels * len(learnt)).astype(np.int32), len(learnt) - 1)]
         t = np.random.default_rng(0).permutation(t)
-        example = self._encoded(fixed, example)
-        eps = np.random.default_rng(1).standard_normal(example["x"].shape).astype(np.float32)
+        side, channels = self.codec.side, self.codec.channels
+        sides = (n // side for n in example["x"].shape[1:-1])
+        eps = np.random.default_rng(1).standard_normal((count, *sides, channels))
         split = functools.partial(meshes.split, meshes.batch(self.mesh))
-        error = self._errors(averages[NETWORK], fixed, example, split(t), split(eps))
-        error = meshes.whole(error)
+        # Latents in parts: what encodes them may be far larger than what learns them.
+        size = count if self.codec.bounded else math.gcd(count, self.feed.train.batch)
+        every, shown = [slice(first, first + size) for first in range(0, count, size)], [example]
+        if len(every) > 1:
+            host = jax.tree.map(meshes.whole, example)
+            shown = (split(_rows(host, rows)) for rows in every)
+        errors = []
+        for part, rows in zip(shown, every, strict=True):
+            part = self._encoded(fixed, part)
+            drawn = split((t[rows], eps[rows].astype(np.float32)))
+            errors.append(meshes.whole(self._errors(averages[NETWORK], fixed, part, *drawn)))
+        error = np.concatenate(errors)
         bins = t * BINS // steps
         by_bin = [float(error[bins == b].mean()) for b in range(BINS) if (bins == b).any()]
         return {"heldout_loss": float(error.mean()), "heldout_loss_t": by_bin}
@@ -165,7 +183,8 @@ class Diffusion:
     def translator(self, averages: Averages, fixed: Fixed) -> Translator:
         """See contracts.Method."""
         sees, batch = frozenset(self.conditions), self.sampler.batch
-        return Translator(self.draw, (averages[NETWORK], fixed), sees, batch, denoises=True)
+        weights, unit = (averages[NETWORK], fixed), self.codec.side
+        return Translator(self.draw, weights, sees, batch, denoises=True, unit=unit)
 
 
 def build(
@@ -308,6 +327,10 @@ def loss(
     return training_loss
 
 
+def _rows(tree, rows: slice):
+    return jax.tree.map(lambda a: a[rows], tree)
+
+
 def encoded(codec: Codec, fixed: Fixed, example: Example, key=None) -> Example:
     """An example in a codec's space; without a key the same whenever it is asked for."""
     x = codec.learnt(fixed, example["x"], key)
@@ -383,10 +406,15 @@ def drawing(
 
     def sample(weights, condition, knots, beside):
         params, fixed = weights
-        condition = codec.seen(fixed, condition)
+        count = len(knots.keys) if beside is None else len(beside)
+        # Of all slices of a volume at once, an autoencoder would keep too much.
+        parted = count > config.batch and not codec.bounded
+        seen, show = (
+            codecs.in_parts(of, config.batch) if parted else of for of in (codec.seen, codec.drawn)
+        )
+        condition = seen(fixed, condition) if condition else {}
         space = next((of.shape[1:-1] for of in condition.values()), (tile, tile))
         draws = noise.drawn(knots, (*space, codec.channels))
-        count = len(knots.keys) if beside is None else len(beside)
         condition = {**condition, **prompts.shown(fixed, (count, *space, codec.channels))}
         denoiser = functools.partial(
             guidance.denoiser, bound(fixed), params, schedule, prediction, scales=scales
@@ -399,7 +427,7 @@ def drawing(
             denoise = coupling.in_parts(denoiser, condition, config.batch)
             denoise = coupling.coupled(denoise, beside, config.coupling)
         drawn = draw_from(denoise, schedule, draws(config.steps), draws)
-        return codec.drawn(fixed, drawn).clip(-1, 1)
+        return show(fixed, drawn).clip(-1, 1)
 
     split = meshes.batch(mesh)
     return jax.jit(sample, in_shardings=(None, split, split, split), out_shardings=split)

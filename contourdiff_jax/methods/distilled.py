@@ -66,7 +66,7 @@ def build(
     def parts():
         return own() | {"teacher": weights[NETWORK]}
 
-    return dataclasses.replace(method, parts=parts, start=weights)
+    return dataclasses.replace(method, parts=parts, begun=lambda: weights)
 
 
 def check_teacher(ours, theirs, who: str) -> None:

@@ -15,7 +15,7 @@ from contourdiff_jax.contracts import Fixed, Player
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import codecs, prompts
 from contourdiff_jax.models import Model
-from contourdiff_jax.runtime import disk, ownership
+from contourdiff_jax.runtime import disk, ownership, processes
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.run import BASE, CODEC, PROMPT, Run
@@ -58,17 +58,24 @@ def _place(ours: Run, name: str) -> Path:
     return ours.parts[name]
 
 
-def keep(parts: Mapping[str, Path], workdir: Path) -> None:
-    """Copy parts into the folder of a run that begins, those that are not there."""
-    for name, source in parts.items():
-        if (workdir / name).exists():
-            continue
-        if name == PROMPT:
-            disk.write(workdir / name, source.read_bytes())
-        elif name == CODEC:
-            codecs.keep(source, workdir / name)
-        else:
-            _keep_averages(source, workdir / name)
+def keep(parts: Mapping[str, Path], workdir: Path) -> dict[str, Path]:
+    """Copy the parts that are not there into the folder of a run; where all of them are then.
+
+    One process copies, the others wait.
+    """
+
+    def copy() -> None:
+        for name, source in parts.items() if processes.is_main() else ():
+            target = workdir / name
+            if target.exists():
+                continue
+            if name == PROMPT:
+                disk.write(target, source.read_bytes())
+            else:
+                _keep_averages(source, target)
+
+    processes.together(copy)
+    return {name: workdir / name for name in parts}
 
 
 def _keep_averages(source: Path, folder: Path) -> None:

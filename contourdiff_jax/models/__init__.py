@@ -90,6 +90,7 @@ def _built(
 
     def apply(params, z_t, t, condition, *, key=None, context=None, residuals=None):
         rngs = None if key is None else nnx.Rngs(dropout=key)
+        # Of two resolutions at least, an autoencoder makes latents of several pixels.
         x = conditioning.concatenate(config, z_t, condition, latent=side > 1)
         x = patches.fold(x, config.patch)
         return patches.unfold(bind(params)(x, t, rngs, context, residuals), config.patch)

@@ -125,20 +125,26 @@ class UNet(Encoder):
         return self.conv_out(self.norm_out.then_silu(h)).astype(jnp.float32)
 
 
-def widened(params: Params, channels: int) -> Params:
+def widened(params: Params, channels: int, pixels: int = 1) -> Params:
     """Parameters of the same network for more channels in: the new ones have no effect at first.
 
     InstructPix2Pix's start from Stable Diffusion (Brooks et al. 2023, arXiv 2211.09800, section
     3.2): the first convolution has zeros for the latents of the source. Its bias stays.
 
+    Args:
+      pixels: that the network takes for one, each with channels of its own (patches.py).
+
     Raises:
       InputError: fewer channels than there are.
     """
     kernel = params["conv_in"]["kernel"]
-    more = channels - kernel.shape[-2]
-    if more < 0:
-        raise InputError(f"channels: {channels}, where the network has {kernel.shape[-2]} already")
-    kernel = jnp.pad(kernel, [*[(0, 0)] * (kernel.ndim - 2), (0, more), (0, 0)])
+    *sides, before, features = kernel.shape
+    if channels < before:
+        raise InputError(f"channels: {channels}, where the network has {before} already")
+    kernel = kernel.reshape(*sides, pixels, before // pixels, features)
+    more = (channels - before) // pixels
+    kernel = jnp.pad(kernel, [*[(0, 0)] * (len(sides) + 1), (0, more), (0, 0)])
+    kernel = kernel.reshape(*sides, channels, features)
     return params | {"conv_in": params["conv_in"] | {"kernel": kernel}}
 
 

@@ -122,7 +122,7 @@ def _weights(folder: Path, trained: Run) -> str:
     one = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
     players = methods.build(trained, mesh=one).players
     _, averages = checkpoint.averages(folder, players, one)
-    return checkpoint.digest(averages)
+    return checkpoint.digest(averages, trained.marks)
 
 
 def _read_scores(path: Path, trained: Run, weights: Callable[[], str]) -> Record:

@@ -84,10 +84,10 @@ def _cores(most: int, batch: int, least: int, held) -> int:
     return max((n for n in shares if n * size <= SPARED), default=1)
 
 
-def local() -> Mesh:
-    """The devices of this process, for what it does alone."""
+def local(count: int | None = None) -> Mesh:
+    """The devices of this process, or so many of them, for what it does alone."""
     check_devices()
-    devices = jax.local_devices()
+    devices = jax.local_devices()[:count]
     axes = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh((len(devices), 1), AXES, axis_types=axes, devices=devices)
 

@@ -316,13 +316,15 @@ def _shapes(tree) -> dict[str, tuple]:
     return {".".join(name(k) for k in path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def digest(averages: Averages) -> str:
+def digest(averages: Averages, marks: Mapping[str, str] | None = None) -> str:
     """sha256 over names and bytes of players' weights, by which sidecars name a model.
 
     The name of an only player does not count, so that a network has the same digest wherever it is
-    kept.
+    kept. `marks` are those of parts that it draws with, see Run.marks.
     """
     total = hashlib.sha256()
+    for mark in sorted((marks or {}).items()):
+        total.update(" ".join(mark).encode())
     params = averages if len(averages) > 1 else next(iter(averages.values()))
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         total.update(jax.tree_util.keystr(path).encode())

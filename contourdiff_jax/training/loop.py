@@ -60,7 +60,8 @@ def like(method: Method) -> state.TrainState:
 def compiled(method: Method, config) -> Compiled:
     """A method's training under a `train` section, compiled for the method's mesh."""
     mesh, shapes = method.mesh, like(method)
-    sharding, placed = (meshes.shardings(mesh, tree) for tree in (shapes, method.fixed))
+    sharding = meshes.shardings(mesh, shapes)
+    placed = jax.tree.map(lambda array: array.sharding, method.fixed)
     step = jax.jit(
         state.step(config, method.players),
         donate_argnums=0,

@@ -91,6 +91,7 @@ class PromptOf(NamedTuple):
 
 
 CODEC, BASE, PROMPT = "codec", "base", "prompt.npy"  # the parts of a run, in its folder
+RUNS = (CODEC, BASE)  # those that are runs themselves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +134,19 @@ class Run:
     prompt: PromptOf | None = None
     base: str = ""
     parts: Mapping[str, Path] = dataclasses.field(default_factory=dict, compare=False)
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What tells its parts from others, beside its own weights, by their names."""
+        codec = self.codec and f"{self.codec.digest} {self.codec.scale!r}"
+        marks = {CODEC: codec, PROMPT: self.prompt and self.prompt.digest, BASE: self.base}
+        return {name: mark for name, mark in marks.items() if mark}
+
+    @property
+    def learnt_from(self) -> tuple[str, ...]:
+        """The pseudonyms of all subjects that it, its codec or its base has learnt from."""
+        runs = [load(path) for name, path in self.parts.items() if name in RUNS]
+        return tuple(sorted({*self.subjects, *(s for each in runs for s in each.subjects)}))
 
     def reversed(self) -> "Run":
         """The run as it translates the other way; for those with a `source_window`."""
@@ -323,9 +337,9 @@ def read(path: Path) -> Run:
             prompt=PromptOf(**data["prompt"]) if "prompt" in data else None,
             base=data.get("base", ""),
         )
-        size = ours.grid.size // (ours.codec.side if ours.codec else 1)
         # A segmenter's network is not that of the configuration.
-        configuration.check(ours.config, size=None if ours.labels else size)
+        size, side = None if ours.labels else ours.grid.size, ours.codec.side if ours.codec else 1
+        configuration.check(ours.config, size=size, side=side)
         return ours
 
 

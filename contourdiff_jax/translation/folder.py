@@ -131,14 +131,14 @@ def translate(request: Request) -> Result:
             "checkpoint": {
                 "step": step,
                 "images": step * config.train.batch,
-                "digest": checkpoint.digest(averages),
+                "digest": checkpoint.digest(averages, trained.marks),
             },
             "sampler": config.sampler.to_dict(),
             "method": config.method,
             "sees": configuration.of_source(plan.sees),
             "training": sidecars.KINDS[trained.paired],
             "seed": request.seed,
-            "training_subjects": list(trained.subjects),
+            "training_subjects": list(trained.learnt_from),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "config": config.to_dict(),
         },
@@ -308,6 +308,7 @@ def _plan(trained: Run, sampler, settings: Settings, request: Request):
         draw=functools.partial(sampling.draw, translator, meshes.batch(mesh)),
         seed=request.seed,
         maps=_maps(request, sampler),
+        unit=translator.unit,
     )
     _check_seen(trained, plan, request)
     return plan, step, averages

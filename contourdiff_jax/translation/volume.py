@@ -57,6 +57,7 @@ class Plan(NamedTuple):
     draw: Callable  # (seen {name: [N, H, W, c]}, knots, beside) -> slices [N, H, W] in [-1, 1]
     seed: int = 0
     maps: bool = False  # whether they are wanted
+    unit: int = 1  # pixels that sides of pictures are a multiple of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +107,7 @@ def read(plan: Plan, scan: Scan) -> SourceVolume:
     inside = mask > 0
     kept = resampling.kept_of(inside)
     if kept < KEPT_WHOLE and plan.sampler.tiles:
-        side = tiles.side(resampling.needed, grid.size)
+        side = tiles.side(resampling.needed, grid.size, plan.unit)
         _, resampling = dataclasses.replace(grid, size=side).fit_volume(volume)
     elif kept < KEPT_WHOLE:
         _say(

@@ -17,7 +17,7 @@ from PIL import Image
 from contourdiff_jax import config, methods
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import autoencoder, codecs
+from contourdiff_jax.methods import autoencoder, codecs, parts
 from contourdiff_jax.methods.autoencoder import AUTOENCODER, Losses, Perceptual
 from contourdiff_jax.models import autoencoder as networks
 from contourdiff_jax.models import segmenter
@@ -68,6 +68,7 @@ def stopping(patch, step):
     patch.setattr(Logs, "write_scalars", write_and_stop)
 
 
+@pytest.mark.slow
 def test_stopping_and_resuming_changes_nothing(store_path, whole, tmp_path):
     """Both players, the average, both optimisers and the count of images: to the bit."""
     workdir, like = tmp_path / "run", setups.like(settings(), SIZE)
@@ -166,10 +167,10 @@ def test_the_critic_changes_the_last_kernel_as_the_error_does(rng):
     made, params, example = losses(rng, **{"autoencoder.adversarial": 0.25})
     critic = {"slope": jnp.float32(3.0)}
     latents, _ = made._sampled(params, example["x"], jax.random.key(1))
-    weight = made._weight(params, critic, latents, example["x"], ())
+    weight = jax.jit(made._weight)(params, critic, latents, example["x"], ())
 
     def length(loss):
-        gradient = jax.grad(loss)(params)
+        gradient = jax.jit(jax.grad(loss))(params)
         return np.linalg.norm(gradient["decoder"]["conv_out"]["kernel"])
 
     error = length(lambda p: made._error(p, latents, example["x"], ())[0])
@@ -177,14 +178,29 @@ def test_the_critic_changes_the_last_kernel_as_the_error_does(rng):
     assert weight == pytest.approx(0.25 * error / (doubt + 1e-4), rel=1e-4)
 
 
-def test_features_of_a_frozen_network_count(rng, store_path, tmp_path):
-    """They are learnt from by gradients, need a weight and a network, and are on record."""
+def test_features_are_compared_each_of_length_1(rng):
+    """Of a network that shows the image and its square, and half the pixels of both."""
+
+    def stages(params, images):
+        features = params * jnp.concatenate([images, images**2], -1)
+        return [features, features[:, ::2, ::2]]
+
+    one, other = rng.uniform(0.1, 1, (2, 3, 8, 8, 1)).astype(np.float32)
+    assert autoencoder.unlike(stages, 2.0, one, one) == 0
+    lengths = [np.stack([a, a**2], -1) / np.hypot(a, a**2)[..., None] for a in (one, other)]
+    squared = np.square(lengths[0] - lengths[1]).sum(-1)
+    expected = squared.mean() + squared[:, ::2, ::2].mean()
+    found, gradient = jax.value_and_grad(autoencoder.unlike, 2)(
+        stages, 2.0, jnp.asarray(one), other
+    )
+    assert found == pytest.approx(expected, rel=1e-4) and np.abs(gradient).min() > 0
+
+
+@pytest.mark.slow
+def test_features_of_a_frozen_network_count(store_path, tmp_path):
+    """They need a weight and a network, and are on record."""
     network = segmenter.build(3)
     frozen = Perceptual(network.init(jax.random.key(0)), network.stages)
-    images = rng.uniform(-1, 1, (2, 32, 32, 1)).astype(np.float32)
-    assert autoencoder.unlike(frozen.stages, frozen.params, images, images) == 0
-    gradient = jax.grad(lambda a: autoencoder.unlike(frozen.stages, frozen.params, a, -images))
-    assert np.abs(gradient(jnp.asarray(images))).max() > 0
     ours = settings(**{"autoencoder.perceptual": 0.5, "train.images": 8, "train.evaluate": 0})
     with pytest.raises(InputError, match="each needs the other"):
         methods.train(ours, store_path, tmp_path / "run")
@@ -248,7 +264,7 @@ def latent(whole, store_path, tmp_path_factory):
 
 def test_latents_are_learnt_with_a_deviation_of_one(latent, store_path):
     ours = run.load(latent)
-    codec, fixed = codecs.of(ours), codecs.parts(ours, None, meshes.local())
+    codec, fixed = codecs.of(ours), parts.read(ours, meshes.local())
     store = open_store(store_path)
     rows = store.rows("train")
     images = store.preset.in_body(store.values(rows), store.masks[rows])[..., None]
@@ -262,7 +278,7 @@ def test_latents_are_learnt_with_a_deviation_of_one(latent, store_path):
 def test_conditions_are_seen_in_the_space_of_latents(latent, rng):
     """Contours folded, images as the means of their latents, unscaled; what is missing is zero."""
     ours = run.load(latent)
-    codec, fixed = codecs.of(ours), codecs.parts(ours, None, meshes.local())
+    codec, fixed = codecs.of(ours), parts.read(ours, meshes.local())
     edges = rng.integers(0, 2, (2, SIZE, SIZE, 1)).astype(np.float32)
     image = rng.uniform(-1, 1, (2, SIZE, SIZE, 1)).astype(np.float32)
     given = np.ones_like(edges)
@@ -333,15 +349,18 @@ def test_a_network_of_latents_teaches_one_for_few_steps(latent, store_path, tmp_
 
 def test_a_codec_that_was_changed_since_is_refused(latent, store_path, phantom_data, tmp_path):
     """Its weights are those that the run has learnt with, or nothing is drawn."""
-    other = tmp_path / "other"
-    assert methods.train(settings(seed=1, **{"train.images": 4}), store_path, other)
-    changed = tmp_path / "changed"
+    changed, other = tmp_path / "changed", tmp_path / "other"
     shutil.copytree(latent, changed)
     shutil.rmtree(changed / "codec")
-    codecs.keep(other, changed / "codec")
+    itself = run.load(latent / "codec")
+    network = networks.build(itself.config.autoencoder)
+    other.mkdir()
+    itself.save(other)
+    checkpoint.save_averages(other, {AUTOENCODER: network.init(jax.random.key(5))})
+    parts.keep({run.CODEC: other}, changed)
     with pytest.raises(InputError, match="another autoencoder than the run has learnt with"):
         setups.translate(changed, phantom_data / "test_ct", tmp_path / "out", preset="ct")
-    with pytest.raises(InputError, match="another autoencoder than the run has begun with"):
+    with pytest.raises(InputError, match="another codec than the run has begun with"):
         methods.train(of_latents(), store_path, latent, codec=other)
 
 
@@ -356,7 +375,7 @@ def test_what_is_no_codec_is_refused(trained, whole, store_path, tmp_path):
         ("neither of an autoencoder nor of latents", {"codec": trained}),
         ("not a run", {"codec": store_path}),
         ("latents have no bounds", {"ours": of_latents(**{"sampler.clip": True})}),
-        ("latents are learnt by diffusion", {"ours": settings()}),
+        ("--codec: the space that diffusion learns in", {"ours": settings()}),
         ("cannot be halved 5 times", {"ours": of_latents(**TOO_DEEP)}),
     ):
         with pytest.raises(InputError, match=words) as error:

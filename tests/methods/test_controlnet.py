@@ -62,15 +62,15 @@ def test_it_begins_as_its_base(base, store_path, tmp_path):
     method = methods.build(ours, store=open_store(store_path), mesh=meshes.local())
     example = method.feed.held_out()
     t = jnp.full(len(example["x"]), 500)
-    apply = method.network.bound(method.fixed)
+    apply = jax.jit(method.network.bound(method.fixed))
     start = method.start[parts.NETWORK]
     shown = apply(start, example["x"], t, example["condition"])
-    plain = method.network.base.apply(method.fixed["base"], example["x"], t, {})
+    plain = jax.jit(method.network.base.apply)(method.fixed["base"], example["x"], t, {})
     np.testing.assert_array_equal(shown, plain)
     moved = jax.tree.map(lambda leaf: leaf + 0.1, start)
     assert np.abs(apply(moved, example["x"], t, example["condition"]) - plain).max() > 0.01
     # And none, where what it adds counts for nothing.
-    silent = controlnet.network_of(ours, control=0.0).bound(method.fixed)
+    silent = jax.jit(controlnet.network_of(ours, control=0.0).bound(method.fixed))
     np.testing.assert_array_equal(silent(moved, example["x"], t, example["condition"]), plain)
 
 
@@ -135,7 +135,11 @@ def test_a_base_alone_translates_nothing(base, phantom_data, tmp_path):
 def test_a_base_that_was_changed_since_is_refused(branched, store_path, phantom_data, tmp_path):
     changed, other = tmp_path / "changed", tmp_path / "other"
     shutil.copytree(branched, changed)
-    assert methods.train(settings("diffusion", seed=1, **{"train.images": 4}), store_path, other)
+    itself = run.load(branched / "base")
+    other.mkdir()
+    itself.save(other)
+    network = diffusion.models.build(itself.config.model)
+    checkpoint.save_averages(other, {parts.NETWORK: network.init(jax.random.key(5))})
     shutil.rmtree(changed / "base")
     words = "base: missing in the folder of the run"
     with pytest.raises(InputError, match=words):
@@ -190,7 +194,7 @@ def test_a_network_attends_to_the_prompt_of_its_run(words, tmp_path, rng):
     )
     z_t = rng.standard_normal((2, 8, 8, 1)).astype(np.float32)
     contour = rng.integers(0, 2, (2, 8, 8, 2)).astype(np.float32)
-    apply, t = method.network.bound(method.fixed), jnp.full(2, 500)
+    apply, t = jax.jit(method.network.bound(method.fixed)), jnp.full(2, 500)
     given = {"contour": contour, **prompts.shown(method.fixed, z_t.shape)}
     hidden = given | {PROMPT.name: 0 * given[PROMPT.name]}
     assert np.abs(apply(params, z_t, t, given) - apply(params, z_t, t, hidden)).max() > 1e-3
@@ -256,6 +260,7 @@ def test_the_space_of_pixels_needs_no_part():
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_network_that_saw_less_is_widened_by_zeros(base, store_path, tmp_path):
     """With weights and bias of before in their place: at first what is new changes nothing."""
     ours = settings("diffusion", **{"model.conditions": ("contour",), "train.images": 4})

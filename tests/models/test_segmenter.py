@@ -93,7 +93,7 @@ def test_images_and_labels_move_alike():
     classes[:, 8:20, 10:26] = 1
     images = np.where(classes == 1, 1.0, -1.0).astype(np.float32)
     reads = segmenter.Segmenter(
-        None, lambda _, images: jnp.concatenate([-40 * images, 40 * images], -1), None
+        None, lambda _, images: jnp.concatenate([-40 * images, 40 * images], -1), None, None
     )
 
     @jax.jit

@@ -4,13 +4,14 @@
 import jax
 import numpy as np
 import pytest
-import torch
-from diffusers import AutoencoderKL
 
 from contourdiff_jax import config
 from contourdiff_jax.interop import autoencoder_kl, unet2d
 from contourdiff_jax.models import autoencoder
 
+WHY = "needs the environment of `make test-parity`"
+torch = pytest.importorskip("torch", reason=WHY)
+AutoencoderKL = pytest.importorskip("diffusers", reason=WHY).AutoencoderKL
 pytestmark = pytest.mark.parity
 
 WAYS = {
