@@ -193,6 +193,12 @@ def configured(fields):
             {"model.conditions": ("contour", "source"), "train.condition_dropout": 0.4},
             "0.4 for each",
         ),
+        (
+            {"model.conditions": ("source",), "model.context": 8, "train.condition_dropout": 0.4},
+            "0.4 for each of 2 conditions",
+        ),
+        (DISTILLED | {"sampler.prompt_guidance": 2.0, "train.condition_dropout": 0.1}, "guidance"),
+        ({"autoencoder.channels": (8,)}, "two at least"),
         ({"sampler.source_guidance": 1.5}, "source_guidance: must be 1 for a network trained"),
         ({"sampler.prompt_guidance": 7.5}, "prompt_guidance: must be 1 for a network trained"),
         ({"model.conditions": ("contour", "contour")}, "conditions"),
@@ -902,3 +908,11 @@ def test_every_field_has_an_effect(field, world):
     config.check(after)
     config.check_idle(after)
     assert world.effect(where, after) != world.effect(where, before)
+
+
+def test_a_size_for_latents_is_told_in_pixels():
+    settings = configured({"model.channels": (8,) * 5, "model.attention": (False,) * 5})
+    settings.model.update(groups=4, head_width=8)
+    config.check_size(settings, 128, 8)
+    with pytest.raises(InputError, match=r"images of 96 px .* latents of 4 px: take --size=128"):
+        config.check_size(settings, 96, 4)

@@ -24,6 +24,10 @@ def test_tiles_fill_the_picture_and_their_weights_sum_to_one(tile, overlap):
         np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
+def test_pictures_are_of_whole_latents():
+    assert tiles.side(97, 96) == 104 and tiles.side(97, 96, 16) == 112
+
+
 def test_what_one_tile_holds_is_one_tile():
     assert tiles.side(40, 96) == 96
     np.testing.assert_array_equal(tiles.windows(96, 96, 0.25)[1], np.ones((1, 96)))

@@ -298,16 +298,31 @@ def test_conditions_are_seen_in_the_space_of_latents(latent, rng):
 
 
 def test_a_run_of_latents_is_whole_in_its_folder(latent, whole, phantom_data, store_path, tmp_path):
-    """It goes on without --codec, and translates; its codec is that of the autoencoder's run."""
+    """It goes on without --codec, and translates; its codec is that of the autoencoder's run.
+
+    A run that was killed before it had a copy of its codec takes it from where it was.
+    """
     assert methods.train(of_latents(), store_path, latent)
+    killed = tmp_path / "killed"
+    shutil.copytree(latent, killed, ignore=shutil.ignore_patterns("codec"))
+    with pytest.raises(InputError, match="codec: missing in the folder of the run"):
+        methods.train(of_latents(), store_path, killed)
+    assert methods.train(of_latents(), store_path, killed, codec=whole)
     averages = checkpoint.averages(
-        latent / "codec", setups.players_of(whole, AUTOENCODER), meshes.local()
+        killed / "codec", setups.players_of(whole, AUTOENCODER), meshes.local()
     )[1]
     assert checkpoint.digest(averages) == run.load(latent).codec.digest
     done = setups.translate(
         latent, phantom_data / "test_ct", tmp_path / "out", preset="ct", sampler={"coupling": 0.2}
     ).done
     assert len(done) == 2
+    fields = json.loads(next((tmp_path / "out").glob("*.json")).read_text())
+    ours = run.load(latent)
+    network = checkpoint.averages(
+        latent, methods.build(ours, mesh=meshes.local()).players, meshes.local()
+    )[1]
+    assert fields["checkpoint"]["digest"] == checkpoint.digest(network, ours.marks)
+    assert fields["checkpoint"]["digest"] != checkpoint.digest(network)
 
 
 def test_what_is_drawn_depends_on_no_other(latent, phantom_data, tmp_path):

@@ -279,3 +279,35 @@ def test_a_network_that_saw_less_is_widened_by_zeros(base, store_path, tmp_path)
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found[name], before[name]
         )
     np.testing.assert_allclose(found["conv_in"]["bias"], before["conv_in"]["bias"], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_branch_of_latents_has_its_base_s_settings(store_path, phantom_data, tmp_path):
+    """Without a word of them in its own configuration, when it goes on, too; on two devices as one.
+
+    And it is what another ControlNet may begin with.
+    """
+    codec, base, branched = (tmp_path / name for name in ("codec", "base", "branched"))
+    ours = config.default()
+    ours.method, ours.model.conditions = "autoencoder", ("source",)
+    ours.autoencoder.update(channels=(4, 8), groups=2, latents=2)
+    ours.adversarial.update(critic_width=2, critic_layers=2)
+    ours.train.update(images=4, batch=4, log=4, evaluate=0, sample=0, checkpoint=0)
+    assert methods.train(ours, store_path, codec)
+    ours = settings("diffusion", **{"sampler.clip": False, "train.evaluate": 0, "train.sample": 0})
+    assert methods.train(ours, store_path, base, codec=codec)
+    plain = config.default()
+    plain.method, plain.controlnet.channels = "controlnet", (4, 4)
+    plain.train.update(images=4, batch=4, log=4, evaluate=0, sample=0, checkpoint=0)
+    plain.mesh.update(data=1, fsdp=2)
+    assert methods.train(plain, store_path, branched, base=base)
+    trained = run.load(branched)
+    assert trained.config.model.channels == (8, 8) and not trained.config.sampler.clip
+    assert trained.config.model.conditions == ("contour",)
+    assert methods.train(plain, store_path, branched)
+    assert methods.train(plain, store_path, branched, base=base)
+    assert methods.train(plain, store_path, tmp_path / "another", init=branched)
+    assert run.load(tmp_path / "another").base == trained.base
+    assert setups.translate(
+        tmp_path / "another", phantom_data / "test_ct", tmp_path / "out", preset="ct"
+    ).done

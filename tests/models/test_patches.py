@@ -9,7 +9,7 @@ import pytest
 from contourdiff_jax import config as configuration
 from contourdiff_jax import models
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.models import patches
+from contourdiff_jax.models import patches, unet
 
 
 @pytest.mark.parametrize("space", [(4, 8), (4, 6, 8)])
@@ -41,3 +41,22 @@ def test_patches_must_fill_the_images():
     configuration.check_size(config, 48)
     with pytest.raises(InputError, match="halved 3 times after patches of 2 px: take --size=64"):
         configuration.check_size(config, 56)
+
+
+def test_what_is_new_to_a_network_of_patches_has_no_effect_at_first(rng):
+    """The channels of a patch's pixels lie beside one another, and so do the new ones of each."""
+    image = rng.standard_normal((1, 8, 8, 1)).astype(np.float32)
+    more = rng.standard_normal((1, 8, 8, 2)).astype(np.float32)
+    kernel = rng.standard_normal((3, 3, 4, 5)).astype(np.float32)
+    bias = rng.standard_normal(5).astype(np.float32)
+    params = {"conv_in": {"kernel": jnp.asarray(kernel), "bias": bias}}
+    wider = unet.widened(params, 12, pixels=4)["conv_in"]
+
+    def convolved(x, kernel):
+        return jax.lax.conv_general_dilated(
+            patches.fold(x, 2), kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    found = convolved(np.concatenate([image, more], -1), wider["kernel"])
+    np.testing.assert_allclose(found, convolved(image, kernel), atol=1e-5)
+    np.testing.assert_array_equal(wider["bias"], bias)
