@@ -163,6 +163,8 @@ def _kind(trained: Run) -> str:
         source = "their contours alone"
     elif CONTOUR.name in seen:
         source += " and their contours"
+    if not seen:
+        source = "nothing, the base of a ControlNet or what another run begins with"
     about = _about(trained)
     return f"{about.kind} that draws slices of {target} from {source}, {about.how}"
 
@@ -195,7 +197,7 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
     model, train = config.model, config.train
     adam = "AdamW" if train.weight_decay else "Adam"
     fields = {
-        "network": f"{about.network(config)}, sees {', '.join(model.conditions)}",
+        "network": f"{about.network(config)}, sees {', '.join(model.conditions) or 'nothing'}",
         **_parameters(trained),
         **about.training(config),
     }
@@ -204,6 +206,10 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
             f"latents of an autoencoder, weights {trained.codec.digest[:16]}: one for "
             f"{trained.codec.side} x {trained.codec.side} pixels, times {trained.codec.scale:.4g}"
         )
+    if trained.base:
+        fields["base"] = f"weights {trained.base[:16]}, which are not learnt"
+    if trained.prompt:
+        fields["prompt"] = trained.prompt.text or "no words"
     if trained.teacher:
         fields["teacher"] = (
             f"weights {trained.teacher[:16]}, {_many(config.distillation.substeps, 'step')} of "
