@@ -886,8 +886,9 @@ def test_no_field_is_left_out():
     assert set(EFFECTS) == set(config.flat(config.default()))
 
 
-# Of CycleGAN a program takes seconds to compile.
+# Of CycleGAN and of autoencoders a program takes seconds to compile.
 SLOW = [f"adversarial.{name}" for name in ("blocks", "pool", "cycle", "identity", "width")]
+SLOW += [name for name in EFFECTS if name.startswith("autoencoder.")]
 
 
 @pytest.mark.parametrize(

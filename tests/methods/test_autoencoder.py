@@ -325,6 +325,7 @@ def test_a_run_of_latents_is_whole_in_its_folder(latent, whole, phantom_data, st
     assert fields["checkpoint"]["digest"] != checkpoint.digest(network)
 
 
+@pytest.mark.slow
 def test_what_is_drawn_depends_on_no_other(latent, phantom_data, tmp_path):
     drawn = []
     for name, batch, devices in (("a", 4, 2), ("b", 1, 1)):
@@ -382,12 +383,15 @@ def test_a_codec_that_was_changed_since_is_refused(latent, store_path, phantom_d
 TOO_DEEP = {"model.channels": (8,) * 6, "model.attention": (False,) * 6}
 
 
-def test_what_is_no_codec_is_refused(trained, whole, store_path, tmp_path):
+def test_what_is_no_codec_is_refused(whole, store_path, tmp_path, tmp_path_factory):
+    setups.run_of(config.default(), SIZE).save(tmp_path)  # of ContourDiff, in pixels
+    out = tmp_path_factory.mktemp("out")
+
     def train(ours=None, codec=whole, **how):
-        methods.train(ours or of_latents(), store_path, tmp_path / "run", codec=codec, **how)
+        methods.train(ours or of_latents(), store_path, out / "run", codec=codec, **how)
 
     for words, arguments in (
-        ("neither of an autoencoder nor of latents", {"codec": trained}),
+        ("neither of an autoencoder nor of latents", {"codec": tmp_path}),
         ("not a run", {"codec": store_path}),
         ("latents have no bounds", {"ours": of_latents(**{"sampler.clip": True})}),
         ("--codec: the space that diffusion learns in", {"ours": settings()}),

@@ -85,6 +85,7 @@ def test_the_base_stays_and_the_branch_learns(base, branched):
     assert not (branched / "base" / "checkpoints" / "2" / "optimiser").exists()
 
 
+@pytest.mark.slow
 def test_a_run_is_whole_in_its_folder(branched, store_path, phantom_data, tmp_path):
     """It goes on without --base, and translates with more or less of what the branch adds."""
     longer = tmp_path / "longer"
@@ -105,7 +106,7 @@ def test_a_run_is_whole_in_its_folder(branched, store_path, phantom_data, tmp_pa
     ("how", "words"),
     [
         ({}, "--base and config.method=controlnet: each needs the other"),
-        ({"base": "trained"}, "a base is a run of diffusion that sees no conditions"),
+        ({"base": "seeing"}, "a base is a run of diffusion that sees no conditions"),
         ({"base": "base", "codec": "base"}, "--codec: the space that diffusion learns in"),
         (
             {"base": "base", "ours": settings(**{"diffusion.prediction": "eps"})},
@@ -118,8 +119,10 @@ def test_a_run_is_whole_in_its_folder(branched, store_path, phantom_data, tmp_pa
         ({"base": "base", "ours": settings("diffusion")}, "each needs the other"),
     ],
 )
-def test_what_cannot_be_is_one_line(how, words, base, trained, store_path, tmp_path):
-    runs = {"base": base, "trained": trained}
+def test_what_cannot_be_is_one_line(how, words, base, store_path, tmp_path, tmp_path_factory):
+    seeing = tmp_path_factory.mktemp("seeing")
+    setups.run_of(config.default(), SIZE).save(seeing)
+    runs = {"base": base, "seeing": seeing}
     named = {flag: runs[name] for flag, name in how.items() if flag != "ours"}
     with pytest.raises(InputError, match=words) as error:
         methods.train(how.get("ours", settings()), store_path, tmp_path / "run", **named)
