@@ -297,6 +297,7 @@ def test_conditions_are_seen_in_the_space_of_latents(latent, rng):
     assert not np.any(seen["contour"][1]) and not np.any(seen["source"][1])
 
 
+@pytest.mark.slow
 def test_a_run_of_latents_is_whole_in_its_folder(latent, whole, phantom_data, store_path, tmp_path):
     """It goes on without --codec, and translates; its codec is that of the autoencoder's run.
 

@@ -442,10 +442,17 @@ def test_nothing_is_learnt_of_a_teacher(whole, paired_store_path, tmp_path):
 
 
 def test_a_run_of_another_network_gives_no_weights_to_begin_with(
-    trained, whole, paired_store_path, tmp_path
+    whole, paired_store_path, tmp_path
 ):
     """Its own kind does; one of diffusion has a channel more, and says so in one line."""
     assert methods.train(settings(), paired_store_path, tmp_path / "run", init=whole / "contours")
+    noisy = tmp_path / "noisy"
+    noisy.mkdir()
+    ours = settings()
+    ours.method = "diffusion"
+    setups.run_of(ours, SIZE).save(noisy)
+    params = models.build(ours.model).init(jax.random.key(0))
+    checkpoint.save_averages(noisy, {"network": params})
     with pytest.raises(InputError) as error:
-        methods.train(settings(), paired_store_path, tmp_path / "other", init=trained)
-    assert str(trained) in str(error.value) and "\n" not in str(error.value)
+        methods.train(settings(), paired_store_path, tmp_path / "other", init=noisy)
+    assert str(noisy) in str(error.value) and "\n" not in str(error.value)

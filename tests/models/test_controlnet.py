@@ -42,6 +42,7 @@ def test_nothing_is_added_at_first(new):
         np.testing.assert_array_equal(residual, 0)
 
 
+@pytest.mark.slow
 def test_what_is_copied_is_the_base_s_encoder_and_middle(new):
     """With ones for zeros, and the hint not yet seen, residuals are the U-Net's own features."""
     _, params, base, apply = new
@@ -72,6 +73,7 @@ def test_what_is_copied_is_the_base_s_encoder_and_middle(new):
         assert np.abs(feature).max() > 0.1
 
 
+@pytest.mark.slow
 def test_the_hint_and_every_parameter_matter(new):
     control, params, _, _ = new
     params, (z_t, t, context) = perturbed(params), inputs()

@@ -21,6 +21,7 @@ def network():
     return model, perturbed(jax.jit(model.init)(jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_every_parameter_and_the_context_matter(network):
     model, params = network
     z_t, t, context = inputs()

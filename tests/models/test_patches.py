@@ -31,7 +31,7 @@ def test_a_network_of_patches_draws_every_pixel():
     params = jax.tree.map(lambda p: p + jax.random.normal(key, p.shape) / 9, model.init(key))
     x = jax.random.normal(key, (2, 16, 24, 1))
     seen = {"contour": jnp.zeros((2, 16, 24, 2))}
-    drawn = model.apply(params, x, jnp.array([3, 7]), seen)
+    drawn = jax.jit(model.apply)(params, x, jnp.array([3, 7]), seen)
     assert drawn.shape == x.shape and len(np.unique(drawn)) > 0.9 * drawn.size
 
 
