@@ -28,7 +28,7 @@ from contourdiff_jax.interop import pipelines, schedulers, tokenizer
 from contourdiff_jax.interop.autoencoder_kl import Coder
 from contourdiff_jax.interop.pipelines import CONTROLLED, INSTRUCTED, PLAIN, Part, Pipeline
 from contourdiff_jax.interop.unet2d_condition import Branch, Network
-from contourdiff_jax.methods import controlnet, parts, prompts
+from contourdiff_jax.methods import controlnet, prompts
 from contourdiff_jax.methods.autoencoder import AUTOENCODER
 from contourdiff_jax.methods.parts import NETWORK
 from contourdiff_jax.models import autoencoder
@@ -107,7 +107,7 @@ def import_pipeline(folder: Path, workdir: Path, images: Images, prompt: str) ->
     section = configuration.from_dict({"autoencoder": coder.section}).autoencoder
     size = _size(folder, section) if images.size is None else images.size
     autoencoder.check_size(section, size)
-    configuration.check(config, size=size // autoencoder.side(section))
+    configuration.check(config, size=size, side=autoencoder.side(section))
     for line in (*_passed_over(found), *filter(None, [schedulers.note(found.scheduler)])):
         print(f"note: {line}")
     plain = Run(
@@ -233,11 +233,10 @@ def export_pipeline(ours: Run, folder: Path, out: Path, like: str | Path | None)
         )
     origin = pipelines.read(like)
     network: Network = origin.unet.config
-    one = meshes.local(1)  # each core of a CPU would have a copy of its own
-    fixed = parts.read(ours, one, base=_base(ours))
-    method_players = _players(ours)
-    _, averages = checkpoint.averages(folder, method_players, one)
-    learnt = averages[NETWORK]
+    # On one device: each core of a CPU would have a copy of its own.
+    method = methods.build(ours, mesh=meshes.local(1))
+    fixed = method.fixed
+    learnt = checkpoint.averages(folder, method.players, method.mesh)[1][NETWORK]
     coder = Coder(ours.codec.section.to_dict(), ours.codec.scale)
     model = _model_fields(ours)
     latents = ours.codec.section.latents
@@ -289,11 +288,3 @@ def _kind(ours: Run) -> str:
 def _model_fields(ours: Run) -> Mapping:
     fields = ours.config.model.to_dict()
     return {name: value for name, value in fields.items() if name != "conditions"}
-
-
-def _base(ours: Run):
-    return controlnet.network_of(ours).base if ours.base else None
-
-
-def _players(ours: Run) -> Mapping:
-    return methods.build(ours, mesh=meshes.local()).players

@@ -16,7 +16,6 @@ import numpy as np
 from contourdiff_jax import config as configuration
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import unet2d
-from contourdiff_jax.interop.unet2d import current  # noqa: F401, names of early versions
 
 UNET, CONTROLNET = "UNet2DConditionModel", "ControlNetModel"
 

@@ -232,16 +232,7 @@ def _check_same(averages: Mapping[str, Params], method: Method, init: Path) -> N
         if name not in method.players:
             raise InputError(f"{init}: has a network {name}, which the configuration has not")
         wanted = jax.eval_shape(method.players[name].init, jax.random.key(0))
-        shapes = [
-            {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
-            for leaves in map(jax.tree_util.tree_leaves_with_path, (params, wanted))
-        ]
-        for path in sorted(shapes[0].keys() | shapes[1].keys()):
-            if shapes[0].get(path) != shapes[1].get(path):
-                raise InputError(
-                    f"{init}: of another architecture: {path} is {shapes[0].get(path, 'absent')} "
-                    f"there and {shapes[1].get(path, 'absent')} in the configuration's network"
-                )
+        checkpoint.check_shapes(params, wanted, str(init))
 
 
 def networks(ours: Run) -> dict[str, Params]:

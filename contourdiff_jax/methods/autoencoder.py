@@ -93,8 +93,7 @@ class AutoencoderMethod:
     def _quality(self) -> Callable:
         def of(params, example):
             images, body = example["x"], example["mask"]
-            mean, _ = self.network.encode(params, self._shown(images))
-            drawn = self._drawn(params, images)
+            mean, drawn = self._again(params, images)
             inside = jnp.where(body > 0, drawn, images)
             squared = _in_body(jnp.square(inside - images), body)
             alike = regression.similarity(inside[..., 0], images[..., 0])[..., None]
@@ -107,13 +106,10 @@ class AutoencoderMethod:
 
         return jax.jit(of)
 
-    def _shown(self, images):
-        return jnp.repeat(images, self.section.image_channels, -1)
-
-    def _drawn(self, params, images):
-        """Images [B, H, W, 1] again, from the means of their latents."""
-        mean, _ = self.network.encode(params, self._shown(images))
-        return self.network.decode(params, mean).mean(-1, keepdims=True).clip(-1, 1)
+    def _again(self, params, images):
+        """The means of the latents of images [B, H, W, 1], and the images again from these."""
+        mean, _ = self.network.encode(params, networks.coloured(self.section, images))
+        return mean, networks.grey(self.network.decode(params, mean)).clip(-1, 1)
 
     def samples(self, averages: Averages, fixed: Fixed) -> np.ndarray:
         """See contracts.Method: rows of the truth and what is drawn of it."""
@@ -129,7 +125,11 @@ class AutoencoderMethod:
     @functools.cached_property
     def _compiled(self) -> Callable:
         split = meshes.batch(self.mesh)
-        return jax.jit(self._drawn, in_shardings=(None, split), out_shardings=split)
+
+        def drawn(params, images):
+            return self._again(params, images)[1]
+
+        return jax.jit(drawn, in_shardings=(None, split), out_shardings=split)
 
     def translator(self, averages: Averages, fixed: Fixed) -> Translator:
         """See contracts.Method: it draws the very image that it is shown."""
@@ -221,7 +221,7 @@ class Losses:
 
     def of_autoencoder(self, params, everyone, example, key, fixed, memory):
         """How far from the truth it draws, how far from a normal distribution its latents are."""
-        images = self._images(example)
+        images = networks.coloured(self.section, example["x"])
         latents, pull = self._sampled(params, images, key)
         error, metrics = self._error(params, latents, images, fixed)
         doubt = self._doubt(params, everyone[CRITIC], latents)
@@ -233,18 +233,16 @@ class Losses:
 
     def of_critic(self, params, everyone, example, key, fixed, memory):
         """How badly it tells real images from those drawn again."""
-        images, network = self._images(example), everyone[AUTOENCODER]
+        images = networks.coloured(self.section, example["x"])
+        network = everyone[AUTOENCODER]
         drawn = self.network.decode(network, self._sampled(network, images, key)[0])
         value = adversarial.told_apart(self.kind, self.judge, params, images, drawn)
         return jnp.where(memory["images"] > self.alone, value, 0.0), ({}, memory)
 
-    def _images(self, example):
-        return jnp.repeat(example["x"], self.section.image_channels, -1)
-
     def _sampled(self, params, images, key):
         """Latents drawn for images, and KL(latents | normal) for each of an image's pixels."""
         mean, log_variance = self.network.encode(params, images)
-        latents = mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
+        latents = networks.sampled(mean, log_variance, key)
         squares = jnp.square(mean) + jnp.exp(log_variance) - 1 - log_variance
         return latents, squares.sum() / 2 / images.size
 
@@ -286,7 +284,7 @@ def unlike(stages: Callable, params: Params, drawn, images):
     """
 
     def features(images):
-        found = stages(params, images.mean(-1, keepdims=True))
+        found = stages(params, networks.grey(images))
         norms = (jax.lax.rsqrt(jnp.square(f).sum(-1, keepdims=True) + 1e-10) for f in found)
         return [f * norm for f, norm in zip(found, norms, strict=True)]
 

@@ -64,14 +64,12 @@ def latents(network: Autoencoder, section: ConfigDict, scale: float) -> Codec:
     side = networks.side(section)
 
     def encoded(fixed, images):
-        repeated = jnp.repeat(images, section.image_channels, -1)
-        return network.encode(fixed["codec"], repeated)
+        return network.encode(fixed["codec"], networks.coloured(section, images))
 
     def learnt(fixed, images, key=None):
         mean, log_variance = encoded(fixed, images)
-        if key is not None:
-            mean += jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
-        return jax.lax.stop_gradient(scale * mean)
+        z = mean if key is None else networks.sampled(mean, log_variance, key)
+        return jax.lax.stop_gradient(scale * z)
 
     def seen(fixed, condition):
         return {name: _seen(name, value, fixed) for name, value in condition.items()}
@@ -86,7 +84,7 @@ def latents(network: Autoencoder, section: ConfigDict, scale: float) -> Codec:
         return jnp.concatenate([values, given], -1)
 
     def drawn(fixed, z):
-        return network.decode(fixed["codec"], z / scale).mean(-1, keepdims=True)
+        return networks.grey(network.decode(fixed["codec"], z / scale))
 
     return Codec(section.latents, side, False, learnt, seen, drawn)
 
@@ -120,7 +118,7 @@ def weights(folder: Path, section: ConfigDict, mesh: Mesh) -> Params:
 def checked(folder: Path, known: CodecOf, mesh: Mesh) -> Params:
     """As `weights`; InputError where they are not those that a run has learnt with."""
     params = weights(folder, known.section, mesh)
-    if checkpoint.digest({autoencoder.AUTOENCODER: params}) != known.digest:
+    if _digest(params) != known.digest:
         raise InputError(
             f"{folder}: another autoencoder than the run has learnt with; restore it from a copy"
         )
@@ -159,8 +157,7 @@ def chosen(folder: Path, store: Store) -> CodecOf:
     if theirs.codec is not None:
         return theirs.codec
     params = weights(own, section, meshes.local(1))
-    digest = checkpoint.digest({autoencoder.AUTOENCODER: params})
-    return CodecOf(section, 1 / deviation(section, params, store), digest)
+    return CodecOf(section, 1 / deviation(section, params, store), _digest(params))
 
 
 def identity(folder: Path) -> str:
@@ -168,7 +165,10 @@ def identity(folder: Path) -> str:
     theirs, own = run.load(folder), place(folder)
     if theirs.codec is not None:
         return theirs.codec.digest
-    params = weights(own, theirs.config.autoencoder, meshes.local(1))
+    return _digest(weights(own, theirs.config.autoencoder, meshes.local(1)))
+
+
+def _digest(params: Params) -> str:
     return checkpoint.digest({autoencoder.AUTOENCODER: params})
 
 

@@ -60,6 +60,21 @@ def _built(config: FrozenConfigDict) -> Autoencoder:
     )
 
 
+def coloured(config, images):
+    """Greys [B, H, W, 1] as the channels [B, H, W, C] that an autoencoder sees."""
+    return jnp.repeat(images, config.image_channels, -1)
+
+
+def grey(images):
+    """What an autoencoder draws, [B, H, W, C], as greys [B, H, W, 1]."""
+    return images.mean(-1, keepdims=True)
+
+
+def sampled(mean, log_variance, key):
+    """Latents drawn from their distribution."""
+    return mean + jnp.exp(log_variance / 2) * jax.random.normal(key, mean.shape)
+
+
 def side(config) -> int:
     """f, the pixels a side of a latent."""
     return 2 ** (len(config.channels) - 1)

@@ -236,7 +236,7 @@ def _read(checkpoints, step: int, name: str, items: dict) -> dict:
     if without_players := not others and player not in _tree(metadata.get(item)):
         items = {i: like[player] if i in OF_PLAYERS else like for i, like in items.items()}
     for item, like in items.items():
-        _check(metadata.get(item), like, name)
+        check_shapes(metadata.get(item), like, name)
     wanted = ocp.args.Composite(**{i: ocp.args.StandardRestore(like) for i, like in items.items()})
     restored = _attempt(lambda: checkpoints.restore(step, args=wanted), unreadable, _Damaged)
     if not without_players:
@@ -294,8 +294,8 @@ def quiet() -> Iterator[None]:
         sys.unraisablehook = report
 
 
-def _check(metadata, like, name: str) -> None:
-    """Raise InputError where a checkpoint's arrays have other shapes than the network's."""
+def check_shapes(metadata, like, name: str) -> None:
+    """Raise InputError where arrays, or a checkpoint's, have other shapes than the network's."""
     if metadata is None:
         raise _Damaged(f"{name}: incomplete")
     stored, wanted = (_shapes(tree) for tree in (metadata, like))
