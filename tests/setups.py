@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A method and its compiled step without a store; a translation as a call with options."""
 
+import json
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +16,7 @@ from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contracts import Player
 from contourdiff_jax.data.store import Store, StoreWriter
 from contourdiff_jax.training import checkpoint, loop, run, state
+from contourdiff_jax.training.logs import Logs
 from contourdiff_jax.training.run import Run
 from contourdiff_jax.translation import folder
 from contourdiff_jax.volumes import intensity
@@ -35,6 +39,24 @@ def perturbed(params):
 def players(init) -> dict[str, Player]:
     """One player of that network, to be read from a checkpoint."""
     return {"network": Player(init, None, None, None)}
+
+
+def stats(workdir):
+    """The record, without what depends on the clock."""
+    lines = [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
+    return [{name: v for name, v in line.items() if "second" not in name} for line in lines]
+
+
+def stopping(patch, step):
+    """As if a cluster asked for an end once the metrics of that step are written."""
+    write = Logs.write_scalars
+
+    def write_and_stop(self, number, images, scalars):
+        write(self, number, images, scalars)
+        if number == step and "heldout_loss" not in scalars:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    patch.setattr(Logs, "write_scalars", write_and_stop)
 
 
 def players_of(folder: Path, name: str) -> dict[str, Player]:

@@ -68,16 +68,7 @@ def section(fields: Mapping) -> Coder:
     Raises:
       InputError: a field that our network has no equivalent of; it is named.
     """
-    if fields.get("_class_name", AUTOENCODER) != AUTOENCODER:
-        raise InputError(f"_class_name: {fields['_class_name']!r} is not {AUTOENCODER}")
-    fields = {name: value for name, value in fields.items() if not name.startswith("_")}
-    unknown = sorted(fields.keys() - FIELDS.keys())
-    if unknown:
-        raise InputError(f"{unknown[0]}: not a field of an {AUTOENCODER} that is known here")
-    fields = FIELDS | fields
-    for name, known in SUPPORTED.items():
-        if fields[name] not in known:
-            raise InputError(f"{name}: {fields[name]!r} is not supported, only {known[0]!r}")
+    fields = unet2d.completed(fields, AUTOENCODER, FIELDS, SUPPORTED)
     if fields["in_channels"] != fields["out_channels"]:
         raise InputError(f"out_channels: {fields['out_channels']!r} are others than in_channels")
     channels = fields["block_out_channels"]

@@ -2,9 +2,7 @@
 """The autoencoder: a run of it, in pieces too, its losses, and what it says of itself."""
 
 import json
-import os
 import shutil
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +11,7 @@ import numpy as np
 import pytest
 import setups
 from PIL import Image
+from setups import stats, stopping
 
 from contourdiff_jax import config, methods
 from contourdiff_jax.data.store import open_store
@@ -25,7 +24,6 @@ from contourdiff_jax.reports.card import card
 from contourdiff_jax.reports.page import report
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
-from contourdiff_jax.training.logs import Logs
 
 SIZE, STEPS = 32, 6
 
@@ -48,24 +46,6 @@ def whole(store_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert methods.train(settings(), store_path, folder)
     return folder
-
-
-def stats(workdir):
-    """The record, without what depends on the clock."""
-    lines = [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
-    return [{name: v for name, v in line.items() if "second" not in name} for line in lines]
-
-
-def stopping(patch, step):
-    """As if a cluster asked for an end once the metrics of that step are written."""
-    write = Logs.write_scalars
-
-    def write_and_stop(self, number, images, scalars):
-        write(self, number, images, scalars)
-        if number == step and "heldout_loss" not in scalars:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    patch.setattr(Logs, "write_scalars", write_and_stop)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import setups
+from setups import stats
 
 from contourdiff_jax import config, methods
 from contourdiff_jax.data.feeds import Unpaired
@@ -96,12 +97,6 @@ def test_then_half_are_exchanged_for_one_of_before_and_none_is_lost_or_doubled()
 # ----------------------------------------------------------------------------------------------
 # A run
 # ----------------------------------------------------------------------------------------------
-
-
-def stats(workdir):
-    """The record, without what depends on the clock."""
-    lines = [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
-    return [{name: v for name, v in line.items() if "second" not in name} for line in lines]
 
 
 @pytest.mark.slow

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """pix2pix: a run of it from the first step to a translated folder, in pieces and on any mesh."""
 
-import json
-import os
-import signal
-
 import jax
 import nibabel as nib
 import numpy as np
 import pytest
 import setups
 from PIL import Image
+from setups import stats, stopping
 
 from contourdiff_jax import config, methods
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import run
-from contourdiff_jax.training.logs import Logs
 
 SIZE, STEPS = 32, 6
 
@@ -39,24 +35,6 @@ def whole(store_path, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert methods.train(settings(), store_path, folder)
     return folder
-
-
-def stats(workdir):
-    """The record, without what depends on the clock."""
-    lines = [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
-    return [{name: v for name, v in line.items() if "second" not in name} for line in lines]
-
-
-def stopping(patch, step):
-    """As if a cluster asked for an end once the metrics of that step are written."""
-    write = Logs.write_scalars
-
-    def write_and_stop(self, number, images, scalars):
-        write(self, number, images, scalars)
-        if number == step and "heldout_loss" not in scalars:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    patch.setattr(Logs, "write_scalars", write_and_stop)
 
 
 def test_stopping_and_resuming_changes_nothing(store_path, whole, tmp_path):

@@ -5,8 +5,6 @@ Two convolutions stand in for the network but where it is the network that is te
 """
 
 import json
-import os
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +14,7 @@ import pytest
 import setups
 from ml_collections import ConfigDict
 from PIL import Image
+from setups import stats, stopping
 from skimage.metrics import structural_similarity
 
 from contourdiff_jax import cli, config, methods, models
@@ -28,7 +27,6 @@ from contourdiff_jax.reports.card import card
 from contourdiff_jax.reports.page import report
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
-from contourdiff_jax.training.logs import Logs
 
 UNET = models.build
 SIZE, STEPS = 32, 8
@@ -199,24 +197,6 @@ def whole(two_convolutions, paired_store_path, tmp_path_factory):
     for name, conditions in SEEN.items():
         assert methods.train(settings(conditions), paired_store_path, folder / name)
     return folder
-
-
-def stats(workdir):
-    """The record, without what depends on the clock."""
-    lines = [json.loads(line) for line in (workdir / "stats.jsonl").read_text().splitlines()]
-    return [{name: v for name, v in line.items() if "second" not in name} for line in lines]
-
-
-def stopping(patch, step):
-    """As if a cluster asked for an end once the metrics of that step are written."""
-    write = Logs.write_scalars
-
-    def write_and_stop(self, number, images, scalars):
-        write(self, number, images, scalars)
-        if number == step and "loss" in scalars:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    patch.setattr(Logs, "write_scalars", write_and_stop)
 
 
 @pytest.mark.parametrize("seen", FAST)
