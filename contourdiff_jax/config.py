@@ -76,6 +76,9 @@ def default() -> ConfigDict:
                 "noise": 0.06,  # most of the standard deviation, as share of black to white
             },
             "model": {
+                # Of what is learnt and drawn at once: 2 for slices; 3 for volumes, or patches of
+                # them (docs/volumes.md).
+                "dims": 2,
                 # What the network sees beside the noisy image: contour, or with it neighbour, the
                 # slice before; source, the image of the source of a paired store; or contour with
                 # picture, that in which contours are sought (contours/recast.py). (): nothing, for
@@ -436,6 +439,7 @@ RULES = {
         lambda names: names in CONDITIONS_SEEN,
         f"must be one of {', '.join(map(str, CONDITIONS_SEEN))}",
     ),
+    "model.dims": _among(2, 3),
     "model.null": _among("flag", "empty"),
     "model.channels": FEATURES,
     "model.layers": _between(1, MOST_LAYERS),

@@ -38,7 +38,7 @@ from contourdiff_jax.contracts import (
     Player,
     Translator,
 )
-from contourdiff_jax.data import examples
+from contourdiff_jax.data import examples, volumetric
 from contourdiff_jax.data.feeds import Slices
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.diffusion import coupling, guidance, noise, process, samplers, schedules, tiles
@@ -244,7 +244,7 @@ def build(
     conditions = tuple(config.model.conditions)
     feed = None
     if store is not None:
-        feed = Slices.under(config, store, ours.contours, conditions, mesh)
+        feed = volumetric.feed(config, store, ours.contours, conditions, mesh)
     return Diffusion(
         players=players,
         mesh=mesh,

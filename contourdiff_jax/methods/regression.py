@@ -31,7 +31,7 @@ from contourdiff_jax.contracts import (
     Player,
     Translator,
 )
-from contourdiff_jax.data import examples
+from contourdiff_jax.data import examples, volumetric
 from contourdiff_jax.data.feeds import Slices
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.models import Model
@@ -128,7 +128,7 @@ def build(
     conditions = tuple(config.model.conditions)
     feed = None
     if store is not None:
-        feed = Slices.under(config, store, ours.contours, conditions, mesh, masked=True)
+        feed = volumetric.feed(config, store, ours.contours, conditions, mesh, masked=True)
     return Regression(
         players=players,
         mesh=mesh,

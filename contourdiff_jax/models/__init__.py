@@ -51,7 +51,6 @@ def build(
     channels: int = 1,
     side: int = 1,
     outputs: int | None = None,
-    dims: int = 2,
     denoises: bool = True,
 ) -> Model:
     """The network of `config` (a `model` section, see config.py) for images of `channels` channels.
@@ -60,27 +59,26 @@ def build(
       side: pixels a side of an element of such an image, see contracts.Codec.
       outputs: channels of the prediction, where z_t comes with others beside its own, as in
         InstructPix2Pix with the latents of the source; default: those of z_t.
-      dims: number of spatial dimensions.
       denoises: whether it sees a noisy image and its timestep, or its conditions alone.
 
     The same functions come back for the same network, so that what is traced of it once serves.
     """
     outputs = channels if outputs is None else outputs
-    return _built(FrozenConfigDict(config), channels, side, outputs, dims, denoises)
+    return _built(FrozenConfigDict(config), channels, side, outputs, denoises)
 
 
 @functools.cache
 def _built(
-    config: FrozenConfigDict, channels: int, side: int, outputs: int, dims: int, denoises: bool
+    config: FrozenConfigDict, channels: int, side: int, outputs: int, denoises: bool
 ) -> Model:
     inputs = channels * denoises + conditioning.channels(config, image=channels, side=side)
 
     def create():
         return UNet(
             config,
-            dims=dims,
-            inputs=inputs * config.patch**dims,
-            outputs=outputs * config.patch**dims,
+            dims=config.dims,
+            inputs=inputs * config.patch**config.dims,
+            outputs=outputs * config.patch**config.dims,
             timed=denoises,
             dtype=jnp.dtype(config.dtype),
             rngs=nnx.Rngs(0),

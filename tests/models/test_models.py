@@ -27,7 +27,8 @@ def inputs(dims: int, size: int = 8):
 
 def network(settings, dims: int = 2):
     """(params, compiled apply), none of the parameters zero, so that every layer counts."""
-    model = models.build(settings, dims=dims)
+    settings.dims = dims
+    model = models.build(settings)
     return perturbed(jax.jit(model.init)(jax.random.key(0))), jax.jit(model.apply)
 
 
