@@ -21,20 +21,20 @@ from pathlib import Path
 CORES = len(os.sched_getaffinity(0))
 os.environ["JAX_NUM_CPU_DEVICES"] = str(CORES)  # as the commands have it
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from ml_collections import ConfigDict  # noqa: E402
-from PIL import Image  # noqa: E402
+import jax
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from PIL import Image
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1] / "tests" / "parity"))
-import fid_packages  # noqa: E402
+import fid_packages
 
-from contourdiff_jax.evaluation import features  # noqa: E402
-from contourdiff_jax.evaluation.metrics import distribution  # noqa: E402
-from contourdiff_jax.interop import inception  # noqa: E402
-from contourdiff_jax.runtime import mesh as meshes  # noqa: E402
+from contourdiff_jax.evaluation import features
+from contourdiff_jax.evaluation.metrics import distribution
+from contourdiff_jax.interop import inception
+from contourdiff_jax.runtime import mesh as meshes
 
 DATA = Path(os.environ["CONTOURDIFF_DATA"])
 RUNS = 7

@@ -13,7 +13,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -28,7 +27,11 @@ from contourdiff_jax.evaluation.metrics import bootstrap
 from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.volume import Assumed
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent))
+
+from commands import contourdiff  # beside this folder
+
 DATA = Path(os.environ.get("CONTOURDIFF_DATA", HERE.parents[2] / "shared/data")) / "real"
 SIZE = ("--size=128", "--spacing=2")
 SEED = 0
@@ -157,16 +160,6 @@ def hounsfield(pictures: Path) -> Path:
             nibabel.save(image, partial / f"{patient}.nii.gz")
         partial.rename(place)
     return place
-
-
-def contourdiff(command: str, *flags: str | None, done: Path | None = None) -> None:
-    """Runs a command, unless what it makes is there."""
-    if done is not None and done.exists():
-        return
-    argv = [sys.executable, "-m", "contourdiff_jax", command, *filter(None, flags)]
-    print(*argv[2:], flush=True)
-    if subprocess.run(argv).returncode not in (0, 1):
-        raise SystemExit(f"{command} failed")
 
 
 def flag(name: str, value) -> str | None:

@@ -29,7 +29,7 @@ from contourdiff_jax.volumes.intensity import Window
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "021_real"))
-import benchmark  # noqa: E402
+import benchmark
 
 DATA = Path(os.environ.get("CONTOURDIFF_DATA", HERE.parents[2] / "shared/data"))
 SERIES = DATA / "dicom/ge_head_ct"
