@@ -10,6 +10,8 @@ stride of 2, of which the gradient would be slow there; as convolutions with 2 x
 Shapes: B batch, H rows, W columns, C features in, O features out.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -23,6 +25,7 @@ MANY = 128  # from so many features in and out on, larger pictures are cut into 
 # Up to FEW features out, a kernel's gradient is computed from parts of ROWS rows, as if images.
 FEW = 16
 ROWS = 16
+SAME = ((1, 1), (1, 1))  # padding of rows and columns around 3 x 3 pixels
 
 
 class Convolution1x1(nnx.Conv):
@@ -70,12 +73,12 @@ def _backward(saved, gradient):
 convolve.defvjp(_forward, _backward)
 
 
-def _by_xla(x, kernel, rows_padded: int = 1):
+def _by_xla(x, kernel, padding=SAME):
     return jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1, 1),
-        padding=((rows_padded, rows_padded), (1, 1)),
+        padding=padding,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
@@ -89,7 +92,7 @@ def _gradients_on_a_cpu(x, kernel, gradient):
         return jax.vjp(_as_product, x, kernel)[1](gradient)
     if _tiled(x, kernel):
         return winograd.gradients(x, kernel, gradient)
-    of_x, of_kernel = _gradients_by_xla(x, kernel, gradient)  # what is replaced is not computed
+    of_x, of_kernel = _gradients_in_order(x, kernel, gradient)  # what is replaced is not computed
     if kernel.shape[3] <= FEW and x.shape[1] > ROWS and x.shape[1] % ROWS == 0:
         of_kernel = _of_kernel(_as_images(x, 1), _as_images(gradient, 0), kernel)
     return of_x, of_kernel
@@ -132,7 +135,27 @@ def _as_images(x, beyond: int):
 
 def _of_kernel(x, gradient, kernel):
     """Gradient [3, 3, C, O] for x [B, H + 2, W, C], with a row more on either side."""
-    return jax.vjp(lambda kernel: _by_xla(x, kernel, rows_padded=0), kernel)[1](gradient)[0]
+    return _kernel_in_order(x, gradient, ((0, 0), (1, 1)))
+
+
+def _gradients_in_order(x, kernel, gradient, padding=SAME):
+    """Gradients of `_by_xla`, as convolutions with their axes in the usual order.
+
+    XLA brings others into that order, in which alone they are fast on a CPU, but not within a loop,
+    such as that over the parts of a batch (config.train.accumulate).
+    """
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    beyond = [
+        (size - 1 - near, size - 1 - far)
+        for size, (near, far) in zip(kernel.shape, padding, strict=False)
+    ]
+    return _by_xla(gradient, turned, beyond), _kernel_in_order(x, gradient, padding)
+
+
+def _kernel_in_order(x, gradient, padding=SAME):
+    """Gradient [n, n, C, O]: each of C features is a picture, the O of the result are kernels."""
+    of_kernel = _by_xla(x.transpose(3, 1, 2, 0), gradient.transpose(1, 2, 0, 3), padding)
+    return of_kernel.transpose(1, 2, 0, 3)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -157,6 +180,25 @@ def _by_platform(on_a_cpu, elsewhere):
     return function
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def slide(x, kernel, padding: int):
+    """A convolution with a stride of 1 and so many zeros around x [B, H, W, C]."""
+    return _by_xla(x, kernel, ((padding, padding),) * 2)
+
+
+def _slid(padding, saved, gradient):
+    sides = ((padding, padding),) * 2
+
+    def by_xla(x, kernel, gradient):
+        return jax.vjp(lambda *given: _by_xla(*given, sides), x, kernel)[1](gradient)
+
+    in_order = functools.partial(_gradients_in_order, padding=sides)
+    return jax.lax.platform_dependent(*saved, gradient, cpu=in_order, default=by_xla)
+
+
+slide.defvjp(lambda x, kernel, padding: (slide(x, kernel, padding), (x, kernel)), _slid)
+
+
 def _convolved(x, kernel, stride: int = 1, padding: int = 0, dilation: int = 1):
     return jax.lax.conv_general_dilated(
         x,
@@ -176,7 +218,7 @@ def _halved_by_pairs(x, kernel):
     x = x.reshape(batch, x.shape[1] // 2, 2, x.shape[2] // 2, 2, features)
     x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, x.shape[1], x.shape[3], -1)
     kernel = kernel.reshape(2, 2, 2, 2, features, -1).transpose(0, 2, 1, 3, 4, 5)
-    return _convolved(x, kernel.reshape(2, 2, 4 * features, -1))
+    return slide(x, kernel.reshape(2, 2, 4 * features, -1), 0)
 
 
 def _doubled_by_pairs(x, kernel):
@@ -188,7 +230,7 @@ def _doubled_by_pairs(x, kernel):
     # Turned, the kernel's rows and columns are those of the first pixel and those of the second.
     kernel = kernel[::-1, ::-1].reshape(2, 2, 2, 2, features, -1).transpose(0, 2, 4, 1, 3, 5)
     # With padding of its own, the kernel's gradient would take a hundred times as long.
-    y = _convolved(_padded(x), kernel.reshape(2, 2, features, -1))
+    y = slide(_padded(x), kernel.reshape(2, 2, features, -1), 0)
     y = y.reshape(*y.shape[:3], 2, 2, -1)
     y = jnp.stack([y[:, :rows, :, 0], y[:, 1:, :, 1]], 2)
     y = jnp.stack([y[:, :, :, :columns, 0], y[:, :, :, 1:, 1]], 4)

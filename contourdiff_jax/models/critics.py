@@ -17,7 +17,7 @@ from flax import nnx
 from contourdiff_jax import models
 from contourdiff_jax.contracts import Params
 from contourdiff_jax.models import convolution
-from contourdiff_jax.models.generators import WIDEST, Convolution, Norm, leaky, plain, scatter
+from contourdiff_jax.models.generators import WIDEST, Convolution, Norm, leaky, scatter
 
 
 class Critic(NamedTuple):
@@ -70,4 +70,4 @@ class PatchGAN(nnx.Module):
 
 
 def _slid(x, kernel):
-    return plain(x, kernel, padding=1)
+    return convolution.slide(x, kernel, 1)

@@ -138,22 +138,19 @@ def reflected(x, kernel):
     x = jnp.pad(x, ((0, 0), (beyond, beyond), (beyond, beyond), (0, 0)), mode="reflect")
     if beyond == 1:
         return convolution.convolve(x, kernel)[:, 1:-1, 1:-1]
-    return convolution.to_few(x, kernel) if kernel.shape[3] <= FEW else plain(x, kernel)
-
-
-def plain(x, kernel, stride: int = 1, padding: int = 0):
-    """A convolution with as many zeros on every side as `padding` says."""
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(stride, stride),
-        padding=((padding, padding),) * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    few = kernel.shape[3] <= FEW
+    return convolution.to_few(x, kernel) if few else convolution.slide(x, kernel, 0)
 
 
 def halved(x, kernel):
-    return plain(x, kernel, stride=2, padding=1)
+    """A convolution with stride 2 and a zero on every side."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(2, 2),
+        padding=((1, 1),) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 def leaky(x):
