@@ -91,7 +91,12 @@ def default() -> ConfigDict:
                 # takes a quarter of the time (models/patches.py).
                 "patch": 1,
                 "channels": (16, 32, 64, 128),  # features at each resolution, halving each time
+                # Of the first resolutions of a network of volumes: so many see each slice alone and
+                # are halved in plane, where slices lie farther apart than pixels.
+                "planar": 0,
                 "layers": 1,  # residual blocks per resolution
+                # Within a residual block: 1, or 2 with one for broader shape (blocks.Broader).
+                "paths": 1,
                 "attention": (False, False, False, True),  # at each resolution: to itself
                 "decoder_attention": (),  # likewise in the decoder; (): as in the encoder
                 "middle_attention": True,
@@ -109,6 +114,9 @@ def default() -> ConfigDict:
                 # Heads at each resolution, or one number for all, whatever their width; (): as many
                 # as head_width makes.
                 "heads": (),
+                # Positions a side of the blocks whose means attend to one another in place of every
+                # position, at each resolution, or one number for all; (): every position does.
+                "pool": (),
                 "groups": 8,  # of group normalisation
                 "epsilon": 1e-5,  # of group normalisation
                 "time_scale_shift": False,  # time scales and shifts features, or is added to them
@@ -413,6 +421,10 @@ FEATURES = Rule(
     lambda value: value and all(type(c) is int and 0 < c <= WIDEST for c in value),
     f"must be whole numbers from 1 to {WIDEST}, one a resolution",
 )
+NUMBERS = Rule(
+    lambda value: all(type(n) is int and 0 < n <= WIDEST for n in value),
+    f"must be whole numbers from 1 to {WIDEST}, one a resolution or one for all",
+)
 FREE = Rule(lambda value: True, "")  # a switch, or checked with others below
 
 RULES = {
@@ -442,7 +454,9 @@ RULES = {
     "model.dims": _among(2, 3),
     "model.null": _among("flag", "empty"),
     "model.channels": FEATURES,
+    "model.planar": _between(0, MOST_LAYERS),
     "model.layers": _between(1, MOST_LAYERS),
+    "model.paths": _among(1, 2),
     "model.patch": _between(1, 64),
     "model.attention": SWITCHES,
     "model.decoder_attention": SWITCHES,
@@ -451,10 +465,8 @@ RULES = {
     "model.downsample_padding": _among(0, 1),
     "model.context": _between(0, WIDEST),
     "model.head_width": _between(0),
-    "model.heads": Rule(
-        lambda value: all(type(n) is int and 0 < n <= WIDEST for n in value),
-        f"must be whole numbers from 1 to {WIDEST}, one a resolution or one for all",
-    ),
+    "model.heads": NUMBERS,
+    "model.pool": NUMBERS,
     "model.groups": _between(1),
     "model.epsilon": ABOVE_0,
     "model.dropout": BELOW_1,
@@ -637,14 +649,25 @@ def check_model(config: ConfigDict) -> None:
                 f"config.model.channels: {features} is not a multiple of "
                 f"config.model.groups={model.groups}"
             )
-    if len(model.heads) not in (0, 1, len(channels)):
+    for name in ("heads", "pool"):
+        if len(model[name]) not in (0, 1, len(channels)):
+            raise InputError(
+                f"config.model.{name}: {len(model[name])} entries for the {len(channels)} "
+                f"resolutions of config.model.channels; give one for each, or one for all"
+            )
+    if model.pool and model.context:
         raise InputError(
-            f"config.model.heads: {len(model.heads)} entries for the {len(channels)} resolutions "
-            f"of config.model.channels; give one for each, or one for all"
+            "config.model.pool: a transformer of config.model.context attends from every "
+            "position; leave it as ()"
+        )
+    if model.planar > len(channels):
+        raise InputError(
+            f"config.model.planar: {model.planar} of the {len(channels)} resolutions of "
+            f"config.model.channels; take at most as many"
         )
     attentive, of_width = _attentive(model), ("head_width", model.head_width)
     for level in attentive:
-        name, divisor = ("heads", _heads(model)[level]) if model.heads else of_width
+        name, divisor = ("heads", _each(model, "heads")[level]) if model.heads else of_width
         if divisor and channels[level] % divisor:
             raise InputError(
                 f"config.model.channels: {channels[level]} has attention and is not a multiple of "
@@ -659,12 +682,17 @@ def head_widths(model: ConfigDict) -> tuple[int, ...]:
     channels = tuple(model.channels)
     if not model.heads:
         return tuple(model.head_width or features for features in channels)
-    return tuple(c // heads for c, heads in zip(channels, _heads(model), strict=True))
+    return tuple(c // heads for c, heads in zip(channels, _each(model, "heads"), strict=True))
 
 
-def _heads(model: ConfigDict) -> tuple[int, ...]:
-    """Those that model.heads asks for, one number for each resolution."""
-    return tuple(model.heads) * (len(model.channels) if len(model.heads) == 1 else 1)
+def pools(model: ConfigDict) -> tuple[int, ...]:
+    """Positions a side of the blocks that attention averages, at each resolution."""
+    return _each(model, "pool") or (1,) * len(model.channels)
+
+
+def _each(model: ConfigDict, field: str) -> tuple[int, ...]:
+    """What a field asks for, one number for each resolution."""
+    return tuple(model[field]) * (len(model.channels) if len(model[field]) == 1 else 1)
 
 
 def _attentive(model: ConfigDict) -> list[int]:
@@ -691,13 +719,16 @@ def _check_fused(model: ConfigDict, attentive: list[int]) -> None:
             )
 
 
-def check_size(config: ConfigDict, size: int, side: int = 1) -> None:
+def check_size(config: ConfigDict, size: int, side: int = 1, *, depth: int | None = None) -> None:
     """Raise InputError for an image that the network cannot halve often enough.
 
     Args:
       size: of images in pixels.
       side: pixels a side of what the network takes for one: those of a latent.
+      depth: slices of a patch, of a network of volumes.
     """
+    if depth is not None:
+        _check_depth(config.model, depth)
     halvings, field = _halvings(config)
     patch = 1 if config.method in CRITICISED else config.model.patch
     unit = side * patch * 2**halvings
@@ -714,6 +745,27 @@ def check_size(config: ConfigDict, size: int, side: int = 1) -> None:
         raise InputError(
             f"config.adversarial.critic_layers: of images of {size} px nothing is left after "
             f"{layers} halvings; take fewer"
+        )
+
+
+def depth_unit(model: ConfigDict) -> int:
+    """What the slices of all that a network draws at once are a multiple of."""
+    return model.patch * 2 ** _deep_halvings(model) if model.dims == 3 else 1
+
+
+def _deep_halvings(model: ConfigDict) -> int:
+    """How often a network of volumes halves them along the slices; planar resolutions do not."""
+    return max(0, len(model.channels) - 1 - model.planar)
+
+
+def _check_depth(model: ConfigDict, depth: int) -> None:
+    unit, halvings = depth_unit(model), _deep_halvings(model)
+    if depth % unit:
+        cut = f" after patches of {model.patch} px" if model.patch > 1 else ""
+        fewer = ", or raise config.model.planar" if halvings else ""
+        raise InputError(
+            f"patches of {depth} slices cannot be halved {halvings} times{cut}: "
+            f"take --config.volume.depth={-(-depth // unit) * unit}{fewer}"
         )
 
 
@@ -908,7 +960,9 @@ NEEDS = {
         "config.model.resample_convolution is true and config.model.channels has several "
         "resolutions",
     ),
+    "model.planar": Need(lambda c: c.model.dims == 3, "config.model.dims is 3"),
     "model.context": ATTENTIVE,
+    "model.pool": ATTENTIVE,
     "model.heads": ATTENTIVE,
     "model.head_width": Need(
         lambda c: ATTENTIVE.holds(c) and not c.model.heads,

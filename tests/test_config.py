@@ -161,6 +161,12 @@ def configured(fields):
         ({"model.head_width": -8}, "head_width"),
         ({"model.context": -1}, "context"),
         ({"model.heads": (0,)}, "heads"),
+        ({"model.dims": 4}, "dims: 4 is not one of 2, 3"),
+        ({"model.dims": 3, "model.planar": 5}, "planar: 5 of the 4 resolutions"),
+        ({"model.paths": 3}, "paths: 3 is not one of 1, 2"),
+        ({"model.pool": (0,)}, "pool"),
+        ({"model.pool": (2, 2)}, "pool: 2 entries for the 4"),
+        ({"model.pool": (2,), "model.context": 8}, "pool: a transformer of config.model.context"),
         ({"model.heads": (2, 2)}, "heads: 2 entries for the 4"),
         ({"model.heads": (3,)}, "128 has attention.*heads=3"),
         ({"model.heads": (1, 1, 1, 256)}, "heads=256"),
@@ -357,12 +363,13 @@ IDLE = {
         **{"augment.shift": 0.0, "augment.probability": 0.5},
     },
     **{f"augment.{name}": {"augment.probability": 0.0} for name in config.MOVES},
+    "model.planar": {},
     "model.middle_norm": {"model.middle_attention": False},
     "model.resample_convolution": {"model.channels": (32,), "model.attention": (True,)},
     "model.downsample_padding": {},
     **{
         f"model.{name}": {"model.middle_attention": False, "model.attention": (False,) * 4}
-        for name in ("context", "head_width", "heads")
+        for name in ("context", "head_width", "heads", "pool")
     },
     "model.fused_attention": {
         **{"model.middle_attention": False, "model.attention": (False,) * 4},
@@ -519,7 +526,8 @@ def network(settings, world):
         patch.setattr(blocks, "attend_fused", lambda *arrays: 2 * blocks.attend(*arrays))
         model = BUILD(settings.model)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    image, condition = (jax.ShapeDtypeStruct((2, 16, 16, c), jnp.float32) for c in (1, 2))
+    space = (16,) * settings.model.dims
+    image, condition = (jax.ShapeDtypeStruct((2, *space, c), jnp.float32) for c in (1, 2))
     seen = dict.fromkeys(settings.model.conditions, condition)
 
     def apply(params, z_t, t, seen, key):
@@ -756,11 +764,14 @@ EFFECTS = {
         f"recast.{name}": Effect(made, 0.5, {"model.conditions": ("contour", "picture")})
         for name in ("evenness", "blur", "noise")
     },
+    "model.dims": Effect(network, 3),
     "model.conditions": Effect(network, NEIGHBOURS),
     "model.patch": Effect(network, 2),
     "model.null": Effect(network, "empty"),
     "model.channels": Effect(network, (4, 8)),
+    "model.planar": Effect(network, 1, {"model.dims": 3}),
     "model.layers": Effect(network, 2),
+    "model.paths": Effect(network, 2),
     "model.attention": Effect(network, (True, False)),
     "model.decoder_attention": Effect(network, (True, False)),
     "model.middle_attention": Effect(network, False),
@@ -771,6 +782,7 @@ EFFECTS = {
     "model.context": Effect(network, 6),
     "model.head_width": Effect(network, 2),
     "model.heads": Effect(network, (2,), {"model.head_width": 32, "model.heads": (4,)}),
+    "model.pool": Effect(network, (2,)),
     "model.groups": Effect(network, 1),
     "model.epsilon": Effect(network, 1e-6),
     "model.time_scale_shift": Effect(network, True),

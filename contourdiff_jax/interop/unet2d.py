@@ -204,8 +204,9 @@ def common_fields(config, kind: str, down: tuple[str, str], up: tuple[str, str])
     Raises:
       InputError: a setting that none of diffusers' U-Nets has an equivalent of.
     """
-    if config.patch > 1:
-        raise InputError(f"config.model.patch: {config.patch} has no equivalent in {kind}")
+    for field, usual in (("dims", 2), ("patch", 1), ("paths", 1), ("pool", ())):
+        if config[field] != usual:
+            raise InputError(f"config.model.{field}: {config[field]} has no equivalent in {kind}")
     if not config.resample_convolution:
         raise InputError(
             f"config.model.resample_convolution: False has no equivalent in {kind}; only networks "

@@ -42,7 +42,9 @@ class Model(NamedTuple):
 
 def described(config) -> str:
     """In words, for a model card: the network of a `model` section."""
-    return f"U-Net, channels {'-'.join(map(str, config.channels))}"
+    kind = "U-Net" if config.dims == 2 else "3D U-Net"
+    paths = " of two paths" if config.paths == 2 else ""
+    return f"{kind}{paths}, channels {'-'.join(map(str, config.channels))}"
 
 
 def build(

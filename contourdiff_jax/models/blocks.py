@@ -3,7 +3,8 @@
 
 Shapes: B batch, *S space (H W or D H W), C channels (last), E width of the time embedding.
 Blocks are told the number of spatial dimensions once, when their kernels are made; a 3-D network is
-the same code with `dims=3`.
+the same code with `dims=3`. Of three dimensions, *planar* blocks see each slice alone: where slices
+lie farther apart than pixels, as nnU-Net has it (Isensee et al. 2021, Nature Methods 18, 203).
 
 Parameters are float32; `dtype` is what the layers compute in (bfloat16 on accelerators
 that have it). Normalisation statistics and the softmax are float32 whatever the dtype.
@@ -17,7 +18,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.extend import backend
 
-from contourdiff_jax.models.convolution import Convolution1x1, Convolution3x3
+from contourdiff_jax.models.convolution import (
+    Convolution1x1,
+    Convolution1x3x3,
+    Convolution3x3,
+    Convolution3x3x3,
+)
 
 
 def deviation(_key, shape, dtype, _sharding=None):
@@ -34,11 +40,17 @@ def _kernel(zero: bool):
     return nnx.initializers.zeros_init() if zero else deviation
 
 
+def over_space(value, dims: int, planar: bool, across=1) -> tuple:
+    """`value` for each axis of space; where what is made is planar, `across` for the slices'."""
+    return (across if planar else value, *(value,) * (dims - 1))
+
+
 def convolution(
     features_in: int,
     features_out: int,
     *,
     dims: int,
+    planar: bool = False,
     kernel: int = 3,
     stride: int = 1,
     near: int | None = None,
@@ -55,16 +67,17 @@ def convolution(
     near = far if near is None else near
     if (kernel, stride) == (1, 1):
         form = Convolution1x1
-    elif dims == 2 and (kernel, stride, near) == (3, 1, 1):
-        form = Convolution3x3
+    elif dims > 1 and (kernel, stride, near) == (3, 1, 1):
+        of_volumes = Convolution1x3x3 if planar else Convolution3x3x3
+        form = Convolution3x3 if dims == 2 else of_volumes
     else:
         form = nnx.Conv
     return form(
         features_in,
         features_out,
-        kernel_size=(kernel,) * dims,
-        strides=(stride,) * dims,
-        padding=[(near, far)] * dims,
+        kernel_size=over_space(kernel, dims, planar),
+        strides=over_space(stride, dims, planar),
+        padding=over_space((near, far), dims, planar, across=(0, 0)),
         kernel_init=_kernel(zero),
         dtype=dtype,
         rngs=rngs,
@@ -182,13 +195,49 @@ class TimeEmbedding(nnx.Module):
         return self.second(jax.nn.silu(self.first(embedding)))
 
 
+def means(x, sides: tuple[int, ...]):
+    """[B, *S, C] -> means over blocks with `sides`; at an end, of the part that is left there."""
+    if set(sides) <= {1}:
+        return x
+    beyond = [(0, -size % side) for size, side in zip(x.shape[1:-1], sides, strict=True)]
+    whole = not any(after for _, after in beyond)
+    return nnx.avg_pool(x, sides, sides, beyond, count_include_pad=whole)
+
+
+def repeated(x, sides: tuple[int, ...], space: tuple[int, ...] = ()):
+    """Every element as a block with `sides`; cut to the `space` that `means` were taken of."""
+    for axis, side in enumerate(sides, 1):
+        x = jnp.repeat(x, side, axis)
+    return x[(slice(None), *map(slice, space))] if space else x
+
+
+class Broader(nnx.Module):
+    """A path for broader shape: means over 2 x 2 (x 2), a convolution, repetition.
+
+    Beside a residual block's own path, which sees fine detail, it sees twice as far for an eighth
+    of the work, in two dimensions a quarter. After Ma, Chen & Liang 2026 (Sci Rep 16, 14774), whose
+    block splits what flows through it into a path for detail and one for shape; no code of theirs
+    is public, and what the paths are made of is ours.
+    """
+
+    def __init__(self, features: int, *, dims: int, planar: bool, dtype, rngs: nnx.Rngs):
+        self.sides = over_space(2, dims, planar)
+        # It adds nothing at first, so that the block still starts as the identity.
+        self.conv = convolution(
+            features, features, dims=dims, planar=planar, zero=True, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x):
+        return repeated(self.conv(means(x, self.sides)), self.sides, x.shape[1:-1])
+
+
 class ResidualBlock(nnx.Module):
     """norm, SiLU, convolution, time; norm, SiLU, dropout, convolution; + shortcut.
 
     Ho et al. 2020, appendix B. The time embedding is added between convolution and norm, or with
     `time_scale_shift` it scales and shifts what the norm gives (Dhariwal & Nichol 2021, arXiv
     2105.05233, section 3.1); with a `time_width` of 0 there is none. The sum is divided by
-    `divisor`.
+    `divisor`. Of two `paths`, `Broader` is the second, beside the last convolution.
     """
 
     def __init__(
@@ -198,6 +247,8 @@ class ResidualBlock(nnx.Module):
         time_width: int,
         *,
         dims: int,
+        planar: bool = False,
+        paths: int = 1,
         groups: int,
         epsilon: float,
         time_scale_shift: bool,
@@ -206,7 +257,8 @@ class ResidualBlock(nnx.Module):
         dtype,
         rngs: nnx.Rngs,
     ):
-        kernel = functools.partial(convolution, dims=dims, dtype=dtype, rngs=rngs)
+        layer = {"dims": dims, "planar": planar, "dtype": dtype, "rngs": rngs}
+        kernel = functools.partial(convolution, **layer)
         self.time_scale_shift, self.divisor = time_scale_shift, divisor
         self.norm_1 = GroupNorm(features_in, groups=groups, epsilon=epsilon)
         self.conv_1 = kernel(features_in, features_out)
@@ -218,6 +270,7 @@ class ResidualBlock(nnx.Module):
         self.dropout = nnx.Dropout(dropout)
         # The block starts as the identity, so that depth does not slow the first steps.
         self.conv_2 = kernel(features_out, features_out, zero=True)
+        self.broader = Broader(features_out, **layer) if paths == 2 else None
         self.shortcut = (
             None if features_in == features_out else kernel(features_in, features_out, kernel=1)
         )
@@ -226,7 +279,9 @@ class ResidualBlock(nnx.Module):
         """x [B, *S, C_in], time [B, E] -> [B, *S, C_out]; dropout only where `rngs` is given."""
         h = self.timed(self.conv_1(self.norm_1.then_silu(x)), time)
         h = self.dropout(h, deterministic=rngs is None, rngs=rngs)
-        h = self.conv_2(h) + (x if self.shortcut is None else self.shortcut(x))
+        detail = self.conv_2(h)
+        h = detail if self.broader is None else detail + self.broader(h)
+        h = h + (x if self.shortcut is None else self.shortcut(x))
         return h / self.divisor
 
     def timed(self, h, time):
@@ -315,7 +370,13 @@ class Attention(nnx.Module):
 
 
 class AttentionBlock(Attention):
-    """Self-attention over all positions of [B, *S, C], with norm (or without) and residual."""
+    """Self-attention over all positions of [B, *S, C], with norm (or without) and residual.
+
+    With the sides of a block of positions as `pool`, the means over such blocks attend to one
+    another, and what they find is added to all positions of each: of p^d positions a block, scores
+    are p^(2 d) times fewer. After the memory-saving attention of Ma, Chen & Liang 2026 (Sci Rep 16,
+    14774), which pools before and upsamples after; no code of theirs is public.
+    """
 
     def __init__(
         self,
@@ -324,6 +385,7 @@ class AttentionBlock(Attention):
         head_width: int,
         groups: int,
         epsilon: float,
+        pool: tuple[int, ...] = (),
         fused: bool = False,
         norm: bool = True,
         divisor: float = 1.0,
@@ -334,47 +396,67 @@ class AttentionBlock(Attention):
             features, head_width=head_width, zero=True, fused=fused, dtype=dtype, rngs=rngs
         )
         self.norm = GroupNorm(features, groups=groups, epsilon=epsilon) if norm else None
-        self.divisor = divisor
+        self.pool, self.divisor = pool, divisor
 
     def __call__(self, x):
-        tokens = x if self.norm is None else self.norm(x)
-        tokens = tokens.reshape(x.shape[0], -1, x.shape[-1])
-        return (x + self.mixed(tokens, tokens).reshape(x.shape)) / self.divisor
+        pooled = means(x if self.norm is None else self.norm(x), self.pool)
+        tokens = pooled.reshape(x.shape[0], -1, x.shape[-1])
+        mixed = self.mixed(tokens, tokens).reshape(pooled.shape)
+        return (x + repeated(mixed, self.pool, x.shape[1:-1])) / self.divisor
 
 
 class Downsample(nnx.Module):
     """Halve every spatial axis: with a stride-2 convolution, or with means of 2 x 2 (x 2).
+
+    A planar one leaves the slices as many as they are.
 
     With `padding` = 1 the convolution is centred on the first pixel of each pair. With 0 it is
     centred on the second: that is 'SAME' of TensorFlow and XLA, and so of DDPM's code.
     """
 
     def __init__(
-        self, features: int, *, convolve: bool, padding: int, dims: int, dtype, rngs: nnx.Rngs
+        self,
+        features: int,
+        *,
+        convolve: bool,
+        padding: int,
+        dims: int,
+        planar: bool = False,
+        dtype,
+        rngs: nnx.Rngs,
     ):
+        layer = {"dims": dims, "planar": planar, "dtype": dtype, "rngs": rngs}
+        self.sides = over_space(2, dims, planar)
         self.conv = (
-            convolution(
-                features, features, dims=dims, stride=2, near=padding, dtype=dtype, rngs=rngs
-            )
-            if convolve
-            else None
+            convolution(features, features, stride=2, near=padding, **layer) if convolve else None
         )
 
     def __call__(self, x):
         if self.conv is not None:
             return self.conv(x)
-        return nnx.avg_pool(x, *((2,) * (x.ndim - 2),) * 2)
+        return means(x, self.sides)
 
 
 class Upsample(nnx.Module):
-    """Double every spatial axis by repetition, with or without a convolution after it."""
+    """Double every spatial axis by repetition, with or without a convolution after it.
 
-    def __init__(self, features: int, *, convolve: bool, dims: int, dtype, rngs: nnx.Rngs):
-        self.conv = (
-            convolution(features, features, dims=dims, dtype=dtype, rngs=rngs) if convolve else None
-        )
+    A planar one leaves the slices as many as they are.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        convolve: bool,
+        dims: int,
+        planar: bool = False,
+        dtype,
+        rngs: nnx.Rngs,
+    ):
+        layer = {"dims": dims, "planar": planar, "dtype": dtype, "rngs": rngs}
+        self.sides = over_space(2, dims, planar)
+        self.conv = convolution(features, features, **layer) if convolve else None
 
     def __call__(self, x):
-        for axis in range(1, x.ndim - 1):
-            x = jnp.repeat(x, 2, axis)
+        x = repeated(x, self.sides)
         return x if self.conv is None else self.conv(x)

@@ -6,11 +6,14 @@ any on an accelerator; on a CPU, three kinds that U-Nets are full of can be comp
 way is chosen when lowering. experiments/017_speed measured from where on each way is faster: the
 numbers below. Patch critics and pix2pix's U-Net are made of convolutions with 4 x 4 pixels and a
 stride of 2, of which the gradient would be slow there; as convolutions with 2 x 2 it is not.
+Volumes are convolved there as pictures, slice by slice, several times as fast as by XLA's own
+convolution in three dimensions (experiments/026_volumes).
 
-Shapes: B batch, H rows, W columns, C features in, O features out.
+Shapes: B batch, D slices, H rows, W columns, C features in, O features out.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -32,20 +35,36 @@ class Convolution1x1(nnx.Conv):
     """A convolution with one pixel over [B, *S, C], in any number of spatial dimensions."""
 
     def __call__(self, x):
-        x, kernel, bias = self.promote_dtype(
-            (x, self.kernel[...], self.bias[...]), dtype=self.dtype
-        )
-        return x @ kernel.reshape(kernel.shape[-2:]) + bias.reshape(*(1,) * (x.ndim - 1), -1)
+        return _applied(self, lambda x, kernel: x @ kernel.reshape(kernel.shape[-2:]), x)
 
 
 class Convolution3x3(nnx.Conv):
     """A convolution with stride 1 and a pixel of padding over [B, H, W, C]."""
 
     def __call__(self, x):
-        x, kernel, bias = self.promote_dtype(
-            (x, self.kernel[...], self.bias[...]), dtype=self.dtype
-        )
-        return convolve(x, kernel) + bias[None, None, None]
+        return _applied(self, convolve, x)
+
+
+class Convolution1x3x3(nnx.Conv):
+    """The same within every slice of [B, D, H, W, C]."""
+
+    def __call__(self, x):
+        return _applied(self, convolve_slices, x)
+
+
+class Convolution3x3x3(nnx.Conv):
+    """A convolution with stride 1 and an element of padding over [B, D, H, W, C]."""
+
+    def __call__(self, x):
+        return _applied(self, convolve_volume, x)
+
+
+def _applied(layer: nnx.Conv, convolved: Callable, x):
+    """The layer's value, where `convolved` is (x, kernel) -> x, convolved."""
+    x, kernel, bias = layer.promote_dtype(
+        (x, layer.kernel[...], layer.bias[...]), dtype=layer.dtype
+    )
+    return convolved(x, kernel) + bias.reshape(*(1,) * (x.ndim - 1), -1)
 
 
 @jax.custom_vjp
@@ -159,7 +178,7 @@ def _kernel_in_order(x, gradient, padding=SAME):
 
 
 # --------------------------------------------------------------------------------------------------
-# Others: 4 x 4 pixels, a stride of 2 and a pixel of padding; and large kernels to few features
+# Others: volumes; 4 x 4 pixels with a stride of 2; and large kernels to few features
 # --------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +229,34 @@ def _convolved(x, kernel, stride: int = 1, padding: int = 0, dilation: int = 1):
     )
 
 
+def convolve_slices(x, kernel):
+    """x [B, D, H, W, C], kernel [1, 3, 3, C, O] -> [B, D, H, W, O]: `convolve` of every slice."""
+    slices = x.reshape(-1, *x.shape[2:])
+    return convolve(slices, kernel[0]).reshape(*x.shape[:-1], -1)
+
+
+def _summed_by_slices(x, kernel):
+    """What every slice adds to the one before, to itself and to the one after, then their sums.
+
+    The three are features of one convolution of pictures: nothing of x is copied for it.
+    """
+    depth, (features, outputs) = x.shape[1], kernel.shape[3:]
+    flat = kernel.transpose(1, 2, 3, 0, 4).reshape(1, 3, 3, features, 3 * outputs)
+    parts = convolve_slices(x, flat).reshape(*x.shape[:-1], 3, outputs)
+    parts = jnp.pad(parts, ((0, 0), (1, 1), *((0, 0),) * 4))
+    return sum(parts[:, i : i + depth, :, :, i] for i in range(3))
+
+
+def _volume_by_xla(x, kernel):
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1, 1),
+        padding=((1, 1),) * 3,
+        dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
+    )
+
+
 def _halved_by_pairs(x, kernel):
     """Each 2 x 2 pixels become features of one, and the kernel's 4 x 4 become 2 x 2 of those."""
     batch, rows, columns, features = x.shape
@@ -248,6 +295,8 @@ def _reduced_by_products(x, kernel):
     )
 
 
+# convolve_volume: x [B, D, H, W, C], kernel [3, 3, 3, C, O] -> [B, D, H, W, O], zeros beyond.
+convolve_volume = _by_platform(_summed_by_slices, _volume_by_xla)
 # halve: x [B, H, W, C], kernel [4, 4, C, O] -> [B, H // 2, W // 2, O].
 halve = _by_platform(_halved_by_pairs, lambda x, kernel: _convolved(x, kernel, stride=2, padding=1))
 # to_few: to an image of few features, by a larger kernel and without padding:

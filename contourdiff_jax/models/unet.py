@@ -37,7 +37,9 @@ class Encoder(nnx.Module):
         self.rematerialise = config.rematerialise
         self.context = config.context
         self.time = make.time() if make.width else None
-        self.conv_in = make.convolution(features_in=inputs, features_out=make.channels[0])
+        self.conv_in = make.convolution(
+            features_in=inputs, features_out=make.channels[0], planar=make.planar[0]
+        )
         self.down = nnx.List(make.encoder())
         self.middle = nnx.List(make.middle())
 
@@ -94,10 +96,12 @@ class UNet(Encoder):
     ):
         make = Builder(config, dims, timed, dtype, rngs)
         super().__init__(make, inputs=inputs)
-        features = make.channels[0]  # at the network's two ends
+        features, planar = make.channels[0], make.planar[0]  # at the network's two ends
         self.up = nnx.List(make.decoder())
         self.norm_out = make.norm(features)
-        self.conv_out = make.convolution(features_in=features, features_out=outputs, zero=True)
+        self.conv_out = make.convolution(
+            features_in=features, features_out=outputs, planar=planar, zero=True
+        )
 
     def __call__(self, x, t, rngs: nnx.Rngs | None = None, context=None, residuals=None):
         """Draw the prediction [B, *S, outputs], float32.
@@ -171,6 +175,12 @@ class Builder:
     def __init__(self, config, dims: int, timed: bool, dtype, rngs: nnx.Rngs):
         self.config, self.channels, self.dtype = config, tuple(config.channels), dtype
         self.head_widths = configuration.head_widths(config)
+        levels = range(len(self.channels))
+        self.planar = [dims == 3 and level < config.planar for level in levels]
+        self.pools = [
+            blocks.over_space(side, dims, planar)
+            for side, planar in zip(configuration.pools(config), self.planar, strict=True)
+        ]
         self.width = 4 * self.channels[0] if timed else 0  # of the time embedding
         self.layer = layer = {"dtype": dtype, "rngs": rngs}
         norm = {"groups": config.groups, "epsilon": config.epsilon}
@@ -186,6 +196,7 @@ class Builder:
             time_width=self.width,
             time_scale_shift=config.time_scale_shift,
             dims=dims,
+            paths=config.paths,
             dropout=config.dropout,
             **norm,
             **layer,
@@ -219,11 +230,12 @@ class Builder:
         features, width = self.channels[level], {"head_width": self.head_widths[level]}
         if self.config.context:
             return self.transformer(features, **width)
-        return self.self_attention(features, **width, **middle)
+        return self.self_attention(features, pool=self.pools[level], **width, **middle)
 
     def stage(self, features_in: int, level: int, attentive: bool) -> Stage:
         attention = self.attention(level) if attentive else None
-        return Stage(self.residual(features_in, self.channels[level]), attention)
+        planar = self.planar[level]
+        return Stage(self.residual(features_in, self.channels[level], planar=planar), attention)
 
     def encoder(self) -> list[nnx.Module]:
         """Its blocks: after each there is a skip connection."""
@@ -233,14 +245,16 @@ class Builder:
                 made.append(self.stage(features, level, self.config.attention[level]))
                 features = wide
             if level < last:
-                made.append(self.downsample(features))
+                made.append(self.downsample(features, planar=self.planar[level]))
         return made
 
     def middle(self) -> list[Stage]:
         """Two residual blocks, with attention between them or not."""
         features, config = self.channels[-1], self.config
-        divisor = {"divisor": config.middle_divisor}
-        first, last = (self.residual(features, features, **divisor) for _ in range(2))
+        divisor, planar = {"divisor": config.middle_divisor}, self.planar[-1]
+        first, last = (
+            self.residual(features, features, planar=planar, **divisor) for _ in range(2)
+        )
         attention = None
         if config.middle_attention:
             attention = self.attention(-1, norm=config.middle_norm, **divisor)
@@ -255,7 +269,7 @@ class Builder:
                 made.append(self.stage(features + left.pop(), level, attentive[level]))
                 features = wide
             if level > 0:
-                made.append(self.upsample(features))
+                made.append(self.upsample(features, planar=self.planar[level - 1]))
         return made
 
 
