@@ -32,7 +32,7 @@ def default() -> ConfigDict:
             "method": "diffusion",
             # The grid belongs to the store. Zero or empty accepts the store's; anything else must
             # agree with it.
-            "grid": {"axis": "", "spacing": 0.0, "size": 0},
+            "grid": {"axis": "", "spacing": 0.0, "size": 0, "slice_spacing": 0.0},
             # Contours of the training domain (contours/settings.py): default, united or published,
             # or the original's of a store prepared with them: original, original_cleaned. What is
             # set below replaces what the preset says of the modality; None leaves it.
@@ -420,6 +420,7 @@ RULES = {
     "grid.axis": _among("", "axial", "coronal", "sagittal"),
     "grid.spacing": _between(0),
     "grid.size": _between(0),
+    "grid.slice_spacing": _between(0),
     "augment.flip": SHARE,
     "augment.probability": SHARE,
     "augment.scale": _between(0, 10),

@@ -75,7 +75,8 @@ def named(store: Store, rows: np.ndarray) -> str:
 def summary(store: Store) -> str:
     """What is learnt from, in a few words."""
     slices, subjects, grid = len(store.rows("train")), len(store.subjects("train")), store.grid
-    return f"{slices:,} slices of {subjects} subjects, {grid.size} px of {grid.spacing:g} mm"
+    pixels = f"{grid.size} px of {grid.spacing:g} mm{grid.every}"
+    return f"{slices:,} slices of {subjects} subjects, {pixels}"
 
 
 @dataclasses.dataclass(frozen=True)
