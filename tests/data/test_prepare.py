@@ -155,7 +155,7 @@ def test_slices_are_made_even(source, tmp_path, capsys):
     away = np.arange(8) * 4.0 - 14
     for first in (0, 40):
         areas = 4 * store.masks[range(first, first + 8)].sum((1, 2))
-        np.testing.assert_allclose(areas, np.pi * (25**2 - away**2), rtol=0.06)
+        np.testing.assert_allclose(areas, np.pi * (25**2 - away**2), rtol=0.15)  # of slices of 5 mm
 
 
 def test_a_volume_with_a_gap_has_no_even_slices(source, tmp_path, monkeypatch):
