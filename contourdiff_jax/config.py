@@ -32,7 +32,7 @@ def default() -> ConfigDict:
             "method": "diffusion",
             # The grid belongs to the store. Zero or empty accepts the store's; anything else must
             # agree with it.
-            "grid": {"axis": "", "spacing": 0.0, "size": 0},
+            "grid": {"axis": "", "spacing": 0.0, "size": 0, "slice_spacing": 0.0},
             # Contours of the training domain (contours/settings.py): default, united or published,
             # or the original's of a store prepared with them: original, original_cleaned. What is
             # set below replaces what the preset says of the modality; None leaves it.
@@ -55,6 +55,13 @@ def default() -> ConfigDict:
                 "zoom": 0.1,  # both axes together, likewise
                 "rotation": 10.0,  # degrees, either way
                 "shift": 0.05,  # fraction of the width, either way
+                "depth": 0.1,  # of volumes: the slicing axis by up to 1 + depth, or down by as much
+            },
+            # Patches of volumes that a network of three dimensions learns from
+            # (data/volumetric.py).
+            "volume": {
+                "depth": 32,  # slices; 0: as many as the longest training volume has
+                "side": 0,  # pixels a side; 0: whole slices
             },
             # The most by which an image's contours are disturbed in training; 0: not at all. It
             # prepares a model for contours of another modality (contours/disturbance.py).
@@ -432,12 +439,16 @@ RULES = {
     "grid.axis": _among("", "axial", "coronal", "sagittal"),
     "grid.spacing": _between(0),
     "grid.size": _between(0),
+    "grid.slice_spacing": _between(0),
     "augment.flip": SHARE,
     "augment.probability": SHARE,
     "augment.scale": _between(0, 10),
     "augment.zoom": _between(0, 10),
     "augment.rotation": _between(0, 360),
     "augment.shift": _between(0, 10),
+    "augment.depth": _between(0, 10),
+    "volume.depth": _between(0, 2**14),
+    "volume.side": _between(0, 2**14),
     "disturbance.thresholds": _between(0, 1000),
     "disturbance.contrast": _between(0, 1000),
     "disturbance.noise": _between(0, 1000),
@@ -735,9 +746,11 @@ def check_size(config: ConfigDict, size: int, side: int = 1, *, depth: int | Non
     if size % unit:
         cut = f" after patches of {patch} px" if patch > 1 else ""
         cut += f" as latents of {side} px" if side > 1 else ""
+        patches = config.model.dims == 3 and size == config.volume.side
+        flag = "config.volume.side" if patches else "size"
         raise InputError(
             f"images of {size} px cannot be halved {halvings} times{cut}: "
-            f"take --size={-(-size // unit) * unit}{field and f', or {field}'}"
+            f"take --{flag}={-(-size // unit) * unit}{field and f', or {field}'}"
         )
     layers = config.adversarial.critic_layers
     # After its halvings a critic has two convolutions that take a pixel each.
@@ -910,6 +923,7 @@ PIXELWISE = Need(
 )
 RECAST = Need(lambda c: "picture" in c.model.conditions, "config.model.conditions has picture")
 MOVES = ("scale", "zoom", "rotation", "shift")
+SOLID = Need(lambda c: c.model.dims == 3, "config.model.dims is 3")
 MOVED = Need(lambda c: c.augment.probability > 0, "config.augment.probability is above 0")
 SLOPED = Need(
     lambda c: c.diffusion.schedule != "cosine",
@@ -932,9 +946,13 @@ NEEDS = {
         lambda c: None in c.contours.to_dict().values(), "a field of config.contours is not set"
     ),
     "augment.probability": Need(
-        lambda c: any(c.augment[name] for name in MOVES),
-        f"one of config.augment's {', '.join(MOVES)} is above 0",
+        lambda c: any(c.augment[name] for name in (*MOVES, *["depth"] * SOLID.holds(c))),
+        f"one of config.augment's {', '.join(MOVES)}, or of volumes depth, is above 0",
     ),
+    "augment.depth": Need(
+        lambda c: SOLID.holds(c) and MOVED.holds(c), f"{SOLID.words} and {MOVED.words}"
+    ),
+    **{f"volume.{name}": SOLID for name in ("depth", "side")},
     **{f"augment.{name}": MOVED for name in MOVES},
     **{
         f"disturbance.{name}": CONTOURED

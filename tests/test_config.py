@@ -22,7 +22,7 @@ from setups import run_of, translate
 
 from contourdiff_jax import config, methods, models
 from contourdiff_jax.commands import quickstart
-from contourdiff_jax.data import examples
+from contourdiff_jax.data import examples, volumetric
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.diffusion import schedules
 from contourdiff_jax.diffusion.noise import Knots
@@ -147,6 +147,10 @@ def configured(fields):
         ({"grid.spacing": -1.0}, "grid.spacing"),
         ({"augment.flip": 1.5}, "augment.flip: 1.5"),
         ({"augment.rotation": float("nan")}, "augment.rotation"),
+        ({"augment.depth": -0.1}, "augment.depth"),
+        ({"volume.depth": -1}, "volume.depth"),
+        ({"volume.side": 100_000}, "volume.side"),
+        ({"grid.slice_spacing": -1.0}, "grid.slice_spacing"),
         ({"disturbance.missing": -1.0}, "disturbance.missing: -1.0"),
         ({"disturbance.doubled": 1.5}, "disturbance.doubled"),
         ({"disturbance.doubled": 0.5}, "displacement"),
@@ -364,6 +368,8 @@ IDLE = {
     },
     **{f"augment.{name}": {"augment.probability": 0.0} for name in config.MOVES},
     "model.planar": {},
+    "augment.depth": {"model.dims": 3, "augment.probability": 0.0},
+    **{f"volume.{name}": {} for name in ("depth", "side")},
     "model.middle_norm": {"model.middle_attention": False},
     "model.resample_convolution": {"model.channels": (32,), "model.attention": (True,)},
     "model.downsample_padding": {},
@@ -635,6 +641,14 @@ def made(settings, world):
     return traced(lambda raw: made(raw, chosen), raw)
 
 
+def patches(settings, world):
+    """What a step learns from of volumes, and its shape."""
+    ours = run.begin(settings, world.store)
+    conditions = tuple(settings.model.conditions)
+    feed = volumetric.feed(settings, world.store, ours.contours, conditions, None)
+    return jax.tree.map(np.ndarray.tolist, tuple(feed.choose(2))), str(feed.example)
+
+
 def refused(settings, world):
     """What cannot be, of these settings or on this store."""
     config.check(settings)
@@ -716,6 +730,7 @@ class Effect(NamedTuple):
 SEVERAL = {"model.conditions": NEIGHBOURS}
 CURVED = {"contours.windows": (), "contours.curve": ((0, 0), (1, 1))}
 SAMPLES = {"sampler.samples": 2}
+SOLID = {"model.dims": 3, "volume.depth": 2}
 REGRESSION = {"method": "regression", "sampler.steps": 10}
 # Without the fields of TINY that are of a U-Net for diffusion.
 ADVERSARIAL = {
@@ -736,7 +751,9 @@ EFFECTS = {
     "method": Effect(refused, "regresion"),
     **{
         f"grid.{name}": Effect(refused, value)
-        for name, value in (("axis", "coronal"), ("spacing", 3.0), ("size", 64))
+        for name, value in zip(
+            ("axis", "spacing", "size", "slice_spacing"), ("coronal", 3.0, 64, 3.0), strict=True
+        )
     },
     "contours.preset": Effect(contours, "published"),
     "contours.windows": Effect(contours, ((0, 0.5),)),
@@ -755,6 +772,9 @@ EFFECTS = {
             *(("rotation", 5.0), ("shift", 0.1)),
         )
     },
+    "augment.depth": Effect(patches, 0.3, SOLID),
+    "volume.depth": Effect(patches, 4, SOLID),
+    "volume.side": Effect(patches, 16, SOLID),
     **{
         f"disturbance.{name}": Effect(made, 0.5)
         for name in ("thresholds", "contrast", "noise", "displacement", "missing")

@@ -6,8 +6,14 @@ from absl import flags
 from contourdiff_jax.config import SEEDS
 
 
-def define_grid(values: flags.FlagValues, axis: str | None = "axial") -> None:
-    """The flags of a grid (volumes/grid.py); `axis` is the default."""
+def define_grid(
+    values: flags.FlagValues, axis: str | None = "axial", *, slices: bool = False
+) -> None:
+    """The flags of a grid (volumes/grid.py); `axis` is the default.
+
+    Args:
+      slices: whether a spacing of its slices can be asked for.
+    """
     from contourdiff_jax.volumes import grid  # SciPy takes its time, and a seed needs none of it
 
     flags.DEFINE_enum("axis", axis, list(grid.AXES), "Slicing axis.", flag_values=values)
@@ -19,6 +25,15 @@ def define_grid(values: flags.FlagValues, axis: str | None = "axial") -> None:
         upper_bound=grid.MOST,
         flag_values=values,
     )
+    if slices:
+        flags.DEFINE_float(
+            "slice_spacing",
+            None,
+            "Spacing of even slices in mm; without it they are those of each volume.",
+            lower_bound=grid.LEAST,
+            upper_bound=grid.MOST,
+            flag_values=values,
+        )
     flags.DEFINE_integer(
         "size",
         None,

@@ -4,12 +4,14 @@
 Every volume in --source (NIfTI, DICOM, .mha, .nrrd, or slices as PNG, TIFF, .npy) is brought to one
 orientation, windowed by --preset, cut into slices along --axis and resampled to --size x --size
 pixels of --spacing mm. Without --spacing it is the median in-plane spacing of the volumes; without
---size it is the smallest multiple of 32 that covers the largest field of view. The layout of the
-folder is recognised, or given by --layout; where it holds several kinds of scans, --preset or
---select says which. Volumes of one subject share a split: that of --split or of the layout, or
-train and, for a fraction of the subjects, val. What cannot be used is reported and left out; the
-exit status is then 1. `contourdiff inspect` shows beforehand how a folder is understood. With
---contours=original the store keeps contours taken at the volumes' own pixels, as the original's.
+--size it is the smallest multiple of 32 that covers the largest field of view. Slices are those of
+each volume; networks of three dimensions learn from even ones, which --slice_spacing makes of them.
+The layout of the folder is recognised, or given by --layout; where it holds several kinds of scans,
+--preset or --select says which. Volumes of one subject share a split: that of --split or of the
+layout, or train and, for a fraction of the subjects, val. What cannot be used is reported and left
+out; the exit status is then 1. `contourdiff inspect` shows beforehand how a folder is understood.
+With --contours=original the store keeps contours taken at the volumes' own pixels, as the
+original's.
 
 With --pairs the store is paired, for methods that learn from the source's image itself: --pairs has
 the other image of every subject, of the same names, which is brought onto the slices of --source by
@@ -42,7 +44,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("out", None, "Folder of the store to write.", flag_values=values)
     presets = sorted(intensity.PRESETS)
     flags.DEFINE_enum("preset", None, presets, "What the intensities are.", flag_values=values)
-    number_flags.define_grid(values)
+    number_flags.define_grid(values, slices=True)
     text("labels", None, "Folder of label maps, paired by name.", flag_values=values)
     text("masks", None, "Folder of body masks, paired by name.", flag_values=values)
     text(
@@ -65,8 +67,9 @@ def main(values: flags.FlagValues) -> int:
     for name in ("source", "out", "preset"):
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff prepare --help`")
-    named = ("axis", "spacing", "size", "labels", "masks", "split", "validation", "overwrite")
-    options = {name: values[name].value for name in named} | scan_flags.from_flags(values)
+    named = ("axis", "spacing", "size", "slice_spacing", "labels", "masks", "split", "validation")
+    options = {name: values[name].value for name in (*named, "overwrite")}
+    options |= scan_flags.from_flags(values)
     options |= {"contours_file": values.contours, "pairs": pair_flags.from_flags(values)}
     result = prepare(values.source, values.out, values.preset, **options)
     grid, counts = result.grid, Counter(result.splits.values())
@@ -74,9 +77,8 @@ def main(values: flags.FlagValues) -> int:
     print(
         f"{values.out}: {result.slices} slices of {len(result.done)} volumes, subjects: {subjects}"
     )
-    print(
-        f"layout {result.layout}; {grid.axis}, {grid.size} x {grid.size} px of {grid.spacing:g} mm"
-    )
+    pixels = f"{grid.size} x {grid.size} px of {grid.spacing:g} mm{grid.every}"
+    print(f"layout {result.layout}; {grid.axis}, {pixels}")
     for note in result.notes:
         print(f"note: {note}")
     if result.fits:

@@ -7,7 +7,12 @@ may know how far to believe them. Which of this helps, and which does harm, is m
 experiments/010_gap; what does not help is off by default. Parameters are drawn from keys first and
 applied afterwards.
 
-Shapes: B images, K pictures of each in which edges are sought, H rows, W columns.
+Of a patch of a volume, what is a scan's matter is the same in all its slices, so that contours
+remain those of one body: thresholds, contrast, displacement. Noise and missing pieces are a slice's
+own.
+
+Shapes: B images, K pictures of each in which edges are sought, D slices of a patch, H rows,
+W columns.
 """
 
 import functools
@@ -70,11 +75,15 @@ class Disturbance(NamedTuple):
 KINDS = Disturbance._fields
 
 
-def draw(keys, config, size: tuple[int, int]) -> Disturbance | None:
+def draw(keys, config, size: tuple[int, ...]) -> Disturbance | None:
     """One disturbance for each of the keys [B], under a `disturbance` section (see config.py).
 
     How much of a kind an image gets is uniform between nothing and the section's number. Returns
     None where all kinds are off.
+
+    Args:
+      size: (H, W) of an image, or (D, H, W) of a patch: then noise and what is missing are
+        [B, D, H, W].
     """
     drawn = {}
     for purpose, (kind, one) in enumerate(zip(KINDS, DRAWN, strict=True)):
@@ -100,8 +109,8 @@ def _noise(key, most, size):
 
 def _displacement(key, most, size):
     amount, moves = jax.random.split(key)
-    coarse = jax.random.normal(moves, (2, *(-(-n // CELL) + 1 for n in size)))
-    return _upto(amount, most) * jax.image.resize(coarse, (2, *size), "linear")
+    coarse = jax.random.normal(moves, (2, *(-(-n // CELL) + 1 for n in size[-2:])))
+    return _upto(amount, most) * jax.image.resize(coarse, (2, *size[-2:]), "linear")
 
 
 def _doubled(key, most, size):
@@ -111,10 +120,12 @@ def _doubled(key, most, size):
 def _missing(key, most, size):
     """Squares of a grid that is shifted at random, so that its lines cannot be learnt."""
     amount, which, where = jax.random.split(key, 3)
-    squares = tuple(-(-n // PIECE) + 1 for n in size)
+    *slices, height, width = size
+    squares = (*slices, *(-(-n // PIECE) + 1 for n in (height, width)))
     gone = jax.random.uniform(which, squares) < _upto(amount, most)
-    pixels = gone.astype(jnp.uint8).repeat(PIECE, 0).repeat(PIECE, 1)
-    return jax.lax.dynamic_slice(pixels, jax.random.randint(where, (2,), 0, PIECE), size)
+    pixels = gone.astype(jnp.uint8).repeat(PIECE, -2).repeat(PIECE, -1)
+    start = (*(0 for _ in slices), *jax.random.randint(where, (2,), 0, PIECE))
+    return jax.lax.dynamic_slice(pixels, start, size)
 
 
 DRAWN = (_thresholds, _contrast, _noise, _displacement, _doubled, _missing)  # in order of KINDS

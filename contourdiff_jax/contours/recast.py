@@ -8,7 +8,7 @@ of a source than its contours, and still no pair. The idea is that of training o
 (Billot et al. 2023, SynthSeg, arXiv 2107.09559), kept to curves that never fall: where
 they might, the picture was of less use (experiments/021_real).
 
-Shapes: B images, H rows, W columns.
+Shapes: B images, D slices of a patch of a volume, H rows, W columns.
 """
 
 import functools
@@ -47,8 +47,13 @@ def shown(greys, masks):
     return 2 * greys.clip(0, 1) * (masks > 0) - 1
 
 
-def draw(keys, config, size: tuple[int, int]) -> Recasting:
-    """One for each of the keys [B], under a `recast` section (see config.py)."""
+def draw(keys, config, size: tuple[int, ...]) -> Recasting:
+    """One for each of the keys [B], under a `recast` section (see config.py).
+
+    Args:
+      size: (H, W) of an image, or (D, H, W) of a patch: then noise is [B, D, H, W], each slice's
+        own, as strong in all of them.
+    """
     return Recasting(*jax.vmap(functools.partial(_one, config=config, size=size))(keys))
 
 
@@ -66,12 +71,12 @@ def _one(key, config, size):
 
 
 def _blurred(image, deviation):
-    """An image [H, W], blurred by a Gaussian; black beyond its borders."""
+    """Images [.., H, W], blurred by a Gaussian; black beyond their borders."""
     at = jnp.arange(-REACH, REACH + 1)
     kernel = jnp.exp(-jnp.square(at / deviation) / 2)
     kernel /= kernel.sum()
-    for axis, length in enumerate(image.shape):
-        border = [(0, 0), (0, 0)]
+    for axis in (image.ndim - 2, image.ndim - 1):
+        length, border = image.shape[axis], [(0, 0)] * image.ndim
         border[axis] = (REACH, REACH)
         padded = jnp.pad(image, border)
         image = sum(

@@ -6,8 +6,8 @@
 The last channel of a condition is 1 where it is given, see contracts.Condition. Where it is asked
 for, there is 'mask' [B, H, W, 1] too: 1 in the body, 0 where the image is cut to air.
 
-Shapes: B batch, K slices that go together (an image, or with it its neighbour), H rows,
-W columns.
+Shapes: B batch, K slices that go together (an image, or with it its neighbour), D slices of a patch
+of a volume, H rows, W columns.
 """
 
 from collections.abc import Iterable, Mapping
@@ -167,15 +167,31 @@ def at_rest(
 def picture(shown: Example, drawn: np.ndarray) -> np.ndarray:
     """Examples on the host to look at: rows of truth | what is seen | what is drawn.
 
-    Returns [rows, columns] uint8 of as many examples as `drawn` [B, H, W, 1] in [-1, 1] has.
+    Returns [rows, columns] uint8 of as many examples as `drawn` [B, *S, 1] in [-1, 1] has. Of
+    volumes there are planes, see `planes`.
     """
     seen, columns = shown["condition"], [shown["x"]]
     if CONTOUR.name in seen:
         columns.append(2 * seen[CONTOUR.name] - 1)
     columns += [seen[name] for name in (SOURCE.name, PICTURE.name) if name in seen]
     columns.append(drawn)
-    rows = np.concatenate([column[: len(drawn), ..., 0] for column in columns], axis=2)
-    return grey(np.concatenate(rows))
+    shown = [column[: len(drawn), ..., 0] for column in columns]
+    if drawn.ndim == 5:
+        shown = [planes(volumes) for volumes in shown]
+    return grey(np.concatenate(np.concatenate(shown, axis=2)))
+
+
+def planes(volumes: np.ndarray) -> np.ndarray:
+    """The planes through the middle of volumes [B, D, H, W], side by side: [B, H, 2 W + H].
+
+    The slice, and across the slices that along the rows and that along the columns: their last
+    slice is on top, and each of their D lines is repeated until they are as high as the slice.
+    """
+    _, depth, height, width = volumes.shape
+    across = volumes[:, ::-1][:, np.arange(height) * depth // height]
+    return np.concatenate(
+        [volumes[:, depth // 2], across[:, :, height // 2], across[..., width // 2]], axis=2
+    )
 
 
 def grey(images: np.ndarray) -> np.ndarray:

@@ -8,14 +8,14 @@ A store that fits is kept on the devices, as uint16 slices and masks; others are
 ahead in a thread. Either way the same compiled function makes examples of them (examples.py), and
 the host only chooses the slices.
 
-Shapes: B batch, K slices that go together (an image, or with it its neighbour), H rows, W columns,
-N slices of the training split.
+Shapes: B batch, b of it in this process, K slices that go together (an image, or with it its
+neighbour), H rows, W columns, N slices of the training split.
 """
 
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import grain
 import jax
@@ -35,7 +35,7 @@ from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import processes
 
 HELD_OUT = 64  # slices of the held-out loss
-ORDER, CHANGES, NEIGHBOURS = range(3)  # what a run's seed is used for here
+ORDER, CHANGES, NEIGHBOURS, PATCHES = range(4)  # what a run's seed is used for in feeds
 
 
 class Choice(NamedTuple):
@@ -63,6 +63,11 @@ def spread(rows: np.ndarray, count: int) -> np.ndarray:
     return rows[((np.arange(count) + 0.5) * len(rows) / count).astype(int)]
 
 
+def _repeated(images: np.ndarray, count: int) -> np.ndarray:
+    """So many of the images [n, ..], again and again in their order."""
+    return images[np.arange(count) % len(images)]
+
+
 def named(store: Store, rows: np.ndarray) -> str:
     """The slices of a store with those numbers, by subject."""
     slices = {}
@@ -75,12 +80,17 @@ def named(store: Store, rows: np.ndarray) -> str:
 def summary(store: Store) -> str:
     """What is learnt from, in a few words."""
     slices, subjects, grid = len(store.rows("train")), len(store.subjects("train")), store.grid
-    return f"{slices:,} slices of {subjects} subjects, {grid.size} px of {grid.spacing:g} mm"
+    pixels = f"{grid.size} px of {grid.spacing:g} mm{grid.every}"
+    return f"{slices:,} slices of {subjects} subjects, {pixels}"
 
 
 @dataclasses.dataclass(frozen=True)
-class Slices:
-    """Slices of the target with their conditions: what ContourDiff learns from, and what pairs do.
+class Targets:
+    """Images of the target with their conditions, whatever their number of dimensions.
+
+    A kind of them says what there is to choose (`at_hand`, `at_rest`), what a step chooses
+    (`choose`: rows of the training split and what the host has drawn), and how examples are made of
+    the rows (`maker`). In which order that happens is the same for all.
 
     Attributes:
       store: its 'train' split is learnt, its 'val' split held out.
@@ -116,6 +126,10 @@ class Slices:
         if PICTURE.name in self.conditions:
             recast.check(self.contours, str(self.store.path))
 
+    # The sections of a configuration that it has as fields.
+    SECTIONS: ClassVar = ("train", "augment", "disturbance", "recast")
+    HELD_OUT: ClassVar = HELD_OUT  # examples of the held-out loss
+
     @classmethod
     def under(
         cls,
@@ -125,55 +139,64 @@ class Slices:
         conditions: tuple[str, ...],
         mesh: Mesh,
         **how,
-    ) -> "Slices":
-        """Slices of a store as a whole configuration says; `how`: fields that are to be others."""
+    ) -> Self:
+        """Those of a store as a whole configuration says; `how`: fields that are to be others."""
         fields = {"seed": config.seed} | how
-        sections = {name: config[name] for name in ("train", "augment", "disturbance", "recast")}
+        sections = {name: config[name] for name in cls.SECTIONS}
         return cls(
             store=store, contours=contours, conditions=conditions, mesh=mesh, **sections, **fields
         )
 
     @property
+    def space(self) -> tuple[int, ...]:
+        """The shape of an image, without its channels."""
+        raise NotImplementedError
+
+    def at_hand(self, split: str, count: int) -> np.ndarray:
+        """At most `count` images of a split, evenly spread, as `at_rest` knows them: [n, ..]."""
+        raise NotImplementedError
+
+    def at_rest(self, images: np.ndarray) -> Example:
+        """Examples on the host of images that are `at_hand`, neither moved nor disturbed."""
+        raise NotImplementedError
+
+    def choose(self, step: int, process: tuple[int, int] = (0, 1)) -> NamedTuple:
+        """What step number `step`, from 0, learns from: positions `rows` in the training split, ..
+
+        Args:
+          process: (index, count) of this process, which gets its share of the global batch, in
+            order.
+        """
+        raise NotImplementedError
+
+    def maker(self) -> Callable[[Raw, NamedTuple], Example]:
+        """The compiled (raw, choice) -> example of training; raw and example are over the mesh."""
+        raise NotImplementedError
+
+    @property
     def example(self) -> Example:
         """See contracts.Feed."""
-        shape = (self.train.batch, self.store.grid.size, self.store.grid.size)
 
         def image(channels: int) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct((*shape, channels), jnp.float32)
+            return jax.ShapeDtypeStruct((self.train.batch, *self.space, channels), jnp.float32)
 
         seen = {name: image(CONDITIONS[name].channels + 1) for name in self.conditions}
         return {"x": image(1), "condition": seen} | ({"mask": image(1)} if self.masked else {})
 
-    @property
-    def summary(self) -> str:
-        """See contracts.Feed."""
-        return summary(self.store)
-
-    def named(self, step: int) -> str:
-        """See contracts.Feed."""
-        return named(self.store, self._numbers[self.choose(step - 1).rows[:, 0]])
-
     def held_out(self) -> Example | None:
         """See contracts.Feed."""
-        held = self.store.rows("val")
+        held = self.at_hand("val", self.HELD_OUT)
         if not len(held):
             return None
-        count = max(1, HELD_OUT // self.mesh.size) * self.mesh.size
-        return meshes.split(
-            meshes.batch(self.mesh), self.at_rest(np.resize(spread(held, HELD_OUT), count))
-        )
+        count = max(1, self.HELD_OUT // self.mesh.size) * self.mesh.size
+        return meshes.split(meshes.batch(self.mesh), self.at_rest(_repeated(held, count)))
 
     def shown(self, count: int) -> tuple[Example, int]:
         """Examples on the host to look at, and how many: a multiple of the devices, repeated."""
-        held = self.store.rows("val")
-        rows = spread(held if len(held) else self._numbers, count)
-        return self.at_rest(np.resize(rows, count * self.mesh.size)), len(rows)
-
-    def at_rest(self, rows: np.ndarray) -> Example:
-        """Examples on the host of the slices with those numbers, neither moved nor disturbed."""
-        return examples.at_rest(
-            self.store, rows, self.contours, self.conditions, masked=self.masked
-        )
+        images = self.at_hand("val", count)
+        if not len(images):
+            images = self.at_hand("train", count)
+        return self.at_rest(_repeated(images, count * self.mesh.size)), len(images)
 
     def training(self, start: int, stop: int) -> Iterator[Example]:
         """See contracts.Feed."""
@@ -193,7 +216,7 @@ class Slices:
                 yield made(take(table, put(choice.rows)), choice)
             return
 
-        def read(step) -> tuple[Choice, Raw]:
+        def read(step) -> tuple[NamedTuple, Raw]:
             choice = self.choose(int(step), share)
             return choice, self._read(numbers[choice.rows])
 
@@ -212,21 +235,104 @@ class Slices:
     def _read(self, rows: np.ndarray) -> Raw:
         return examples.read(self.store, self.contours, rows, self.conditions)
 
-    def choose(self, step: int, process: tuple[int, int] = (0, 1)) -> Choice:
-        """What step number `step`, from 0, learns from.
+    def made(
+        self,
+        raw: Raw,
+        key_data: jax.Array,
+        size: tuple[int, ...],
+        *,
+        each: Callable = lambda drawn: drawn,
+        neighboured: jax.Array | None = None,
+    ) -> Example:
+        """Examples of raw slices, moved and disturbed by keys [B, 2, 2]; to be jitted.
 
         Args:
-          process: (index, count) of this process, which gets its share of the global batch, in
-            order.
+          size: of an image, (H, W), or of a patch, (D, H, W).
+          each: takes what is drawn for B images to the slices of `raw`, where these are more.
+          neighboured: see examples.make.
         """
-        (volumes, slices), seed, batch = self._places, self.seed, self.train.batch
-        share = batch // process[1]
-        positions = np.arange(process[0] * share, (process[0] + 1) * share)
-        rows = indices(seed, step, batch, len(volumes))[positions]
-        seeds = (np.random.SeedSequence((seed, CHANGES, step, i)) for i in positions.tolist())
-        keys = np.stack([each.generate_state(4).reshape(2, 2) for each in seeds])
+        contour, source, picture = (
+            condition.name in self.conditions for condition in (CONTOUR, SOURCE, PICTURE)
+        )
+        moves, changes = jnp.unstack(jax.random.wrap_key_data(key_data), axis=1)
+        return examples.make(
+            raw,
+            self.store.preset,
+            self.contours if contour else None,
+            source=self.store.source_preset if source else None,
+            transforms=each(augment.draw(moves, self.augment)),
+            change=each(disturbance.draw(changes, self.disturbance, size)) if contour else None,
+            recasting=each(recast.draw(changes, self.recast, size)) if picture else None,
+            neighboured=neighboured,
+            masked=self.masked,
+        )
+
+    def compiled(self, local: Callable, arguments: int) -> Callable:
+        """A function of so many trees of arrays [B, ..], compiled so that devices share the B.
+
+        Each device makes its own part. If the compiler shared out the work, the search for
+        connected edges would ask all devices after every round whether they are done.
+        """
+        parts = PartitionSpec(meshes.AXES)
+        return jax.jit(
+            jax.shard_map(local, mesh=self.mesh, in_specs=(parts,) * arguments, out_specs=parts)
+        )
+
+    def _share(self, process: tuple[int, int]) -> np.ndarray:
+        """Positions [b] in the global batch of what a process makes of it, see `choose`."""
+        share = self.train.batch // process[1]
+        return np.arange(process[0] * share, (process[0] + 1) * share)
+
+    def _drawn(self, step: int, positions: np.ndarray, total: int) -> np.ndarray:
+        """Numbers [b] below `total` at those positions of a step's batch, see `indices`."""
+        return indices(self.seed, step, self.train.batch, total)[positions]
+
+    def _keys(self, step: int, positions: np.ndarray) -> np.ndarray:
+        """[b, 2, 2] uint32, raw keys of each image's augmentation and disturbance."""
+        seeds = (np.random.SeedSequence((self.seed, CHANGES, step, i)) for i in positions.tolist())
+        return np.stack([each.generate_state(4).reshape(2, 2) for each in seeds])
+
+    @functools.cached_property
+    def _numbers(self) -> np.ndarray:
+        return self.store.rows("train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Slices(Targets):
+    """Slices of the target with their conditions: what ContourDiff and pairs learn from."""
+
+    @property
+    def space(self) -> tuple[int, ...]:
+        """See Targets."""
+        return (self.store.grid.size,) * 2
+
+    @property
+    def summary(self) -> str:
+        """See contracts.Feed."""
+        return summary(self.store)
+
+    def named(self, step: int) -> str:
+        """See contracts.Feed."""
+        return named(self.store, self._numbers[self.choose(step - 1).rows[:, 0]])
+
+    def at_hand(self, split: str, count: int) -> np.ndarray:
+        """Numbers [n] of slices in the store, see Targets."""
+        return spread(self.store.rows(split), count)
+
+    def at_rest(self, images: np.ndarray) -> Example:
+        """Examples on the host of the slices with those numbers, neither moved nor disturbed."""
+        return examples.at_rest(
+            self.store, images, self.contours, self.conditions, masked=self.masked
+        )
+
+    def choose(self, step: int, process: tuple[int, int] = (0, 1)) -> Choice:
+        """See Targets."""
+        (volumes, slices), seed = self._places, self.seed
+        positions = self._share(process)
+        rows = self._drawn(step, positions, len(volumes))
+        keys = self._keys(step, positions)
         if NEIGHBOUR.name not in self.conditions:
-            return Choice(rows[:, None], np.zeros(share, np.uint8), keys)
+            return Choice(rows[:, None], np.zeros(len(rows), np.uint8), keys)
         seeds = ((seed, NEIGHBOURS, step, i) for i in positions.tolist())
         u = np.stack([np.random.default_rng(each).random(2) for each in seeds])
         beside = rows + np.where(u[:, 1] < 0.5, -1, 1)
@@ -238,42 +344,20 @@ class Slices:
         return Choice(pairs, shown.astype(np.uint8), keys)
 
     def maker(self) -> Callable[[Raw, Choice], Example]:
-        """The compiled (raw, choice) -> example of training; raw and example are over the mesh."""
-        contour, neighbour, source, picture = (
-            condition.name in self.conditions for condition in (CONTOUR, NEIGHBOUR, SOURCE, PICTURE)
-        )
+        """See Targets."""
+        sees_neighbour = NEIGHBOUR.name in self.conditions
 
         def local(raw, neighboured, key_data):
-            moves, changes = jnp.unstack(jax.random.wrap_key_data(key_data), axis=1)
-            size = raw.slices.shape[-2:]
-            return examples.make(
-                raw,
-                self.store.preset,
-                self.contours if contour else None,
-                source=self.store.source_preset if source else None,
-                transforms=augment.draw(moves, self.augment),
-                change=disturbance.draw(changes, self.disturbance, size) if contour else None,
-                recasting=recast.draw(changes, self.recast, size) if picture else None,
-                neighboured=neighboured if neighbour else None,
-                masked=self.masked,
-            )
+            shown = neighboured if sees_neighbour else None
+            return self.made(raw, key_data, raw.slices.shape[-2:], neighboured=shown)
 
-        # Each device makes its own part. If the compiler shared out the work, the search for
-        # connected edges would ask all devices after every round whether they are done.
-        parts = PartitionSpec(meshes.AXES)
-        compiled = jax.jit(
-            jax.shard_map(local, mesh=self.mesh, in_specs=(parts,) * 3, out_specs=parts)
-        )
+        compiled = self.compiled(local, arguments=3)
         put = functools.partial(meshes.put, meshes.batch(self.mesh))
 
         def made(raw: Raw, choice: Choice) -> Example:
             return compiled(raw, *put((choice.neighboured, choice.keys)))
 
         return made
-
-    @functools.cached_property
-    def _numbers(self) -> np.ndarray:
-        return self.store.rows("train")
 
     @functools.cached_property
     def _places(self) -> tuple[np.ndarray, np.ndarray]:

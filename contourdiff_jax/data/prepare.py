@@ -51,6 +51,8 @@ class Request:
       axis: slicing axis, 'axial', 'coronal' or 'sagittal'.
       spacing: of the grid's pixels [mm]; default: the volumes' median in plane, to two digits.
       size: of the grid [px]; default: the smallest multiple of 32 that covers every field of view.
+      slice_spacing: of the grid [mm], to learn from whole volumes; default: slices are those of
+        each volume.
       labels: folder of label maps on the volumes' grids, paired by name; default: the layout's.
       labels_flag: what messages call the flag of `labels`.
       masks: folder of body masks, likewise; default: the layout's, else they are computed.
@@ -74,6 +76,7 @@ class Request:
     axis: str = "axial"
     spacing: float | None = None
     size: int | None = None
+    slice_spacing: float | None = None
     labels: str | Path | None = None
     labels_flag: str = "labels"
     masks: str | Path | None = None
@@ -262,6 +265,7 @@ def _opened(request: Request, contours: ContourSettings | None) -> tuple[Content
                 f"{len(alone)} of --pairs have no target and are left out: {names}"
             )
     grid = _grid(content.scans, request.axis, request.spacing, request.size)
+    grid = dataclasses.replace(grid, slice_spacing=request.slice_spacing or 0.0)
     cut = _Cut(preset, grid, contours, labels, request.labels_flag, masks, paired)
     return content, cut
 

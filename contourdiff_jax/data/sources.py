@@ -30,6 +30,7 @@ from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, Volume
 REGISTRATIONS = ("rigid",)
 COVERED = 0.5  # of a slice's body that the source must show, or it is missing there
 REACH = 2.0  # times the largest shift that is accepted: how far is searched
+HALF = 0.5  # of a pixel that the source must cover to be there
 WHOLE = 0.999  # of a voxel that slices which there are must make up; the rest would be air
 NOTABLE = 2.0  # pixels of shift that are told
 NOTABLE_OVERLAP = 0.9  # likewise
@@ -208,7 +209,9 @@ class Sources:
             values = preset.values(placed.array, window)
             values = target.resampling.slices(values, preset.air)
             masks = target.resampling.masks(placed.mask)
-            inside = target.resampling.masks(placed.inside)
+            # An even slice is made of several: where one of them is not there, there is air in it.
+            least = WHOLE if target.resampling.grid.slice_spacing else HALF
+            inside = target.resampling.slices(placed.inside, 0) > least
             kept, fit = self._judged(target, values, masks, inside, preset.air, registered)
             return Laid(values, masks, kept, fit, volume.notes, volume.failed, doubts)
 

@@ -445,7 +445,7 @@ class StoreWriter:
             "schema": SCHEMA,
             "modality": self.preset.modality,
             "preset": self.preset.name,
-            "grid": dataclasses.asdict(self.grid),
+            "grid": self.grid.to_dict(),
             "labels": "labels" in self._names,
             "contours": None if self._contours is None else self._contours.to_dict(),
             "source_preset": None if self.source_preset is None else self.source_preset.name,

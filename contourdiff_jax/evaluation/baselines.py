@@ -20,7 +20,7 @@ from tqdm import tqdm
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import cases, scores
 from contourdiff_jax.evaluation.cases import Case, Translations
-from contourdiff_jax.volumes import geometry, io, masks
+from contourdiff_jax.volumes import io, masks
 
 LEVELS = 128  # of the mean image, from the lowest to the highest slice that shows the body
 QUANTILES = 10_001  # by which a volume's histogram is known
@@ -72,11 +72,10 @@ def learn(real, translations: Translations) -> Baselines:
             resampling = settings.grid.fit(values.shape, volume.affine)
             histogram = np.quantile(values[mask], np.linspace(0, 1, QUANTILES))
             slices, body = resampling.slices(values, target.air), resampling.masks(mask)
-            gap = float(geometry.spacing(volume.affine)[resampling.axes[0]])
-            along = scores.along_axis(slices, body, gap, settings)
+            along = scores.along_axis(slices, body, resampling.gap, settings)
             total = total + _between(slices, np.linspace(*masks.extent(body), LEVELS))
             histograms.append(histogram)
-            coherence.append((scan.subject, gap, along))
+            coherence.append((scan.subject, resampling.gap, along))
     if not histograms:
         raise InputError(f"{real}: no volume of a subject that is not scored, so no baselines")
     count = len(histograms)

@@ -84,8 +84,8 @@ class Case:
 
     @property
     def gap(self) -> float:
-        """Distance between neighbouring slices, mm."""
-        return float(self.spacing[self.resampling.axes[0]])
+        """Distance between neighbouring slices on the model's grid, mm."""
+        return self.resampling.gap
 
     def contours(self, values: np.ndarray) -> np.ndarray:
         """Target values [X, Y, Z] -> their contours [N, H, W] on the model's grid."""

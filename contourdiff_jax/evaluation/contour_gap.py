@@ -189,7 +189,7 @@ def _head(target: Domain, unit: int) -> dict:
     return {
         "schema": SCHEMA,
         "version": __version__,
-        "grid": dataclasses.asdict(target.store.grid),
+        "grid": target.store.grid.to_dict(),
         "unit_mm": unit * target.store.grid.spacing,
     }
 
@@ -207,7 +207,7 @@ def _entry(domain: Domain, settings: ContourSettings, unit: int, counts: list[di
 
 def _grid(store: Store) -> str:
     grid = store.grid
-    return f"{grid.size} px of {grid.spacing:g} mm, {grid.axis}"
+    return f"{grid.size} px of {grid.spacing:g} mm, {grid.axis}{grid.every}"
 
 
 def save(out: Path, statistics: dict, target: Domain, source: Domain | None) -> None:

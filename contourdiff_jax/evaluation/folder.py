@@ -404,12 +404,13 @@ def _origin_of_masks(request: Request, translations: Translations) -> str:
 def _description(request: Request, translations: Translations) -> dict:
     """How volumes were compared."""
     settings = translations.settings
-    axis, spacing, size = dataclasses.astuple(settings.grid)
+    grid = settings.grid
     image = settings.target.image
     data = {
         "source preset": settings.source and settings.source.name,
         "target preset": settings.target.name,
-        "model grid": f"{axis}, {size} x {size} px of {spacing:g} mm",
+        "model grid": f"{grid.axis}, {grid.size} x {grid.size} px of {grid.spacing:g} mm"
+        f"{grid.every}",
         "interval": bootstrap.description(request.seed),
     }
     if request.compares:

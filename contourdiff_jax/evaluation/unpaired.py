@@ -190,9 +190,10 @@ class _Slicing:
             body = body_mask(volume.array, volume.affine, preset.modality)
             values = np.where(body, values, np.float32(preset.air))
         for view in self.views:
-            resampling = dataclasses.replace(self.grid, axis=view).fit(
-                volume.array.shape, volume.affine
-            )
+            grid = self.grid
+            if view != grid.axis:  # across other axes all planes of the volume are looked at
+                grid = dataclasses.replace(grid, axis=view, slice_spacing=0.0)
+            resampling = grid.fit(volume.array.shape, volume.affine)
             if self.own_voxels:
                 planes = resampling.planes(values)
             else:
@@ -316,19 +317,20 @@ def _segmenter(options: Options, settings: Settings, mesh) -> _Encoder:
             f"{options.weights}: a segmenter of {network.preset.name}, where the translations are "
             f"{settings.target.name}"
         )
-    axis, spacing, size = dataclasses.astuple(network.grid)
+    grid = network.grid
     data = {
         "features": f"the mean over space of the lowest resolution of a segmenter "
         f"({network.method}, seed {network.seed}), {segmenter.FEATURES} to an image; neither KID "
         f"nor FID",
-        "grid of the features": f"{axis}, {size} x {size} px of {spacing:g} mm",
+        "grid of the features": f"{grid.axis}, {grid.size} x {grid.size} px of {grid.spacing:g} mm"
+        f"{grid.every}",
         "weights": f"{Path(options.weights).stem}, SHA-256 {digest}",
     }
     return _Encoder(
         lambda stacks: network.features(stacks, mesh),
         ("kernel_segmenter", "frechet_segmenter"),
         data,
-        _Slicing(network.grid, own_voxels=False, foreground=True, views=(axis,)),
+        _Slicing(grid, own_voxels=False, foreground=True, views=(grid.axis,)),
         LEAST,
     )
 

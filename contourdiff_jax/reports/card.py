@@ -170,10 +170,10 @@ def _kind(trained: Run) -> str:
 
 
 def _data(trained: Run, store: Store | None) -> dict[str, str]:
-    axis, spacing, size = (getattr(trained.grid, name) for name in ("axis", "spacing", "size"))
+    grid = trained.grid
     fields = {
         "modality": trained.preset.name.upper(),
-        "grid": f"{axis}, {size} x {size} px of {spacing:g} mm",
+        "grid": f"{grid.axis}, {grid.size} x {grid.size} px of {grid.spacing:g} mm{grid.every}",
         "subjects trained on": f"{len(trained.subjects)}" if trained.subjects else NOT_STATED,
     }
     if store is None:

@@ -178,7 +178,7 @@ class Run:
             "data": {
                 "preset": self.preset.name,
                 "window": [self.window.low, self.window.high],
-                "grid": dataclasses.asdict(self.grid),
+                "grid": self.grid.to_dict(),
                 "contours": self.contours.to_dict(),
                 "subjects": list(self.subjects),
                 "teacher": self.teacher,
@@ -223,7 +223,7 @@ def begin(
             )
     if source is not None and source.grid != store.grid:
         theirs, ours = (
-            f"{g.axis}, {g.size} px of {g.spacing:g} mm" for g in (source.grid, store.grid)
+            f"{g.axis}, {g.size} px of {g.spacing:g} mm{g.every}" for g in (source.grid, store.grid)
         )
         raise InputError(
             f"{source.path}: prepared on another grid ({theirs}) than {store.path} ({ours}); "

@@ -17,7 +17,7 @@ def summary(folder: Path, ours: Run) -> dict[str, list[str]]:
     grid, contours = ours.grid, ours.contours.to_dict()
     changes = configuration.changes(ours.config)
     subjects = f", {len(ours.subjects)} subjects" if ours.subjects else ""
-    images = [f"{ours.preset.name}, {grid.axis}, {grid.size} px of {grid.spacing:g} mm"]
+    images = [f"{ours.preset.name}, {grid.axis}, {grid.size} px of {grid.spacing:g} mm{grid.every}"]
     if ours.source_preset is not None:
         how = "paired with" if ours.paired else "and, unpaired,"
         images.append(f"{how} {ours.source_preset.name}")

@@ -6,15 +6,9 @@ Shapes: N slices, at `positions` [N] mm along the slicing axis.
 
 import numpy as np
 
-GAP = 1.5  # times the usual distance: slices farther apart are no neighbours
+from contourdiff_jax.volumes.geometry import runs
+
 NONE = -1  # in place of the slice before
-
-
-def runs(positions: np.ndarray) -> list[np.ndarray]:
-    """Numbers of the slices in runs without a gap, one wider than GAP times the usual distance."""
-    steps = np.abs(np.diff(positions))
-    gaps = np.flatnonzero(steps > GAP * np.median(steps)) if len(steps) else []
-    return np.split(np.arange(len(positions)), np.asarray(gaps, int) + 1)
 
 
 def neighbours(positions: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ class Settings:
         return {
             "preset": {"source": self.source.name, "target": self.target.name},
             "assumed": self.assumed.to_dict(),
-            "grid": dataclasses.asdict(self.grid),
+            "grid": self.grid.to_dict(),
             "contours": {side: settings.to_dict() for side, settings in self.contours.items()},
         }
 

@@ -21,6 +21,8 @@ RAS = np.array([[0, 1], [1, 1], [2, 1]])
 # headers round to that much.
 EVEN = 0.01
 
+GAP = 1.5  # times the usual distance: slices farther apart are no neighbours
+
 # [mm] Voxels of medical images are larger than the first and smaller than the second along any
 # axis; what is not has its lengths in another unit, or a damaged header.
 SMALLEST, LARGEST = 0.01, 100.0
@@ -74,6 +76,13 @@ class NativeGrid:
 def spacing(affine: np.ndarray) -> np.ndarray:
     """[3] voxel sizes in mm along the array's own axes."""
     return np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def runs(positions: np.ndarray) -> list[np.ndarray]:
+    """Numbers of the slices at [n] mm, in runs without a gap: GAP times the usual distance."""
+    steps = np.abs(np.diff(positions))
+    gaps = np.flatnonzero(steps > GAP * np.median(steps)) if len(steps) else []
+    return np.split(np.arange(len(positions)), np.asarray(gaps, int) + 1)
 
 
 def check_affine(path: Path, affine: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command prepare: from files to a store, with its defaults, splits and reports."""
 
+import dataclasses
 import errno
 import os
 import re
@@ -131,6 +132,49 @@ def test_other_axes(source, tmp_path, axis):
     store = open_store(tmp_path / "store")
     assert result.grid == store.grid == Grid(axis, 5, 32)
     assert len(store) == 5 * {"coronal": 34, "sagittal": 30}[axis]
+
+
+def test_slices_are_made_even(source, tmp_path, capsys):
+    """Every 4 mm, of volumes whose own lie 5 mm apart and of one whose lie 2.5 mm apart."""
+    thin = ball((30, 34, 12), spacing=(2, 2, 2.5))
+    save(source, "thin_ct.nii.gz", np.where(thin, 40, -1000).astype(np.int16), (2.0, 2.0, 2.5))
+    arguments = (f"--source={source}", f"--out={tmp_path}/store", "--preset=ct", "--size=32")
+    assert run(*arguments, "--spacing=2", "--slice_spacing=4") == 0
+    assert "axial, 32 x 32 px of 2 mm, every 4 mm" in capsys.readouterr().out
+    store = open_store(tmp_path / "store")
+    assert store.grid == Grid("axial", 2.0, 32, 4.0) and len(store) == 6 * 8
+    for number in range(6):
+        positions = store.index["position"][store.index["volume"] == number]
+        np.testing.assert_allclose(np.diff(positions), 4)
+        assert positions.mean() == pytest.approx(12.5 if number < 5 else 13.75)
+    volume = io.read(source / "a.nii.gz")
+    fit = store.grid.fit(volume.array.shape, volume.affine)
+    expected = np.maximum(fit.slices(volume.array, -1000), -1024)
+    np.testing.assert_allclose(store.values(range(8)), expected, atol=0.1)
+    # Discs of a ball, wherever the slices of its volume lie.
+    away = np.arange(8) * 4.0 - 14
+    for first in (0, 40):
+        areas = 4 * store.masks[range(first, first + 8)].sum((1, 2))
+        np.testing.assert_allclose(areas, np.pi * (25**2 - away**2), rtol=0.15)  # of slices of 5 mm
+
+
+def test_a_volume_with_a_gap_has_no_even_slices(source, tmp_path, monkeypatch):
+    """It is left out by name, with the gap; the others are done."""
+    read = io.read
+
+    def with_gap(files, *arguments, **how):
+        volume = read(files, *arguments, **how)
+        if volume.path.name != "b_ct.nii.gz":
+            return volume
+        native = dataclasses.replace(volume.native, offsets=np.array([0, 0.8, 1.6, 2.4, 4.2, 5.0]))
+        return dataclasses.replace(volume, native=native)
+
+    monkeypatch.setattr(data_prepare.scans.io, "read", with_gap)
+    result = prepare(source, tmp_path / "store", "ct", size=32, spacing=2, slice_spacing=4.0)
+    [(path, why)] = result.failed
+    assert path.name == "b_ct.nii.gz" and "b_ct.nii.gz: its slices have a gap of 9 mm" in why
+    assert len(result.done) == 4
+    assert not prepare(source, tmp_path / "uneven", "ct", size=32, spacing=2).failed
 
 
 def test_the_default_grid_covers_every_volume(tmp_path):

@@ -133,6 +133,30 @@ def test_slices_that_the_source_does_not_show_are_left_out(volumes, heads):
     assert store.index["volume"].tolist() == [0] * 6 + [1] * 4 + [2] * 6
 
 
+def test_even_slices_of_both_show_the_same_place(volumes, heads):
+    """Those of the source are made of what there is of it; where it has none, there is no slice."""
+    for name, part in {"phantom000": slice(2, None), "phantom001": slice(None)}.items():
+        pictures, affine = heads[name]
+        shift = np.eye(4)
+        shift[2, 3] = part.start or 0
+        save(volumes / "ct" / f"{name}_ct.nii.gz", pictures["ct"][..., part], affine @ shift)
+    wanted = Pairs(volumes / "ct", "ct")
+    prepare(volumes / "mr", volumes / "even", "mr", pairs=wanted, **GRID, slice_spacing=8.0)
+    store = open_store(volumes / "even")
+    count = int(np.ceil(SLICES * THICKNESS / 8))
+    rows = [np.flatnonzero(store.index["subject"] == name) for name in NAMES[:2]]
+    assert len(rows[1]) == count
+    # The first of the source's slices lies at 40 mm; of what is before it there is no even slice.
+    _, affine = heads["phantom000"]
+    first = store.grid.fit(heads["phantom000"][0]["mr"].shape, affine).positions
+    kept = first[store.index["slice"][rows[0]]] - affine[2, 3]
+    assert kept.min() >= 40 and len(kept) == (first - affine[2, 3] >= 40).sum()
+    volume = io.read(volumes / "ct" / "phantom001_ct.nii.gz")
+    fit = store.grid.fit(volume.array.shape, volume.affine)
+    expected = CT.storage.fraction(fit.slices(volume.array, CT.air))
+    np.testing.assert_allclose(store.sources[rows[1]] / 65535, expected, atol=1e-5)
+
+
 def test_slices_in_which_the_bodies_lie_apart_are_left_out(volumes, heads):
     """As where a jaw is open in one of them."""
     pictures, affine = heads["phantom002"]

@@ -55,14 +55,15 @@ def test_rows_and_columns_are_seen_radiologically():
             assert (steps[both] <= 0).all(), (axis, direction)
 
 
+@pytest.mark.parametrize("slice_spacing", [0.0, 1.7])
 @pytest.mark.parametrize("axis", AXES)
-def test_landmarks_come_back_in_every_orientation(tmp_path, axis):
+def test_landmarks_come_back_in_every_orientation(tmp_path, axis, slice_spacing):
     """All 48 axis orders and flips, straight and oblique: file -> slices -> file moves nothing.
 
     Half a voxel is the bound; the grid is a little coarser than the voxels and its size larger than
-    the field of view.
+    the field of view. Its even slices are thinner than some voxels and thicker than others.
     """
-    grid = Grid(axis, 1.4, 80)
+    grid = Grid(axis, 1.4, 80, slice_spacing)
     array = blobs()
     oblique = nib.eulerangles.euler2mat(0.3, -0.2, 0.25)
     for order, flips, turn in itertools.product(
@@ -85,11 +86,12 @@ def test_landmarks_come_back_in_every_orientation(tmp_path, axis):
             assert distance.max() < 0.5, (axis, order, flips, distance)
 
 
-def test_slices_of_every_orientation_show_the_same_picture(tmp_path):
+@pytest.mark.parametrize("slice_spacing", [0.0, 1.5])
+def test_slices_of_every_orientation_show_the_same_picture(tmp_path, slice_spacing):
     """How a file is stored must not show: all 48 give the same slices of the same patient."""
     array = blobs((30, 32, 34), np.array([[8, 20, 12], [20, 10, 25]]), width=2)
     for axis in AXES:
-        grid = Grid(axis, 1.0, 48)
+        grid = Grid(axis, 1.0, 48, slice_spacing)
         reference = grid.fit(array.shape, np.eye(4)).slices(array, 0.0)
         for order, flips in itertools.product(
             itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)
@@ -267,6 +269,8 @@ def test_impossible_grids_are_refused():
         ("axial", 0.0, 8),
         ("axial", np.nan, 8),
         ("axial", 1.0, 0),
+        ("axial", 1.0, 8, -1.0),
+        ("axial", 1.0, 8, np.nan),
     ):
         with pytest.raises(InputError):
             Grid(*arguments)
@@ -292,6 +296,140 @@ def test_uneven_slices_keep_their_places_or_become_even():
     np.testing.assert_allclose(resampling.positions, offsets * 9 / 4)
     even, resampling = Grid("coronal", 1.0, 48).fit_volume(volume)
     assert even.array.shape == (40, 36, 5) and len(resampling.positions) == 36
+
+
+# ----------------------------------------------------------------------------------------------
+# Even slices
+# ----------------------------------------------------------------------------------------------
+
+UNEVEN = np.array([0, 1, 2, 3.2, 4, 5.1, 6.3, 7.4, 8, 9]) * 3.0  # mm
+
+
+def stack(places, plane=(24, 24)):
+    """A volume of 1 mm pixels whose slices lie at these places [mm]; every voxel tells its own."""
+    n = len(places)
+    step = (places[-1] - places[0]) / (n - 1)
+    native = geometry.NativeGrid(
+        (*plane, n), np.diag((1, 1, step, 1.0)), offsets=(places - places[0]) / step
+    )
+    array = np.broadcast_to(np.float32(places), native.shape).copy()
+    return volumes_volume.Volume(array, native.affine, "stack.nii", native)
+
+
+@pytest.mark.parametrize("gap", [3.0, 3.0001])
+def test_even_slices_of_that_spacing_stay_as_they_are_to_the_bit(rng, gap):
+    """Headers round: what lies off by less than a hundredth of a slice does not."""
+    array = rng.normal(size=(30, 26, 9)).astype(np.float32)
+    affine = np.diag((0.8, 0.9, gap, 1))
+    plain, even = (Grid("axial", 1.3, 24, every).fit(array.shape, affine) for every in (0.0, 3.0))
+    slices = plain.slices(array, 0.0)
+    np.testing.assert_array_equal(even.slices(array, 0.0), slices)
+    np.testing.assert_array_equal(even.volume(slices, 0.0), plain.volume(slices, 0.0))
+    np.testing.assert_array_equal(even.positions, plain.positions)
+
+
+@pytest.mark.parametrize("every", [1.3, 3.0, 4.0, 7.5])
+def test_even_slices_show_what_lies_where_they_do(every):
+    """Of slices that lie unevenly, thinner ones between them and thicker ones that average."""
+    volume = stack(UNEVEN)
+    same, fit = Grid("axial", 1.0, 24, every).fit_volume(volume)
+    assert same is volume and fit.gap == every
+    np.testing.assert_allclose(np.diff(fit.positions), every)
+    count, step = len(UNEVEN), UNEVEN[-1] / (len(UNEVEN) - 1)
+    assert len(fit.positions) == np.ceil(count * step / every)
+    assert fit.positions.mean() == pytest.approx(UNEVEN[[0, -1]].mean())
+    shown = fit.slices(volume.array, 0.0)[:, 12, 12]
+    inner = (fit.positions >= UNEVEN[0] + every) & (fit.positions <= UNEVEN[-1] - every)
+    np.testing.assert_allclose(shown[inner], fit.positions[inner], atol=0.1)
+    assert shown.min() >= UNEVEN[0] and shown.max() <= UNEVEN[-1]
+    back = fit.volume(
+        np.float32(np.broadcast_to(fit.positions[:, None, None], (len(shown), 24, 24))), 0
+    )
+    inner = slice(*np.searchsorted(UNEVEN, (2 * every, UNEVEN[-1] - 2 * every)))
+    np.testing.assert_allclose(back[12, 12, inner], UNEVEN[inner], atol=0.15 * every)
+
+
+def test_between_two_slices_lies_their_mean_and_over_two_of_them_too():
+    """By hand: slices 4 mm apart every 2 mm, and slices 2 mm apart every 4."""
+    array = np.broadcast_to(np.float32([0, 8, 4, 2]), (4, 4, 4))
+    thin = Grid("axial", 1.0, 4, 2.0).fit(array.shape, np.diag((1, 1, 4.0, 1)))
+    np.testing.assert_allclose(thin.positions, np.arange(-1, 14, 2))
+    np.testing.assert_allclose(thin.slices(array, 0.0)[:, 2, 2], [0, 2, 6, 7, 5, 3.5, 2.5, 2])
+    thick = Grid("axial", 1.0, 4, 4.0).fit(array.shape, np.diag((1, 1, 2.0, 1)))
+    np.testing.assert_allclose(thick.positions, [1, 5])
+    # Triangles 4 mm wide either way: 0.75, 0.75, 0.25 of slices at 1, 1 and 3 mm from the centre.
+    np.testing.assert_allclose(
+        thick.slices(array, 0.0)[:, 2, 2],
+        [(0.75 * 8 + 0.25 * 4) / 1.75, (0.25 * 8 + 0.75 * 4 + 0.75 * 2) / 1.75],
+        rtol=1e-6,
+    )
+    np.testing.assert_allclose(thick.interpolated(thick.slices(array, 0.0), 0.0)[2, 2, 0], 4)
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("every", [0.6, 2.0, 2.9])
+def test_a_smooth_volume_comes_back_from_even_slices(axis, every):
+    volume = blobs(width=4)
+    fit = Grid(axis, 1.0, 56, every).fit(SHAPE, np.diag([*SPACINGS, 1]))
+    slices = fit.slices(volume, 0.0)
+    back = fit.volume(slices, 0.0)
+    assert np.abs(back - volume).max() < 0.06
+    # What is put back and cut again is what was drawn, as within slices.
+    again = fit.slices(back, 0.0)
+    assert np.abs(again - slices)[2:-2].max() < 0.04
+
+
+def test_the_ends_of_a_volume_are_not_darkened(rng):
+    """Even slices reach beyond them: a body that ends with the scan would be in air by half."""
+    array = np.full((16, 16, 5), 7, np.float32)
+    for every in (0.7, 2.0, 3.3, 20.0):
+        fit = Grid("axial", 1.0, 16, every).fit(array.shape, np.diag((1, 1, 2.5, 1)))
+        slices = fit.slices(array, -9.0)
+        assert len(slices) == len(fit.positions) == np.ceil(12.5 / every)
+        np.testing.assert_allclose(slices, 7, rtol=1e-6)
+        assert fit.masks(np.ones(array.shape)).all()
+        assert fit.kept_of(np.ones(array.shape, bool)) == pytest.approx(1)
+        for back in (fit.volume(slices, -9.0), fit.interpolated(slices, -9.0)):
+            np.testing.assert_allclose(back, 7, rtol=1e-6)
+
+
+def test_labels_and_what_is_nearest_follow_even_slices():
+    array = np.zeros((8, 8, 6), np.uint16)
+    array[:, :, 2:] = 5
+    array[:, :, 3:] = 9
+    fit = Grid("axial", 1.0, 8, 4.0).fit(array.shape, np.diag((1, 1, 2.0, 1)))
+    # Slices at 1, 5 and 9 mm, of planes at 0, 2, 4, .. mm: 0 0 | 5 9 | 9 9.
+    assert [np.unique(s).tolist() for s in fit.labels(array)] == [[0], [9], [9]]
+    thin = Grid("axial", 1.0, 8, 1.0).fit(array.shape, np.diag((1, 1, 2.0, 1)))
+    for labels in (thin.labels(array), thin.nearest(thin.planes(array))):
+        assert labels.dtype == np.uint16
+        assert labels[:, 4, 4].tolist() == [0] * 4 + [5] * 2 + [9] * 6
+    volume = stack(UNEVEN)
+    _, fit = Grid("axial", 1.0, 24, 1.0).fit_volume(volume)
+    nearest = fit.nearest(fit.planes(volume.array))[:, 12, 12]
+    expected = UNEVEN[np.abs(UNEVEN - fit.positions[:, None]).argmin(1)]
+    np.testing.assert_allclose(nearest, expected, atol=1e-5)
+
+
+def test_nothing_is_made_up_in_a_gap():
+    volume = stack(np.array([0, 3, 6, 9, 16.5, 19.5]))
+    with pytest.raises(InputError, match=r"stack\.nii: .* gap of 7\.5 mm") as error:
+        Grid("axial", 1.0, 24, 3.0).fit_volume(volume)
+    assert "\n" not in str(error.value)
+    Grid("axial", 1.0, 24).fit_volume(volume)  # slices are where they are
+    with pytest.raises(InputError, match="slice spacing of"):
+        Grid("axial", 1.0, 24, 1e-4).fit((4, 4, 4), np.eye(4))
+
+
+def test_a_single_slice_stays_one():
+    fit = Grid("axial", 1.0, 8, 2.0).fit((8, 8, 1), np.diag((1, 1, 5.0, 1)))
+    assert fit.slices(np.ones((8, 8, 1)), 0.0).shape == (1, 8, 8) and len(fit.positions) == 1
+
+
+def test_a_grid_without_a_slice_spacing_is_written_as_before():
+    assert Grid("axial", 1.0, 8).to_dict() == {"axis": "axial", "spacing": 1.0, "size": 8}
+    grid = Grid("axial", 1.0, 8, 3.0)
+    assert Grid(**grid.to_dict()) == grid and grid.every == ", every 3 mm"
 
 
 # ----------------------------------------------------------------------------------------------

@@ -271,7 +271,7 @@ def _prepare(
             **grid,
         )
         failed += result.failed
-        stores[training.method], grid = open_store(path), dataclasses.asdict(result.grid)
+        stores[training.method], grid = open_store(path), result.grid.to_dict()
     return stores, result.grid, failed
 
 

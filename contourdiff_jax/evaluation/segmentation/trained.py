@@ -71,6 +71,7 @@ class Trained:
     def save(self, path: Path) -> None:
         """Writes the file."""
         fields = dataclasses.asdict(self) | {"schema": SCHEMA, "preset": self.preset.name}
+        fields["grid"] = self.grid.to_dict()
         del fields["params"]
         tensors = {
             ".".join(str(key.key) for key in keys): np.asarray(leaf)
