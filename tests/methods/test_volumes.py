@@ -4,7 +4,6 @@
 A network of single voxels draws of a volume what it would draw of each of its slices.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
