@@ -251,7 +251,7 @@ def default() -> ConfigDict:
                 "source_guidance": 1.0,
                 "prompt_guidance": 1.0,  # likewise by the prompt
                 "control": 1.0,  # of controlnet: share of what its branch adds
-                "batch": 16,  # slices sampled at once
+                "batch": 16,  # slices, or tiles of a volume, sampled at once
                 # What the slices of a volume have in common (translation/volume.py).
                 "coherence": 0.0,  # mm between the knots of shared noise; 0: each has its own noise
                 "coupling": 0.0,  # share of the neighbours' mean in every estimate of x_0
@@ -267,7 +267,9 @@ def default() -> ConfigDict:
                 # nearest to the slice before; best_contours; or the mean of all.
                 "samples": 1,
                 "keep": "first",
-                "tiles": 0.0,  # least overlap, where volumes exceed the grid; 0: they are cropped
+                # Least overlap of tiles, where volumes exceed the grid; 0: they are cropped. Of
+                # three dimensions, where they exceed the patches learnt; 0: drawn in one piece.
+                "tiles": 0.0,
             },
             # Devices along each axis of the mesh (runtime/mesh.py); -1: all that are left.
             "mesh": {"data": -1, "fsdp": 1},
@@ -383,6 +385,9 @@ WIDEST = 2**16  # features of a resolution, images of a batch
 CONDITIONS = ("contour", "neighbour", "source", "picture")
 
 BRANCHED = ("controlnet",)  # methods with a base, that see contours by a branch
+VOLUMETRIC = ("diffusion", "distilled", "regression")  # methods that may learn volumes
+# Fields of the sampler that join slices which are drawn on their own.
+JOINING = ("coherence", "coupling", "scgd")
 STEPS = ("diffusion", "distilled", *BRANCHED)  # methods that draw step by step
 
 # What a network may see; the slice before says nothing of the next without its contours or source.
@@ -571,6 +576,8 @@ def check(config: ConfigDict, *, size: int | None = None, side: int = 1) -> None
     check_model(config)
     _check_disturbance(config)
     _check_dropout(config)
+    if config.model.dims == 3:
+        _check_volumes(config)
     check_diffusion(config)
     check_sampler(config)
     _check_few_steps(config)
@@ -594,6 +601,19 @@ def check(config: ConfigDict, *, size: int | None = None, side: int = 1) -> None
     _check_autoencoder(config.autoencoder)
     if size is not None:
         check_size(config, size, side)
+
+
+def _check_volumes(config: ConfigDict) -> None:
+    if config.method not in VOLUMETRIC:
+        raise InputError(
+            f"config.model.dims: {config.method} learns slices; set it to 2, or take one of "
+            f"{', '.join(VOLUMETRIC)}"
+        )
+    if "neighbour" in config.model.conditions:
+        raise InputError(
+            "config.model.conditions: neighbour is the slice drawn before, and with "
+            "config.model.dims=3 all of a volume is drawn at once; leave it out"
+        )
 
 
 def _check_shown_alone(config: ConfigDict) -> None:
@@ -738,6 +758,11 @@ def check_size(config: ConfigDict, size: int, side: int = 1, *, depth: int | Non
       side: pixels a side of what the network takes for one: those of a latent.
       depth: slices of a patch, of a network of volumes.
     """
+    if config.model.dims == 3 and side > 1:
+        raise InputError(
+            "--codec: latents are those of slices, and config.model.dims=3 learns volumes; leave "
+            "it out"
+        )
     if depth is not None:
         _check_depth(config.model, depth)
     halvings, field = _halvings(config)
@@ -855,6 +880,12 @@ def check_sampler(config: ConfigDict, prefix: str = "config.sampler.") -> None:
                 f"{prefix}{field}: must be 1 for a network trained without condition dropout; "
                 "train with --config.train.condition_dropout=0.1"
             )
+    for field in JOINING:
+        if sampler[field] and config.model.dims == 3:
+            raise InputError(
+                f"{prefix}{field}: joins slices that are drawn on their own, and "
+                f"config.model.dims=3 draws whole volumes; leave it out"
+            )
     if sampler.scgd and "neighbour" not in config.model.conditions:
         raise InputError(
             f"{prefix}scgd: the network does not see neighbours; train with "
@@ -905,7 +936,7 @@ def _learns_all(config: ConfigDict) -> bool:
 
 # Beginnings of the names of fields that say how images arise from noise, and what is none of them.
 OF_STEPS = ("diffusion.", "sampler.", "model.time_", "train.condition_dropout")
-OF_ANY = ("sampler.batch",)
+OF_ANY = ("sampler.batch", "sampler.tiles")
 STEPPED = Need(lambda c: c.method not in AT_ONCE, f"config.method is one of {', '.join(STEPS)}")
 # Of the network of diffusion, which others than those with a critic have; what they see is theirs.
 OF_UNET, SEEN = "model.", ("model.conditions",)
@@ -916,6 +947,7 @@ WITH_CRITIC, WITH_GENERATOR, OF_PIX2PIX, OF_CYCLEGAN, OF_AUTOENCODER, OF_CONTROL
     Need(lambda c, names=names: c.method in names, f"config.method is {' or '.join(names)}")
     for names in (CRITICISED, ADVERSARIAL, ADVERSARIAL[:1], ADVERSARIAL[1:], OF_ITSELF, BRANCHED)
 )
+VOLUMES = Need(lambda c: c.model.dims == 3, "config.model.dims is 3")
 REGRESSED = Need(lambda c: c.method == "regression", "config.method is regression")
 PIXELWISE = Need(
     lambda c: REGRESSED.holds(c) and c.regression.ssim < 1,
@@ -923,7 +955,6 @@ PIXELWISE = Need(
 )
 RECAST = Need(lambda c: "picture" in c.model.conditions, "config.model.conditions has picture")
 MOVES = ("scale", "zoom", "rotation", "shift")
-SOLID = Need(lambda c: c.model.dims == 3, "config.model.dims is 3")
 MOVED = Need(lambda c: c.augment.probability > 0, "config.augment.probability is above 0")
 SLOPED = Need(
     lambda c: c.diffusion.schedule != "cosine",
@@ -946,18 +977,21 @@ NEEDS = {
         lambda c: None in c.contours.to_dict().values(), "a field of config.contours is not set"
     ),
     "augment.probability": Need(
-        lambda c: any(c.augment[name] for name in (*MOVES, *["depth"] * SOLID.holds(c))),
+        lambda c: any(c.augment[name] for name in (*MOVES, *["depth"] * VOLUMES.holds(c))),
         f"one of config.augment's {', '.join(MOVES)}, or of volumes depth, is above 0",
     ),
     "augment.depth": Need(
-        lambda c: SOLID.holds(c) and MOVED.holds(c), f"{SOLID.words} and {MOVED.words}"
+        lambda c: VOLUMES.holds(c) and MOVED.holds(c), f"{VOLUMES.words} and {MOVED.words}"
     ),
-    **{f"volume.{name}": SOLID for name in ("depth", "side")},
+    **{f"volume.{name}": VOLUMES for name in ("depth", "side")},
     **{f"augment.{name}": MOVED for name in MOVES},
     **{
         f"disturbance.{name}": CONTOURED
         for name in ("thresholds", "contrast", "noise", "displacement", "missing")
     },
+    "model.dims": Need(
+        lambda c: c.method in VOLUMETRIC, f"config.method is one of {', '.join(VOLUMETRIC)}"
+    ),
     "sampler.guidance": CONTOURED,
     "sampler.source_guidance": SOURCED,
     "sampler.prompt_guidance": Need(
@@ -978,7 +1012,7 @@ NEEDS = {
         "config.model.resample_convolution is true and config.model.channels has several "
         "resolutions",
     ),
-    "model.planar": Need(lambda c: c.model.dims == 3, "config.model.dims is 3"),
+    "model.planar": VOLUMES,
     "model.context": ATTENTIVE,
     "model.pool": ATTENTIVE,
     "model.heads": ATTENTIVE,
@@ -1042,6 +1076,9 @@ NEEDS = {
     ),
     "sampler.anchor": CHAINED,
     "sampler.middle": SHOWN,
+    "sampler.tiles": Need(
+        lambda c: STEPPED.holds(c) or VOLUMES.holds(c), f"{STEPPED.words}, or {VOLUMES.words}"
+    ),
     "sampler.keep": Need(lambda c: c.sampler.samples > 1, "{}samples is above 1"),
 }
 

@@ -133,9 +133,10 @@ class Translator:
       sees: names of the conditions that it is to be given.
       dims: of what it draws at once: 2 for slices, 3 for volumes.
       unit: pixels that sides of what it draws are a multiple of.
-      batch: how many it draws at once.
-      denoises: whether it comes to an image step by step. Coupling, tiles and SCGD change the
-        steps, so they can be had of such a method alone.
+      depth_unit: slices that a volume which it draws is a multiple of.
+      batch: how many it draws at once: slices, or tiles of a volume.
+      denoises: whether it comes to an image step by step. Coupling and SCGD change the steps, and
+        so do tiles of slices: they can be had of such a method alone.
     """
 
     draw: Callable[..., Array]
@@ -145,13 +146,14 @@ class Translator:
     denoises: bool
     dims: int = 2
     unit: int = 1
+    depth_unit: int = 1
 
     def __call__(self, seen: Mapping[str, Array], knots: Any, beside: Array | None = None) -> Array:
-        """Draw images [B, *S, C] in [-1, 1].
+        """Draw images [B, *S, C] in [-1, 1]; one volume [1, D, H, W, C] where `dims` is 3.
 
         Args:
           seen: {name: [B, *S, c]}, global arrays, see `Condition`.
-          knots: what the noise of each image is made of: diffusion.noise.Knots.
+          knots: what the noise of each slice is made of: diffusion.noise.Knots.
           beside: [B, 2] numbers of the neighbours whose estimates of x_0 each is coupled with.
         """
         return self.draw(self.params, seen, knots, beside)

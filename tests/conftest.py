@@ -101,7 +101,8 @@ def _two_convolutions(config, channels=1, side=1, denoises=True):
 
     width = config.channels[0]
     inputs = channels * denoises + conditioning.channels(config, image=channels, side=side)
-    shapes = {"first": (3, 3, inputs, width), "last": (3, 3, width, channels)}
+    sides = (3,) * config.dims
+    shapes = {"first": (*sides, inputs, width), "last": (*sides, width, channels)}
     ends = np.cumsum([np.prod(shape) for shape in shapes.values()])
 
     def init(key):
@@ -113,14 +114,25 @@ def _two_convolutions(config, channels=1, side=1, denoises=True):
 
     def apply(params, z_t, t, condition, *, key=None, context=None):
         def convolve(x, kernel, bias):
-            layout = ("NHWC", "HWIO", "NHWC")
-            y = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
-            return y + bias.reshape(1, 1, 1, -1)
+            space, ones = "DHW"[-config.dims :], (1,) * config.dims
+            layout = (f"N{space}C", f"{space}IO", f"N{space}C")
+            y = jax.lax.conv_general_dilated(x, kernel, ones, "SAME", dimension_numbers=layout)
+            return y + bias.reshape(1, *ones, -1)
 
         x = conditioning.concatenate(config, z_t, condition, latent=side > 1)
         return convolve(jnp.tanh(convolve(x, **params["first"])), **params["last"])
 
     return models.Model(init, apply)
+
+
+@pytest.fixture
+def stacks(monkeypatch) -> None:
+    """In place of the feed of volumes, one that needs none: patches of a store of few slices."""
+    import setups
+
+    from contourdiff_jax.data import volumetric
+
+    monkeypatch.setattr(volumetric, "feed", setups.Stacks.under)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A method and its compiled step without a store; a translation as a call with options."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -9,12 +10,16 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from contourdiff_jax import config as configuration
 from contourdiff_jax import methods
 from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.contracts import Player
+from contourdiff_jax.data import examples
 from contourdiff_jax.data.store import Store, StoreWriter
+from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, loop, run, state
 from contourdiff_jax.training.logs import Logs
 from contourdiff_jax.training.run import Run
@@ -129,3 +134,57 @@ def paired(store: Store, out: Path, preset: str = "ct") -> Path:
             )
         writer.finish(dict(zip(index["subject"].tolist(), index["split"].tolist(), strict=True)))
     return out
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacks:
+    """A feed of patches of volumes [B, D, H, W, C]: the first slices of those of a store."""
+
+    store: Store
+    contours: ContourSettings
+    conditions: tuple[str, ...]
+    mesh: Mesh
+    batch: int
+    depth: int
+    masked: bool = False
+
+    @classmethod
+    def under(cls, config, store, contours, conditions, mesh, **how):
+        """In place of data.volumetric.feed."""
+        batch, depth = config.train.batch, config.volume.depth
+        return cls(store, contours, conditions, mesh, batch, depth, **how)
+
+    @property
+    def example(self):
+        return jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), self.at_rest("train", self.batch)
+        )
+
+    summary = "stacks of slices"
+
+    def named(self, step):
+        return "the first slices"
+
+    def training(self, start, stop):
+        for step in range(start, stop):
+            yield self._put(self.at_rest("train", self.batch, step))
+
+    def held_out(self):
+        return self._put(self.at_rest("val", 4))
+
+    def shown(self, count):
+        return self.at_rest("val", count * self.mesh.size), count
+
+    def at_rest(self, split, count, first=0):
+        volumes = np.unique(self.store.index["volume"][self.store.rows(split)])
+        own = [np.flatnonzero(self.store.index["volume"] == v) for v in volumes]
+        rows = np.concatenate(
+            [np.resize(own[(first + i) % len(own)], self.depth) for i in range(count)]
+        )
+        made = examples.at_rest(
+            self.store, rows, self.contours, self.conditions, masked=self.masked
+        )
+        return jax.tree.map(lambda a: a.reshape(count, self.depth, *a.shape[1:]), made)
+
+    def _put(self, example):
+        return meshes.split(meshes.batch(self.mesh), example)

@@ -96,6 +96,20 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     number_flags.define_seed(values, "seed of the noise")
     flags.DEFINE_bool(
+        "normalise",
+        False,
+        "give every volume the mean and the deviation of those that the run learnt from",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "contrast",
+        0.0,
+        "enhance the contrast automatically, with histograms clipped to this; 0 for none",
+        lower_bound=0.0,
+        upper_bound=1.0,
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
         "maps",
         None,
         "write maps of mean, deviation and structure not asked for; where there are several "

@@ -76,3 +76,9 @@ def drawn(knots: Knots, shape: tuple[int, ...]) -> Callable:
         return jax.vmap(of_slice)(slice_keys, knots.weights)
 
     return noise
+
+
+def of_volume(knots: Knots, shape: tuple[int, ...]) -> Callable:
+    """The samplers' noise(i) -> [1, N, *shape] of a volume whose slices have those knots."""
+    of_slices = drawn(knots, shape)
+    return lambda i: of_slices(i)[None]

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles: pictures larger than the network's, denoised piece by piece.
+"""Tiles: pictures and volumes larger than the network's, denoised piece by piece.
 
 At every step each tile is denoised on its own and the estimates of x_0 are blended where tiles
 overlap, so that they grow together (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113). Noise
-is the whole picture's: no tile has a key of its own, and no seam. Tiles are denoised one after the
-other: memory grows by the pictures, not by what the network keeps of them.
+is the whole picture's: no tile has a key of its own, and no seam. Tiles are denoised one group
+after the other: memory grows by the pictures, not by what the network keeps of them.
 
-Shapes: B batch, S pixels a side of the picture, T of a tile, n tiles a side, C channels (last).
+Shapes: B batch, *S space (H W, or D H W), S elements along one of its axes, T of a tile there,
+n tiles, G groups of them, d axes, C channels (last).
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ def side(wanted: int, tile: int, unit: int = 1) -> int:
 
 
 def windows(size: int, tile: int, overlap: float) -> tuple[np.ndarray, np.ndarray]:
-    """First pixels [n] of the tiles along a side, and their weights [n, T], which sum to 1.
+    """First elements [n] of the tiles along an axis, and their weights [n, T], which sum to 1.
 
     The tiles are as few as overlap by at least that share, evenly spread. Weights rise and fall as
     a squared sine over the overlap, at most over half the tile (the window of Hann).
@@ -48,29 +50,76 @@ def windows(size: int, tile: int, overlap: float) -> tuple[np.ndarray, np.ndarra
     return corners, (weight / total[pixels]).astype(np.float32)
 
 
-def blended(denoiser: Callable, condition, tile: int, overlap: float) -> Callable:
-    """denoise(z_t [B, S, S, C], t) -> x_0, the estimates of the tiles blended.
+def blended(
+    denoiser: Callable,
+    condition,
+    tile: Sequence[int],
+    overlap: float,
+    batch: int = 1,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> Callable:
+    """denoise(z_t [B, *S, C], t) -> x_0, the estimates of the tiles blended.
+
+    Weights are products of those along each axis, so they sum to 1. The last group of tiles is
+    filled with tiles that weigh nothing.
 
     Args:
-      denoiser: condition -> denoise, of pictures of T pixels a side.
-      condition: a tree of [B, S, S, c].
+      denoiser: condition -> denoise, of what has the sides of a tile.
+      condition: a tree of [B, *S, c].
+      tile: sides *T, one for each axis; 0: the whole of it, as where there is no more.
+      overlap: least share that tiles have in common.
+      batch: tiles at once, n B pictures of them.
+      sharding: of those pictures over devices, whose number divides n.
     """
-    corners, weights = windows(jax.tree.leaves(condition)[0].shape[1], tile, overlap)
-    rows, columns = np.meshgrid(corners, corners, indexing="ij")
-    planes = weights[:, None, :, None] * weights[None, :, None, :]
-    pieces = rows.ravel(), columns.ravel(), planes.reshape(-1, 1, tile, tile, 1)
+    space = jax.tree.leaves(condition)[0].shape[1:-1]
+    tile = tuple(min(t or size, size) for t, size in zip(tile, space, strict=True))
+    groups = _groups(space, tile, overlap, batch, sharding.num_devices if sharding else 1)
+
+    def cut(a, start):
+        return jax.lax.dynamic_slice(a, start, (a.shape[0], *tile, a.shape[-1]))
 
     def denoise(z_t, t):
-        def add(x_0, piece):
-            row, column, weight = piece
-            start = (0, row, column, 0)
+        def add(x_0, group):
+            corners, weights = group
+            starts = [(0, *corner, 0) for corner in corners]
 
-            def cut(a):
-                return jax.lax.dynamic_slice(a, start, (a.shape[0], tile, tile, a.shape[3]))
+            def cuts(a):
+                pieces = jnp.concatenate([cut(a, start) for start in starts])
+                if sharding is None:
+                    return pieces
+                return jax.lax.with_sharding_constraint(pieces, sharding)
 
-            estimate = denoiser(jax.tree.map(cut, condition))(cut(z_t), t)
-            return jax.lax.dynamic_update_slice(x_0, cut(x_0) + weight * estimate, start), None
+            estimates = denoiser(jax.tree.map(cuts, condition))(cuts(z_t), t)
+            estimates = jnp.split(estimates, len(starts))
+            for start, *along, estimate in zip(starts, *weights, estimates, strict=True):
+                weight = functools.reduce(jnp.multiply, jnp.ix_(*along))[None, ..., None]
+                blend = cut(x_0, start) + weight * estimate
+                x_0 = jax.lax.dynamic_update_slice(x_0, blend, start)
+            return x_0, None
 
-        return jax.lax.scan(add, jnp.zeros_like(z_t), pieces)[0]
+        return jax.lax.scan(add, jnp.zeros_like(z_t), groups)[0]
 
     return denoise
+
+
+def _groups(space, tile, overlap: float, batch: int, devices: int):
+    """Corners [G, n, d] of the tiles of a space and, for each axis, their weights [G, n, T].
+
+    There are as few groups as hold them, `batch` at most in each, and n is as small as it then can
+    be.
+    """
+    along = [windows(size, side, overlap) for size, side in zip(space, tile, strict=True)]
+    corners, weights = zip(*along, strict=True)
+    numbers = np.stack(np.meshgrid(*(range(len(c)) for c in corners), indexing="ij"), -1)
+    numbers = numbers.reshape(-1, len(tile))
+    groups = math.ceil(len(numbers) / batch)
+    each = devices * math.ceil(len(numbers) / (groups * devices))
+    spare = np.arange(groups * each) >= len(numbers)
+    numbers = np.resize(numbers, (groups * each, len(tile)))
+
+    def grouped(of):
+        return of.reshape(groups, each, *of.shape[1:])
+
+    corners = np.stack([c[n] for c, n in zip(corners, numbers.T, strict=True)], -1)
+    weights = [w[n] * ~spare[:, None] for w, n in zip(weights, numbers.T, strict=True)]
+    return grouped(corners), [grouped(w) for w in weights]

@@ -5,7 +5,7 @@ Chen et al. (arXiv 2403.10786): a denoising diffusion model (Ho et al. 2020, arX
 the target's images, shown their contours at every timestep. Contours of any other domain then give
 images of the target.
 
-Shapes: B batch, *S space, H rows, W columns, C or c channels, last.
+Shapes: B batch, *S space, D slices, H rows, W columns, C or c channels, last.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from contourdiff_jax import config as configuration
 from contourdiff_jax import models
 from contourdiff_jax.contracts import (
     CONTOUR,
@@ -31,6 +32,7 @@ from contourdiff_jax.contracts import (
     Averages,
     Codec,
     Example,
+    Feed,
     Fixed,
     Memory,
     Metrics,
@@ -39,12 +41,11 @@ from contourdiff_jax.contracts import (
     Translator,
 )
 from contourdiff_jax.data import examples, volumetric
-from contourdiff_jax.data.feeds import Slices
 from contourdiff_jax.data.store import Store
-from contourdiff_jax.diffusion import coupling, guidance, noise, process, samplers, schedules, tiles
+from contourdiff_jax.diffusion import coupling, guidance, noise, process, samplers, schedules
 from contourdiff_jax.diffusion.schedules import Schedule
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import codecs, parts, prompts
+from contourdiff_jax.methods import codecs, parts, prompts, volumes
 from contourdiff_jax.methods.parts import NETWORK
 from contourdiff_jax.models import Model
 from contourdiff_jax.runtime import mesh as meshes
@@ -91,6 +92,8 @@ class Diffusion:
       diffusion: section of the configuration.
       sampler: section to draw with.
       seed: of the noise of the pictures of samples.
+      dims: of what is learnt: 2 for slices, 3 for volumes.
+      depth_unit: see contracts.Translator.
       learnt: timesteps [n] that the network is trained on, rising.
       draw: the compiled sampler, see `drawing`.
       codec: of the space that is learnt in.
@@ -100,12 +103,14 @@ class Diffusion:
 
     players: Mapping[str, Player]
     mesh: Mesh
-    feed: Slices | None
+    feed: Feed | None
     network: Network
     schedule: Schedule
     diffusion: ConfigDict
     sampler: ConfigDict
     seed: int
+    dims: int
+    depth_unit: int
     conditions: tuple[str, ...]
     learnt: np.ndarray
     draw: Callable
@@ -127,7 +132,7 @@ class Diffusion:
     def held_out(self, averages: Averages, fixed: Fixed, example: Example) -> Metrics:
         """See contracts.Method: the mean squared error of the prediction, in all and by timestep.
 
-        Each slice is seen at one timestep; the slices are spread evenly over all that are learnt.
+        Each image is seen at one timestep; the images are spread evenly over all that are learnt.
         """
         count, steps = len(example["x"]), self.schedule.steps
         levels = (np.arange(count) + 0.5) / count
@@ -138,14 +143,11 @@ class Diffusion:
         sides = (n // side for n in example["x"].shape[1:-1])
         eps = np.random.default_rng(1).standard_normal((count, *sides, channels))
         split = functools.partial(meshes.split, meshes.batch(self.mesh))
-        # Latents in parts: what encodes them may be far larger than what learns them.
-        size = count if self.codec.bounded else math.gcd(count, self.feed.train.batch)
-        every, shown = [slice(first, first + size) for first in range(0, count, size)], [example]
-        if len(every) > 1:
-            host = jax.tree.map(meshes.whole, example)
-            shown = (split(_rows(host, rows)) for rows in every)
+        # Latents in parts: what encodes them may be far larger than what learns them. Volumes too.
+        whole = self.codec.bounded and self.dims == 2
+        size = count if whole else math.gcd(count, len(self.feed.example["x"]))
         errors = []
-        for part, rows in zip(shown, every, strict=True):
+        for rows, part in volumes.parts(self.mesh, example, size):
             part = self._encoded(fixed, part)
             drawn = split((t[rows], eps[rows].astype(np.float32)))
             errors.append(meshes.whole(self._errors(averages[NETWORK], fixed, part, *drawn)))
@@ -170,21 +172,24 @@ class Diffusion:
     def samples(self, averages: Averages, fixed: Fixed) -> np.ndarray:
         """See contracts.Method: rows of truth | contour, source, picture: what is seen | sample."""
         shown, count = self._shown
-        split = functools.partial(meshes.split, meshes.batch(self.mesh))
-        knots = noise.independent(self.seed, "samples", len(shown["x"]))
+        split = functools.partial(meshes.split, meshes.drawing(self.mesh, self.dims))
+        knots = noise.independent(self.seed, "samples", shown["x"].shape[self.dims - 2])
         seen = split(shown["condition"])
         drawn = meshes.whole(self.translator(averages, fixed)(seen, split(knots)))
+        if self.dims == 3:
+            return volumes.picture(shown, drawn)
         return examples.picture(shown, drawn[:count])
 
     @functools.cached_property
     def _shown(self) -> tuple[Example, int]:
-        return self.feed.shown(SAMPLES)
+        return (volumes.shown(self.feed), 1) if self.dims == 3 else self.feed.shown(SAMPLES)
 
     def translator(self, averages: Averages, fixed: Fixed) -> Translator:
         """See contracts.Method."""
         sees, batch = frozenset(self.conditions), self.sampler.batch
-        weights, unit = (averages[NETWORK], fixed), self.codec.side
-        return Translator(self.draw, weights, sees, batch, denoises=True, unit=unit)
+        units = {"unit": self.codec.side, "depth_unit": self.depth_unit}
+        weights = averages[NETWORK], fixed
+        return Translator(self.draw, weights, sees, batch, denoises=True, dims=self.dims, **units)
 
 
 def build(
@@ -254,6 +259,8 @@ def build(
         diffusion=config.diffusion,
         sampler=sampler,
         seed=config.seed,
+        dims=config.model.dims,
+        depth_unit=configuration.depth_unit(config.model),
         conditions=conditions,
         learnt=learnt,
         draw=drawing(
@@ -263,7 +270,7 @@ def build(
             sampler,
             visited,
             mesh,
-            ours.grid.size // space.side,
+            volumes.sides(config, ours.grid.size // space.side),
             codec=space,
         ),
         codec=space,
@@ -327,10 +334,6 @@ def loss(
     return training_loss
 
 
-def _rows(tree, rows: slice):
-    return jax.tree.map(lambda a: a[rows], tree)
-
-
 def encoded(codec: Codec, fixed: Fixed, example: Example, key=None) -> Example:
     """An example in a codec's space; without a key the same whenever it is asked for."""
     x = codec.learnt(fixed, example["x"], key)
@@ -377,7 +380,7 @@ def drawing(
     config,
     visited: np.ndarray,
     mesh: Mesh,
-    tile: int | None = None,
+    tile: tuple[int, ...] = (0, 0),
     codec: Codec = codecs.PIXELS,
 ) -> Callable:
     """The compiled sampler of a `sampler` section.
@@ -386,16 +389,18 @@ def drawing(
     `fixed` is what the codec needs. All randomness of a
     slice comes from its own knots, so that neither the others in the batch nor the number of
     devices change it. `beside` [B, 2] are the neighbours that estimates are coupled with, and B may
-    then be a multiple of the batch; or it is None.
+    then be a multiple of the batch; or it is None. Of a volume B is 1, and the knots are those of
+    its D slices: neither tiles nor slices that follow change the noise of one.
 
     Args:
       bound: see Network.
       prediction: what the network predicts.
       config: a `sampler` section.
       visited: timesteps [n] to visit, falling.
-      tile: elements of the codec's space a side; larger pictures are drawn in tiles.
+      tile: sides of what the network has learnt, in elements of the codec's space, three of
+        volumes; larger pictures are drawn in tiles of that. 0: the whole of it.
     """
-    draw_from = samplers.build(config, visited)
+    draw_from, of_volumes = samplers.build(config, visited), len(tile) == 3
     scales = {  # in the order of Brooks et al. 2023, equation 3: first the image
         SOURCE.name: config.source_guidance,
         PICTURE.name: config.guidance,
@@ -413,14 +418,15 @@ def drawing(
             codecs.in_parts(of, config.batch) if parted else of for of in (codec.seen, codec.drawn)
         )
         condition = seen(fixed, condition) if condition else {}
-        space = next((of.shape[1:-1] for of in condition.values()), (tile, tile))
-        draws = noise.drawn(knots, (*space, codec.channels))
+        nothing = (count, *tile[1:]) if of_volumes else tile
+        space = next((of.shape[1:-1] for of in condition.values()), nothing)
+        count, drawn = (1, noise.of_volume) if of_volumes else (count, noise.drawn)
+        draws = drawn(knots, (*space[-2:], codec.channels))
         condition = {**condition, **prompts.shown(fixed, (count, *space, codec.channels))}
         denoiser = functools.partial(
             guidance.denoiser, bound(fixed), params, schedule, prediction, scales=scales
         )
-        if tile and max(space) > tile:
-            denoiser = functools.partial(tiles.blended, denoiser, tile=tile, overlap=config.tiles)
+        denoiser = volumes.in_tiles(denoiser, space, tile, config, mesh)
         if beside is None:
             denoise = denoiser(condition)
         else:
@@ -429,7 +435,7 @@ def drawing(
         drawn = draw_from(denoise, schedule, draws(config.steps), draws)
         return show(fixed, drawn).clip(-1, 1)
 
-    split = meshes.batch(mesh)
+    split = meshes.drawing(mesh, len(tile))
     return jax.jit(sample, in_shardings=(None, split, split, split), out_shardings=split)
 
 
@@ -437,6 +443,7 @@ def _training(config: ConfigDict) -> dict[str, str]:
     diffusion, sampler = config.diffusion, config.sampler
     steps = f"{sampler.steps} step{'s' * (sampler.steps != 1)} by default"
     return {
+        **volumes.training(config),
         "diffusion": f"{diffusion.steps} steps, {diffusion.schedule} schedule, predicts "
         f"{diffusion.prediction}",
         "sampler": f"{sampler.name}, {steps}",

@@ -6,11 +6,12 @@ timestep. Shown contours it is the control of ContourDiff: what of a score is di
 the contours'. An image that minimises a mean error is the mean of all that would fit, so that it
 scores well pixel by pixel, and is smooth where what is shown leaves much open.
 
-Shapes: B batch, *S space (H W), H rows, W columns, C or c channels, last.
+Shapes: B batch, *S space (H W or D H W), H rows, W columns, C or c channels, last.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -19,11 +20,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from contourdiff_jax import config as configuration
 from contourdiff_jax import models
 from contourdiff_jax.contracts import (
     About,
     Averages,
     Example,
+    Feed,
     Fixed,
     Memory,
     Metrics,
@@ -32,8 +35,8 @@ from contourdiff_jax.contracts import (
     Translator,
 )
 from contourdiff_jax.data import examples, volumetric
-from contourdiff_jax.data.feeds import Slices
 from contourdiff_jax.data.store import Store
+from contourdiff_jax.methods import volumes
 from contourdiff_jax.models import Model
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import state
@@ -51,16 +54,22 @@ class Regression:
 
     Attributes:
       regression: section of the configuration.
-      batch: slices drawn at once.
+      sampler: section to draw with, of which the batch counts, and of volumes the tiles.
+      dims: of what is learnt: 2 for slices, 3 for volumes.
+      depth_unit: see contracts.Translator.
+      tile: sides of what is learnt from, see volumes.sides.
     """
 
     players: Mapping[str, Player]
     mesh: Mesh
-    feed: Slices | None
+    feed: Feed | None
     model: Model
     regression: ConfigDict
     conditions: tuple[str, ...]
-    batch: int
+    sampler: ConfigDict
+    dims: int
+    depth_unit: int
+    tile: tuple[int, ...]
     fixed: Fixed = ()
     memory: Memory = ()
     start: Mapping[str, Params] | None = None
@@ -68,8 +77,13 @@ class Regression:
     def held_out(self, averages: Averages, fixed: Fixed, example: Example) -> Metrics:
         """See contracts.Method: the mean of `errors`."""
         del fixed
-        errors = meshes.whole(self._errors(averages[NETWORK], example))
-        return {"heldout_loss": float(errors.mean())}
+        count = len(example["x"])
+        size = count if self.dims == 2 else math.gcd(count, len(self.feed.example["x"]))
+        errors = [
+            meshes.whole(self._errors(averages[NETWORK], part))
+            for _, part in volumes.parts(self.mesh, example, size)
+        ]
+        return {"heldout_loss": float(np.concatenate(errors).mean())}
 
     @functools.cached_property
     def _errors(self) -> Callable:
@@ -81,27 +95,46 @@ class Regression:
     def samples(self, averages: Averages, fixed: Fixed) -> np.ndarray:
         """See contracts.Method and examples.picture."""
         shown, count = self._shown
-        seen = meshes.split(meshes.batch(self.mesh), shown["condition"])
+        seen = meshes.split(meshes.drawing(self.mesh, self.dims), shown["condition"])
         drawn = meshes.whole(self.translator(averages, fixed)(seen, None))
+        if self.dims == 3:
+            return volumes.picture(shown, drawn)
         return examples.picture(shown, drawn[:count])
 
     @functools.cached_property
     def _shown(self) -> tuple[Example, int]:
-        return self.feed.shown(SAMPLES)
+        return (volumes.shown(self.feed), 1) if self.dims == 3 else self.feed.shown(SAMPLES)
 
     def translator(self, averages: Averages, fixed: Fixed) -> Translator:
         """See contracts.Method."""
         del fixed
-        sees = frozenset(self.conditions)
-        return Translator(self.draw, averages[NETWORK], sees, self.batch, denoises=False)
+        return Translator(
+            self.draw,
+            averages[NETWORK],
+            frozenset(self.conditions),
+            self.sampler.batch,
+            denoises=False,
+            dims=self.dims,
+            depth_unit=self.depth_unit,
+        )
 
     @functools.cached_property
     def draw(self) -> Callable:
-        """The network, compiled, see contracts.Translator; there is no noise in it."""
-        split = meshes.batch(self.mesh)
+        """The network, compiled, see contracts.Translator; there is no noise in it.
+
+        Tiles of a volume are blended as those of estimates are, once.
+        """
+        split = meshes.drawing(self.mesh, self.dims)
 
         def drawn(params, condition):
-            return self.model.apply(params, None, None, condition).clip(-1, 1)
+            first = next(iter(condition.values()))
+
+            def denoiser(condition):
+                return lambda z_t, t: self.model.apply(params, None, None, condition)
+
+            space = first.shape[1:-1]
+            denoiser = volumes.in_tiles(denoiser, space, self.tile, self.sampler, self.mesh)
+            return denoiser(condition)(jnp.zeros((len(first), *space, 1)), None).clip(-1, 1)
 
         compiled = jax.jit(drawn, in_shardings=(None, split), out_shardings=split)
         return lambda params, seen, knots, beside: compiled(params, seen)
@@ -114,7 +147,7 @@ def build(
     mesh: Mesh | None = None,
     sampler: ConfigDict | None = None,
 ) -> Regression:
-    """The method of a run: see diffusion.build; of `sampler`, the batch alone counts."""
+    """The method of a run: see diffusion.build; of `sampler`, see Regression."""
     config = ours.config
     model = models.build(config.model, denoises=False)
     player = Player(
@@ -136,7 +169,10 @@ def build(
         model=model,
         regression=config.regression,
         conditions=conditions,
-        batch=(sampler or config.sampler).batch,
+        sampler=sampler or config.sampler,
+        dims=config.model.dims,
+        depth_unit=configuration.depth_unit(config.model),
+        tile=volumes.sides(config, ours.grid.size),
     )
 
 
@@ -166,11 +202,12 @@ def predicted(model: Model, params: Params, example: Example, *, key=None):
 
 
 def errors(config: ConfigDict, prediction, example: Example):
-    """Error [B] of predictions [B, H, W, 1], the mean of the pixels in the body of each image.
+    """Error [B] of predictions [B, *S, 1], the mean of the pixels in the body of each image.
 
     It is the absolute or the squared error, or in part 1 - SSIM, as Zhao et al. 2017 (IEEE TCI
-    3(1):47-57, arXiv 1511.08861) mix them. Pixels outside the body, which are air, count
-    config.outside as much, or there would be anything in their place.
+    3(1):47-57, arXiv 1511.08861) mix them; that of a volume slice by slice, as it is scored. Pixels
+    outside the body, which are air, count config.outside as much, or there would be anything in
+    their place.
 
     Args:
       config: a `regression` section.
@@ -202,7 +239,7 @@ def _mean(values, body, outside: float = 0.0):
 
 
 def similarity(image, truth):
-    """SSIM [B, H, W] of images in [-1, 1] around each pixel (Wang et al. 2004, IEEE TIP 13(4)).
+    """SSIM [.., H, W] of images in [-1, 1] around each pixel (Wang et al. 2004, IEEE TIP 13(4)).
 
     As scikit-image computes it by default: means over 7 x 7 pixels, mirrored at the borders, and
     covariances of samples.
@@ -210,10 +247,11 @@ def similarity(image, truth):
 
     def means(a):
         margin = WINDOW // 2
-        a = jnp.pad(a, ((0, 0), (margin, margin), (margin, margin)), mode="symmetric")
-        for axis in (1, 2):
-            window = tuple(WINDOW if i == axis else 1 for i in range(3))
-            a = jax.lax.reduce_window(a, 0.0, jax.lax.add, window, (1, 1, 1), "VALID")
+        outer, ones = a.ndim - 2, (1,) * a.ndim
+        a = jnp.pad(a, [(0, 0)] * outer + [(margin, margin)] * 2, mode="symmetric")
+        for axis in (outer, outer + 1):
+            window = tuple(WINDOW if i == axis else 1 for i in range(a.ndim))
+            a = jax.lax.reduce_window(a, 0.0, jax.lax.add, window, ones, "VALID")
         return a / WINDOW**2
 
     mean_i, mean_t = means(image), means(truth)
@@ -229,7 +267,8 @@ def similarity(image, truth):
 def _training(config: ConfigDict) -> dict[str, str]:
     loss, ssim, outside = (config.regression[name] for name in ("loss", "ssim", "outside"))
     structure = f", with a share of {ssim:g} for 1 - SSIM" if ssim else ""
-    return {"loss": f"{loss.upper()} in the body{structure}; outside it counts {outside:g} of that"}
+    words = f"{loss.upper()} in the body{structure}; outside it counts {outside:g} of that"
+    return {**volumes.training(config), "loss": words}
 
 
 ABOUT = About(

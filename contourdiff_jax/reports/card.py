@@ -166,7 +166,8 @@ def _kind(trained: Run) -> str:
     if not seen:
         source = "nothing, the base of a ControlNet or what another run begins with"
     about = _about(trained)
-    return f"{about.kind} that draws slices of {target} from {source}, {about.how}"
+    drawn = "slices" if trained.config.model.dims == 2 else "whole volumes"
+    return f"{about.kind} that draws {drawn} of {target} from {source}, {about.how}"
 
 
 def _data(trained: Run, store: Store | None) -> dict[str, str]:

@@ -101,6 +101,11 @@ def batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
+def drawing(mesh: Mesh, dims: int) -> NamedSharding:
+    """Of what is drawn at once: slices, over all devices; or one volume, which each has whole."""
+    return batch(mesh) if dims == 2 else replicated(mesh)
+
+
 def shardings(mesh: Mesh, tree):
     """Shardings for a tree of arrays: of every large one, the largest axis that 'fsdp' divides."""
     parts = mesh.shape["fsdp"]

@@ -18,13 +18,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from contourdiff_jax import config as configuration
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.contracts import SOURCE
-from contourdiff_jax.data import pseudonyms
+from contourdiff_jax.data import feeds, pseudonyms
 from contourdiff_jax.data.store import Store, open_store, verify
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.models import autoencoder
@@ -33,6 +34,8 @@ from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
 
+MEASURES = ("population", "source_population", "slice_spacing")  # optional fields of a run
+MEASURED = 256  # training slices that a population's mean and deviation are taken of
 LONG = 5.0  # seconds; where reading a store takes longer, the time is printed
 LOCK = ".lock"  # a file in the run's folder, locked by the process that trains it
 SCHEMA = 1  # of config.json
@@ -54,6 +57,8 @@ FORM = {  # of config.json
         "codec?": {"autoencoder": object, "scale": float, "digest": str},
         "prompt?": {"text": str, "digest": str},
         "base?": str,
+        **dict.fromkeys(("population?", "source_population?"), tuple[float, float]),
+        "slice_spacing?": float,
     },
 }
 
@@ -111,6 +116,10 @@ class Run:
       source_preset: of the sources that were learnt from, if any.
       paired: whether each of these was learnt from beside its own target.
       source_window: as `window`, of a source that can be translated to as well.
+      population: mean and standard deviation of the training images' bodies in the model's range;
+        None of CT, whose values mean something, and where it is not known.
+      source_population: as `population`, of a source that can be translated to as well.
+      slice_spacing: usual mm from slice to slice of the training volumes, if known.
       backward: whether this is the run as it translates to what was learnt as the source.
       codec: of the latents that are learnt in place of pixels, if any.
       prompt: of what the network attends to, if anything.
@@ -129,6 +138,9 @@ class Run:
     source_preset: Preset | None = None
     paired: bool = False
     source_window: Window | None = None
+    population: tuple[float, float] | None = None
+    source_population: tuple[float, float] | None = None
+    slice_spacing: float | None = None
     backward: bool = False
     codec: CodecOf | None = None
     prompt: PromptOf | None = None
@@ -157,6 +169,8 @@ class Run:
             contours=contour_settings.PRESETS["default"][self.source_preset.modality],
             source_preset=self.preset,
             source_window=self.window,
+            population=self.source_population,
+            source_population=self.population,
             backward=not self.backward,
         )
 
@@ -166,6 +180,9 @@ class Run:
             sources = {"source_preset": self.source_preset.name, "paired": self.paired}
         if self.source_window is not None:
             sources["source_window"] = [self.source_window.low, self.source_window.high]
+        for name in MEASURES:
+            if getattr(self, name) is not None:
+                sources[name] = getattr(self, name)
         parts = {"base": self.base} if self.base else {}
         if self.codec is not None:
             fields = {"autoencoder": self.codec.section.to_dict(), "scale": self.codec.scale}
@@ -263,8 +280,38 @@ def begin(
         source_preset=source_preset,
         paired=paired,
         source_window=source.median_window() if source else None,
+        **({} if labels else _measured(store, source, before)),
         **parts,
     )
+
+
+def _measured(store: Store, source: Store | None, before: Run | None) -> dict:
+    """MEASURES of the stores that a run learns from; of one that is there already, its own."""
+    if before is not None:
+        return {name: getattr(before, name) for name in MEASURES}
+    return {
+        "population": _population(store),
+        "source_population": None if source is None else _population(source),
+        "slice_spacing": _slice_spacing(store),
+    }
+
+
+def _population(store: Store) -> tuple[float, float] | None:
+    """Mean and standard deviation of the bodies in a store's training slices; None of CT."""
+    if store.preset.modality == "ct":
+        return None
+    rows = feeds.spread(store.rows("train"), MEASURED)[:, None]
+    inside = [store.preset.image.unit(store.values(row))[store.masks[row] > 0] for row in rows]
+    values = np.concatenate(inside).astype(np.float64)
+    return (float(values.mean()), float(values.std())) if values.size else None
+
+
+def _slice_spacing(store: Store) -> float | None:
+    """The median mm from slice to slice of a store's training volumes; None of single slices."""
+    rows = store.rows("train")
+    volumes, positions = store.index["volume"][rows], store.index["position"][rows]
+    steps = np.abs(np.diff(positions))[volumes[1:] == volumes[:-1]]
+    return float(np.median(steps)) if len(steps) else None
 
 
 def _contours(config: ConfigDict, store: Store, begun: bool) -> ContourSettings:
@@ -336,6 +383,7 @@ def read(path: Path) -> Run:
             codec=_codec(data["codec"]) if "codec" in data else None,
             prompt=PromptOf(**data["prompt"]) if "prompt" in data else None,
             base=data.get("base", ""),
+            **{name: data[name] for name in MEASURES if name in data},
         )
         # A segmenter's network is not that of the configuration.
         size, side = None if ours.labels else ours.grid.size, ours.codec.side if ours.codec else 1

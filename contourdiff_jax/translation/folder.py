@@ -35,6 +35,7 @@ from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.run import Run
 from contourdiff_jax.translation import samples, sampling, sidecars, volume
+from contourdiff_jax.translation.finishing import Finishing
 from contourdiff_jax.translation.outputs import Destination, OutputFolder
 from contourdiff_jax.translation.sidecars import Settings
 from contourdiff_jax.translation.volume import Plan
@@ -62,6 +63,9 @@ class Request:
       direction: of a run that translates both ways, 'forward' to its target or 'backward' to its
         source; default: the one that suits the preset.
       seed: of the noise.
+      normalise: whether a volume's body gets the mean and the deviation of those learnt from, see
+        translation/finishing.py.
+      contrast: limit of the automatic contrast enhancement, likewise; 0: none.
       maps: whether to write maps of the samples; default: if there are several.
       devices: how many to use; default: all.
       overwrite: whether to replace translations that were made with other settings.
@@ -82,6 +86,8 @@ class Request:
     sampler: Mapping[str, object] = dataclasses.field(default_factory=dict)
     direction: str | None = None
     seed: int = 0
+    normalise: bool = False
+    contrast: float = 0.0
     maps: bool | None = None
     devices: int | None = None
     overwrite: bool = False
@@ -134,6 +140,7 @@ def translate(request: Request) -> Result:
                 "digest": checkpoint.digest(averages, trained.marks),
             },
             "sampler": config.sampler.to_dict(),
+            "finishing": plan.finishing.to_dict(),
             "method": config.method,
             "sees": configuration.of_source(plan.sees),
             "training": sidecars.KINDS[trained.paired],
@@ -166,6 +173,7 @@ def translate(request: Request) -> Result:
 
 PACKAGES = ("contourdiff-jax", "jax", "flax", "numpy", "opencv-python-headless")  # on record
 OF_STEPS = ("coupling", "scgd", "tiles")  # fields of the sampler that change its steps
+OF_VOLUMES = ("tiles",)  # those that change more where volumes are drawn
 # Values with which a field asks for nothing, so that it may be given where it counts for nothing.
 OFF = {
     **{"fixed_stride": False, "ends_clean": True, "eta": 0.0, "tiles": 0.0, "control": 1.0},
@@ -284,13 +292,15 @@ def _plan(trained: Run, sampler, settings: Settings, request: Request):
 
     Raises InputError where the run's method cannot draw as it is asked to.
     """
+    finishing = _finishing(trained, request)
     masks = None if request.masks is None else pairs.by_name(request.masks, "masks")
-    mesh = _mesh(trained, sampler.batch, request.devices)
+    mesh = _mesh(trained, sampler, request.devices)
     method = methods.build(trained, mesh=mesh, sampler=sampler)
     step, averages = checkpoint.averages(Path(request.run), method.players, mesh)
     translator = method.translator(averages, method.fixed)
     for field in OF_STEPS:
-        if sampler[field] and not translator.denoises:
+        more = translator.dims == 3 and field in OF_VOLUMES
+        if sampler[field] and not translator.denoises and not more:
             name = trained.config.method
             raise InputError(f"--{field}: it changes the steps of a sampler, and {name} takes none")
     if request.maps and not translator.denoises:
@@ -305,13 +315,32 @@ def _plan(trained: Run, sampler, settings: Settings, request: Request):
         masks=masks,
         sampler=sampler,
         sees=translator.sees,
-        draw=functools.partial(sampling.draw, translator, meshes.batch(mesh)),
+        draw=functools.partial(sampling.draw, translator, meshes.drawing(mesh, translator.dims)),
         seed=request.seed,
         maps=_maps(request, sampler),
         unit=translator.unit,
+        dims=translator.dims,
+        depth_unit=translator.depth_unit,
+        slice_spacing=trained.slice_spacing,
+        finishing=finishing,
     )
     _check_seen(trained, plan, request)
     return plan, step, averages
+
+
+def _finishing(trained: Run, request: Request) -> Finishing:
+    """What is done to translations; InputError for what cannot be done to those of a run."""
+    for name in ("normalise", "contrast"):
+        if getattr(request, name) and trained.preset.modality == "ct":
+            raise InputError(f"--{name}: HU mean what they say and stay as they are; leave it out")
+    if not 0 <= request.contrast <= 1:
+        raise InputError(f"--contrast: {request.contrast} must lie between 0 and 1")
+    if request.normalise and trained.population is None:
+        raise InputError(
+            f"--normalise: {request.run} does not know the mean and the deviation of what it "
+            f"learnt from; train anew, or leave it out"
+        )
+    return Finishing(request.contrast, trained.population if request.normalise else None)
 
 
 def _doubts(plan: Plan) -> list[str]:
@@ -344,8 +373,15 @@ def _check_seen(trained: Run, plan: Plan, request: Request) -> None:
         raise InputError("--contours: the run does not see the source's contours; leave it out")
 
 
-def _mesh(trained: Run, batch: int, devices: int | None) -> Mesh:
-    """Devices that share a batch of slices, each with the network; all by default."""
+def _mesh(trained: Run, sampler, devices: int | None) -> Mesh:
+    """Devices that share a batch of slices or tiles, each with the network; all by default."""
+    batch = sampler.batch
+    if trained.config.model.dims == 3 and not sampler.tiles:
+        if devices not in (None, 1):
+            raise InputError(
+                "--devices: a volume in one piece is drawn on one; leave it out, or give --tiles"
+            )
+        devices = 1
     wanted = ConfigDict({"data": -1 if devices is None else devices, "fsdp": 1})
     mesh = meshes.make(wanted, batch=batch, held=methods.networks(trained))
     meshes.check_batch(mesh, batch, "--batch")

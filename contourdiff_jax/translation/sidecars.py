@@ -4,7 +4,8 @@
     {"schema", "notice", "subject", "source": {"name", "sha256"}, "preset": {"source", "target"},
      "assumed": {"spacing", "range", "half" where it was given}, "window": [low, high], "grid",
      "contours": {"source", "target"}, "checkpoint": {"step", "images", "digest"}, "sampler",
-     "method", "sees": [what of the source], "training": "paired" or "unpaired",
+     "finishing": {"contrast", "normalise": [mean, std] or null}, "method",
+     "sees": [what of the source], "training": "paired" or "unpaired",
      "seed", "training_subjects", "slices", "seconds", "cost", "versions", "config",
      "files": {path in OUT: seal}}
 
@@ -26,6 +27,7 @@ from contourdiff_jax.data.layouts import marks
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import forms
+from contourdiff_jax.translation.finishing import Finishing
 from contourdiff_jax.volumes import filenames, intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
@@ -55,6 +57,7 @@ FORM = {
     "subject?": str,
     **dict.fromkeys(("method?", "training?"), str),
     "sees?": tuple[str, ...],
+    "finishing?": Finishing,
 }
 
 
@@ -119,9 +122,9 @@ def _complete(fields: Mapping) -> dict:
     except (KeyError, InputError):
         return dict(fields)
     sections = {"config": config.to_dict(), "sampler": config.sampler.to_dict()}
-    # Before these were told, nothing was learnt from pairs.
+    # Before these were told, nothing was learnt from pairs, and nothing finished.
     seen = configuration.of_source(config.model.conditions)
-    told = {"method": config.method, "sees": seen}
+    told = {"method": config.method, "sees": seen, "finishing": Finishing().to_dict()}
     fields = {**told, "training": KINDS[False], **fields}
     return forms.parsed(json.dumps({**fields, **sections}))
 

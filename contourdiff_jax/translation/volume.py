@@ -8,6 +8,8 @@ There is one compiled sampler (sampling.py). Slices depend on their neighbours b
 
     noise          knots that slices share (diffusion/noise.py): all are drawn in parallel
     coupling       estimates that agree at every step (diffusion/coupling.py)
+    volumes        a network of three dimensions draws all slices as one volume, to whose end
+                   slices of air are added where it halves them, and taken away again
     SCGD           the translation of the slice before, as a condition. Chen et al. 2024 (arXiv
                    2403.10786) go through a volume from its first slice, of which they draw
                    several candidates and keep the darkest. Chains may also begin anew every few
@@ -29,7 +31,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from contourdiff_jax.contours import opencv, recast
-from contourdiff_jax.contracts import CONTOUR, NEIGHBOUR, PICTURE, SOURCE
+from contourdiff_jax.contracts import CONDITIONS, CONTOUR, NEIGHBOUR, PICTURE, SOURCE
 from contourdiff_jax.data import examples
 from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.layouts import pairs
@@ -37,13 +39,14 @@ from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.diffusion import noise, tiles
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.translation import chains, samples
+from contourdiff_jax.translation.finishing import AIR, Finishing
 from contourdiff_jax.translation.sidecars import Settings
 from contourdiff_jax.volumes import masks
 from contourdiff_jax.volumes.grid import KEPT_WHOLE, Resampling
 from contourdiff_jax.volumes.intensity import Window
 from contourdiff_jax.volumes.volume import Volume
 
-AIR = -1.0  # in the model's range
+APART = 1.1  # times: slices farther apart than that, or nearer, are not as they were learnt
 
 
 class Plan(NamedTuple):
@@ -58,6 +61,10 @@ class Plan(NamedTuple):
     seed: int = 0
     maps: bool = False  # whether they are wanted
     unit: int = 1  # pixels that sides of pictures are a multiple of
+    dims: int = 2  # of what is drawn at once: slices, or volumes
+    depth_unit: int = 1  # slices that volumes are a multiple of
+    slice_spacing: float | None = None  # mm from slice to slice of the volumes learnt, if known
+    finishing: Finishing = Finishing()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +123,8 @@ def read(plan: Plan, scan: Scan) -> SourceVolume:
         )
     for doubt in guesses.doubts(preset, scan.assumed, volume, window, inside):
         _say(f"warning: {scan.path}: {doubt}")
+    if plan.dims == 3 and (doubt := _uneven(resampling.positions, plan.slice_spacing)):
+        _say(f"warning: {scan.path}: {doubt}")
     tiled = plan.sampler.tiles or kept >= KEPT_WHOLE
     remedy = "use a run of another --axis or --spacing" if tiled else "use --tiles"
     body = resampling.body(inside, scan.path, f"{remedy}, or give a mask by --masks")
@@ -138,6 +147,19 @@ def read(plan: Plan, scan: Scan) -> SourceVolume:
     return SourceVolume(scan, volume, resampling, edges, body, seen)
 
 
+def _uneven(positions: np.ndarray, learnt: float | None) -> str:
+    """What is wrong with slices at `positions` [N] mm for who learnt volumes; "": nothing."""
+    steps = np.abs(np.diff(positions))
+    if not len(steps):
+        return ""
+    usual, remedy = np.median(steps), "prepare the training data with --slice_spacing"
+    if steps.max() > APART * steps.min():
+        return f"its slices are uneven, {steps.min():.3g} to {steps.max():.3g} mm apart; {remedy}"
+    if learnt and not 1 / APART <= usual / learnt <= APART:
+        return f"its slices are {usual:.3g} mm apart, and those learnt {learnt:.3g} mm; {remedy}"
+    return ""
+
+
 def _say(text: str) -> None:
     """Print a line above the progress bar."""
     tqdm.write(text, file=sys.stderr)
@@ -156,19 +178,38 @@ def draw(plan: Plan, sources: Sequence[SourceVolume]) -> list[np.ndarray]:
 
 
 def knots(plan: Plan, source: SourceVolume, sample: int) -> noise.Knots:
-    """The noise of a volume's slices, in the sample of that number."""
+    """The noise of a volume's slices, in the sample of that number; and of those added to it."""
     name, positions = source.scan.name, source.resampling.positions
     if plan.sampler.coherence:
         return noise.along(plan.seed, name, positions, plan.sampler.coherence, sample)
-    return noise.independent(plan.seed, name, len(positions), sample)
+    count = len(positions)
+    return noise.independent(plan.seed, name, count + _added(plan, count), sample)
+
+
+def _added(plan: Plan, count: int) -> int:
+    """How many slices are added to so many."""
+    return -count % plan.depth_unit
+
+
+def _lengthened(plan: Plan, seen: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is seen of a volume, {name: [N, H, W]}, and after it of the slices of air added."""
+    return {
+        name: np.pad(
+            array,
+            ((0, _added(plan, len(array))), (0, 0), (0, 0)),
+            constant_values=array.dtype.type(CONDITIONS[name].empty),
+        )
+        for name, array in seen.items()
+    }
 
 
 def at_once(plan: Plan, source: SourceVolume) -> np.ndarray:
     """Samples [K, N, H, W] in [-1, 1] of a volume, all slices in parallel."""
-    seen = examples.conditions(source.seen, plan.sees)
+    seen = examples.conditions(_lengthened(plan, source.seen), plan.sees)
     beside = chains.neighbours(source.resampling.positions) if plan.sampler.coupling else None
     numbers = range(plan.sampler.samples)
     drawn = np.stack([plan.draw(seen, knots(plan, source, k), beside) for k in numbers])
+    drawn = drawn[:, : len(source.contours)]
     drawn[:, source.air] = AIR
     return drawn
 
@@ -224,6 +265,7 @@ def finish(plan: Plan, source: SourceVolume, drawn) -> tuple[np.ndarray, dict[st
     """The translation [X, Y, Z] that samples [K, N, H, W] give, in native units, and its maps."""
     target, resampling, asked = plan.settings.target, source.resampling, source.contours
     kept = _kept(plan, plan.sampler.keep, drawn, source.body, asked)
+    kept = plan.finishing(kept, source.body, plan.dims)
     translated = resampling.volume(target.image.inverse(kept), target.air)
     maps = {}
     if plan.maps:
