@@ -59,7 +59,7 @@ def feed(
     if config.model.dims == 2:
         return Slices.under(config, store, contours, conditions, mesh, **how)
     volumes = Volumes.under(config, store, contours, conditions, mesh, **how)
-    configuration.check_size(config, volumes.side)
+    configuration.check_size(config, volumes.side, depth=volumes.depth)
     return volumes
 
 
