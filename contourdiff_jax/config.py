@@ -230,6 +230,8 @@ def default() -> ConfigDict:
                 "evaluate": 20_000,  # held-out loss
                 "sample": 50_000,  # sample grid
                 "checkpoint": 50_000,
+                # Minutes after which the next log brings those that are not 0, too; 0: never.
+                "minutes": 10.0,
                 "keep": 2,  # checkpoints kept
             },
             "sampler": {
@@ -525,7 +527,7 @@ RULES = {
         f"train.{name}": _between(0)
         for name in (
             *("learning_rate", "warmup", "weight_decay", "clip", "ema_rampup", "resident"),
-            *("log", "evaluate", "sample", "checkpoint"),
+            *("log", "evaluate", "sample", "checkpoint", "minutes"),
         )
     },
     "train.batch": _between(1, WIDEST),

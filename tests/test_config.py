@@ -871,6 +871,7 @@ EFFECTS = {
     "train.evaluate": Effect(events, 8),
     "train.sample": Effect(events, 8),
     "train.checkpoint": Effect(events, 8),
+    "train.minutes": Effect(events, 1e-9),
     "train.keep": Effect(events, 3),
     "sampler.name": Effect(drawing, "ddpm"),
     "sampler.steps": Effect(drawing, 3),

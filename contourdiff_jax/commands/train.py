@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train a model on the images of one store: by default ContourDiff's, given their contours.
 
-Repeated with the same store, configuration and workdir, the command resumes the run. Ctrl-C,
-SIGTERM and SIGHUP save and stop. Several processes train together with --coordinator
-(docs/clusters.md).
+With --minutes or --images it chooses the settings that suit so much training, and writes them into
+the run. Repeated with the same store and workdir, the command resumes the run, by its own
+configuration if none is given; more --images let one that is finished go on. Ctrl-C, SIGTERM and
+SIGHUP save and stop. Several processes train together with --coordinator (docs/clusters.md).
 
 Example:
-    contourdiff train --store=stores/mr --workdir=runs/mr --config.train.images=100000
+    contourdiff train --store=stores/mr --workdir=runs/mr --minutes=30
 """
 
 from pathlib import Path
@@ -30,6 +31,23 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("store", None, "store to train on, made by prepare", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
+    flags.DEFINE_float(
+        "minutes",
+        None,
+        "train for about so long on this machine, with the settings that suit that; or --images",
+        lower_bound=0.05,
+        upper_bound=1e6,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "images",
+        None,
+        "images to see in all, with the settings that suit so many; of a run that has begun, its "
+        "new end",
+        lower_bound=1,
+        upper_bound=10**9,
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "init", None, "run whose averaged weights to start from", flag_values=values
     )
@@ -76,13 +94,18 @@ def main(values: flags.FlagValues) -> int:
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff train --help`")
     from contourdiff_jax import methods  # JAX takes a second: not for --help
+    from contourdiff_jax.runtime import processes
 
+    if values.minutes is not None and values.images is not None:
+        raise InputError("--minutes and --images: each says how long to train; give one of them")
     config = _given(values)
     with cluster_flags.joined(values):
         finished = methods.train(
             config,
             values.store,
             values.workdir,
+            images=values.images,
+            minutes=values.minutes,
             init=values.init,
             teacher=values.teacher,
             source_store=values.source_store,
@@ -91,12 +114,30 @@ def main(values: flags.FlagValues) -> int:
             perceptual=None if values.perceptual is None else _perceptual(values.perceptual),
             verified=values.verify,
         )
+        if finished and processes.is_main():
+            _tell(values)
     return 0 if finished else 1
 
 
+def _tell(values: flags.FlagValues) -> None:
+    """Where the run is, and what comes next."""
+    run = values.workdir
+    print(
+        f"{run}: trained; next:\n"
+        f"  contourdiff translate --run={run} --source=SCANS --preset=ct --out=TRANSLATED\n"
+        f"  contourdiff train --store={values.store} --workdir={run} --images=MORE"
+    )
+
+
 def _given(values: flags.FlagValues):
-    """The configuration of --config with the fields that are set on the command line."""
+    """The configuration of --config with the fields that are set on the command line.
+
+    None where nothing is said: the run's own, or the defaults.
+    """
     from ml_collections import config_flags
+
+    if not any(values[name].present for name in values if name.partition(".")[0] == "config"):
+        return None
 
     path = config_flags.get_config_filename(values["config"])
     if not Path(path).is_file():

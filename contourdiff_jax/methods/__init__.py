@@ -34,7 +34,7 @@ from contourdiff_jax.methods.origins import Origins
 from contourdiff_jax.models import unet
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import ownership, processes
-from contourdiff_jax.training import checkpoint, loop, run
+from contourdiff_jax.training import checkpoint, loop, recipe, run
 from contourdiff_jax.training.run import Run
 
 # By config.method.
@@ -78,10 +78,12 @@ def _check_known(name: str) -> None:
 
 
 def train(
-    config: ConfigDict,
+    config: ConfigDict | None,
     store: str | Path,
     workdir: str | Path,
     *,
+    images: int | None = None,
+    minutes: float | None = None,
     init: str | Path | None = None,
     teacher: str | Path | None = None,
     source_store: str | Path | None = None,
@@ -93,7 +95,9 @@ def train(
     """Train until `config.train.images` have been seen; returns whether that was reached.
 
     Args:
-      config: see config.py.
+      config: see config.py; None: that of the run in the folder, or else the defaults.
+      images: to see in all, with the settings that suit so many (training/recipe.py).
+      minutes: likewise, as many as are seen in that time on this machine.
       store: folder made by `prepare`; its 'train' split is learnt, its 'val' split held out.
       workdir: folder of the run; where it holds a run of the same configuration, that is resumed.
         All processes must see the same folder.
@@ -114,13 +118,18 @@ def train(
     read = {"store": store, "init": init, "teacher": teacher, "source_store": source_store}
     read |= {"codec": codec, "base": base}
     ownership.check_apart("workdir", workdir, read)
+    workdir = Path(workdir)
+    begun = bool(processes.told(lambda: "yes" if run.exists(workdir) else ""))
+    before = run.load(workdir) if begun else None
+    if config is None:
+        config = before.config if begun else configuration.default()
     if teacher and config.method == "diffusion":
         config = configuration.from_dict(config.to_dict() | {"method": "distilled"})
     _check_known(config.method)
     meshes.check_devices()
-    workdir, asked = Path(workdir), configuration.changes(config)
-    begun = bool(processes.told(lambda: "yes" if run.exists(workdir) else ""))
-    before = run.load(workdir) if begun else None
+    asked = configuration.changes(config)
+    if images or minutes:
+        config = _budgeted(config, before, images)
     given = Origins(*(Path(it) if it else None for it in (codec, base, init, teacher)))
     if (theirs := origins.of(config, before, given)) is not None:
         config = origins.adopted(config, theirs)
@@ -151,6 +160,10 @@ def train(
     configuration.check_size(config, opened.grid.size, side)
     ours = run.begin(config, opened, source=how.get("source"), before=before, **fields)
     method = build(ours, store=opened, **how)  # and refuse what cannot be, before there is a folder
+    if minutes and not begun:
+        config = _in_time(method, config, minutes, asked)
+        ours = dataclasses.replace(ours, config=config)
+        method = build(ours, store=opened, **how)
     if teacher:
         ours = dataclasses.replace(ours, teacher=checkpoint.digest(method.start))
 
@@ -159,6 +172,40 @@ def train(
         return build(own, store=opened, **how)
 
     return continued(ours, method, workdir, init=init, kept=kept if ours.parts else None)
+
+
+def _budgeted(config: ConfigDict, before: Run | None, images: int | None) -> ConfigDict:
+    """The configuration for so many images; of a run that has begun, its own with these.
+
+    Without `images`, a new run's follows from the time (`_in_time`).
+    """
+    asked = configuration.changes(config)
+    if before is None:
+        return config if images is None else recipe.fitted(config, images, asked)
+    fields = before.config.to_dict()
+    for name, value in asked.items():
+        section, _, field = name.partition(".")
+        if name in run.FREE:
+            continue
+        if field:
+            fields[section][field] = value
+        else:
+            fields[section] = value
+    if images is not None:
+        batch = fields["train"]["batch"]
+        fields["train"]["images"] = max(1, images // batch) * batch
+    return configuration.from_dict(fields)
+
+
+def _in_time(method: Method, config: ConfigDict, minutes: float, asked) -> ConfigDict:
+    """The configuration for as many images as the method sees in that time here."""
+    program = loop.compiled(method, config.train)
+    speed = loop.images_per_second(method, program, config.train, seed=config.seed)
+    speed = float(processes.told(lambda: repr(speed)))
+    config = recipe.fitted(config, 60 * minutes * speed, asked)
+    if processes.is_main():
+        print(f"{speed:.1f} images/s here: {minutes:g} minutes are {config.train.images:,} images")
+    return config
 
 
 def continued(

@@ -28,6 +28,7 @@ from contourdiff_jax.training import alarms, checkpoint, state
 from contourdiff_jax.training.logs import Logs
 
 TIMED = 8  # steps that are timed before it is printed how long a run will take
+LONG = 2 * 86400  # seconds that hardly anyone waits for by intent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +133,7 @@ def train(
     if verbose:
         print(_summary(method, program, config, first), flush=True)
     logs = Logs(workdir, first) if is_main else None
+    clock = _Clock(config.minutes)
     pace = _Pace(first, total, batch, logs.seconds if logs else 0.0)
     bar = tqdm(
         total=total * batch,
@@ -143,8 +145,8 @@ def train(
     )
     pending = None
 
-    def due(step: int, every: int) -> bool:
-        return _due(step, max(1, every // batch) if every else 0, total)
+    def due(step: int, every: int, late: bool = False) -> bool:
+        return _due(step, max(1, every // batch) if every else 0, total) or (late and every > 0)
 
     def read(step: int, metrics: Metrics) -> None:
         """Read the metrics of a step, which is waited for: the next is under way by then."""
@@ -187,20 +189,21 @@ def train(
             pending = (step, metrics)
             bar.update(batch)
 
-            if due(step, config.evaluate) and held_out is not None:
+            late = due(step, config.log) and clock.is_due()
+            if due(step, config.evaluate, late) and held_out is not None:
                 losses = method.held_out(current.averages, method.fixed, held_out)
                 if logs:
                     logs.write_scalars(step, step * batch, losses)
                     for line in alarms.warnings(losses):
                         bar.write(f"warning: {workdir}: {line}", file=sys.stderr)
-            if due(step, config.sample):
+            if due(step, config.sample, late):
                 picture = method.samples(current.averages, method.fixed)
                 if logs and picture is not None:
                     check()
                     logs.write_image(step * batch, picture)
             # Asked once a step: a notice while saving is for the next.
             stopping = bool(asked) or multihost_utils.reached_preemption_sync_point(step)
-            if due(step, config.checkpoint) or stopping:
+            if due(step, config.checkpoint, late) or stopping:
                 read(*pending)
                 pending = None
                 check()
@@ -242,6 +245,28 @@ def _due(step: int, every: int, total: int) -> bool:
     return step == total or (every > 0 and step % every == 0)
 
 
+class _Clock:
+    """Says that so many minutes have passed since it last said so, to all processes alike."""
+
+    def __init__(self, minutes: float):
+        self.minutes, self.since = minutes, time.monotonic()
+
+    def is_due(self) -> bool:
+        passed = self.minutes and time.monotonic() - self.since >= 60 * self.minutes
+        due = bool(self.minutes and processes.told(lambda: "yes" if passed else ""))
+        if due:
+            self.since = time.monotonic()
+        return due
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 40 s, 12 minutes, 3.5 hours, 17 days."""
+    units = {"days": 86400, "hours": 3600, "minutes": 60, "s": 1}
+    unit = next((unit for unit, size in units.items() if seconds >= 2 * size), "s")
+    amount = seconds / units[unit]
+    return f"{amount:.1f} {unit}" if amount < 10 and unit != "s" else f"{amount:.0f} {unit}"
+
+
 class _Pace:
     """How fast training goes, and how long it will take.
 
@@ -262,7 +287,15 @@ class _Pace:
         if step != self.first + 1 + TIMED:
             return ""
         speed = TIMED * self.batch / (time.perf_counter() - self.compiled)
-        return f"about {self._left(step, speed)} to go at {speed:.1f} images/s"
+        left = (self.total - step) * self.batch / speed
+        advice = ""
+        if left > LONG:
+            hour = int(3600 * speed) // self.batch * self.batch
+            advice = (
+                f". Ctrl-C saves what is learnt; an hour here is --images={hour}, or --minutes=60, "
+                f"which choose settings for that"
+            )
+        return f"about {duration(left)} to go at {speed:.1f} images/s{advice}"
 
     def scalars(self, step: int) -> dict[str, float]:
         """What is recorded of it in stats.jsonl."""
@@ -275,12 +308,8 @@ class _Pace:
         speed = self.scalars(step)["images_per_second"]
         return (
             f"{step * self.batch:>10,} images  {losses}  {speed:.1f} images/s  "
-            f"{self._left(step, speed)} left"
+            f"{duration((self.total - step) * self.batch / speed)} left"
         )
-
-    def _left(self, step: int, speed: float) -> str:
-        minutes, seconds = divmod(round((self.total - step) * self.batch / speed), 60)
-        return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
 
 def _summary(method: Method, program: Compiled, config, first: int) -> str:

@@ -431,8 +431,7 @@ def claimed(workdir: Path, ours: Run) -> Iterator[Callable[[], None]]:
 def _take(workdir: Path, ours: Run, held: contextlib.ExitStack) -> None:
     """Make or check the run's folder, and lock it until `held` is closed."""
     begun = exists(workdir)
-    if begun:
-        _check_same(workdir, ours)
+    theirs = _checked(workdir, ours) if begun else None
     with disk.writing(workdir):
         if not begun and workdir.exists() and not all(map(_is_left, workdir.iterdir())):
             raise InputError(f"{workdir}: not empty and not a run; choose another --workdir")
@@ -440,14 +439,23 @@ def _take(workdir: Path, ours: Run, held: contextlib.ExitStack) -> None:
         if not held.enter_context(disk.claim(workdir / LOCK)):
             raise InputError(f"{workdir}: another process trains this run; wait for it, or stop it")
         disk.sweep(workdir)
-        if not begun:
+        if not begun or ours.config.train != theirs.config.train:
             ours.save(workdir)
 
 
-def _check_same(workdir: Path, ours: Run) -> None:
-    """Raise InputError where the folder holds a run other than ours."""
+# Fields in which a run may go on otherwise than it began: how long it learns, and what is written
+# meanwhile.
+FREE = tuple(
+    f"train.{name}"
+    for name in ("images", "log", "evaluate", "sample", "checkpoint", "minutes", "keep")
+)
+
+
+def _checked(workdir: Path, ours: Run) -> Run:
+    """The run that the folder holds; InputError where it is another than ours."""
     theirs = load(workdir)
     different = configuration.differences(ours.config, theirs.config)
+    different = [name for name in different if name not in FREE]
     if ours.contours == theirs.contours:  # the same may be said in other words
         different = [name for name in different if not name.startswith("contours.")]
     if different:
@@ -459,6 +467,7 @@ def _check_same(workdir: Path, ours: Run) -> None:
         raise InputError(
             f"{workdir}: holds a run on other data, or of another teacher; choose another --workdir"
         )
+    return theirs
 
 
 def _check_kept(workdir: Path, ours: Run, opened: dict, held: contextlib.ExitStack) -> None:

@@ -29,7 +29,7 @@ from contourdiff_jax.methods import diffusion
 from contourdiff_jax.runtime import disk as claims
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import signals
-from contourdiff_jax.training import checkpoint, loop
+from contourdiff_jax.training import checkpoint, loop, recipe
 from contourdiff_jax.training import run as training_run
 from contourdiff_jax.training.logs import Logs
 
@@ -617,8 +617,88 @@ def test_without_a_terminal_there_is_a_summary_and_a_line_for_each_record(
         r"parameters \(first \d+, last \d+\) on 2 .* device\(s\).*MiB of state.*MiB a step", out
     )
     assert re.search(r"15 slices of 3 subjects, 32 px of 7.2 mm; 64 images in batches of 4", out)
-    assert re.search(r"about \d:\d\d:\d\d to go at \d+\.\d images/s", out)
-    assert len(re.findall(r"images  loss \d\.\d+  .* images/s  \d:\d\d:\d\d left", out)) == 4
+    assert re.search(r"about \d+ s to go at \d+\.\d images/s", out)
+    assert len(re.findall(r"images  loss \d\.\d+  .* images/s  \d+ s left", out)) == 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [
+        *((0.4, "0 s"), (119, "119 s"), (120, "2.0 minutes"), (1000, "17 minutes")),
+        *((7200, "2.0 hours"), (100_000, "28 hours"), (1_503_941, "17 days")),
+    ],
+)
+def test_times_are_told_in_words(seconds, words):
+    assert loop.duration(seconds) == words
+
+
+def test_what_would_take_days_comes_with_advice():
+    pace = loop._Pace(0, 10**6, 4, 0.0)
+    pace.compiled -= 8 * 4  # a second for each image
+    pace.note(1)
+    pace.compiled -= 8 * 4
+    assert re.search(r"about 46 days to go .*; an hour here is --images=3\d+,", pace.note(9))
+
+
+# ----------------------------------------------------------------------------------------------
+# How long
+# ----------------------------------------------------------------------------------------------
+
+
+def test_time_too_makes_checkpoints(two_convolutions, store_path, tmp_path, monkeypatch):
+    """At every log that comes so many minutes after the last; not where they are for the end."""
+    saved, save = [], checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda c, state: saved.append(int(state.step)) or save(c, state)
+    )
+    ours = settings(log=8, checkpoint=1000, evaluate=1000, minutes=1e-9)
+    assert methods.train(ours, store_path, tmp_path / "often")
+    assert saved == [2, 4, 6, 8]
+    assert [line["step"] for line in stats(tmp_path / "often") if "heldout_loss" in line] == saved
+    saved.clear()
+    assert methods.train(settings(log=8, minutes=1e-9), store_path, tmp_path / "at_the_end")
+    assert saved == [8]
+
+
+def test_a_run_goes_on_by_its_own_configuration(two_convolutions, store_path, tmp_path, capsys):
+    """And to more images, of which it keeps the record of those before."""
+    folder = tmp_path / "run"
+    assert methods.train(settings(log=8), store_path, folder)
+    assert methods.train(None, store_path, folder)
+    assert "nothing left to do" in capsys.readouterr().out
+    assert methods.train(None, store_path, folder, images=4 * STEPS + 8)
+    assert training_run.load(folder).config.train.images == 4 * STEPS + 8
+    assert [line["step"] for line in stats(folder) if "loss" in line] == [2, 4, 6, 8, 10]
+
+
+def test_minutes_become_images_once(two_convolutions, store_path, tmp_path, monkeypatch, capsys):
+    """With the settings that suit them; the same command goes on with the same run."""
+    monkeypatch.setattr(loop, "images_per_second", lambda *given, **how: 4.0)
+    ours, folder = settings(sample=0), tmp_path / "run"
+    ours.diffusion.time_exponent = 0.5
+    assert methods.train(ours, store_path, folder, minutes=0.2)
+    assert "4.0 images/s here: 0.2 minutes are 48 images" in capsys.readouterr().out
+    made = training_run.load(folder).config
+    assert made.train.images == 48
+    assert made.augment.probability == recipe.RECIPES[0].fields["augment.probability"]
+    assert (made.diffusion.time_exponent, made.train.sample) == (0.5, 0), "as they were asked for"
+    monkeypatch.setattr(loop, "images_per_second", None)
+    assert methods.train(ours, store_path, folder, minutes=0.2)
+    assert config.differences(training_run.load(folder).config, made) == []
+    ours.diffusion.time_exponent = 0.6
+    with pytest.raises(InputError, match=r"diffusion\.time_exponent"):
+        methods.train(ours, store_path, folder, minutes=0.2)
+
+
+def test_recipes_are_for_more_and_more_images():
+    assert [r.most for r in recipe.RECIPES] == sorted(r.most for r in recipe.RECIPES)
+    settings = recipe.fitted(config.default(), 10_000, asked=("sampler.steps",))
+    assert settings.diffusion.time_exponent == 0.25
+    assert settings.sampler.steps == config.default().sampler.steps
+    assert (settings.train.images, settings.train.checkpoint) == (10_000, 2_500)
+    others = config.default()
+    others.method = "regression"
+    assert recipe.fitted(others, 10_000).augment == others.augment
 
 
 def test_speed_is_measured_with_the_input(two_convolutions, store_path):
