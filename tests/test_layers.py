@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 ROOMS = (
     *("errors", "contracts", "config", "figures", "runtime", "volumes", "contours", "diffusion"),
     *("models", "data", "training", "methods", "interop", "translation", "evaluation", "reports"),
-    *("commands", "cli", "__main__"),
+    *("api", "commands", "cli", "__main__"),
 )
 # Packages that only some rooms may know.
 ONLY_IN = {"absl": ("commands", "cli"), "flax": ("models",)}

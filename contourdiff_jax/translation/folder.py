@@ -25,7 +25,7 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax import methods, models
 from contourdiff_jax.contours import recast
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.contracts import CONTOUR, PICTURE, SOURCE
+from contourdiff_jax.contracts import CONTOUR, PICTURE, SOURCE, Averages
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
@@ -111,9 +111,7 @@ def translate(request: Request) -> Result:
     """
     read = ("run", "source", "masks", "labels")
     ownership.check_apart("out", request.out, {name: getattr(request, name) for name in read})
-    trained = _directed(run.load(Path(request.run)), request)
-    config = _configured(trained, request.sampler)
-    settings = _settings(trained, request)
+    trained, config, settings = asked(request)
     content = layouts.find(
         request.source,
         layout=request.layout,
@@ -125,7 +123,7 @@ def translate(request: Request) -> Result:
     folder = _output_folder(trained, request, config.sampler)
     folder.described()
     jobs = _jobs(content.scans, folder)
-    plan, step, averages = _plan(trained, config.sampler, settings, request)
+    plan, step, averages = planned(trained, config.sampler, settings, request)
     work = _Work(
         plan=plan,
         folder=folder,
@@ -181,6 +179,12 @@ OFF = {
     **{"coherence": 0.0, "coupling": 0.0, "samples": 1, "keep": "first"},
     **{"scgd": False, "anchor": 0, "middle": False},
 }
+
+
+def asked(request: Request) -> tuple[Run, ConfigDict, Settings]:
+    """The run as it translates, its configuration, and what all translations have in common."""
+    trained = _directed(run.load(Path(request.run)), request)
+    return trained, _configured(trained, request.sampler), _settings(trained, request)
 
 
 def _configured(trained: Run, sampler: Mapping[str, object]) -> ConfigDict:
@@ -287,7 +291,9 @@ def _jobs(sources: Sequence[Scan], folder: OutputFolder) -> list[_Job]:
     return jobs
 
 
-def _plan(trained: Run, sampler, settings: Settings, request: Request):
+def planned(
+    trained: Run, sampler: ConfigDict, settings: Settings, request: Request
+) -> tuple[Plan, int, Averages]:
     """How volumes are translated, with the step and the weights of the network that draws them.
 
     Raises InputError where the run's method cannot draw as it is asked to.

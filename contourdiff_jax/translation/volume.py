@@ -98,17 +98,30 @@ class SourceVolume:
 
 
 def read(plan: Plan, scan: Scan) -> SourceVolume:
-    """A scan on the model's grid; warnings about it are printed.
+    """A scan on the model's grid, see `of`."""
+
+    def mask(volume: Volume) -> np.ndarray | None:
+        return pairs.companion(volume, scan, plan.masks, "masks")
+
+    return of(plan, scan, scan.read(), mask)
+
+
+def of(
+    plan: Plan, scan: Scan, volume: Volume, masked: Callable[[Volume], np.ndarray | None]
+) -> SourceVolume:
+    """A scan's volume on the model's grid; warnings about it are printed.
+
+    Args:
+      masked: volume -> mask [X, Y, Z] of its body, or None, where it is to be computed.
 
     Raises InputError, naming the file, where nothing of it is there to be drawn.
     """
     preset, grid = plan.settings.source, plan.settings.grid
-    volume = scan.read()
     window = preset.window_of(volume)
     volume, resampling = grid.fit_volume(volume)
     for note in volume.notes:
         _say(f"note: {scan.path}: {note}")
-    mask = pairs.companion(volume, scan, plan.masks, "masks")
+    mask = masked(volume)
     if mask is None:
         mask = masks.body_mask(volume.array, volume.affine, preset.modality)
     inside = mask > 0

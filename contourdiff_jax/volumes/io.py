@@ -117,20 +117,40 @@ def read(
         (image, array), failed = _without_bad_slices(
             files, lambda good: ((image := opened(good, assumed, frames)), image.voxels())
         )
-        array = np.asarray(array, np.float32).reshape(image.native.shape)
-        if not np.isfinite(array).all():
-            count = int(array.size - np.isfinite(array).sum())
-            raise InputError(f"{path}: {count} voxels are NaN or infinite; replace them first")
-        low, high = float(array.min()), float(array.max())
-        if labels and (low < 0 or high > 65535 or (array != np.rint(array)).any()):
-            raise InputError(f"{path}: a label map must hold whole numbers from 0 to 65535")
-        if max(-low, high) > intensity.BRIGHTEST:
-            raise InputError(f"{path}: values from {low:g} to {high:g}, as no image has; repair it")
-        if not labels and low == high:
-            raise InputError(f"{path}: constant volume, every voxel is {low:g}")
-        if not labels and intensity.is_flat(low, high):
-            raise InputError(f"{path}: constant volume but for rounding, all voxels are {low:g}")
-        return volume.canonical(array, image.native, path, image.notes, failed, image.span)
+        return usable(image, array, path, labels=labels, failed=failed)
+
+
+def usable(
+    image: Image,
+    array: np.ndarray,
+    path: Path,
+    *,
+    labels: bool = False,
+    failed: Sequence[tuple[Path, str]] = (),
+) -> Volume:
+    """The volume of an opened image and its voxels.
+
+    Args:
+      path: what to call it.
+      labels: whether it is a label map or mask.
+      failed: slices that could not be read, and why.
+
+    Raises InputError for voxels that cannot be an image's.
+    """
+    array = np.asarray(array, np.float32).reshape(image.native.shape)
+    if not np.isfinite(array).all():
+        count = int(array.size - np.isfinite(array).sum())
+        raise InputError(f"{path}: {count} voxels are NaN or infinite; replace them first")
+    low, high = float(array.min()), float(array.max())
+    if labels and (low < 0 or high > 65535 or (array != np.rint(array)).any()):
+        raise InputError(f"{path}: a label map must hold whole numbers from 0 to 65535")
+    if max(-low, high) > intensity.BRIGHTEST:
+        raise InputError(f"{path}: values from {low:g} to {high:g}, as no image has; repair it")
+    if not labels and low == high:
+        raise InputError(f"{path}: constant volume, every voxel is {low:g}")
+    if not labels and intensity.is_flat(low, high):
+        raise InputError(f"{path}: constant volume but for rounding, all voxels are {low:g}")
+    return volume.canonical(array, image.native, path, image.notes, failed, image.span)
 
 
 @contextlib.contextmanager

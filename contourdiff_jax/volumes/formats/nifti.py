@@ -32,6 +32,15 @@ def opened(path: Path) -> Image:
     image = _quietly(path, lambda: nib.load(path, mmap=False))
     if not isinstance(image, nib.Nifti1Image):  # NIfTI-2 is a subclass; Analyze and others are not
         raise InputError(f"{path}: not a NIfTI file")
+    # Before the memory is asked for that a damaged header claims.
+    possible = path.stat().st_size * (DEFLATE if path.name.lower().endswith(".gz") else 1)
+    if np.prod(image.shape, dtype=float) * image.get_data_dtype().itemsize > possible:
+        raise InputError(f"{path}: the file is truncated or damaged; copy it again")
+    return of(image, path)
+
+
+def of(image: nib.Nifti1Image, path: Path) -> Image:
+    """What the header of an image tells, checked; `path` is what messages call it."""
     dtype = image.get_data_dtype()
     if dtype.fields is not None or dtype.kind not in "iuf":
         raise InputError(
@@ -44,10 +53,6 @@ def opened(path: Path) -> Image:
         raise InputError(
             f"{path}: {len(shape)} axes {shape}; give one 3-D volume (split the series first)"
         )
-    # Before the memory is asked for that a damaged header claims.
-    possible = path.stat().st_size * (DEFLATE if path.name.lower().endswith(".gz") else 1)
-    if np.prod(shape, dtype=float) * dtype.itemsize > possible:
-        raise InputError(f"{path}: the file is truncated or damaged; copy it again")
     affine = np.array(image.affine, np.float64)
     affine[:3] *= MILLIMETRES.get(_quietly(path, image.header.get_xyzt_units)[0], 1.0)
     geometry.check_affine(path, affine)
@@ -89,12 +94,21 @@ def write(path: Path, array: np.ndarray, native: NativeGrid, dtype, overwrite: b
     if not path.name.lower().endswith(filenames.NIFTI):
         raise InputError(f"{path}: unsupported file type; name it .nii or .nii.gz")
     disk.check_is_new(path, overwrite)
+    with disk.file(path) as partial:
+        nib.save(_made(array, native, dtype), partial)
+
+
+def image(array: np.ndarray, native: NativeGrid, dtype) -> nib.Nifti1Image:
+    """The image that is read of the file that `write` makes."""
+    made = _made(array, native, dtype)
+    return type(made).from_bytes(made.to_bytes())
+
+
+def _made(array: np.ndarray, native: NativeGrid, dtype) -> nib.Nifti1Image:
     header = _header(native) if native.header is None else native.header.copy()
     header.set_data_dtype(dtype)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = kind(volume.cast(array, np.dtype(dtype)), None, header)
-    with disk.file(path) as partial:
-        nib.save(image, partial)
+    return kind(volume.cast(array, np.dtype(dtype)), None, header)
 
 
 def _header(native: NativeGrid) -> nib.Nifti1Header:

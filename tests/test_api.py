@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Python: images in memory are translated as the command does files, and compiled for once."""
+
+import inspect
+import typing
+
+import jax
+import nibabel
+import numpy as np
+import pytest
+import setups
+
+import contourdiff_jax as cd
+from contourdiff_jax import config, methods
+from contourdiff_jax.data.store import open_store
+from contourdiff_jax.errors import InputError
+from contourdiff_jax.training import checkpoint, run
+
+
+@pytest.fixture(scope="module")
+def folder(two_convolutions, store_path, tmp_path_factory):
+    """A run of a network that draws something."""
+    settings = config.default()
+    settings.sampler.update(steps=2, batch=4)
+    place = tmp_path_factory.mktemp("runs") / "mr"
+    ours = run.begin(settings, open_store(store_path))
+    place.mkdir()
+    ours.save(place)
+    method = methods.build(ours)
+    params = method.players["network"].init(jax.random.key(1))
+    checkpoint.save_averages(place, {"network": setups.perturbed(params)})
+    return place
+
+
+@pytest.fixture(scope="module")
+def scan(phantom_data):
+    return sorted((phantom_data / "test_ct").glob("*.nii.gz"))[0]
+
+
+def test_an_image_gives_what_the_command_writes(folder, scan, tmp_path):
+    """To the bit, header and type included; so does its array, under the same name."""
+    cd.translate(folder, scan, tmp_path / "out", preset="ct", seed=3, samples=2, keep="mean")
+    (file,) = (tmp_path / "out").glob("*.nii.gz")
+    written, model = nibabel.load(file), cd.load(folder)
+    image = nibabel.load(scan)
+    ours = model(image, "ct", seed=3, samples=2, keep="mean")
+    assert ours.header == written.header
+    np.testing.assert_array_equal(ours.get_fdata(), written.get_fdata())
+    given = {"affine": image.affine, "name": scan.name.removesuffix("_ct.nii.gz")}
+    name = model(np.asarray(image.dataobj), "ct", seed=3, samples=2, keep="mean", **given)
+    assert type(name) is np.ndarray
+    np.testing.assert_array_equal(name, np.asarray(written.dataobj))
+
+
+def test_a_second_image_is_not_compiled_for(folder, scan, monkeypatch):
+    image, built = nibabel.load(scan), []
+    build = methods.build
+    monkeypatch.setattr(
+        methods, "build", lambda *args, **how: built.append(1) or build(*args, **how)
+    )
+    model = cd.load(folder)
+    first = model(image, "ct")
+    once = len(built)
+    again = model(image, "ct")
+    np.testing.assert_array_equal(first.get_fdata(), again.get_fdata())
+    assert len(built) == once
+    model(image, "ct", steps=1)
+    assert len(built) > once
+
+
+def test_a_mask_is_that_of_the_command(folder, scan, tmp_path):
+    image = nibabel.load(scan)
+    mask = np.zeros(image.shape, np.uint8)
+    mask[8:20, 8:20] = 1
+    (tmp_path / "masks").mkdir()
+    nibabel.save(nibabel.Nifti1Image(mask, image.affine), tmp_path / "masks" / scan.name)
+    cd.translate(folder, scan, tmp_path / "out", preset="ct", masks=tmp_path / "masks")
+    (file,) = (tmp_path / "out").glob("*.nii.gz")
+    ours = cd.load(folder)(image, "ct", mask=mask).get_fdata()
+    np.testing.assert_array_equal(ours, nibabel.load(file).get_fdata())
+    assert (ours != cd.load(folder)(image, "ct").get_fdata()).any()
+
+
+def test_orientations_come_back(folder, scan):
+    """A turned array with the affine that says so is the same head, turned."""
+    image = nibabel.load(scan)
+    model, array = cd.load(folder), np.asarray(image.dataobj)
+    turned = image.as_reoriented(np.array([[2, 1], [0, -1], [1, -1]]))
+    straight = model(array, "ct", affine=image.affine)
+    other = model(np.asarray(turned.dataobj), "ct", affine=turned.affine)
+    back = nibabel.Nifti1Image(other, turned.affine).as_reoriented(
+        nibabel.orientations.ornt_transform(
+            nibabel.io_orientation(turned.affine), nibabel.io_orientation(image.affine)
+        )
+    )
+    np.testing.assert_array_equal(np.asarray(back.dataobj), straight)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"image": np.zeros((4, 4, 4)), "affine": np.eye(4)}, "constant"),
+        ({"image": np.zeros((4, 4)), "affine": np.eye(4)}, r"\[X, Y, Z\]"),
+        ({"image": np.full((4, 4, 4), "a"), "affine": np.eye(4)}, r"\[X, Y, Z\]"),
+        ({"image": np.full((4, 4, 4), np.nan), "affine": np.eye(4)}, "NaN"),
+        ({"image": np.arange(64.0).reshape(4, 4, 4)}, "affine"),
+        ({"image": np.arange(64.0).reshape(4, 4, 4), "affine": np.zeros((4, 4))}, "singular"),
+        ({"preset": "pet"}, "pet"),
+        ({"steps": 5000}, "steps"),
+        ({"mask": np.ones((2, 2, 2))}, "mask"),
+        ({"unknown": 1}, "unknown"),
+    ],
+)
+def test_what_cannot_be_translated_is_one_line(folder, scan, given, words):
+    given = {"image": nibabel.load(scan), "preset": "ct"} | given
+    with pytest.raises(InputError, match=words) as error:
+        cd.load(folder)(**given)
+    assert "\n" not in str(error.value)
+
+
+def test_no_run_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="not a run"):
+        cd.load(tmp_path)
+
+
+def test_contours_are_those_of_slices(scan):
+    edges = cd.contours_of(nibabel.load(scan), "ct", spacing=7.2, size=32)
+    assert edges.shape == (nibabel.load(scan).shape[2], 32, 32)
+    assert edges.dtype == np.uint8 and set(np.unique(edges)) == {0, 1}
+
+
+def test_all_names_are_there_with_types_and_words():
+    assert set(cd.__all__) <= set(dir(cd.api))
+    for name in cd.__all__:
+        named = getattr(cd, name)
+        assert inspect.getdoc(named), name
+        if inspect.isfunction(named):
+            assert "return" in typing.get_type_hints(named) or name == "prepare", name
+    with pytest.raises(AttributeError):
+        cd.nothing  # noqa: B018
