@@ -4,8 +4,10 @@
 Two convolutions stand in for the network.
 """
 
+import dataclasses
 import json
 import re
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -20,6 +22,7 @@ from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import diffusion, train
 from contourdiff_jax.runtime import disk
+from contourdiff_jax.training import run
 from contourdiff_jax.translation import chains, sampling
 from contourdiff_jax.translation import volume as translate_volume
 from contourdiff_jax.translation.chains import NONE
@@ -113,6 +116,64 @@ def test_a_single_slice_has_no_neighbours_but_itself():
     before, distance = chains.chains(np.array([5.0]))
     assert (before, distance) == ([NONE], [0])
     np.testing.assert_array_equal(chains.neighbours(np.array([5.0])), [[0, 0]])
+
+
+# ----------------------------------------------------------------------------------------------
+# Even slices
+# ----------------------------------------------------------------------------------------------
+
+
+def test_even_slices_are_drawn_and_put_back_between_those_of_the_source(
+    mr_run, sources, tmp_path, monkeypatch
+):
+    """Contours are sought in them, too; a volume with a gap is not translated, by name."""
+    ours = shutil.copytree(mr_run, tmp_path / "run")
+    even = Grid("axial", 7.2, 32, 10.0)
+    dataclasses.replace(run.load(mr_run), grid=even).save(ours)
+    finish, drawn = translate_volume.finish, {}
+
+    def kept(plan, source, samples):
+        drawn[source.scan.path.name] = source, samples[0]
+        return finish(plan, source, samples)
+
+    monkeypatch.setattr(translate_volume, "finish", kept)
+    assert len(translate(ours, sources, tmp_path / "out", preset="ct").done) == 2
+    source, slices = drawn[NAMES[0]]
+    assert slices.shape == (12, 32, 32) == source.contours.shape  # of 5 slices of 24 mm
+    np.testing.assert_allclose(np.diff(source.resampling.positions), 10)
+    assert source.contours.any((1, 2)).sum() > 5
+    back, original = nib.load(tmp_path / "out" / NAMES[0]), nib.load(sources / NAMES[0])
+    assert back.shape == original.shape == (32, 32, 5)
+    np.testing.assert_allclose(back.affine, original.affine)
+    told = sidecar(tmp_path / "out")
+    assert told["slices"] == 12 and told["grid"] == even.to_dict()
+    # Each of the source's slices shows what was drawn where it lies.
+    window = intensity.Window(*told["window"])
+    shown = 2 * window.relative(voxels(tmp_path / "out")) - 1
+    shown = Grid("axial", 7.2, 32).fit(back.shape, back.affine).slices(shown, -1.0)
+    places = Grid("axial", 7.2, 32).fit(back.shape, back.affine).positions
+    for place, image in zip(places, shown, strict=True):
+        far = np.abs(source.resampling.positions - place)
+        first, second = np.argsort(far)[:2]
+        weight = far[first] / (far[first] + far[second])
+        expected = (1 - weight) * slices[first] + weight * slices[second]
+        inside = source.body[first] & source.body[second]
+        if inside.any():
+            assert np.abs(image - expected)[inside].mean() < 0.25
+
+    read = io.read
+
+    def with_gap(files, *arguments, **how):
+        volume = read(files, *arguments, **how)
+        offsets = np.array([0, 0.7, 1.4, 3.3, 4.0])
+        native = dataclasses.replace(volume.native, offsets=offsets)
+        return dataclasses.replace(volume, native=native)
+
+    monkeypatch.setattr(io, "read", with_gap)
+    with pytest.raises(
+        InputError, match=r"phantom005_ct\.nii\.gz: its slices have a gap of 45\.6 mm"
+    ):
+        translate(ours, sources, tmp_path / "gap", preset="ct")
 
 
 # ----------------------------------------------------------------------------------------------
