@@ -474,6 +474,13 @@ def test_a_run_is_not_trained_over_another(refused, mr_run, store_path):
     assert {path.name for path in mr_run.iterdir()} == before
 
 
+def test_a_run_is_changed_in_what_is_said_and_in_nothing_else(refused, mr_run, store_path):
+    """Without --config its own configuration counts, whatever the defaults are."""
+    begun = f"--workdir={mr_run}", f"--store={store_path}"
+    line = refused("train", *begun, "--config.train.batch=9")
+    assert "another train.batch;" in line
+
+
 # ----------------------------------------------------------------------------------------------
 # Full disks
 # ----------------------------------------------------------------------------------------------

@@ -132,19 +132,28 @@ def _tell(values: flags.FlagValues) -> None:
 def _given(values: flags.FlagValues):
     """The configuration of --config with the fields that are set on the command line.
 
-    None where nothing is said: the run's own, or the defaults.
+    Without --config it is that of the run where it has begun; None where nothing is said at all.
     """
     from ml_collections import config_flags
 
-    if not any(values[name].present for name in values if name.partition(".")[0] == "config"):
-        return None
+    from contourdiff_jax.training import run
 
+    names = [name for name in values if name.startswith("config.") and values[name].present]
+    if not values["config"].present and not names:
+        return None
     path = config_flags.get_config_filename(values["config"])
     if not Path(path).is_file():
         raise InputError(f"--config={path}: no such file")
     if not isinstance(values.config, ConfigDict):
         raise InputError(f"--config={path}: get_config must return a ConfigDict")
-    return configuration.from_dict(values.config.to_dict())
+    config = configuration.from_dict(values.config.to_dict())
+    if values["config"].present or not run.exists(Path(values.workdir)):
+        return config
+    own = run.load(Path(values.workdir)).config
+    for name in names:
+        section, _, field = name.removeprefix("config.").rpartition(".")
+        (own[section] if section else own)[field] = (config[section] if section else config)[field]
+    return own
 
 
 def _perceptual(file: str):
