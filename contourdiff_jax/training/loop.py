@@ -24,7 +24,7 @@ from contourdiff_jax.contracts import Fixed, Method, Metrics, Params
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import processes, signals
-from contourdiff_jax.training import alarms, checkpoint, state
+from contourdiff_jax.training import alarms, checkpoint, memory, state
 from contourdiff_jax.training.logs import Logs
 
 TIMED = 8  # steps that are timed before it is printed how long a run will take
@@ -40,12 +40,15 @@ class Compiled:
       like: the state as ShapeDtypeStructs with shardings.
       step: (state, example, fixed) -> (state, metrics).
       step_bytes: memory of a step beside the state, on one device.
+      operations: floating-point operations of a step, on all devices, as the compiler counts them;
+        0 where it does not.
     """
 
     init: Callable[[jax.Array], state.TrainState]
     like: state.TrainState
     step: Callable[[state.TrainState, dict, Fixed], tuple[state.TrainState, Metrics]]
     step_bytes: int
+    operations: float = 0.0
 
 
 def _init(method: Method) -> Callable:
@@ -59,8 +62,12 @@ def like(method: Method) -> state.TrainState:
 
 
 def compiled(method: Method, config) -> Compiled:
-    """A method's training under a `train` section, compiled for the method's mesh."""
+    """A method's training under a `train` section, compiled for the method's mesh.
+
+    Raises InputError where its devices cannot hold a step, before that is compiled.
+    """
     mesh, shapes = method.mesh, like(method)
+    memory.check(method, shapes, config)
     sharding = meshes.shardings(mesh, shapes)
     placed = jax.tree.map(lambda array: array.sharding, method.fixed)
     step = jax.jit(
@@ -69,13 +76,16 @@ def compiled(method: Method, config) -> Compiled:
         in_shardings=(sharding, meshes.batch(mesh), placed),
         out_shardings=(sharding, meshes.replicated(mesh)),
     )
-    executable = step.lower(shapes, method.feed.example, method.fixed).compile()
-    memory = executable.memory_analysis()
+    lowered = step.lower(shapes, method.feed.example, method.fixed)
+    # Parts of a batch are counted once, whatever their number.
+    operations = config.accumulate * (lowered.cost_analysis() or {}).get("flops", 0.0)
+    executable = lowered.compile()
     return Compiled(
         init=jax.jit(_init(method), out_shardings=sharding),
         like=shapes,
         step=executable,
-        step_bytes=getattr(memory, "temp_size_in_bytes", 0),
+        step_bytes=getattr(executable.memory_analysis(), "temp_size_in_bytes", 0),
+        operations=operations,
     )
 
 
@@ -325,10 +335,11 @@ def _summary(method: Method, program: Compiled, config, first: int) -> str:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(program.like)
     )
+    counted = f"; {program.operations / 1e9:,.1f} GFLOP a step" if program.operations else ""
     return (
         f"{sum(sizes.values()):,} parameters ({listed}) on {method.mesh.size} "
         f"{jax.devices()[0].device_kind} device(s): {held / 2**20:,.0f} MiB of state and "
-        f"{program.step_bytes / 2**20:,.0f} MiB a step on each\n"
+        f"{program.step_bytes / 2**20:,.0f} MiB a step on each{counted}\n"
         f"{method.feed.summary}; {config.images:,} images in batches of {config.batch}"
         + (f", resuming after {first * config.batch:,}" if first else "")
     )
