@@ -934,9 +934,6 @@ NEEDS = {
     },
     "volume.depth": VOLUMES,
     "volume.side": VOLUMES,
-    "model.dims": Need(
-        lambda c: c.method in VOLUMETRIC, f"config.method is one of {', '.join(VOLUMETRIC)}"
-    ),
     "sampler.guidance": CONTOURED,
     "sampler.source_guidance": SOURCED,
     "sampler.prompt_guidance": Need(

@@ -27,7 +27,7 @@ from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.diffusion import schedules
 from contourdiff_jax.diffusion.noise import Knots
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import controlnet, distilled
+from contourdiff_jax.methods import controlnet, distilled, volumes
 from contourdiff_jax.models import blocks
 from contourdiff_jax.training import checkpoint, loop, run
 from contourdiff_jax.training import state as states
@@ -404,6 +404,9 @@ IDLE = {
     "sampler.anchor": {},
     "sampler.middle": CHAINED | {"sampler.anchor": 1},
     "sampler.keep": {},
+    "sampler.tiles": {"method": "regression"},
+    "volume.depth": {},
+    "volume.side": {},
     "sampler.guidance": IMAGE_ALONE | {"train.condition_dropout": 0.1},
     "sampler.source_guidance": {"train.condition_dropout": 0.1},
     "sampler.prompt_guidance": {"train.condition_dropout": 0.1},
@@ -519,7 +522,8 @@ def network(settings, world):
         patch.setattr(blocks, "attend_fused", lambda *arrays: 2 * blocks.attend(*arrays))
         model = BUILD(settings.model)
     params = jax.eval_shape(model.init, jax.random.key(0))
-    image, condition = (jax.ShapeDtypeStruct((2, 16, 16, c), jnp.float32) for c in (1, 2))
+    space = (16,) * settings.model.dims
+    image, condition = (jax.ShapeDtypeStruct((2, *space, c), jnp.float32) for c in (1, 2))
     seen = dict.fromkeys(settings.model.conditions, condition)
 
     def apply(params, z_t, t, seen, key):
@@ -631,6 +635,11 @@ def refused(settings, world):
     """What cannot be, of these settings or on this store."""
     config.check(settings)
     method_of(settings, world)
+
+
+def patches(settings, world):
+    """The sides of what a network of volumes learns, and draws a tile at a time."""
+    return volumes.sides(settings, 32)
 
 
 def devices(settings, world):
@@ -756,6 +765,9 @@ EFFECTS = {
         f"recast.{name}": Effect(made, 0.5, {"model.conditions": ("contour", "picture")})
         for name in ("evenness", "blur", "noise")
     },
+    "volume.depth": Effect(patches, 16, {"model.dims": 3}),
+    "volume.side": Effect(patches, 16, {"model.dims": 3}),
+    "model.dims": Effect(network, 3),
     "model.conditions": Effect(network, NEIGHBOURS),
     "model.patch": Effect(network, 2),
     "model.null": Effect(network, "empty"),
