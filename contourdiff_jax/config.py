@@ -991,9 +991,6 @@ NEEDS = {
         f"disturbance.{name}": CONTOURED
         for name in ("thresholds", "contrast", "noise", "displacement", "missing")
     },
-    "model.dims": Need(
-        lambda c: c.method in VOLUMETRIC, f"config.method is one of {', '.join(VOLUMETRIC)}"
-    ),
     "sampler.guidance": CONTOURED,
     "sampler.source_guidance": SOURCED,
     "sampler.prompt_guidance": Need(

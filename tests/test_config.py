@@ -27,7 +27,7 @@ from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.diffusion import schedules
 from contourdiff_jax.diffusion.noise import Knots
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import controlnet, distilled
+from contourdiff_jax.methods import controlnet, distilled, volumes
 from contourdiff_jax.models import blocks
 from contourdiff_jax.training import checkpoint, loop, run
 from contourdiff_jax.training import state as states
@@ -417,6 +417,9 @@ IDLE = {
     "sampler.anchor": {},
     "sampler.middle": CHAINED | {"sampler.anchor": 1},
     "sampler.keep": {},
+    "sampler.tiles": {"method": "regression"},
+    "volume.depth": {},
+    "volume.side": {},
     "sampler.guidance": IMAGE_ALONE | {"train.condition_dropout": 0.1},
     "sampler.source_guidance": {"train.condition_dropout": 0.1},
     "sampler.prompt_guidance": {"train.condition_dropout": 0.1},
@@ -653,6 +656,11 @@ def refused(settings, world):
     """What cannot be, of these settings or on this store."""
     config.check(settings)
     method_of(settings, world)
+
+
+def patches(settings, world):
+    """The sides of what a network of volumes learns, and draws a tile at a time."""
+    return volumes.sides(settings, 32)
 
 
 def devices(settings, world):

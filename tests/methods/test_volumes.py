@@ -251,8 +251,6 @@ def test_a_field_of_volumes_has_no_effect_on_slices():
     ours.volume.depth = 8
     with pytest.raises(InputError, match=r"config\.volume\.depth: .*config\.model\.dims is 3"):
         config.check_idle(ours)
-    with pytest.raises(InputError, match=r"config\.model\.dims: .*diffusion, distilled, regr"):
-        config.check_idle(settings("controlnet"), ["model.dims"])
     ours = settings("regression", **{"sampler.tiles": 0.25})
     config.check_idle(ours, ["sampler.tiles"])
     ours.model.dims = 2
