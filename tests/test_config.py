@@ -658,11 +658,6 @@ def refused(settings, world):
     method_of(settings, world)
 
 
-def patches(settings, world):
-    """The sides of what a network of volumes learns, and draws a tile at a time."""
-    return volumes.sides(settings, 32)
-
-
 def devices(settings, world):
     """The mesh."""
     return method_of(settings, world).mesh.shape
