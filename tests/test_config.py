@@ -27,7 +27,7 @@ from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.diffusion import schedules
 from contourdiff_jax.diffusion.noise import Knots
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.methods import controlnet, distilled, volumes
+from contourdiff_jax.methods import controlnet, distilled
 from contourdiff_jax.models import blocks
 from contourdiff_jax.training import checkpoint, loop, run
 from contourdiff_jax.training import state as states
