@@ -27,8 +27,9 @@ from ml_collections import ConfigDict
 from contourdiff_jax.contours import disturbance, recast
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.contracts import CONDITIONS, CONTOUR, NEIGHBOUR, PICTURE, SOURCE, Example
-from contourdiff_jax.data import augment, examples
+from contourdiff_jax.data import augment, examples, moments
 from contourdiff_jax.data.examples import Raw
+from contourdiff_jax.data.moments import Kept, Known
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
@@ -90,6 +91,7 @@ class Slices:
       train, augment, disturbance, recast: sections of the configuration.
       mesh: each process gives its share of a batch to its devices.
       masked: whether examples have a mask.
+      moments: of the training slices, shown in place of their pixels, see contracts.Moments.
 
     Raises:
       InputError: the source is to be seen, and the store has none; or the picture in which contours
@@ -106,6 +108,7 @@ class Slices:
     recast: ConfigDict
     mesh: Mesh
     masked: bool = False
+    moments: Kept | None = None
 
     def __post_init__(self):
         if SOURCE.name in self.conditions and self.store.sources is None:
@@ -142,7 +145,14 @@ class Slices:
             return jax.ShapeDtypeStruct((*shape, channels), jnp.float32)
 
         seen = {name: image(CONDITIONS[name].channels + 1) for name in self.conditions}
-        return {"x": image(1), "condition": seen} | ({"mask": image(1)} if self.masked else {})
+        example = {"x": image(1), "condition": seen} | ({"mask": image(1)} if self.masked else {})
+        if self.moments is None:
+            return example
+        slices = 1 + (NEIGHBOUR.name in self.conditions)
+        known = self.moments.like((self.train.batch, slices))
+        each = jax.ShapeDtypeStruct((self.train.batch,), jnp.uint8)
+        neighboured = each if NEIGHBOUR.name in self.conditions else None
+        return jax.eval_shape(moments.shown, example, known, each, neighboured)
 
     @property
     def summary(self) -> str:
@@ -193,7 +203,7 @@ class Slices:
                 yield made(take(table, put(choice.rows)), choice)
             return
 
-        def read(step) -> tuple[Choice, Raw]:
+        def read(step) -> tuple[Choice, tuple]:
             choice = self.choose(int(step), share)
             return choice, self._read(numbers[choice.rows])
 
@@ -209,8 +219,14 @@ class Slices:
         total = len(self._numbers) * sum(array.nbytes for array in one)
         return total <= self.train.resident * 2**30
 
-    def _read(self, rows: np.ndarray) -> Raw:
-        return examples.read(self.store, self.contours, rows, self.conditions)
+    def _read(self, rows: np.ndarray) -> tuple[Raw | None, Known | None]:
+        """The slices with those numbers, and their latents: of each where it is looked at."""
+        if self.moments is None:
+            return examples.read(self.store, self.contours, rows, self.conditions), None
+        names, known = set(self.conditions) - {SOURCE.name}, self.moments.read(rows)
+        if CONTOUR.name not in names:
+            return None, known
+        return examples.read(self.store, self.contours, rows, names), known
 
     def choose(self, step: int, process: tuple[int, int] = (0, 1)) -> Choice:
         """What step number `step`, from 0, learns from.
@@ -237,26 +253,37 @@ class Slices:
         pairs = np.stack([rows, np.where(shown, inside, rows)], 1)
         return Choice(pairs, shown.astype(np.uint8), keys)
 
-    def maker(self) -> Callable[[Raw, Choice], Example]:
-        """The compiled (raw, choice) -> example of training; raw and example are over the mesh."""
-        contour, neighbour, source, picture = (
-            condition.name in self.conditions for condition in (CONTOUR, NEIGHBOUR, SOURCE, PICTURE)
+    def maker(self) -> Callable[[tuple[Raw | None, Known | None], Choice], Example]:
+        """The compiled (what is read, choice) -> example of training; both are over the mesh."""
+        contour, neighbour, picture = (
+            condition.name in self.conditions for condition in (CONTOUR, NEIGHBOUR, PICTURE)
         )
 
-        def local(raw, neighboured, key_data):
-            moves, changes = jnp.unstack(jax.random.wrap_key_data(key_data), axis=1)
+        def pixels(raw, transforms, changes, neighboured):
             size = raw.slices.shape[-2:]
             return examples.make(
                 raw,
                 self.store.preset,
                 self.contours if contour else None,
-                source=self.store.source_preset if source else None,
-                transforms=augment.draw(moves, self.augment),
+                source=self.store.source_preset if raw.sources is not None else None,
+                transforms=transforms,
                 change=disturbance.draw(changes, self.disturbance, size) if contour else None,
                 recasting=recast.draw(changes, self.recast, size) if picture else None,
-                neighboured=neighboured if neighbour else None,
+                neighboured=neighboured,
                 masked=self.masked,
             )
+
+        def local(read, neighboured, key_data):
+            raw, known = read
+            moves, changes = jnp.unstack(jax.random.wrap_key_data(key_data), axis=1)
+            transforms = augment.draw(moves, self.augment)
+            neighboured = neighboured if neighbour else None
+            example = {"condition": {}}
+            if raw is not None:
+                example = pixels(raw, transforms, changes, neighboured)
+            if known is None:
+                return example
+            return moments.shown(example, known, transforms.flip, neighboured)
 
         # Each device makes its own part. If the compiler shared out the work, the search for
         # connected edges would ask all devices after every round whether they are done.
@@ -266,8 +293,8 @@ class Slices:
         )
         put = functools.partial(meshes.put, meshes.batch(self.mesh))
 
-        def made(raw: Raw, choice: Choice) -> Example:
-            return compiled(raw, *put((choice.neighboured, choice.keys)))
+        def made(read: tuple[Raw | None, Known | None], choice: Choice) -> Example:
+            return compiled(read, *put((choice.neighboured, choice.keys)))
 
         return made
 
