@@ -179,6 +179,17 @@ class About(NamedTuple):
     measured: Mapping[str, str] = {}
 
 
+class Moments(NamedTuple):
+    """What an autoencoder makes of an image: the normal distribution of its latents, [B, *S, Z].
+
+    Where a feed knows them, it gives them in place of the pixels (data/moments.py): as an example's
+    'x', and beside its conditions in 'seen' those that are in the codec's space already.
+    """
+
+    mean: Array
+    log_variance: Array
+
+
 class Codec(NamedTuple):
     """The space that is learnt in, pixels or an autoencoder's latents, and the ways there and back.
 
@@ -186,8 +197,8 @@ class Codec(NamedTuple):
       channels: of an element of it.
       side: pixels a side of an element.
       bounded: whether images lie in [-1, 1] there, too.
-      learnt: (fixed, images [B, *S, 1], key) -> what is learnt of them; without a key it is the
-        same whenever it is asked for.
+      learnt: (fixed, images [B, *S, 1] or their Moments, key) -> what is learnt of them; without a
+        key it is the same whenever it is asked for.
       seen: (fixed, condition {name: [B, *S, c]}) -> the same conditions in that space.
       drawn: (fixed, what is drawn) -> images [B, *S, 1].
     """

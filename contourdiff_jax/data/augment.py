@@ -60,6 +60,23 @@ def draw(keys, config) -> Transform:
     )
 
 
+def flips(config) -> tuple[bool, ...] | None:
+    """Whether left and right are exchanged, in all the transforms that may be drawn.
+
+    None where they may move an image in other ways, of which there is no end.
+    """
+    if config.probability and any((config.scale, config.zoom, config.rotation, config.shift)):
+        return None
+    return (False,) * (config.flip < 1) + (True,) * (config.flip > 0)
+
+
+def flipping(flip) -> Transform:
+    """Transforms that exchange left and right where `flip` [B] says so, and nothing else."""
+    nothing = jnp.zeros(flip.shape)
+    both = jnp.zeros((*flip.shape, 2))
+    return Transform(flip=flip, scale=both + 1, rotation=nothing, shift=both)
+
+
 def apply(transform: Transform, values, masks, air: float):
     """Warp values [B, K, H, W] float32 (linear) and masks [B, K, H, W] uint8 (nearest).
 

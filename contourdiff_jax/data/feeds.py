@@ -27,8 +27,9 @@ from ml_collections import ConfigDict
 from contourdiff_jax.contours import disturbance, recast
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.contracts import CONDITIONS, CONTOUR, NEIGHBOUR, PICTURE, SOURCE, Example
-from contourdiff_jax.data import augment, examples
+from contourdiff_jax.data import augment, examples, moments
 from contourdiff_jax.data.examples import Raw
+from contourdiff_jax.data.moments import Kept, Known
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
@@ -100,6 +101,7 @@ class Targets:
       train, augment, disturbance, recast: sections of the configuration.
       mesh: each process gives its share of a batch to its devices.
       masked: whether examples have a mask.
+      moments: of the training slices, shown in place of their pixels, see contracts.Moments.
 
     Raises:
       InputError: the source is to be seen, and the store has none; or the picture in which contours
@@ -116,6 +118,7 @@ class Targets:
     recast: ConfigDict
     mesh: Mesh
     masked: bool = False
+    moments: Kept | None = None
 
     def __post_init__(self):
         if SOURCE.name in self.conditions and self.store.sources is None:
@@ -169,8 +172,8 @@ class Targets:
         """
         raise NotImplementedError
 
-    def maker(self) -> Callable[[Raw, NamedTuple], Example]:
-        """The compiled (raw, choice) -> example of training; raw and example are over the mesh."""
+    def maker(self) -> Callable[[tuple[Raw | None, Known | None], NamedTuple], Example]:
+        """The compiled (what is read, choice) -> example of training; both are over the mesh."""
         raise NotImplementedError
 
     @property
@@ -181,7 +184,14 @@ class Targets:
             return jax.ShapeDtypeStruct((self.train.batch, *self.space, channels), jnp.float32)
 
         seen = {name: image(CONDITIONS[name].channels + 1) for name in self.conditions}
-        return {"x": image(1), "condition": seen} | ({"mask": image(1)} if self.masked else {})
+        example = {"x": image(1), "condition": seen} | ({"mask": image(1)} if self.masked else {})
+        if self.moments is None:
+            return example
+        slices = 1 + (NEIGHBOUR.name in self.conditions)
+        known = self.moments.like((self.train.batch, slices))
+        each = jax.ShapeDtypeStruct((self.train.batch,), jnp.uint8)
+        neighboured = each if NEIGHBOUR.name in self.conditions else None
+        return jax.eval_shape(moments.shown, example, known, each, neighboured)
 
     def held_out(self) -> Example | None:
         """See contracts.Feed."""
@@ -216,7 +226,7 @@ class Targets:
                 yield made(take(table, put(choice.rows)), choice)
             return
 
-        def read(step) -> tuple[NamedTuple, Raw]:
+        def read(step) -> tuple[NamedTuple, tuple]:
             choice = self.choose(int(step), share)
             return choice, self._read(numbers[choice.rows])
 
@@ -232,8 +242,14 @@ class Targets:
         total = len(self._numbers) * sum(array.nbytes for array in one)
         return total <= self.train.resident * 2**30
 
-    def _read(self, rows: np.ndarray) -> Raw:
-        return examples.read(self.store, self.contours, rows, self.conditions)
+    def _read(self, rows: np.ndarray) -> tuple[Raw | None, Known | None]:
+        """The slices with those numbers, and their latents: of each where it is looked at."""
+        if self.moments is None:
+            return examples.read(self.store, self.contours, rows, self.conditions), None
+        names, known = set(self.conditions) - {SOURCE.name}, self.moments.read(rows)
+        if CONTOUR.name not in names:
+            return None, known
+        return examples.read(self.store, self.contours, rows, names), known
 
     def made(
         self,
@@ -251,15 +267,13 @@ class Targets:
           each: takes what is drawn for B images to the slices of `raw`, where these are more.
           neighboured: see examples.make.
         """
-        contour, source, picture = (
-            condition.name in self.conditions for condition in (CONTOUR, SOURCE, PICTURE)
-        )
+        contour, picture = (of.name in self.conditions for of in (CONTOUR, PICTURE))
         moves, changes = jnp.unstack(jax.random.wrap_key_data(key_data), axis=1)
         return examples.make(
             raw,
             self.store.preset,
             self.contours if contour else None,
-            source=self.store.source_preset if source else None,
+            source=self.store.source_preset if raw.sources is not None else None,
             transforms=each(augment.draw(moves, self.augment)),
             change=each(disturbance.draw(changes, self.disturbance, size)) if contour else None,
             recasting=each(recast.draw(changes, self.recast, size)) if picture else None,
@@ -343,19 +357,27 @@ class Slices(Targets):
         pairs = np.stack([rows, np.where(shown, inside, rows)], 1)
         return Choice(pairs, shown.astype(np.uint8), keys)
 
-    def maker(self) -> Callable[[Raw, Choice], Example]:
+    def maker(self) -> Callable[[tuple[Raw | None, Known | None], Choice], Example]:
         """See Targets."""
         sees_neighbour = NEIGHBOUR.name in self.conditions
 
-        def local(raw, neighboured, key_data):
-            shown = neighboured if sees_neighbour else None
-            return self.made(raw, key_data, raw.slices.shape[-2:], neighboured=shown)
+        def local(read, neighboured, key_data):
+            raw, known = read
+            example, neighboured = {"condition": {}}, neighboured if sees_neighbour else None
+            if raw is not None:
+                size = raw.slices.shape[-2:]
+                example = self.made(raw, key_data, size, neighboured=neighboured)
+            if known is None:
+                return example
+            moves, _ = jnp.unstack(jax.random.wrap_key_data(key_data), axis=1)
+            flip = augment.draw(moves, self.augment).flip
+            return moments.shown(example, known, flip, neighboured)
 
         compiled = self.compiled(local, arguments=3)
         put = functools.partial(meshes.put, meshes.batch(self.mesh))
 
-        def made(raw: Raw, choice: Choice) -> Example:
-            return compiled(raw, *put((choice.neighboured, choice.keys)))
+        def made(read: tuple[Raw | None, Known | None], choice: Choice) -> Example:
+            return compiled(read, *put((choice.neighboured, choice.keys)))
 
         return made
 

@@ -83,14 +83,15 @@ ARRAYS = {
 
 
 class Stack:
-    """Slices [N, H, W] in a file, read when they are indexed as those of an array are.
+    """Slices [N, ..] in a file, read when they are indexed as those of an array are.
 
     They are not mapped into memory: the system ends a process that reads where a mapped file has
     been cut short.
     """
 
-    def __init__(self, path: Path, mapped: np.memmap):
+    def __init__(self, path: Path, mapped: np.memmap, remedy: str = "prepare again"):
         self.path, self.shape, self.dtype = path, mapped.shape, mapped.dtype
+        self._remedy = remedy
         self._start, self._lock = mapped.offset, threading.Lock()
         self._file = path.open("rb", buffering=0)
         weakref.finalize(self, self._file.close)
@@ -106,7 +107,7 @@ class Stack:
             with disk.reading(self.path), self._lock:
                 self._file.seek(self._start + int(number) * into.nbytes)
                 if self._file.readinto(into) < into.nbytes:
-                    raise InputError(f"{self.path}: cut short since it was opened; prepare again")
+                    raise InputError(f"{self.path}: cut short since it was opened; {self._remedy}")
         return found
 
 

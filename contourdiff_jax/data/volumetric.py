@@ -207,11 +207,12 @@ class Volumes(Targets):
         corner = (np.array(corner) * reach).astype(np.int32)
         return volume[rows], (at - below).astype(np.float32), there.astype(np.uint8), corner
 
-    def maker(self) -> Callable[[Raw, Patches], Example]:
+    def maker(self) -> Callable[[tuple[Raw, None], Patches], Example]:
         """See Targets."""
         size, side = self.store.grid.size, self.side
 
-        def local(raw, weights, there, corners, key_data):
+        def local(read, weights, there, corners, key_data):
+            raw, _ = read
             slices = self._between(raw, weights)
             each = functools.partial(_of_slices, depth=self.depth)
             made = self.made(slices, key_data, (self.depth, size, size), each=each)
@@ -221,8 +222,8 @@ class Volumes(Targets):
         compiled = self.compiled(local, arguments=5)
         put = functools.partial(meshes.put, meshes.batch(self.mesh))
 
-        def made(raw: Raw, choice: Patches) -> Example:
-            return compiled(raw, *put(choice[1:]))
+        def made(read: tuple[Raw, None], choice: Patches) -> Example:
+            return compiled(read, *put(choice[1:]))
 
         return made
 

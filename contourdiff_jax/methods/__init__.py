@@ -20,6 +20,7 @@ from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import (
     autoencoder,
+    codecs,
     controlnet,
     cyclegan,
     diffusion,
@@ -169,7 +170,8 @@ def train(
 
     def kept() -> Method:
         own = dataclasses.replace(ours, parts=parts.keep(ours.parts, workdir))
-        return build(own, store=opened, **how)
+        method = build(own, store=opened, **how)
+        return dataclasses.replace(method, feed=codecs.kept(own, method.feed, workdir))
 
     return continued(ours, method, workdir, init=init, kept=kept if ours.parts else None)
 

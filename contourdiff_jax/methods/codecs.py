@@ -13,6 +13,10 @@ Shapes: B batch, H rows, W columns, f pixels a side of a latent, Z channels of l
 of a condition.
 """
 
+import dataclasses
+import hashlib
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,8 +26,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from contourdiff_jax.contracts import CONDITIONS, Codec, Params, Player
-from contourdiff_jax.data.feeds import spread
+from contourdiff_jax.contracts import CONDITIONS, CONTOUR, SOURCE, Codec, Moments, Params, Player
+from contourdiff_jax.data import augment, moments
+from contourdiff_jax.data.feeds import Slices, spread, summary
 from contourdiff_jax.data.store import Store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import autoencoder
@@ -31,9 +36,11 @@ from contourdiff_jax.models import autoencoder as networks
 from contourdiff_jax.models import patches
 from contourdiff_jax.models.autoencoder import Autoencoder
 from contourdiff_jax.runtime import mesh as meshes
+from contourdiff_jax.runtime import processes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.run import CodecOf, Run
 
+LATENTS = "latents"  # in a run's folder: those of the slices that it learns from, see `kept`
 MEASURED = 128  # slices that the deviation of latents is taken of
 
 PIXELS = Codec(
@@ -64,10 +71,11 @@ def latents(network: Autoencoder, section: ConfigDict, scale: float) -> Codec:
     side = networks.side(section)
 
     def encoded(fixed, images):
-        return network.encode(fixed["codec"], networks.coloured(section, images))
+        return _encode(network, section, fixed["codec"], images)
 
     def learnt(fixed, images, key=None):
-        mean, log_variance = encoded(fixed, images)
+        known = isinstance(images, Moments)
+        mean, log_variance = images if known else encoded(fixed, images)
         z = mean if key is None else networks.sampled(mean, log_variance, key)
         return jax.lax.stop_gradient(scale * z)
 
@@ -78,7 +86,7 @@ def latents(network: Autoencoder, section: ConfigDict, scale: float) -> Codec:
         values, given = value[..., :-1], value[..., -1:]
         given = given[:, ::side, ::side]
         if CONDITIONS[name].image:
-            values = jax.lax.stop_gradient(encoded(fixed, values)[0]) * given
+            values = jax.lax.stop_gradient(encoded(fixed, values).mean) * given
         else:
             values = patches.fold(values, side)
         return jnp.concatenate([values, given], -1)
@@ -87,6 +95,10 @@ def latents(network: Autoencoder, section: ConfigDict, scale: float) -> Codec:
         return networks.grey(network.decode(fixed["codec"], z / scale))
 
     return Codec(section.latents, side, False, learnt, seen, drawn)
+
+
+def _encode(network: Autoencoder, section: ConfigDict, params: Params, images) -> Moments:
+    return Moments(*network.encode(params, networks.coloured(section, images)))
 
 
 def in_parts(function: Callable, size: int) -> Callable:
@@ -166,6 +178,55 @@ def identity(folder: Path) -> str:
     if theirs.codec is not None:
         return theirs.codec.digest
     return _digest(weights(own, theirs.config.autoencoder, meshes.local(1)))
+
+
+def kept(ours: Run, feed: Slices, workdir: Path) -> Slices:
+    """The feed of a run that has begun, with moments from its folder in place of encoding.
+
+    That is where augmentation leaves the images as they are, but for left and right: otherwise it
+    stays as it is. One process makes what is not there, the others wait.
+
+    Raises:
+      InputError: moments that were changed since, or that cannot be written; another autoencoder.
+    """
+    flips = augment.flips(feed.augment)
+    if ours.codec is None or flips is None:
+        return feed
+    of = moments.Of(
+        store=moments.named(feed.store),
+        codec=_name(ours.codec),
+        flips=flips,
+        native=CONTOUR.name in feed.conditions and feed.contours.native,
+        sources=SOURCE.name in feed.conditions,
+    )
+    folder, main = workdir / LATENTS, processes.is_main()
+    there = processes.together(lambda: main and moments.are_kept(folder, of))
+    if not processes.told(lambda: "yes" if there else ""):
+        mesh = meshes.local()
+        params = checked(ours.parts[run.CODEC], ours.codec, mesh)
+        processes.together(lambda: main and _make(folder, of, ours.codec, feed, params, mesh))
+    found = processes.together(lambda: moments.opened(folder, of, feed.store))
+    return dataclasses.replace(feed, moments=found)
+
+
+def _make(folder, of: moments.Of, known: CodecOf, feed: Slices, params: Params, mesh: Mesh) -> None:
+    network = networks.build(known.section)
+
+    def encode(params, images):
+        return _encode(network, known.section, params, images)
+
+    # As many a device as are encoded at once in training.
+    size = max(1, feed.train.batch // feed.train.accumulate // feed.mesh.size) * mesh.size
+    began = time.perf_counter()
+    moments.make(folder, of, feed.store, feed.contours, encode, params, mesh, size)
+    seconds = time.perf_counter() - began
+    print(f"{folder}: latents of {summary(feed.store)}, made in {seconds:.0f} s", flush=True)
+
+
+def _name(known: CodecOf) -> str:
+    """A digest of what encodes: of weights, and of what else the network is."""
+    text = f"{known.digest} {json.dumps(known.section.to_dict(), sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(params: Params) -> str:

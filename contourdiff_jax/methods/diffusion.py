@@ -336,8 +336,8 @@ def loss(
 
 def encoded(codec: Codec, fixed: Fixed, example: Example, key=None) -> Example:
     """An example in a codec's space; without a key the same whenever it is asked for."""
-    x = codec.learnt(fixed, example["x"], key)
-    seen = {**codec.seen(fixed, example["condition"]), **prompts.shown(fixed, x.shape)}
+    x, known = codec.learnt(fixed, example["x"], key), example.get("seen", {})
+    seen = {**codec.seen(fixed, example["condition"]), **known, **prompts.shown(fixed, x.shape)}
     return example | {"x": x, "condition": seen}
 
 

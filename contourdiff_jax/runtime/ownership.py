@@ -81,9 +81,14 @@ def _fields(mark: Path) -> dict | None:
         return None
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder's files are of one making; they are not where `merge` was killed."""
+    return "unfinished" not in (_fields(folder / MARK) or {})
+
+
 def check_finished(folder: Path, remedy: str) -> None:
-    """Raise InputError for a folder whose files are of two makings: `merge` was killed."""
-    if "unfinished" in (_fields(folder / MARK) or {}):
+    """Raise InputError for a folder that is not finished."""
+    if not is_finished(folder):
         raise InputError(f"{folder}: replaced in part, by a command that was killed; {remedy}")
 
 
