@@ -58,6 +58,7 @@ def feed(
     """
     if config.model.dims == 2:
         return Slices.under(config, store, contours, conditions, mesh, **how)
+    how = {"unit": configuration.depth_unit(config.model)} | how
     volumes = Volumes.under(config, store, contours, conditions, mesh, **how)
     configuration.check_size(config, volumes.side, depth=volumes.depth)
     return volumes
