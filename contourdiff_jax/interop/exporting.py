@@ -48,6 +48,8 @@ def export(run_folder: str | Path, out: str | Path, like: str | Path | None = No
     if like is not None:
         raise InputError(f"--like: {run_folder} has no text encoder to be copied; leave it out")
     config = ours.config
+    if config.model.dims == 3:
+        raise InputError(f"{run_folder}: draws volumes, and diffusers has networks of slices alone")
     method = methods.build(ours, mesh=meshes.make(ConfigDict({"data": 1, "fsdp": 1})))
     if not isinstance(method, Diffusion):
         # A segmenter's draws no images.

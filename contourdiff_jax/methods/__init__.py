@@ -262,6 +262,7 @@ def _begun(init: Path, ours: Run, method: Method) -> dict[str, Params]:
     ours_see, they_see = (tuple(each.config.model.conditions) for each in (ours, theirs))
     _, averages = checkpoint.averages(init, build(theirs, mesh=method.mesh).players, method.mesh)
     both = {theirs.config.method, ours.config.method} <= {"diffusion"}
+    both &= theirs.config.model.dims == ours.config.model.dims
     if not both or they_see == ours_see or they_see != ours_see[: len(they_see)]:
         _check_same(averages, method, init)
         return averages

@@ -15,6 +15,7 @@ from contourdiff_jax.data import examples
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.diffusion import noise, samplers, schedules
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.interop.exporting import export
 from contourdiff_jax.methods import diffusion, regression, volumes
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, loop, run
@@ -239,6 +240,37 @@ def test_what_volumes_cannot_have_is_refused_in_one_line(fields, named):
     with pytest.raises(InputError, match=named) as error:
         config.check(settings(**fields), size=SIDE)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def by_hand(two_convolutions, store_path, tmp_path):
+    """(folder, config) -> a run with weights that nothing was learnt by."""
+
+    def made(folder, ours):
+        begun = run.begin(ours, open_store(store_path))
+        folder.mkdir()
+        begun.save(folder)
+        params = methods.build(begun).players["network"].init(jax.random.key(0))
+        checkpoint.save_averages(folder, {"network": params})
+        return folder
+
+    return made
+
+
+@pytest.mark.parametrize("conditions", [("contour",), ("contour", "picture")])
+def test_weights_of_slices_are_none_of_volumes(by_hand, stacks, store_path, tmp_path, conditions):
+    """Nor are they where a network sees more than the one that it begins with."""
+    flat = by_hand(tmp_path / "flat", settings(**{"model.dims": 2}))
+    ours = settings(**{"model.conditions": conditions})
+    with pytest.raises(InputError, match=r"flat: of another architecture"):
+        methods.train(ours, store_path, tmp_path / "run", init=flat)
+
+
+def test_networks_of_volumes_are_not_exported(by_hand, tmp_path):
+    ours = by_hand(tmp_path / "run", settings())
+    with pytest.raises(InputError, match=r"run: draws volumes, and diffusers .* slices alone"):
+        export(ours, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_latents_are_of_slices():
