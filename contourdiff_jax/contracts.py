@@ -228,27 +228,25 @@ class Condition(NamedTuple):
       name: by which configurations and examples call it.
       channels: of its values.
       empty: the value of an empty one, for networks that know no missing ones, as published.
-      place: where it enters the network: 'concat', beside the image's channels; 'cross', attended
-        to. What a ControlNet sees enters by a branch of its own, whatever it is.
       image: whether its values are an image as the target is one, which an autoencoder knows.
     """
 
     name: str
     channels: int
     empty: float
-    place: str
     image: bool
 
 
 # Declared here, read everywhere: only config.py spells out the name of a condition, too.
-CONTOUR = Condition("contour", 1, empty=0.0, place="concat", image=False)  # edges, 0 and 1
+CONTOUR = Condition("contour", 1, empty=0.0, image=False)  # edges, 0 and 1
 # The slice beside, and the same slice before translation, in [-1, 1].
-NEIGHBOUR = Condition("neighbour", 1, empty=-1.0, place="concat", image=True)
-SOURCE = Condition("source", 1, empty=-1.0, place="concat", image=True)
+NEIGHBOUR = Condition("neighbour", 1, empty=-1.0, image=True)
+SOURCE = Condition("source", 1, empty=-1.0, image=True)
 # The grey picture in which contours are sought; in training the target's own, in another contrast
 # (contours/recast.py).
-PICTURE = Condition("picture", 1, empty=-1.0, place="concat", image=True)
-# The run's one prompt; its values are the network's own matter (methods/prompts.py).
-PROMPT = Condition("prompt", 0, empty=0.0, place="cross", image=False)
+PICTURE = Condition("picture", 1, empty=-1.0, image=True)
+# The run's one prompt, which is attended to; its values are the network's own matter
+# (methods/prompts.py).
+PROMPT = Condition("prompt", 0, empty=0.0, image=False)
 # Those that a configuration names, and data has.
 CONDITIONS = {condition.name: condition for condition in (CONTOUR, NEIGHBOUR, SOURCE, PICTURE)}

@@ -34,6 +34,10 @@ class Words(NamedTuple):
     theirs: Callable[[tuple, np.ndarray], np.ndarray]
     current: Callable[[Mapping[str, Any]], dict[str, Any]] = unet2d.renamed
 
+    def theirs_shape(self, path: tuple, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of `theirs`."""
+        return self.theirs(path, np.broadcast_to(np.float32(0), shape)).shape
+
 
 # ----------------------------------------------------------------------------------------------
 # Words
@@ -111,7 +115,7 @@ def matched(shapes: Params, words: Words, tensors: Mapping[str, Tensor], folder:
         if odd:
             raise InputError(f"{folder}: {odd[0]} is {problem}, one of {len(odd)} such tensors")
     for name, (path, shape) in wanted.items():
-        expected = words.theirs(path, np.broadcast_to(np.float32(0), shape)).shape
+        expected = words.theirs_shape(path, shape)
         if tensors[name].shape != expected:
             raise InputError(
                 f"{tensors[name].path}: {name} has shape {tensors[name].shape}, but config.json "

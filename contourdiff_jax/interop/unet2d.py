@@ -334,8 +334,3 @@ def theirs(array: np.ndarray) -> np.ndarray:
         return array
     last = array.ndim - 1
     return np.ascontiguousarray(array.transpose(last, last - 1, *range(last - 1)))
-
-
-def theirs_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of `theirs`."""
-    return theirs(np.broadcast_to(np.float32(0), shape)).shape

@@ -372,8 +372,3 @@ def theirs(name: str, array: np.ndarray, *, linear: bool = False) -> np.ndarray:
     array = unet2d.theirs(array)
     convolved = not linear and array.ndim == 2 and name.split(".")[-2] in PROJECTIONS
     return array[..., None, None] if convolved else array
-
-
-def theirs_shape(name: str, shape: tuple[int, ...], *, linear: bool = False) -> tuple[int, ...]:
-    """The shape of `theirs`."""
-    return theirs(name, np.broadcast_to(np.float32(0), shape), linear=linear).shape

@@ -286,10 +286,15 @@ def _check_same(averages: Mapping[str, Params], method: Method, init: Path) -> N
 
 
 def networks(ours: Run) -> dict[str, Params]:
-    """The parameters of each of a run's players, as ShapeDtypeStructs."""
+    """The parameters of each network that a run holds, as ShapeDtypeStructs.
+
+    They are those of its players, and beside them "codec" and "base" where it has one.
+    """
     players = build(ours, mesh=meshes.local()).players
     key = jax.random.key(0)
-    return {name: jax.eval_shape(player.init, key) for name, player in players.items()}
+    learnt = {name: jax.eval_shape(player.init, key) for name, player in players.items()}
+    base = controlnet.network_of(ours).base if ours.base else None
+    return learnt | parts.networks(ours, base=base)
 
 
 def images_per_second(config: ConfigDict, store: str | Path, *, steps: int = 4) -> float:

@@ -9,12 +9,13 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 
-from contourdiff_jax.contracts import Fixed, Player
+from contourdiff_jax.contracts import Fixed, Params, Player
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import codecs, prompts
-from contourdiff_jax.models import Model
+from contourdiff_jax.models import Model, autoencoder
 from contourdiff_jax.runtime import disk, ownership, processes
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
@@ -44,6 +45,14 @@ def read(ours: Run, mesh: Mesh, *, base: Model | None = None) -> Fixed:
         if checkpoint.digest({NETWORK: found["base"]}) != ours.base:
             raise InputError(f"{place}: another base than the run has learnt with; restore it")
     return found
+
+
+def networks(ours: Run, *, base: Model | None = None) -> dict[str, Params]:
+    """The parameters of the parts of a run, as ShapeDtypeStructs, by the names of `read`."""
+    inits = {"codec": autoencoder.build(ours.codec.section).init} if ours.codec else {}
+    inits |= {"base": base.init} if base else {}
+    key = jax.random.key(0)
+    return {name: jax.eval_shape(init, key) for name, init in inits.items()}
 
 
 def weights(folder: Path, model: Model, mesh: Mesh):

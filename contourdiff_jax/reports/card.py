@@ -230,7 +230,7 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
 
 
 def _parameters(trained: Run) -> dict[str, str]:
-    """How many parameters each network that learns has, in all and in its parts."""
+    """How many parameters each network that the run holds has, in all and in its parts."""
     from contourdiff_jax import methods, models  # they take a second, as JAX does
 
     return {

@@ -147,7 +147,7 @@ def translate(request: Request) -> Result:
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "config": config.to_dict(),
         },
-        parameters=models.count(averages),
+        parameters=models.count(methods.networks(trained)),
         overwrite=request.overwrite,
         result=Result([], [], list(content.failed)),
     )
@@ -406,7 +406,7 @@ class _Work:
     plan: Plan
     folder: OutputFolder
     common: dict  # fields of all sidecars
-    parameters: int  # of the network
+    parameters: int  # of all networks that are held
     overwrite: bool
     result: Result  # so far
 

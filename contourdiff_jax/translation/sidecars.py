@@ -178,7 +178,11 @@ def check_one_model(translated: Iterable[tuple[Path, Sidecar | None]]) -> None:
 
 
 def cost(parameters: int) -> dict:
-    """What a sidecar says of the network, of so many parameters, and of the machine, up to now."""
+    """What a sidecar says of a run's networks and of the machine, up to now.
+
+    Args:
+      parameters: of all that is held to draw with: a ControlNet's base and a codec, too.
+    """
     import jax
 
     return {

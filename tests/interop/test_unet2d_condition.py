@@ -11,6 +11,7 @@ import pytest
 from contourdiff_jax import config, models
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import unet2d_condition as interop
+from contourdiff_jax.interop.parameters import of_condition
 from contourdiff_jax.models import controlnet
 
 # What the config.json of the published U-Nets say, but for what their diffusers wrote of itself.
@@ -270,6 +271,7 @@ def test_names_are_those_of_the_blocks():
 @pytest.mark.parametrize("linear", [False, True])
 def test_every_parameter_has_a_name_of_its_own_and_comes_back(linear, rng):
     model = small()
+    words = of_condition(model, linear)
     for init in (
         models.build(model, channels=4).init,
         controlnet.build(model, hint_channels=(4, 8)).init,
@@ -280,7 +282,7 @@ def test_every_parameter_has_a_name_of_its_own_and_comes_back(linear, rng):
         for path, shape in taken.items():
             array = rng.normal(size=shape).astype(np.float32)
             turned = interop.theirs(names[path], array, linear=linear)
-            assert turned.shape == interop.theirs_shape(names[path], shape, linear=linear)
+            assert turned.shape == words.theirs_shape(path, shape)
             np.testing.assert_array_equal(interop.ours(turned, shape), array)
             projection = ".proj_in.weight" in names[path] or ".proj_out.weight" in names[path]
             if projection:

@@ -255,6 +255,11 @@ def test_latents_are_learnt_with_a_deviation_of_one(latent, store_path):
     assert np.abs(twice[0] - twice[1]).max() > 0
 
 
+def test_an_autoencoder_counts_for_what_a_run_of_its_latents_holds(latent, whole):
+    held, theirs = (methods.networks(run.load(folder)) for folder in (latent, whole))
+    assert held.keys() == {"network", "codec"} and held["codec"] == theirs[AUTOENCODER]
+
+
 def test_conditions_are_seen_in_the_space_of_latents(latent, rng):
     """Contours folded, images as the means of their latents, unscaled; what is missing is zero."""
     ours = run.load(latent)

@@ -2,6 +2,7 @@
 """ControlNet and prompts: branches beside a base that stays, and what a network attends to."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 import setups
 
-from contourdiff_jax import config, methods
+from contourdiff_jax import config, methods, models
 from contourdiff_jax.contracts import PROMPT
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import codecs, controlnet, diffusion, parts, prompts
+from contourdiff_jax.reports.card import card
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 
@@ -85,6 +87,17 @@ def test_the_base_stays_and_the_branch_learns(base, branched):
     assert not (branched / "base" / "checkpoints" / "2" / "optimiser").exists()
 
 
+def test_its_base_counts_for_what_it_holds(branched, base, tmp_path):
+    """By number on the card, of what each core of a CPU holds while drawing, too."""
+    held = methods.networks(run.load(branched))
+    assert held.keys() == {"network", "base"}
+    assert held["base"] == methods.networks(run.load(base))["network"]
+    text = card(branched, tmp_path / "card.md").read_text()
+    for name, params in held.items():
+        assert f"| parameters of the {name} | {models.count(params):,}: " in text
+    assert models.count(held["network"]) != models.count(held["base"])
+
+
 @pytest.mark.slow
 def test_a_run_is_whole_in_its_folder(branched, store_path, phantom_data, tmp_path):
     """It goes on without --base, and translates with more or less of what the branch adds."""
@@ -99,6 +112,8 @@ def test_a_run_is_whole_in_its_folder(branched, store_path, phantom_data, tmp_pa
             sampler={"control": control},
         ).done
         drawn.append(nib.load(done[0]).get_fdata())
+    cost = json.loads(next((tmp_path / "whole").glob("*.json")).read_text())["cost"]
+    assert cost["parameters"] == models.count(methods.networks(run.load(branched)))
     assert drawn[0].std() > 0 and np.abs(drawn[0] - drawn[1]).max() > 0
 
 

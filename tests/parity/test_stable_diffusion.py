@@ -17,6 +17,7 @@ from agreement import assert_equal_gradients, assert_equal_outputs, ours, shaken
 
 from contourdiff_jax import config, models
 from contourdiff_jax.interop import unet2d_condition as names
+from contourdiff_jax.interop.parameters import of_condition
 from contourdiff_jax.models import controlnet
 
 WHY = "needs the environment of `make test-parity`"
@@ -72,13 +73,13 @@ def path_of(keys):
 def parameters(read, init, state):
     """Parameters of ours from theirs, every one of which is taken."""
     section, shapes = section_of(read.model), jax.eval_shape(init, jax.random.key(0))
-    taken = set()
+    words, taken = of_condition(section, read.linear), set()
 
     def take(keys, leaf):
         name = names.name(section, path_of(keys))
         taken.add(name)
         tensor = state[name].numpy()
-        assert tensor.shape == names.theirs_shape(name, leaf.shape, linear=read.linear), name
+        assert tensor.shape == words.theirs_shape(path_of(keys), leaf.shape), name
         array = names.ours(tensor, leaf.shape)
         np.testing.assert_array_equal(names.theirs(name, array, linear=read.linear), tensor)
         return jnp.asarray(array)
@@ -198,15 +199,16 @@ def test_stable_diffusion_has_the_same_parameters(kind):
         branch = diffusers.ControlNetModel.from_unet(unet, load_weights_from_unet=False)
     read, of_branch = names.network(unet.config), names.branch(branch.config)
     section = section_of(read.model)
+    words = of_condition(section, read.linear)
     for module, init in (
         (unet, models.build(section, channels=read.inputs, outputs=read.outputs).init),
         (branch, controlnet.build(section_of(of_branch.model)).init),
     ):
         leaves = jax.tree_util.tree_leaves_with_path(jax.eval_shape(init, jax.random.key(0)))
-        shapes = {}
-        for keys, leaf in leaves:
-            name = names.name(section, path_of(keys))
-            shapes[name] = names.theirs_shape(name, leaf.shape, linear=read.linear)
+        shapes = {
+            words.name(path_of(keys)): words.theirs_shape(path_of(keys), leaf.shape)
+            for keys, leaf in leaves
+        }
         assert shapes == {name: tuple(p.shape) for name, p in module.named_parameters()}
 
 

@@ -29,6 +29,7 @@ from contourdiff_jax.interop import schedulers
 from contourdiff_jax.interop import unet2d as names
 from contourdiff_jax.interop.exporting import export
 from contourdiff_jax.interop.importing import import_checkpoint
+from contourdiff_jax.interop.parameters import of_unet2d
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.volumes import intensity
@@ -300,10 +301,12 @@ def test_the_published_network_has_the_same_parameters(conditions):
     section = config.default().model
     section.update(names.model(unet.config) | {"conditions": conditions, "null": "empty"})
     params = jax.eval_shape(models.build(section).init, jax.random.key(0))
-    shapes = {
-        names.name(section, tuple(key.key for key in path)): names.theirs_shape(leaf.shape)
+    words = of_unet2d(section)
+    leaves = [
+        (tuple(key.key for key in path), leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    ]
+    shapes = {words.name(path): words.theirs_shape(path, shape) for path, shape in leaves}
     assert shapes == {name: tuple(p.shape) for name, p in unet.named_parameters()}
 
 
