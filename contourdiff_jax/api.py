@@ -21,6 +21,7 @@ from typing import TypeVar
 import nibabel
 import numpy as np
 
+from contourdiff_jax import config as configuration
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.data import layouts
@@ -75,7 +76,8 @@ def load(run: str | Path, *, devices: int | None = None) -> "Model":
 class Model:
     """A run that translates images in memory as `contourdiff translate` does files.
 
-    What is compiled is kept: a second image of the same kind takes the time of its drawing alone.
+    What is compiled is kept: a second image of the same kind takes the time of its drawing alone,
+    and so does another seed.
 
     Attributes:
       folder: of the run.
@@ -139,20 +141,24 @@ class Model:
             devices=self.devices,
         )
         plan = self._plan(request)
-        scan = _scan(volume.path, name)
+        scan = _scan(image, name)
         source = volumes.of(plan, scan, volume, lambda volume: _mask(volume, mask))
         array, _ = volumes.finish(plan, source, volumes.draw(plan, [source])[0])
         made = nifti.image(volume.to_native(array), volume.native, plan.settings.target.dtype)
-        return np.asarray(made.dataobj) if isinstance(image, np.ndarray) else made
+        return made if isinstance(image, nibabel.Nifti1Image) else np.asarray(made.dataobj)
 
     def _plan(self, request: translation.Request) -> Plan:
-        """How images are translated, made once for all that are asked for alike."""
-        fields = dataclasses.asdict(dataclasses.replace(request, source=NAME))
+        """How images are translated, made once for all that are asked for alike, with any seed."""
+        if type(request.seed) is not int or not 0 <= request.seed < configuration.SEEDS:
+            raise InputError(
+                f"seed: {request.seed!r} must be 0 or more, below {configuration.SEEDS}"
+            )
+        fields = dataclasses.asdict(dataclasses.replace(request, source=NAME, seed=0))
         key = repr(sorted(fields.items()))
         if key not in self._plans:
             trained, config, settings = translation.asked(request)
             self._plans[key], _, _ = translation.planned(trained, config.sampler, settings, request)
-        return self._plans[key]
+        return self._plans[key]._replace(seed=request.seed)
 
 
 def contours_of(
@@ -194,7 +200,7 @@ def translate(
 
     `options` that are no field of the request are those of the sampler, as flags of the command.
     """
-    known = {field.name for field in dataclasses.fields(translation.Request)}
+    known = {field.name for field in dataclasses.fields(translation.Request)} - {"sampler"}
     sampler = {name: value for name, value in options.items() if name not in known}
     given: Mapping[str, object] = {n: value for n, value in options.items() if n in known}
     return translation.translate(
@@ -221,21 +227,34 @@ def _volume(image: nibabel.Nifti1Image | np.ndarray, affine: np.ndarray | None) 
         path = Path(file) if file else NAME
         opened = nifti.of(image, path)
         return io.usable(opened, opened.voxels(), path)
-    array = np.asarray(image)
-    if array.ndim != 3 or array.dtype.kind not in "iuf":
+    array = _array(image)
+    if array.ndim != 3 or not array.size or array.dtype.kind not in "iuf":
         raise InputError(f"image: {array.dtype} {array.shape}, where [X, Y, Z] of numbers belongs")
     if affine is None:
         raise InputError("affine: an array does not say where its voxels lie; give its affine")
-    affine = np.asarray(affine, np.float64)
+    affine = _array(affine)
+    if affine.shape != (4, 4) or affine.dtype.kind not in "iuf":
+        raise InputError(f"affine: {affine.dtype} {affine.shape}, where [4, 4] of numbers belongs")
+    affine = affine.astype(np.float64)
     geometry.check_affine(NAME, affine)
     geometry.check_sizes(NAME, affine, "give another affine")
     native = NativeGrid(array.shape, affine)
     return io.usable(Image(native, lambda: array, array.dtype, "array"), array, NAME)
 
 
-def _scan(path: Path, name: str | None) -> Scan:
+def _array(given) -> np.ndarray:
+    """What is given, as an array; of no numbers where it is none."""
+    try:
+        return np.asarray(given)
+    except ValueError:  # lists of different lengths
+        return np.array(None)
+
+
+def _scan(image: Picture, name: str | None) -> Scan:
     """The scan that the command would make of an image's file, or one of that name."""
-    if name is None and path.is_file():
+    file = image.get_filename() if isinstance(image, nibabel.Nifti1Image) else None
+    path = Path(file) if file else NAME
+    if name is None and file and path.is_file():
         return layouts.find(path).scans[0]
     called = name or NAME.name
     return Scan(name=called, subject=called, files=(path,), path=path, stem=called)

@@ -64,6 +64,8 @@ def test_a_second_image_is_not_compiled_for(folder, scan, monkeypatch):
     again = model(image, "ct")
     np.testing.assert_array_equal(first.get_fdata(), again.get_fdata())
     assert len(built) == once
+    other = model(image, "ct", seed=1)
+    assert (first.get_fdata() != other.get_fdata()).any() and len(built) == once
     model(image, "ct", steps=1)
     assert len(built) > once
 
@@ -105,6 +107,12 @@ def test_orientations_come_back(folder, scan):
         ({"image": np.full((4, 4, 4), np.nan), "affine": np.eye(4)}, "NaN"),
         ({"image": np.arange(64.0).reshape(4, 4, 4)}, "affine"),
         ({"image": np.arange(64.0).reshape(4, 4, 4), "affine": np.zeros((4, 4))}, "singular"),
+        ({"image": np.zeros((4, 4, 0)), "affine": np.eye(4)}, r"\[X, Y, Z\]"),
+        ({"image": [[1], [1, 2]], "affine": np.eye(4)}, r"\[X, Y, Z\]"),
+        ({"image": np.arange(64.0).reshape(4, 4, 4), "affine": np.eye(3)}, r"\[4, 4\]"),
+        ({"image": np.arange(64.0).reshape(4, 4, 4), "affine": "x"}, r"\[4, 4\]"),
+        ({"seed": -1}, "seed"),
+        ({"seed": "a"}, "seed"),
         ({"preset": "pet"}, "pet"),
         ({"steps": 5000}, "steps"),
         ({"mask": np.ones((2, 2, 2))}, "mask"),
@@ -116,6 +124,25 @@ def test_what_cannot_be_translated_is_one_line(folder, scan, given, words):
     with pytest.raises(InputError, match=words) as error:
         cd.load(folder)(**given)
     assert "\n" not in str(error.value)
+
+
+def test_all_that_is_an_array_is_one(folder, scan, tmp_path, monkeypatch):
+    """Whatever its type, and whatever files there are."""
+    image, model = nibabel.load(scan), cd.load(folder)
+    array = np.asarray(image.dataobj)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "image").write_text("no image")
+    ours = model(array, "ct", affine=image.affine)
+    for same in (array.tolist(), jax.numpy.asarray(array)):
+        other = model(same, "ct", affine=image.affine.tolist())
+        assert type(other) is np.ndarray
+        np.testing.assert_array_equal(ours, other)
+
+
+def test_an_unknown_option_is_one_line(folder, scan, tmp_path):
+    for given in ({"sampler": {"steps": 1}}, {"unknown": 1}):
+        with pytest.raises(InputError, match=next(iter(given))):
+            cd.translate(folder, scan, tmp_path / "out", preset="ct", **given)
 
 
 def test_no_run_is_one_line(tmp_path):

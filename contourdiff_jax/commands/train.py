@@ -96,8 +96,6 @@ def main(values: flags.FlagValues) -> int:
     from contourdiff_jax import methods  # JAX takes a second: not for --help
     from contourdiff_jax.runtime import processes
 
-    if values.minutes is not None and values.images is not None:
-        raise InputError("--minutes and --images: each says how long to train; give one of them")
     config = _given(values)
     with cluster_flags.joined(values):
         finished = methods.train(

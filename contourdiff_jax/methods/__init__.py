@@ -6,6 +6,7 @@ A method is added by a file with a function `build` and a line in METHODS (CONTR
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -116,6 +117,11 @@ def train(
     Raises:
       InputError: one of these that cannot be used; a loss that is not finite.
     """
+    if minutes is not None and images is not None:
+        raise InputError("--minutes and --images: each says how long to train; give one of them")
+    for name, amount in (("images", images), ("minutes", minutes)):
+        if amount is not None and not 0 < amount < math.inf:
+            raise InputError(f"--{name}: {amount} must be above 0")
     read = {"store": store, "init": init, "teacher": teacher, "source_store": source_store}
     read |= {"codec": codec, "base": base}
     ownership.check_apart("workdir", workdir, read)
@@ -187,7 +193,7 @@ def _budgeted(config: ConfigDict, before: Run | None, images: int | None) -> Con
     fields = before.config.to_dict()
     for name, value in asked.items():
         section, _, field = name.partition(".")
-        if name in run.FREE:
+        if name == "train.images":  # goes on to those of the run, or to `images`
             continue
         if field:
             fields[section][field] = value

@@ -136,7 +136,7 @@ def of(
         )
     for doubt in guesses.doubts(preset, scan.assumed, volume, window, inside):
         _say(f"warning: {scan.path}: {doubt}")
-    if plan.dims == 3 and (doubt := _uneven(resampling.positions, plan.slice_spacing)):
+    if plan.dims == 3 and (doubt := _uneven(resampling, plan.slice_spacing)):
         _say(f"warning: {scan.path}: {doubt}")
     tiled = plan.sampler.tiles or kept >= KEPT_WHOLE
     remedy = "use a run of another --axis or --spacing" if tiled else "use --tiles"
@@ -160,14 +160,16 @@ def of(
     return SourceVolume(scan, volume, resampling, edges, body, seen)
 
 
-def _uneven(positions: np.ndarray, learnt: float | None) -> str:
-    """What is wrong with slices at `positions` [N] mm for who learnt volumes; "": nothing."""
-    steps = np.abs(np.diff(positions))
-    if not len(steps):
+def _uneven(resampling: Resampling, learnt: float | None) -> str:
+    """What is wrong with a volume's slices for who learnt volumes with `learnt` mm; "": nothing."""
+    steps = np.abs(np.diff(resampling.positions))
+    if resampling.grid.slice_spacing or not len(steps):
         return ""
-    usual, remedy = np.median(steps), "prepare the training data with --slice_spacing"
+    # Of an oblique volume steps along the axis are shorter than from slice to slice.
+    usual, remedy = resampling.gap, "prepare the training data with --slice_spacing"
     if steps.max() > APART * steps.min():
-        return f"its slices are uneven, {steps.min():.3g} to {steps.max():.3g} mm apart; {remedy}"
+        low, high = (step * usual / steps.mean() for step in (steps.min(), steps.max()))
+        return f"its slices are uneven, {low:.3g} to {high:.3g} mm apart; {remedy}"
     if learnt and not 1 / APART <= usual / learnt <= APART:
         return f"its slices are {usual:.3g} mm apart, and those learnt {learnt:.3g} mm; {remedy}"
     return ""

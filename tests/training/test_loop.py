@@ -5,6 +5,7 @@ Two convolutions stand in for the network where it is the loop that is tested.
 """
 
 import json
+import math
 import os
 import re
 import resource
@@ -685,9 +686,21 @@ def test_minutes_become_images_once(two_convolutions, store_path, tmp_path, monk
     monkeypatch.setattr(loop, "images_per_second", None)
     assert methods.train(ours, store_path, folder, minutes=0.2)
     assert config.differences(training_run.load(folder).config, made) == []
+    ours.train.keep = 5
+    assert methods.train(ours, store_path, folder, minutes=0.2)
+    assert config.differences(training_run.load(folder).config, made) == ["train.keep"]
     ours.diffusion.time_exponent = 0.6
     with pytest.raises(InputError, match=r"diffusion\.time_exponent"):
         methods.train(ours, store_path, folder, minutes=0.2)
+
+
+@pytest.mark.parametrize(
+    "long", [{"minutes": -1.0}, {"images": 0}, {"minutes": math.nan}, {"minutes": 1, "images": 8}]
+)
+def test_how_long_is_said_once_and_above_0(store_path, tmp_path, long):
+    with pytest.raises(InputError, match=f"--{next(iter(long))}"):
+        methods.train(None, store_path, tmp_path / "run", **long)
+    assert not any(tmp_path.iterdir())
 
 
 def test_recipes_are_for_more_and_more_images():

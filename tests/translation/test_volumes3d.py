@@ -27,6 +27,7 @@ from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.translation import sampling, volume
 from contourdiff_jax.volumes import io
+from contourdiff_jax.volumes.grid import Grid
 
 NAMES = ["phantom005_ct.nii.gz", "phantom006_ct.nii.gz"]
 UNIT = 4  # slices, of a network of three resolutions
@@ -218,12 +219,32 @@ def test_every_orientation_comes_back_as_it_was(two_convolutions, store_path, so
 # ----------------------------------------------------------------------------------------------
 
 
+def doubt(places, learnt, slice_spacing=0.0, turned=0.0):
+    """What is said of slices at those places in mm, of a volume turned by so many degrees."""
+    places, grid = np.asarray(places, float), Grid("axial", 4.0, 16, slice_spacing)
+    n, gap = len(places), np.diff(places).mean() if len(places) > 1 else 3.0
+    turn = np.deg2rad(turned)
+    rotation = np.eye(4)
+    rotation[1:3, 1:3] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    affine = rotation @ np.diag((1, 1, gap, 1))
+    resampling = grid.fit((8, 8, n), affine, (places - places[0]) / gap)
+    return volume._uneven(resampling, learnt)
+
+
 def test_slices_as_far_apart_as_those_learnt_are_no_doubt():
-    assert volume._uneven(3.0 * np.arange(5), 3.0) == ""
-    assert volume._uneven(3.2 * np.arange(5), 3.0) == "" == volume._uneven(np.zeros(1), 3.0)
-    assert volume._uneven(5.0 * np.arange(5), None) == ""
-    assert re.search("5 mm apart, .* 3 mm; .*--slice_spacing", volume._uneven(np.r_[0, 5.0], 3.0))
-    assert re.search("uneven, 3 to 9 mm", volume._uneven(np.r_[0, 3.0, 12], 3.0))
+    assert doubt(3.0 * np.arange(5), 3.0) == ""
+    assert doubt(3.2 * np.arange(5), 3.0) == "" == doubt(np.zeros(1), 3.0)
+    assert doubt(5.0 * np.arange(5), None) == ""
+    assert re.search("5 mm apart, .* 3 mm; .*--slice_spacing", doubt([0, 5.0], 3.0))
+    assert re.search("uneven, 3 to 9 mm", doubt([0, 3.0, 12], 3.0))
+
+
+def test_oblique_slices_are_as_far_apart_as_they_are():
+    """Not as their places along the axis; even ones of the grid's are no doubt at all."""
+    assert doubt(3.0 * np.arange(5), 3.0, turned=35) == ""
+    assert re.search("uneven, 3 to 9 mm", doubt([0, 3.0, 12], 3.0, turned=35))
+    assert doubt(6.0 * np.arange(5), 3.0, slice_spacing=3.0, turned=35) == ""
+    assert doubt([0, 3.0, 7.2], 3.0, slice_spacing=3.0) == ""
 
 
 def test_slices_farther_apart_than_those_learnt_are_told(volumes_run, sources, tmp_path, capsys):
