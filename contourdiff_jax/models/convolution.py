@@ -29,6 +29,10 @@ MANY = 128  # from so many features in and out on, larger pictures are cut into 
 FEW = 16
 ROWS = 16
 SAME = ((1, 1), (1, 1))  # padding of rows and columns around 3 x 3 pixels
+# Of volumes, a kernel's gradient is that of parts of about PIXELS, of PARTS at most: each takes the
+# compiler its time.
+PIXELS = 4096
+PARTS = 16
 
 
 class Convolution1x1(nnx.Conv):
@@ -229,10 +233,45 @@ def _convolved(x, kernel, stride: int = 1, padding: int = 0, dilation: int = 1):
     )
 
 
+@jax.custom_vjp
 def convolve_slices(x, kernel):
     """x [B, D, H, W, C], kernel [1, 3, 3, C, O] -> [B, D, H, W, O]: `convolve` of every slice."""
-    slices = x.reshape(-1, *x.shape[2:])
-    return convolve(slices, kernel[0]).reshape(*x.shape[:-1], -1)
+    return convolve(_as_slices(x), kernel[0]).reshape(*x.shape[:-1], -1)
+
+
+def _slices_backward(saved, gradient):
+    return jax.lax.platform_dependent(
+        *saved, gradient, cpu=_gradients_of_slices_on_a_cpu, default=_gradients_of_slices
+    )
+
+
+convolve_slices.defvjp(
+    lambda x, kernel: (convolve_slices(x, kernel), (x, kernel)), _slices_backward
+)
+
+
+def _gradients_of_slices(x, kernel, gradient):
+    pull = jax.vjp(convolve, _as_slices(x), kernel[0])[1]
+    of_x, of_kernel = pull(_as_slices(gradient))
+    return of_x.reshape(x.shape), of_kernel[None]
+
+
+def _gradients_of_slices_on_a_cpu(x, kernel, gradient):
+    """That of the kernel is summed over parts of the slices, each of which a cache holds.
+
+    All of B are in every part: where B is sharded, nothing has to move.
+    """
+    of_x, of_kernel = _gradients_of_slices(x, kernel, gradient)
+    batch, depth, rows, columns, _ = x.shape
+    count = max(PIXELS // (batch * rows * columns), -(-depth // PARTS), 1)
+    if count < depth and not _tiled(_as_slices(x), kernel[0]):
+        parts = [slice(first, first + count) for first in range(0, depth, count)]
+        of_kernel = sum(_gradients_of_slices(x[:, p], kernel, gradient[:, p])[1] for p in parts)
+    return of_x, of_kernel
+
+
+def _as_slices(x):
+    return x.reshape(-1, *x.shape[2:])
 
 
 def _summed_by_slices(x, kernel):

@@ -48,10 +48,11 @@ def gradients(settings, *space):
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 6, 5, 7, 3, 4), (1, 1, 8, 8, 2, 3), (1, 2, 10, 10, 128, 128)]
-)
-def test_a_volume_is_convolved_as_by_xla(shape):
+@pytest.mark.parametrize("pixels", [convolution.PIXELS, 150, 1])
+@pytest.mark.parametrize("shape", [(2, 5, 5, 7, 3, 4), (1, 1, 8, 8, 2, 3)])
+def test_a_volume_is_convolved_as_by_xla(shape, pixels, monkeypatch):
+    """Its kernel's gradient is summed over parts of all five slices, of two and of one."""
+    monkeypatch.setattr(convolution, "PIXELS", pixels)
     *space, features, outputs = shape
     rng = np.random.default_rng(0)
     sizes = (*space, features), (3, 3, 3, features, outputs), (*space, outputs)
@@ -248,6 +249,12 @@ def test_at_odd_ends_the_means_are_of_what_is_left(space, pool):
         part = x[(0, *(slice(pool * i, pool * (i + 1)) for i in block))]
         right = part.reshape(-1, 8).mean(0)
         np.testing.assert_allclose(pooled[(0, *block)], right, atol=1e-6)
+    weight = jax.random.normal(jax.random.key(1), pooled.shape)
+    found = jax.grad(lambda x: (blocks.means(x, sides) * weight).sum())(x)
+    # Means are linear: the gradient's product with any x is what the means of that x come to.
+    np.testing.assert_allclose((found * x).sum(), (pooled * weight).sum(), rtol=1e-4)
+    moved = (found * jnp.square(x)).sum(), (blocks.means(jnp.square(x), sides) * weight).sum()
+    np.testing.assert_allclose(*moved, rtol=1e-4)
     assert attention(sides)(x).shape == x.shape
 
 
