@@ -641,7 +641,7 @@ def made(settings, world):
     feed = method_of(settings, world).feed
     chosen, made = feed.choose(0), feed.maker()
     raw = examples.read(world.store, feed.contours, chosen.rows)
-    return traced(lambda raw: made(raw, chosen), raw)
+    return traced(lambda raw: made((raw, None), chosen), raw)
 
 
 def patches(settings, world):
