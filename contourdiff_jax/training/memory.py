@@ -17,8 +17,9 @@ from contourdiff_jax.contracts import Example, Method, Player
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.training.state import TrainState
 
-# Share of what is kept by the trace that a compiled step kept at least, wherever it was measured:
-# compilers keep one array in place of several that follow from it.
+# Share of what the trace keeps that is counted. A compiler may keep one array in place of several
+# that follow from it; a compiled step that took less than all of it was not seen on a CPU, so what
+# is refused is certainly too large.
 KEPT = 0.5
 CUT = 8  # slices and pixels that the sides of patches are cut down by
 GIB = 2**30
