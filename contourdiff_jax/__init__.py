@@ -46,3 +46,7 @@ def __getattr__(name: str):
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module("contourdiff_jax.api"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

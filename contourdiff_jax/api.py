@@ -55,6 +55,7 @@ __all__ = [
     "translate",
 ]
 Picture = TypeVar("Picture", nibabel.Nifti1Image, np.ndarray)
+PLANS = 8  # ways to translate that a model keeps compiled, each with its weights
 NAME = Path("image")  # what messages call an image that is from no file
 
 
@@ -77,7 +78,7 @@ class Model:
     """A run that translates images in memory as `contourdiff translate` does files.
 
     What is compiled is kept: a second image of the same kind takes the time of its drawing alone,
-    and so does another seed.
+    and so does another seed. Of settings, the last few are.
 
     Attributes:
       folder: of the run.
@@ -156,6 +157,8 @@ class Model:
         fields = dataclasses.asdict(dataclasses.replace(request, source=NAME, seed=0))
         key = repr(sorted(fields.items()))
         if key not in self._plans:
+            if len(self._plans) >= PLANS:
+                del self._plans[next(iter(self._plans))]
             trained, config, settings = translation.asked(request)
             self._plans[key], _, _ = translation.planned(trained, config.sampler, settings, request)
         return self._plans[key]._replace(seed=request.seed)
@@ -170,6 +173,7 @@ def contours_of(
     axis: str = "axial",
     spacing: float = 1.0,
     size: int = 256,
+    slice_spacing: float = 0.0,
 ) -> np.ndarray:
     """Contours [N, H, W] uint8, 1 on one, of an image's slices in increasing coordinate.
 
@@ -177,14 +181,15 @@ def contours_of(
       image, affine: as of `Model`.
       preset: of its intensities, 'ct' or 'mr'.
       settings: name of a contour preset, or a JSON file; default: "default".
-      axis, spacing [mm], size [px]: of the grid that slices are brought to.
+      axis, spacing [mm], size [px], slice_spacing [mm]: of the grid that slices are brought to, as
+        flags of `prepare`; without a slice spacing slices stay where they are.
 
     Raises:
       InputError: an image that cannot be one, or nothing of the body on the grid.
     """
     chosen, volume = intensity.preset(preset), _volume(image, affine)
     given = contour_settings.named(settings or "default", chosen.modality)
-    volume, resampling = Grid(axis, spacing, size).fit_volume(volume)
+    volume, resampling = Grid(axis, spacing, size, slice_spacing).fit_volume(volume)
     window = chosen.window_of(volume)
     inside = masks.body_mask(volume.array, volume.affine, chosen.modality)
     body = resampling.body(inside, volume.path, "take a larger size or spacing")

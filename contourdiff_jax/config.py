@@ -289,11 +289,21 @@ def from_dict(fields: dict) -> ConfigDict:
         raise InputError(f"config: {fields!r}, where a dictionary of sections belongs")
     config = default()
     _check_types(config, fields, "config")
+    _check_known(config, fields, "config")
     try:
         config.update(ConfigDict(fields))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"config: {str(error.args[0]).splitlines()[0]}") from None
     return config
+
+
+def _check_known(config: ConfigDict, fields: dict, name: str) -> None:
+    """Raise InputError for the first field that is not ours, by its name."""
+    for field, value in fields.items():
+        if field not in config:
+            raise InputError(f"{name}.{field}: unknown; known are {', '.join(config)}")
+        if isinstance(value, dict) and isinstance(config[field], ConfigDict):
+            _check_known(config[field], value, f"{name}.{field}")
 
 
 def _check_types(config: ConfigDict, fields: dict, name: str) -> None:

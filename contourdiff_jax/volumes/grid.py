@@ -95,10 +95,10 @@ class Grid:
           InputError: slices are to be even, and would be interpolated across a gap.
         """
         axis, offsets = volume.offsets or (None, None)
-        if axis not in (None, AXES[self.axis][0]):
-            volume, offsets = volume.even(), None
         if self.slice_spacing and offsets is not None:
             _check_gaps(volume, offsets * geometry.spacing(volume.affine)[axis])
+        if axis not in (None, AXES[self.axis][0]):
+            volume, offsets = volume.even(), None
         return volume, self.fit(volume.array.shape, volume.affine, offsets)
 
 
@@ -304,13 +304,20 @@ def _are_so_far_apart(offsets: np.ndarray, gap: float, slice_spacing: float) -> 
 
 
 def _check_gaps(volume: Volume, places: np.ndarray) -> None:
-    """Raise InputError for slices at places [n] in mm that have a gap among them."""
-    parts = geometry.runs(places)
-    if len(parts) > 1:
-        widest = np.diff(places).max()
+    """Raise InputError for slices at places [n] in mm that have a gap among them.
+
+    It is wider than both steps beside it: those of a scanner, which takes thinner slices of a part
+    of the head, are no gaps.
+    """
+    steps = np.abs(np.diff(places))
+    if len(steps) < 2:
+        return
+    beside = np.pad(steps, 1, mode="reflect")
+    gaps = steps > geometry.GAP * np.maximum(beside[:-2], beside[2:])
+    if gaps.any():
         raise InputError(
-            f"{volume.path}: its slices have a gap of {widest:.3g} mm, in which even ones would be "
-            f"made up; give it without the slices on one side of it"
+            f"{volume.path}: its slices have a gap of {steps[gaps].max():.3g} mm, in which even "
+            f"ones would be made up; give it without the slices on one side of it"
         )
 
 

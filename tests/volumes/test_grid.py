@@ -417,6 +417,10 @@ def test_nothing_is_made_up_in_a_gap():
         Grid("axial", 1.0, 24, 3.0).fit_volume(volume)
     assert "\n" not in str(error.value)
     Grid("axial", 1.0, 24).fit_volume(volume)  # slices are where they are
+    with pytest.raises(InputError, match=r"gap of 7\.5 mm"):
+        Grid("sagittal", 1.0, 24, 3.0).fit_volume(volume)  # across them, it would be filled, too
+    thin_and_thick = stack(np.array([0, 4, 8, 12, 19, 26, 33.0]))  # as scanners take heads
+    assert len(Grid("axial", 1.0, 24, 4.0).fit_volume(thin_and_thick)[1].positions) > 7
     with pytest.raises(InputError, match="slice spacing of"):
         Grid("axial", 1.0, 24, 1e-4).fit((4, 4, 4), np.eye(4))
 
