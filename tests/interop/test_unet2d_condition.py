@@ -141,6 +141,7 @@ def test_settings_go_to_diffusers_and_come_back(fields):
     for name, value in back.items():
         assert model[name] == value, name
     ours = {"conditions", "null", "patch", "dtype", "rematerialise", "fused_attention"}
+    ours |= {"dims", "planar", "paths", "pool"}
     assert set(model) - set(back) == ours | {"head_width"}
 
 
