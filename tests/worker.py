@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests have processes of their own do, with two convolutions for a network.
+"""What the tests have processes of their own do, most of it with two convolutions for a network.
 
 python tests/worker.py '{"task": "together", "store": .., "out": .., "process": 0, ..}'
 """
@@ -28,6 +28,8 @@ from contourdiff_jax.training import checkpoint, run
 
 STEPS = 50
 MESHES = ((2, 1), (1, 2))
+# Runs by their names, each with those that it begins with.
+CHAIN = {"autoencoder": {}, "latent": {"codec": "autoencoder"}, "controlnet": {"base": "latent"}}
 
 
 def settings(**train_fields):
@@ -40,6 +42,42 @@ def settings(**train_fields):
     ours.train.update(train_fields)
     ours.sampler.update(steps=2, batch=4)
     return ours
+
+
+def of_parts(kind: str):
+    """Four steps of four images of an autoencoder, of its latents, or of a ControlNet of those."""
+    ours = config.default()
+    ours.augment.probability = 0.0
+    ours.train.update(images=16, batch=4, log=4, evaluate=8, sample=8, checkpoint=0, warmup=8)
+    ours.sampler.batch = 4
+    if kind == "autoencoder":
+        ours.method, ours.model.conditions = kind, ("source",)
+        ours.autoencoder.update(channels=(4, 8), groups=2, latents=2)
+        ours.adversarial.update(critic_width=2, critic_layers=2)
+        return ours
+    ours.model.update(channels=(8, 8), attention=(False, False), groups=4, head_width=8)
+    ours.model.conditions = ()
+    ours.sampler.update(clip=False, steps=2)
+    if kind == "controlnet":
+        ours.method, ours.model.conditions = kind, ("contour",)
+        ours.controlnet.channels = (4, 4)
+    return ours
+
+
+def chain(store: Path, out: Path, origins: str | None = None, over: int = 1) -> None:
+    """An autoencoder, diffusion of its latents, and a ControlNet beside that.
+
+    Args:
+      origins: folder with the runs that these begin with, by default `out`.
+      over: devices that share a batch; over these parameters of the last are split, too.
+    """
+    before = Path(origins or out)
+    for kind, flags in CHAIN.items():
+        ours = of_parts(kind)
+        split = kind == "controlnet"
+        ours.mesh.update(data=1 if split else over, fsdp=over if split else 1)
+        parts = {flag: before / name for flag, name in flags.items()}
+        assert methods.train(ours, store, out / kind, **parts)
 
 
 def gradient(data: int, fsdp: int) -> list[np.ndarray]:
@@ -125,7 +163,8 @@ def restore(store: Path, out: Path) -> None:
 def main(task: str, store: str, out: str, process=None, of=None, port=None, devices=1, **fields):
     os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     address = port and f"localhost:{port}"
-    models.build = conftest._two_convolutions
+    if task != "chain":  # a ControlNet's branch is a copy of its base's encoder
+        models.build = conftest._two_convolutions
     meshes.SMALL = 0  # so that everything is split that can be
     with processes.joined(address, of, process):
         globals()[task](Path(store), Path(out), **fields)

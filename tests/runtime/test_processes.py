@@ -19,11 +19,13 @@ import setups
 import worker
 from unpaired_pictures import pictures
 
-from contourdiff_jax import methods
+from contourdiff_jax import methods, models
+from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import processes
-from contourdiff_jax.training import checkpoint
+from contourdiff_jax.training import checkpoint, loop
+from contourdiff_jax.training.run import load
 
 SCRIPT = Path(worker.__file__)
 
@@ -136,6 +138,48 @@ def test_what_they_leave_is_one_run(pair, single):
         states.append(setups.last_state(run, like))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), states[0], states[1])
     jax.tree.map(np.testing.assert_array_equal, states[1], states[2])
+
+
+@pytest.mark.slow
+def test_runs_with_parts_are_those_of_one_process(store_path, tmp_path, monkeypatch):
+    """An autoencoder, diffusion of its latents, and a ControlNet whose base is split in two."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    monkeypatch.setattr(models, "build", getattr(models.build, "replaced", models.build))
+    worker.chain(store_path, one)
+    shared = {"task": "chain", "store": store_path, "out": two, "port": free_port()}
+    shared |= {"origins": one, "over": 2}
+    with contextlib.ExitStack() as running:
+        started = [running.enter_context(start(**shared, process=i, of=2)) for i in range(2)]
+        for process in started:
+            running.callback(process.kill)
+        said = [process.communicate(timeout=1200)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    latents = [(folder / "latent" / "latents" / "images.npy") for folder in (one, two)]
+    np.testing.assert_allclose(*map(np.load, latents), atol=1e-5)
+    for kind in worker.CHAIN:
+        states = [
+            setups.last_state(out / kind, _like(out / kind, store_path)) for out in (one, two)
+        ]
+        assert states[0].step == 4
+        ours, theirs = ((state.params, state.ema) for state in states)
+        jax.tree_util.tree_map_with_path(_assert_close, ours, theirs)
+        losses = [
+            [{n: v for n, v in line.items() if n.endswith("loss")} for line in stats(out / kind)]
+            for out in (one, two)
+        ]
+        for ours, theirs in zip(*losses, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def _assert_close(path, ours, theirs):
+    """But for biases of the critic: before a norm, rounding is all that there is of a gradient."""
+    if not {"critic", "bias"} <= {getattr(key, "key", None) for key in path}:
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def _like(folder: Path, store: Path):
+    """The shapes of a run's state, on one device."""
+    return loop.like(methods.build(load(folder), store=open_store(store), mesh=meshes.local(1)))
 
 
 @pytest.mark.slow
