@@ -36,7 +36,7 @@ ASKED = {
     "prepare": [(("--source=scans/ct", "--preset=ct", "--out={}"), ("scans/ct",))],
     "contours": [(("--store=store", "--out={}"), ("store",))],
     "train": [
-        (("--store=store", "--workdir={}"), ("store",)),
+        (("--store=store", "--workdir={}", "--config.seed=1"), ("store",)),
         (("--store=store", "--workdir={}", "--init=run", *NETWORK), ("run",)),
     ],
     "translate": [

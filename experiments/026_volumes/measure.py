@@ -105,13 +105,18 @@ def pooled(values: dict, others: dict | None) -> dict:
     """{metric: interval} over subjects, and the differences from another way."""
     found = {}
     for metric in KEPT:
-        if of := values.get(metric):
+        of, beside = (_finite(each.get(metric, {})) for each in (values, others or {}))
+        if of:
             found[metric] = bootstrap.interval(list(of.values()))
-            if others and metric in others:
-                both = sorted(of.keys() & others[metric].keys())
-                pair = ([each[s] for s in both] for each in (of, others[metric]))
-                found[f"{metric}_more"] = bootstrap.difference(*pair)
+        if both := sorted(of.keys() & beside.keys()):
+            pair = ([each[subject] for subject in both] for each in (of, beside))
+            found[f"{metric}_more"] = bootstrap.difference(*pair)
     return found
+
+
+def _finite(values: dict) -> dict:
+    """Without what is not: the truth's PSNR is infinite, as of a volume without an error."""
+    return {subject: value for subject, value in values.items() if np.isfinite(value)}
 
 
 def merged(parts: list[dict]) -> dict:
