@@ -306,14 +306,15 @@ def _are_so_far_apart(offsets: np.ndarray, gap: float, slice_spacing: float) -> 
 def _check_gaps(volume: Volume, places: np.ndarray) -> None:
     """Raise InputError for slices at places [n] in mm that have a gap among them.
 
-    It is wider than both steps beside it: those of a scanner, which takes thinner slices of a part
-    of the head, are no gaps.
+    It is wider than the usual step and than both beside it: those of a scanner, which takes a part
+    of the head in thinner slices, are no gaps.
     """
     steps = np.abs(np.diff(places))
     if len(steps) < 2:
         return
     beside = np.pad(steps, 1, mode="reflect")
-    gaps = steps > geometry.GAP * np.maximum(beside[:-2], beside[2:])
+    others = np.maximum(np.maximum(beside[:-2], beside[2:]), np.median(steps))
+    gaps = steps > geometry.GAP * others
     if gaps.any():
         raise InputError(
             f"{volume.path}: its slices have a gap of {steps[gaps].max():.3g} mm, in which even "
