@@ -270,6 +270,7 @@ def test_pooling_and_transformers_are_refused_together():
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_rematerialising_changes_no_gradient_of_an_enhanced_network(settings):
     settings.update(planar=1, paths=2, pool=(2,))
     kept, again = (gradients(settings, 6, 10, 8) for settings.rematerialise in (False, True))
