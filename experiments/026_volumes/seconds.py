@@ -5,8 +5,8 @@
 
 OUT is that of measure.py, with its runs. The volume is a test head's slices, back and forth. Ways
 take turns, each a process of its own that finds compiled what it compiled the first time; seconds
-are those of the sidecar, reading and writing the volume left out of neither. Written to
-seconds.json beside this file.
+are those of the sidecar, in which the volume is read, drawn and put back. Written to seconds.json
+beside this file.
 """
 
 import argparse
