@@ -33,6 +33,7 @@ def get_config():
         dtype="bfloat16",
         rematerialise=True,
     )
+    settings.volume.update(depth=64, side=96)
     settings.augment.probability = 0.5
     settings.train.update(
         images=100_000,

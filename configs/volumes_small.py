@@ -6,7 +6,7 @@
     contourdiff train --config=configs/volumes_small.py --store=stores/mr --workdir=runs/volumes
 
 Heads of 64 px of 3 to 4 mm, in slices as far apart; patches of 32 slices. The network takes 2 x 2 x
-2 voxels for one: without that a step would take about eight times as long. It is what
+2 voxels for one, an eighth of the work. It is what
 configs/enhanced_3d_small.py has to be better than.
 """
 

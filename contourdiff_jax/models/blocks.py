@@ -209,10 +209,7 @@ def _means(x, sides, space):
 
 
 def _means_backward(sides, space, _, gradient):
-    """Every element's share of its block: XLA would sum windows as large as the blocks.
-
-    On a CPU that takes forty times as long where blocks are of 4 x 4 x 4.
-    """
+    """Every element's share of its block; XLA would sum windows as large as the blocks are."""
     sizes = [
         np.minimum(side, size - np.arange(0, size, side))
         for side, size in zip(sides, space, strict=True)
