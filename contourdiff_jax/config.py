@@ -9,7 +9,7 @@ where it has no effect without others, and an entry in tests/test_config.py that
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -295,6 +295,15 @@ def from_dict(fields: dict) -> ConfigDict:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"config: {str(error.args[0]).splitlines()[0]}") from None
     return config
+
+
+def replaced(config: ConfigDict, values: Mapping[str, object]) -> ConfigDict:
+    """The configuration with other values of some fields, by dotted name, as `changes` has them."""
+    fields = config.to_dict()
+    for name, value in values.items():
+        section, _, field = name.rpartition(".")
+        (fields[section] if section else fields)[field] = value
+    return from_dict(fields)
 
 
 def _check_known(config: ConfigDict, fields: dict, name: str) -> None:

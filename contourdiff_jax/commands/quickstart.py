@@ -72,7 +72,7 @@ def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
     from contourdiff_jax.data.phantoms.heads import phantoms
     from contourdiff_jax.data.prepare import prepare
     from contourdiff_jax.evaluation.folder import Request, evaluate
-    from contourdiff_jax.methods import images_per_second, train
+    from contourdiff_jax.methods import train
     from contourdiff_jax.reports.page import report
     from contourdiff_jax.runtime import disk, ownership
     from contourdiff_jax.training import run
@@ -89,24 +89,10 @@ def quickstart(workdir: Path, *, minutes: float, seed: int = 0) -> bool:
         _say("preparing the MR of the training subjects")
         prepare(data / "train_mr", store, "mr", spacing=SPACING, size=SIZE)
 
-    if (trained / "config.json").exists():
-        settings = run.load(trained).config
-    else:
-        # Minutes become a number of images once: what is resumed must be the same run.
-        settings = config(seed)
-        speed = images_per_second(settings, store)
-        images = max(settings.train.batch, int(speed * minutes * 60))
-        settings.train.update(
-            images=images,
-            log=images // 50,
-            evaluate=images // 10,
-            sample=images // 4,
-            checkpoint=images // 4,
-        )
-        _say(f"{speed:.0f} images/s here, so {minutes:g} minutes of training are {images:,} images")
-
     _say("training on MR alone")
-    if not train(settings, store, trained):
+    # A run that has begun goes on as it is.
+    settings = None if run.exists(trained) else config(seed)
+    if not train(settings, store, trained, minutes=minutes):
         return False
     _say("translating CT of other heads, from its contours alone")
     ct, translated = data / "test_ct", workdir / "translated"

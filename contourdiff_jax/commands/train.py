@@ -147,11 +147,9 @@ def _given(values: flags.FlagValues):
     config = configuration.from_dict(values.config.to_dict())
     if values["config"].present or not run.exists(Path(values.workdir)):
         return config
+    given, names = configuration.flat(config), [name.removeprefix("config.") for name in names]
     own = run.load(Path(values.workdir)).config
-    for name in names:
-        section, _, field = name.removeprefix("config.").rpartition(".")
-        (own[section] if section else own)[field] = (config[section] if section else config)[field]
-    return own
+    return configuration.replaced(own, {name: given[name] for name in names})
 
 
 def _perceptual(file: str):

@@ -190,19 +190,11 @@ def _budgeted(config: ConfigDict, before: Run | None, images: int | None) -> Con
     asked = configuration.changes(config)
     if before is None:
         return config if images is None else recipe.fitted(config, images, asked)
-    fields = before.config.to_dict()
-    for name, value in asked.items():
-        section, _, field = name.partition(".")
-        if name == "train.images":  # goes on to those of the run, or to `images`
-            continue
-        if field:
-            fields[section][field] = value
-        else:
-            fields[section] = value
+    asked.pop("train.images", None)  # it goes on to those of the run, or to `images`
+    config = configuration.replaced(before.config, asked)
     if images is not None:
-        batch = fields["train"]["batch"]
-        fields["train"]["images"] = max(1, images // batch) * batch
-    return configuration.from_dict(fields)
+        config.train.images = recipe.in_batches(config, images)
+    return config
 
 
 def _in_time(method: Method, config: ConfigDict, minutes: float, asked) -> ConfigDict:

@@ -45,14 +45,13 @@ def fitted(config: ConfigDict, images: float, asked: Iterable[str] = ()) -> Conf
     if config.method == "diffusion":
         fields |= next(recipe.fields for recipe in RECIPES if images <= recipe.most)
     fields = {name: value for name, value in fields.items() if name not in asked}
-    batch = fields.get("train.batch", config.train.batch)
-    images = max(1, int(images) // batch) * batch
-    fields["train.images"] = images
+    images = fields["train.images"] = in_batches(config, images)
     for name, times in OFTEN.items():
         if f"train.{name}" not in asked and config.train[name]:
             fields[f"train.{name}"] = max(1, images // times)
-    sections = config.to_dict()
-    for name, value in fields.items():
-        section, _, field = name.partition(".")
-        sections[section][field] = value
-    return configuration.from_dict(sections)
+    return configuration.replaced(config, fields)
+
+
+def in_batches(config: ConfigDict, images: float) -> int:
+    """So many images, or the fewer that are whole batches; one batch at least."""
+    return max(1, int(images) // config.train.batch) * config.train.batch

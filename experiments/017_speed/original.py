@@ -8,7 +8,7 @@
 in the environment of `make test-parity`, with torchvision (the version that belongs to its torch)
 and pandas installed beside. 159b469 is the last commit whose training starts. Its train.py runs as
 it is, with its own defaults; only the clock is ours, in the step of its learning rate,
-and it is stopped before it samples. Ours is `methods.images_per_second`, as the quickstart has it.
+and it is stopped before it samples. Ours is `methods.images_per_second`.
 Both see generated heads, the original as PNG files of slices and contours. Each turn is a process
 of its own; turns alternate. Adds its entry to result.json.
 """
