@@ -31,6 +31,7 @@ from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import folder as evaluation
 from contourdiff_jax.evaluation.records import Outcome
+from contourdiff_jax.interop import sharing
 from contourdiff_jax.methods import train
 from contourdiff_jax.training import run as runs
 from contourdiff_jax.training.run import Run
@@ -63,14 +64,16 @@ def load(run: str | Path, *, devices: int | None = None) -> "Model":
     """A trained run, to translate images with.
 
     Args:
-      run: its folder, made by `train` or `import`.
+      run: its folder, made by `train` or `import`, or one that is shared: a file of `export`, or
+        URL#sha256=DIGEST of one, which is fetched once.
       devices: how many to use; default: all that JAX knows. Of a CPU it knows one unless
         JAX_NUM_CPU_DEVICES says how many cores to take, before JAX is imported.
 
     Raises:
-      InputError: no run.
+      InputError: no run, or one that cannot be fetched.
     """
-    return Model(Path(run), runs.load(Path(run)), devices)
+    folder = sharing.at(run)
+    return Model(folder, runs.load(folder), devices)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,27 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a run's averaged network as a folder that diffusers loads, with its scheduler.
+"""Write a run as one file to share, or its averaged network as a folder that diffusers loads.
 
-OUT is a pipeline's folder: UNet2DModel.from_pretrained(OUT, subfolder="unet") loads the network,
-and DDPMScheduler.from_pretrained(OUT, subfolder="scheduler") the scheduler, which may be
+An --out that ends in .zip becomes a file of what others need to translate with the run: its
+configuration, its averaged weights and its card (--card, which `contourdiff card` writes; by
+default one of the run alone). They put that file, or URL#sha256=DIGEST of it, where a run is asked
+for.
+
+Another OUT is a pipeline's folder: UNet2DModel.from_pretrained(OUT, subfolder="unet") loads the
+network, and DDPMScheduler.from_pretrained(OUT, subfolder="scheduler") the scheduler, which may be
 DDIMScheduler or DPMSolverMultistepScheduler too. `contourdiff import` makes the same run of OUT
 again. Networks can be exported if UNet2DModel has an equivalent, such as that of
 configs/contourdiff_2d.py. A run of Stable Diffusion becomes the folder of such a pipeline again,
 with the text encoder and the tokenizer of --like, the one that it came from.
 
-Example:
+Examples:
+    contourdiff export --run=runs/mr --out=mr.zip --card=card.md
     contourdiff export --run=runs/mr --out=exported
 """
+
+import tempfile
+from pathlib import Path
 
 from absl import flags
 
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.interop import sharing
 from contourdiff_jax.interop.exporting import export
+from contourdiff_jax.reports.card import card
+from contourdiff_jax.runtime import disk
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff export`."""
     flags.DEFINE_string("run", None, "folder of a trained run", flag_values=values)
-    flags.DEFINE_string("out", None, "folder to write", flag_values=values)
+    flags.DEFINE_string("out", None, "the .zip file or the folder to write", flag_values=values)
+    flags.DEFINE_string("card", None, "model card, for a .zip file", flag_values=values)
     flags.DEFINE_string(
         "like",
         None,
@@ -35,5 +48,26 @@ def main(values: flags.FlagValues) -> int:
     for name in ("run", "out"):
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff export --help`")
-    export(values.run, values.out, values.like)
+    if not values.out.endswith(sharing.SUFFIX):
+        if values.card is not None:
+            raise InputError("--card: goes into a .zip file; leave it out")
+        export(values.run, values.out, values.like)
+        return 0
+    if values.like is not None:
+        raise InputError("--like: a .zip file has all of its own; leave it out")
+    _share(values.run, values.out, values.card)
     return 0
+
+
+def _share(run: str, out: str, written: str | None) -> None:
+    """Writes the file to share, and says how others use it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(written) if written else card(run, Path(folder) / sharing.CARD)
+        disk.check_is_file(file)
+        digest = sharing.pack(run, out, file)
+    size = Path(out).stat().st_size / 1e6
+    print(
+        f"{out}: {size:.1f} MB; where it is put at a URL, others translate with it by\n"
+        f"  contourdiff translate --run=URL#sha256={digest} --source=SCANS --preset=ct "
+        f"--out=TRANSLATED"
+    )

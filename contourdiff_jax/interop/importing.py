@@ -16,6 +16,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import (
     parameters,
     schedulers,
+    sharing,
     stable_diffusion,
     unet2d,
     weight_files,
@@ -30,7 +31,6 @@ from contourdiff_jax.volumes.intensity import Preset, Window
 
 # What a network sees beside the image, by the number of these channels, as in ContourDiff.
 CONDITIONS = {1: (CONTOUR.name,), 2: (CONTOUR.name, NEIGHBOUR.name)}
-MADE = "a run"  # by which the folder of one is known
 STEPS = 50  # of sampling, as published; the configuration of a scheduler does not say
 
 
@@ -56,7 +56,8 @@ def import_checkpoint(
 
     Args:
       source: a pipeline's folder, or its `unet`. One that `export` wrote of such a network says all
-        of the following itself; of any other, preset and spacing have to be given.
+        of the following itself, and so does a shared run (sharing.py); of any other, preset and
+        spacing have to be given.
       workdir: folder of the run.
       preset: modality of the images that the model draws, 'ct' or 'mr'.
       window: intensities of the model's -1 and 1; default: the preset's.
@@ -71,7 +72,20 @@ def import_checkpoint(
     """
     workdir = Path(workdir)
     meshes.check_devices()
-    ownership.check_is_free(workdir, MADE)
+    ownership.check_is_free(workdir, sharing.OWN)
+    images = {
+        "preset": preset,
+        "window": window,
+        "axis": axis,
+        "spacing": spacing,
+        "size": size,
+        "contours": contours_file,
+    }
+    if (shared := sharing.at(source)) != Path(source):
+        _check_unsaid(images | {"prompt": prompt, "source_preset": source_preset}, source)
+        sharing.keep(shared, workdir)
+        print(f"{workdir}: a run of {run.load(Path(workdir)).config.method}")
+        return
     if stable_diffusion.is_pipeline(Path(source)):
         ownership.check_apart("workdir", workdir, {"checkpoint": source})
         _check_described(source, preset, spacing)
@@ -92,19 +106,9 @@ def import_checkpoint(
             raise InputError(f"--{name}: {source} sees none; leave it out")
     unet = _unet(Path(source))
     ownership.check_apart("workdir", workdir, {"checkpoint": source})
-    images = {
-        "preset": preset,
-        "window": window,
-        "axis": axis,
-        "spacing": spacing,
-        "size": size,
-        "contours": contours_file,
-    }
     root = unet.parent if unet.name == "unet" else unet
     if (root / run.EXPORTED).is_file():
-        for name, value in images.items():
-            if value is not None:
-                raise InputError(f"--{name}: {root / run.EXPORTED} says it already; leave it out")
+        _check_unsaid(images, root / run.EXPORTED)
         ours = _exported(root, unet / "config.json")
     else:
         ours = _foreign(root, unet / "config.json", images)
@@ -120,11 +124,18 @@ def import_checkpoint(
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     words = parameters.of_unet2d(config.model)
     params = parameters.read(words, parameters.matched(shapes, words, tensors, unet))
-    with ownership.folder(workdir, MADE) as partial:
+    with ownership.folder(workdir, sharing.OWN) as partial:
         ours.save(partial)
         checkpoint.save_averages(partial, {NETWORK: params})
     count = models.count(params)
     print(f"{workdir}: {count:,} parameters; sees {' and '.join(config.model.conditions)}")
+
+
+def _check_unsaid(values: dict, where: str | Path) -> None:
+    """Raise InputError for a value that is given though a file says it."""
+    for name, value in values.items():
+        if value is not None:
+            raise InputError(f"--{name}: {where} says it already; leave it out")
 
 
 def _exported(root: Path, unet: Path) -> run.Run:

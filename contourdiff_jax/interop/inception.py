@@ -4,15 +4,12 @@
 import hashlib
 import os
 import re
-import urllib.request
 from pathlib import Path
-
-from tqdm import tqdm
 
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import torchfile
 from contourdiff_jax.models import inception
-from contourdiff_jax.runtime import disk
+from contourdiff_jax.runtime import downloads
 
 # The release "fid_weights" of https://github.com/mseitzer/pytorch-fid, converted there from
 # TensorFlow's inception-2015-12-05.tgz; see FID_WEIGHTS_URL in src/pytorch_fid/inception.py.
@@ -20,14 +17,11 @@ NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 VARIABLE = "CONTOURDIFF_INCEPTION"  # of the environment: the path of the file
-TIMEOUT = 30  # seconds without an answer
-BLOCK = 1 << 20
 
 
 def cached() -> Path:
-    """Where the weights are kept: $XDG_CACHE_HOME/contourdiff_jax, by default below ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "contourdiff_jax" / NAME
+    """Where the weights are kept."""
+    return downloads.kept() / NAME
 
 
 def fetch(path: Path) -> Path:
@@ -39,32 +33,12 @@ def fetch(path: Path) -> Path:
         if hashlib.sha256(torchfile.contents(path)).hexdigest() != SHA256:
             raise InputError(f"{path}: exists, but is not {NAME}; remove it, or choose --out")
         return path
-    try:
-        with disk.whole(path) as partial:
-            digest = _download(partial)
-            if digest != SHA256:
-                text = f"{URL}: arrived with the SHA-256 {digest}, not {SHA256}; try again"
-                raise InputError(text)
-    except OSError as error:
-        raise InputError(
-            f"{URL} cannot be fetched ({disk.reason(error)}); fetch it on another machine, "
-            f"check that its SHA-256 is {SHA256}, and put it at {path}, or name it by --weights or "
-            f"${VARIABLE}"
-        ) from None
+    remedy = (
+        f"try again, or fetch it on another machine, check that its SHA-256 is {SHA256}, and put "
+        f"it at {path}, or name it by --weights or ${VARIABLE}"
+    )
+    downloads.fetch(URL, path, SHA256, remedy)
     return path
-
-
-def _download(path: Path) -> str:
-    """Write what the URL answers, and return its SHA-256."""
-    digest = hashlib.sha256()
-    with urllib.request.urlopen(URL, timeout=TIMEOUT) as answer, path.open("xb") as file:
-        size = answer.length
-        with tqdm(total=size, desc=NAME, unit="B", unit_scale=True, disable=None) as bar:
-            while block := answer.read(BLOCK):
-                digest.update(block)
-                file.write(block)
-                bar.update(len(block))
-    return digest.hexdigest()
 
 
 def load(path=None) -> tuple[dict, str, str]:

@@ -40,6 +40,7 @@ for name in ("absl", "asyncio"):
 ITEMS = ("params", "ema", "optimiser", "progress", "memory")
 OF_PLAYERS = ("params", "ema", "optimiser")
 DIGESTS = "sha256.json"  # in an item's folder: {file: sha256} of the others
+ABOUT = "_CHECKPOINT_METADATA"  # Orbax's file on a checkpoint as a whole
 DAMAGED = "damaged"  # the suffix of a checkpoint that is set aside
 
 
@@ -142,13 +143,18 @@ def averages(run: Path, players: Mapping[str, Player], mesh: Mesh) -> tuple[int,
     _check_any(steps(run), run)
     shapes = {n: jax.eval_shape(player.init, jax.random.key(0)) for n, player in players.items()}
     like = meshes.laid(mesh, shapes)
-    items = {"ema": {name: like[name] for name, player in players.items() if player.averaged}}
-    if len(items["ema"]) < len(players):
-        items["params"] = like
+    averaged = {name: like[name] for name, player in players.items() if player.averaged}
+    trees = {"ema": averaged, "params": like}
     checkpoints = manager(run)
-    step, trees = _restore(checkpoints, run, {item: tree for item, tree in items.items() if tree})
+    step, trees = _restore(checkpoints, run, {item: trees[item] for item in drawn_with(players)})
     checkpoints.close()
     return step, {**trees.get("params", {}), **trees.get("ema", {})}
+
+
+def drawn_with(players: Mapping[str, Player]) -> list[str]:
+    """The items of a checkpoint that `averages` reads."""
+    averaged = [player.averaged for player in players.values()]
+    return ["ema"] * any(averaged) + ["params"] * (not all(averaged))
 
 
 def steps(run: Path) -> list[int]:

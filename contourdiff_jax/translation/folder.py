@@ -30,6 +30,7 @@ from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.interop import sharing
 from contourdiff_jax.runtime import disk, ownership
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
@@ -48,7 +49,7 @@ class Request:
     """What is translated, with what, and to where.
 
     Attributes:
-      run: folder of the run to translate with.
+      run: folder of the run to translate with, or a shared one, see interop/sharing.py.
       source: a volume, or a folder of volumes.
       out: folder for the translations.
       preset: modality of the source, 'ct' or 'mr'.
@@ -109,6 +110,7 @@ def translate(request: Request) -> Result:
     Raises:
       InputError: nothing could be translated. Volumes that failed among others are in the result.
     """
+    request = dataclasses.replace(request, run=sharing.at(request.run))
     read = ("run", "source", "masks", "labels")
     ownership.check_apart("out", request.out, {name: getattr(request, name) for name in read})
     trained, config, settings = asked(request)
