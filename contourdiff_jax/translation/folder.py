@@ -149,7 +149,6 @@ def translate(request: Request) -> Result:
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
             "config": config.to_dict(),
         },
-        parameters=models.count(methods.networks(trained)),
         overwrite=request.overwrite,
         result=Result([], [], list(content.failed)),
     )
@@ -302,7 +301,8 @@ def planned(
     """
     finishing = _finishing(trained, request)
     masks = None if request.masks is None else pairs.by_name(request.masks, "masks")
-    mesh = _mesh(trained, sampler, request.devices)
+    held = methods.networks(trained)
+    mesh = _mesh(trained, sampler, request.devices, held)
     method = methods.build(trained, mesh=mesh, sampler=sampler)
     step, averages = checkpoint.averages(Path(request.run), method.players, mesh)
     translator = method.translator(averages, method.fixed)
@@ -331,6 +331,7 @@ def planned(
         depth_unit=translator.depth_unit,
         slice_spacing=trained.slice_spacing,
         finishing=finishing,
+        parameters=models.count(held),
     )
     _check_seen(trained, plan, request)
     return plan, step, averages
@@ -381,7 +382,7 @@ def _check_seen(trained: Run, plan: Plan, request: Request) -> None:
         raise InputError("--contours: the run does not see the source's contours; leave it out")
 
 
-def _mesh(trained: Run, sampler, devices: int | None) -> Mesh:
+def _mesh(trained: Run, sampler, devices: int | None, held) -> Mesh:
     """Devices that share a batch of slices or tiles, each with the network; all by default."""
     batch = sampler.batch
     if trained.config.model.dims == 3 and not sampler.tiles:
@@ -391,7 +392,7 @@ def _mesh(trained: Run, sampler, devices: int | None) -> Mesh:
             )
         devices = 1
     wanted = ConfigDict({"data": -1 if devices is None else devices, "fsdp": 1})
-    mesh = meshes.make(wanted, batch=batch, held=methods.networks(trained))
+    mesh = meshes.make(wanted, batch=batch, held=held)
     meshes.check_batch(mesh, batch, "--batch")
     return mesh
 
@@ -408,7 +409,6 @@ class _Work:
     plan: Plan
     folder: OutputFolder
     common: dict  # fields of all sidecars
-    parameters: int  # of all networks that are held
     overwrite: bool
     result: Result  # so far
 
@@ -472,7 +472,7 @@ class _Work:
                 array, maps = volume.finish(self.plan, source, of_source)
                 seconds = round((time.perf_counter() - began) / len(readable), 3)
                 made = {"slices": len(source.contours), "seconds": seconds}
-                made["cost"] = sidecars.cost(self.parameters)
+                made["cost"] = sidecars.cost(self.plan.parameters)
                 job.destination.write(array, source.volume, self._fields(job.scan) | made, maps)
                 self.result.done.append(job.destination.files[0])
                 self.result.failed.extend(source.volume.failed)

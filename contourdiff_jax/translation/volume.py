@@ -65,6 +65,7 @@ class Plan(NamedTuple):
     depth_unit: int = 1  # slices that volumes are a multiple of
     slice_spacing: float | None = None  # mm from slice to slice of the volumes learnt, if known
     finishing: Finishing = Finishing()
+    parameters: int = 0  # of all networks that are held
 
 
 @dataclasses.dataclass(frozen=True)
