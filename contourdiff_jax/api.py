@@ -14,7 +14,7 @@ Shapes: [X, Y, Z] volumes on any grid, N slices, H rows, W columns.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,6 +24,7 @@ import numpy as np
 from contourdiff_jax import config as configuration
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.contracts import Method
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.data.prepare import prepare
@@ -60,7 +61,9 @@ PLANS = 8  # ways to translate that a model keeps compiled, each with its weight
 NAME = Path("image")  # what messages call an image that is from no file
 
 
-def load(run: str | Path, *, devices: int | None = None) -> "Model":
+def load(
+    run: str | Path, *, devices: int | None = None, method: Callable[..., Method] | None = None
+) -> "Model":
     """A trained run, to translate images with.
 
     Args:
@@ -68,12 +71,13 @@ def load(run: str | Path, *, devices: int | None = None) -> "Model":
         URL#sha256=DIGEST of one, which is fetched once.
       devices: how many to use; default: all that JAX knows. Of a CPU it knows one unless
         JAX_NUM_CPU_DEVICES says how many cores to take, before JAX is imported.
+      method: what builds its method, of a run that was trained with one of your own.
 
     Raises:
       InputError: no run, or one that cannot be fetched.
     """
     folder = sharing.at(run)
-    return Model(folder, runs.load(folder), devices)
+    return Model(folder, dataclasses.replace(runs.load(folder), build=method), devices)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,6 +147,7 @@ class Model:
             contrast=contrast,
             sampler=sampler,
             devices=self.devices,
+            method=self.run.build,
         )
         plan = self._plan(request)
         scan = _scan(image, name)
@@ -157,7 +162,7 @@ class Model:
             raise InputError(
                 f"seed: {request.seed!r} must be 0 or more, below {configuration.SEEDS}"
             )
-        fields = dataclasses.asdict(dataclasses.replace(request, source=NAME, seed=0))
+        fields = vars(dataclasses.replace(request, source=NAME, seed=0))
         key = repr(sorted(fields.items()))
         if key not in self._plans:
             if len(self._plans) >= PLANS:

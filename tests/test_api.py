@@ -145,6 +145,27 @@ def test_an_unknown_option_is_one_line(folder, scan, tmp_path):
             cd.translate(folder, scan, tmp_path / "out", preset="ct", **given)
 
 
+def test_a_metric_of_ones_own_is_scored_beside_ours(folder, scan, phantom_data, tmp_path):
+    """Slice by slice, with an interval, for baselines too; names of ours are refused."""
+    cd.translate(folder, scan, tmp_path / "out", preset="ct")
+    truth = phantom_data / "test_mr"
+
+    def worst(image, truth, body):
+        return float(np.abs(image - truth)[body].max()) if body.any() else None
+
+    given = {"truth": truth, "source": scan.parent, "metrics": {"worst": worst}}
+    found = cd.evaluate(tmp_path / "out", tmp_path / "scores", **given).metrics["methods"]
+    ours = found["translation"]["worst"]
+    assert ours["value"] > 0 and {"low", "high", "n"} <= set(ours)
+    assert (tmp_path / "scores/rows.csv").read_text().count(",translation,worst,") > 1
+    for wrong, words in (
+        ({"metrics": {"ssim_mask": worst}, "truth": truth}, "one of ours"),
+        ({"metrics": {"worst": worst}, "source": scan.parent}, "truth"),
+    ):
+        with pytest.raises(InputError, match=words):
+            cd.evaluate(tmp_path / "out", tmp_path / "other", **wrong)
+
+
 def test_no_run_is_one_line(tmp_path):
     with pytest.raises(InputError, match="not a run"):
         cd.load(tmp_path)

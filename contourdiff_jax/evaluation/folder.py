@@ -6,6 +6,7 @@ volume by volume, summarise over subjects, write.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import baselines, cases, records, scores, unpaired
 from contourdiff_jax.evaluation.baselines import Baselines
 from contourdiff_jax.evaluation.cases import Case, Translations
-from contourdiff_jax.evaluation.metrics import bootstrap, paired, uncertainty
+from contourdiff_jax.evaluation.metrics import bootstrap, catalogue, paired, uncertainty
 from contourdiff_jax.evaluation.records import Outcome
 from contourdiff_jax.runtime import disk, ownership, processes
 from contourdiff_jax.translation import sidecars
@@ -58,6 +59,8 @@ class Request:
     seed: int = 0  # of the bootstrap
     overwrite: bool = False  # an evaluation of that name
     pictures: Assumed = UNKNOWN  # what those of truth and real do not say: range and half
+    # One's own, by name: (image, truth, body) [H, W] of a slice in native units -> number, or None.
+    metrics: Mapping[str, scores.Own] = dataclasses.field(default_factory=dict)
 
     @property
     def partners(self) -> dict[str, Folder]:
@@ -104,6 +107,14 @@ class Request:
                     f"--{name} is about errors, which need --truth",
                 )
                 for name in ("labels", "uncertainty", "conventions")
+            ),
+            (
+                self.metrics and self.truth is None,
+                "metrics: your own compare with the truth; give `truth`",
+            ),
+            *(
+                (name in catalogue.METRICS, f"metrics: {name} is one of ours; take another name")
+                for name in self.metrics
             ),
             (not 0 <= self.shift <= MOST_SHIFT, f"--shift={self.shift:g}: 0 to {MOST_SHIFT} mm"),
             (self.shift and self.truth is None, "--shift is that of the truth; give --truth"),
@@ -284,6 +295,7 @@ def _compare(
                 [coherence for _, _, coherence in alike],
                 request.conventions is not None,
                 request.shift,
+                request.metrics,
             )
             curve = None, None
             if case.deviation is not None:

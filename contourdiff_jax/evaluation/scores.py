@@ -4,7 +4,7 @@
 Shapes: [X, Y, Z] volumes, [N, H, W] slices, [H, W] one of them, all of values.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -23,6 +23,7 @@ TOLERANCE = 1  # pixels that contours may lie apart
 AROUND = 5.0  # [mm] of a label's border, within which it stands out from what is around it
 ROUNDING = 1e-6  # of a pixel
 PLANES = 32  # that a volume is reformatted to in each direction, at most
+Own = Callable[[np.ndarray, np.ndarray, np.ndarray], float | None]  # see folder.Request.metrics
 WHOLE = ""  # number of the slice of what is measured of a whole volume
 
 
@@ -68,6 +69,7 @@ def rows(
     real: list[dict],
     conventional: bool = False,
     shift: float = 0.0,
+    own: Mapping[str, Own] | None = None,
 ) -> list[tuple]:
     """Rows (scan, slice, method, metric, value, seconds) of the translation and of other methods.
 
@@ -78,6 +80,7 @@ def rows(
       real: `along_axis` of real volumes to compare coherence with.
       conventional: whether to add the scores of challenges.
       shift: mm to which truths are registered, see paired.shifted; 0: as they lie.
+      own: metrics of the user's own of each slice, by name.
 
     Returns:
       The rows. The slice is WHOLE where a number is one of the whole volume, and what is not
@@ -88,7 +91,7 @@ def rows(
     right = {} if case.truth is None else {"truth": case.truth}
     measured = []
     if case.truth is not None:
-        measured += _images(case, methods, grid, shift)
+        measured += _images(case, methods, grid, shift, own or {})
     if case.source is not None:
         measured += _contours(case, methods | right)
     measured += _coherence(case, methods | right, real)
@@ -113,7 +116,13 @@ def rows(
 # ----------------------------------------------------------------------------------------------
 
 
-def _images(case: Case, methods: dict[str, np.ndarray], grid: str, shift: float) -> Iterator[tuple]:
+def _images(
+    case: Case,
+    methods: dict[str, np.ndarray],
+    grid: str,
+    shift: float,
+    own: Mapping[str, Own],
+) -> Iterator[tuple]:
     """(method, slice, {metric: value}) of the comparison with the truth."""
     target, spacing = case.settings.target, (case.settings.grid.spacing,) * 2
     cut, mask = case.slices, case.body
@@ -126,6 +135,8 @@ def _images(case: Case, methods: dict[str, np.ndarray], grid: str, shift: float)
     for method, values in methods.items():
         for number, image in enumerate(cut(values)):
             yield method, number, _compare(image, truth[number], mask[number], target, reach)
+            for name, metric in own.items():
+                yield method, number, {name: metric(image, truth[number], mask[number] > 0)}
 
 
 def _compare(image, truth, mask, target: Preset, reach: tuple[int, int]) -> dict[str, float]:

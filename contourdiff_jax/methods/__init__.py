@@ -39,6 +39,7 @@ from contourdiff_jax.runtime import ownership, processes
 from contourdiff_jax.training import checkpoint, loop, recipe, run
 from contourdiff_jax.training.run import Run
 
+OWN = "own"  # config.method of one that is none of these
 # By config.method.
 METHODS: dict[str, ModuleType] = {
     "diffusion": diffusion,
@@ -64,6 +65,8 @@ def build(ours: Run, *, store: Store | None = None, mesh: Mesh | None = None, **
     Raises:
       InputError: a field that cannot work, named.
     """
+    if ours.build is not None:
+        return ours.build(ours, store=store, mesh=mesh, **how)
     _check_known(ours.config.method)
     return METHODS[ours.config.method].build(ours, store=store, mesh=mesh, **how)
 
@@ -76,7 +79,10 @@ def about(name: str) -> About:
 
 def _check_known(name: str) -> None:
     if name not in METHODS:
-        raise InputError(f"config.method: {name!r} is not one of {', '.join(METHODS)}")
+        raise InputError(
+            f"config.method: {name!r} is not one of {', '.join(METHODS)}; where it is your own, "
+            "give what builds it from Python, by `method`"
+        )
 
 
 def train(
@@ -92,6 +98,7 @@ def train(
     codec: str | Path | None = None,
     base: str | Path | None = None,
     perceptual: autoencoder.Perceptual | None = None,
+    method: Callable[..., Method] | None = None,
     verified: bool = True,
 ) -> bool:
     """Train until `config.train.images` have been seen; returns whether that was reached.
@@ -112,6 +119,9 @@ def train(
       base: for a ControlNet, the run of diffusion that it shows contours, with its codec and its
         prompt; likewise.
       perceptual: for an autoencoder, a network by whose features images are compared.
+      method: what builds a method of your own, or one of the package's otherwise, as a `build` of
+        methods/ does: functools.partial(diffusion.build, network=..). The run is to be loaded with
+        it; config.method is a name for it, `own` unless it is another than those of METHODS.
       verified: whether to read the whole store first and compare it with its digests.
 
     Raises:
@@ -132,7 +142,10 @@ def train(
         config = before.config if begun else configuration.default()
     if teacher and config.method == "diffusion":
         config = configuration.from_dict(config.to_dict() | {"method": "distilled"})
-    _check_known(config.method)
+    if method is not None and config.method in METHODS:
+        config = configuration.replaced(config, {"method": OWN})
+    if method is None:
+        _check_known(config.method)
     meshes.check_devices()
     asked = configuration.changes(config)
     if images or minutes:
@@ -165,21 +178,22 @@ def train(
     fields = origins.parts(config, before, given, opened)
     side = fields["codec"].side if fields.get("codec") else 1
     configuration.check_size(config, opened.grid.size, side)
+    fields["build"] = method
     ours = run.begin(config, opened, source=how.get("source"), before=before, **fields)
-    method = build(ours, store=opened, **how)  # and refuse what cannot be, before there is a folder
+    built = build(ours, store=opened, **how)  # and refuse what cannot be, before there is a folder
     if minutes and not begun:
-        config = _in_time(method, config, minutes, asked)
+        config = _in_time(built, config, minutes, asked)
         ours = dataclasses.replace(ours, config=config)
-        method = build(ours, store=opened, **how)
+        built = build(ours, store=opened, **how)
     if teacher:
-        ours = dataclasses.replace(ours, teacher=checkpoint.digest(method.start))
+        ours = dataclasses.replace(ours, teacher=checkpoint.digest(built.start))
 
     def kept() -> Method:
         own = dataclasses.replace(ours, parts=parts.keep(ours.parts, workdir))
-        method = build(own, store=opened, **how)
-        return dataclasses.replace(method, feed=codecs.kept(own, method.feed, workdir))
+        built = build(own, store=opened, **how)
+        return dataclasses.replace(built, feed=codecs.kept(own, built.feed, workdir))
 
-    return continued(ours, method, workdir, init=init, kept=kept if ours.parts else None)
+    return continued(ours, built, workdir, init=init, kept=kept if ours.parts else None)
 
 
 def _budgeted(config: ConfigDict, before: Run | None, images: int | None) -> ConfigDict:

@@ -125,6 +125,7 @@ class Run:
       prompt: of what the network attends to, if anything.
       base: digest of the weights of the network that a ControlNet shows contours, if any.
       parts: where its parts are: {name in the run's folder: path}.
+      build: what builds its method, where that is none of the package's, see methods.build.
     """
 
     config: ConfigDict
@@ -146,6 +147,7 @@ class Run:
     prompt: PromptOf | None = None
     base: str = ""
     parts: Mapping[str, Path] = dataclasses.field(default_factory=dict, compare=False)
+    build: Callable | None = dataclasses.field(default=None, compare=False)
 
     @property
     def marks(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ import functools
 import importlib.metadata
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax import methods, models
 from contourdiff_jax.contours import recast
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.contracts import CONTOUR, PICTURE, SOURCE, Averages
+from contourdiff_jax.contracts import CONTOUR, PICTURE, SOURCE, Averages, Method
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
@@ -70,6 +70,7 @@ class Request:
       maps: whether to write maps of the samples; default: if there are several.
       devices: how many to use; default: all.
       overwrite: whether to replace translations that were made with other settings.
+      method: what builds the run's method where it is none of the package's, see methods.train.
     """
 
     run: str | Path
@@ -92,6 +93,7 @@ class Request:
     maps: bool | None = None
     devices: int | None = None
     overwrite: bool = False
+    method: Callable[..., Method] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +186,8 @@ OFF = {
 
 def asked(request: Request) -> tuple[Run, ConfigDict, Settings]:
     """The run as it translates, its configuration, and what all translations have in common."""
-    trained = _directed(run.load(Path(request.run)), request)
+    trained = dataclasses.replace(run.load(Path(request.run)), build=request.method)
+    trained = _directed(trained, request)
     return trained, _configured(trained, request.sampler), _settings(trained, request)
 
 

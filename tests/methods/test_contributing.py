@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import nibabel
 import numpy as np
 import pytest
 import setups
 
+import contourdiff_jax as cd
 from contourdiff_jax import methods
 from contourdiff_jax.data.store import open_store
 from contourdiff_jax.errors import InputError
@@ -20,10 +22,15 @@ PAGE = Path(__file__).parents[2] / "CONTRIBUTING.md"
 @pytest.fixture
 def mean(monkeypatch):
     """The module of the page, one of the methods."""
+    monkeypatch.setitem(methods.METHODS, "mean", _module())
+
+
+def _module() -> ModuleType:
+    """The module of the page."""
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     module = ModuleType("mean")
     exec(compile(code, str(PAGE), "exec"), module.__dict__)
-    monkeypatch.setitem(methods.METHODS, "mean", module)
+    return module
 
 
 def test_the_smallest_method_is_trained_and_draws(mean, tiny, store_path, tmp_path):
@@ -41,6 +48,23 @@ def test_the_smallest_method_is_trained_and_draws(mean, tiny, store_path, tmp_pa
     rows = store.rows("train")
     expected = store.preset.in_body(store.values(rows), store.masks[rows]).mean(0)
     np.testing.assert_allclose(drawn[..., 0], np.stack([expected] * 4), atol=0.05)
+
+
+def test_it_is_used_from_python_without_a_line_in_the_package(
+    tiny, store_path, phantom_data, tmp_path
+):
+    """Trained, resumed, loaded and drawn with, by what builds it alone."""
+    build = _module().build
+    tiny.augment.flip, tiny.augment.probability = 0.0, 0.0
+    tiny.train.update(images=64, batch=8, learning_rate=0.05, log=0, ema_halflife=8)
+    assert cd.train(tiny, store_path, tmp_path / "run", method=build)
+    assert run.load(tmp_path / "run").config.method == methods.OWN
+    assert cd.train(None, store_path, tmp_path / "run", images=128, method=build)
+    image = nibabel.load(next((phantom_data / "test_ct").glob("*.nii.gz")))
+    drawn = cd.load(tmp_path / "run", method=build)(image, "ct")
+    assert drawn.shape == image.shape and np.ptp(drawn.get_fdata()) > 0
+    with pytest.raises(InputError, match=r"config\.method: 'own' .* by `method`"):
+        cd.load(tmp_path / "run")(image, "ct")
 
 
 def test_a_method_that_there_is_not_is_named(tiny):
