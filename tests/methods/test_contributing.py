@@ -50,9 +50,7 @@ def test_the_smallest_method_is_trained_and_draws(mean, tiny, store_path, tmp_pa
     np.testing.assert_allclose(drawn[..., 0], np.stack([expected] * 4), atol=0.05)
 
 
-def test_it_is_used_from_python_without_a_line_in_the_package(
-    tiny, store_path, phantom_data, tmp_path
-):
+def test_from_python_it_needs_no_line_in_the_package(tiny, store_path, phantom_data, tmp_path):
     """Trained, resumed, loaded and drawn with, by what builds it alone."""
     build = _module().build
     tiny.augment.flip, tiny.augment.probability = 0.0, 0.0
