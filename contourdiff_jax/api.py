@@ -27,6 +27,7 @@ from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contracts import Method
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts.scans import Scan
+from contourdiff_jax.data.phantoms.heads import phantoms
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
@@ -52,6 +53,7 @@ __all__ = [
     "evaluate",
     "load",
     "open_store",
+    "phantoms",
     "prepare",
     "train",
     "translate",

@@ -712,6 +712,16 @@ def test_recipes_are_for_more_and_more_images():
     others = config.default()
     others.method = "regression"
     assert recipe.fitted(others, 10_000).augment == others.augment
+    assert recipe.fitted(others, 10_000).sampler == others.sampler
+
+
+def test_slices_are_coupled_where_they_can_be():
+    coupled = []
+    for fields in ({}, {"dims": 3}, {"conditions": ("contour", "neighbour")}):
+        settings = config.default()
+        settings.model.update(fields)
+        coupled.append(recipe.fitted(settings, 10_000).sampler.coupling)
+    assert coupled == [recipe.COUPLING, 0, 0]
 
 
 def test_speed_is_measured_with_the_input(two_convolutions, store_path):
