@@ -98,8 +98,8 @@ def main(values: flags.FlagValues) -> int:
         path, kept = min(result.cropped, key=lambda item: item[1])
         count = f"{len(result.cropped)} of {len(result.done)}"
         print(
-            f"warning: {count} volumes are larger than the grid and cropped, {path.name} most "
-            f"({kept:.0%} of the body is kept); raise --size or --spacing",
+            f"warning: in {count} volumes the body is larger than the grid and cropped, most in "
+            f"{path.name} ({kept:.0%} of the body is kept); raise --size or --spacing",
             file=sys.stderr,
         )
     for line in findings.alike(result.doubtful):
