@@ -41,11 +41,12 @@ def on_config(config):
 
 
 def on_files(files, config):
-    """Adds the pages that are made of the package."""
+    """Adds the pages that are made of the package, and its style."""
     from mkdocs.structure.files import File
 
     pages = {name: _api(*page) for name, page in PAGES.items()}
     pages["commands.md"] = _commands()
+    pages["site.css"] = ".md-grid { max-width: 84rem }"  # help is 100 characters wide
     pages[CONTRIBUTING.lower()] = (ROOT / CONTRIBUTING).read_text(encoding="utf-8")
     for name, text in pages.items():
         files.append(File.generated(config, name, content=text))
