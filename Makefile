@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 PARITY ?= .venv-parity
+DOCS ?= .venv-docs
 WORKDIR ?= quickstart
 MINUTES ?= 5.5
 BIN := $(VENV)/bin
 # A file's tests share fixtures, and so a process.
 PARALLEL := -n auto --maxprocesses=8 --dist=loadfile
 
-.PHONY: quickstart test test-all test-parity lint wheel clean
+.PHONY: quickstart test test-all test-parity lint docs wheel clean
 
 quickstart: $(VENV)/ready
 	$(BIN)/contourdiff quickstart --workdir=$(WORKDIR) --minutes=$(MINUTES)
@@ -29,6 +30,10 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# The documentation as a site, build/docs/index.html, in an environment of its own.
+docs: $(DOCS)/ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict --config-file docs/site/mkdocs.yml
+
 wheel: $(VENV)/ready
 	$(BIN)/python -m build --wheel
 
@@ -46,5 +51,11 @@ $(PARITY)/ready: pyproject.toml constraints.txt constraints-parity.txt
 	    -c constraints-parity.txt --no-deps pytorch-fid torch-fidelity clean-fid monai
 	touch $@
 
+$(DOCS)/ready: pyproject.toml constraints.txt constraints-docs.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    -c constraints.txt -c constraints-docs.txt -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(PARITY) build dist *.egg-info
+	rm -rf $(VENV) $(PARITY) $(DOCS) build dist *.egg-info

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 from contourdiff_jax import __version__
@@ -19,6 +20,7 @@ from contourdiff_jax.errors import InputError, tell
 from contourdiff_jax.runtime import signals
 
 # In the order they are used; the modules have define_flags(values) and main(values[, arguments]).
+# Those of many flags have GROUPS, {title: names}, in which help shows them.
 COMMANDS = {
     "quickstart": "contourdiff_jax.commands.quickstart",
     "phantoms": "contourdiff_jax.commands.phantoms",
@@ -35,6 +37,8 @@ COMMANDS = {
     "export": "contourdiff_jax.commands.exporting",
     "weights": "contourdiff_jax.commands.weights",
 }
+DEFAULTS = "defaults in brackets; what has none is off, or as its text says"  # of flags
+WIDTH = 100  # of help
 NO_READER = 141  # what a shell has for a process that writes where no one reads
 
 
@@ -104,7 +108,7 @@ def _run(name: str, argv: list[str]) -> int:
         raise InputError(f"--config: {_one_line(error)}") from None
     _check(values, arguments)
     if wants_help:
-        print(_command_help(name, command.__doc__, values))
+        print(_command_help(name, command, values))
         return 0
     if len(inspect.signature(command.main).parameters) > 1:
         return command.main(values, arguments)
@@ -175,11 +179,15 @@ def _summary(module: str) -> str:
     return ast.get_docstring(ast.parse(path.read_bytes())).splitlines()[0]
 
 
-def _command_help(name: str, doc: str, values) -> str:
-    lines = [inspect.cleandoc(doc), "", f"flags of contourdiff {name}:"]
-    for flag in (values[n] for n in sorted(values)):
-        default = "" if flag.default is None or flag.name == "config" else f" [{flag.default}]"
-        lines.append(f"  --{flag.name}: {flag.help}{default}")
+def _command_help(name: str, command, values) -> str:
+    """The docstring of a command and its flags, in groups where it has GROUPS of them."""
+    lines = [inspect.cleandoc(command.__doc__), "", f"flags of contourdiff {name}, {DEFAULTS}:"]
+    for title, names in getattr(command, "GROUPS", {"": list(values)}).items():
+        lines += ["", f"{title}:"] if title else []
+        for flag in map(values.__getitem__, names):
+            default = "" if flag.default is None or flag.name == "config" else f" [{flag.default}]"
+            text = f"  --{flag.name}: {flag.help}{default}"
+            lines.append(textwrap.fill(text, WIDTH, subsequent_indent=" " * 6))
     return "\n".join(lines)
 
 

@@ -155,6 +155,25 @@ def test_every_command_shows_an_example_that_its_flags_allow(name, capsys):
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
+def test_many_flags_are_shown_in_groups_each_once(name, capsys):
+    """What is required stands first, and every flag has a group of the module's GROUPS."""
+    module, values = importlib.import_module(cli.COMMANDS[name]), flags.FlagValues()
+    module.define_flags(values)
+    groups = getattr(module, "GROUPS", None)
+    if groups is None:
+        assert len(list(values)) <= 10
+        return
+    assert sorted(flag for names in groups.values() for flag in names) == sorted(values)
+    assert list(groups).index("required") == 0 if "required" in groups else name == "inspect"
+    assert cli.main(["contourdiff", name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"^(\S.*):$", text[text.index("flags of") :], re.MULTILINE)[1:] == list(
+        groups
+    )
+    assert max(map(len, text[text.index("flags of") :].splitlines())) <= cli.WIDTH
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
 def test_modules_keep_the_contract_of_commands(name):
     """The first line of the docstring is the summary in the list of commands."""
     module = importlib.import_module(cli.COMMANDS[name])
@@ -184,7 +203,7 @@ TRAIN = ("train", "--store=absent", "--workdir=absent")
         (["phantoms"], "--out is required"),
         (["prepare", "--source=x"], "prepare: --out is required"),
         (["train", "--store=x"], "train: --workdir is required"),
-        (["translate", "--run=x", "--source=y"], "translate: --out is required"),
+        (["translate", "--run=x", "--source=y"], "translate: --preset is required"),
         (["evaluate"], "--translated is required"),
         (["report", "x"], "--out is required"),
         ([*TRAIN, "--config.train.bach=8"], "--config: 'bach' Did you mean \"batch\""),

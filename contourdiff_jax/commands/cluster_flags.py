@@ -7,6 +7,8 @@ from absl import flags
 
 from contourdiff_jax.runtime import processes
 
+GROUP = {"several processes": ("coordinator", "processes", "process", "timeout")}
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags that say how this process meets the others."""

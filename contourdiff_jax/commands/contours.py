@@ -4,7 +4,8 @@
 --store holds the target domain, --source the one to be translated; neither labels nor pairs are
 needed. The gap is 1 where the source's contours are as unlike the target's as those of the target's
 own subjects are unlike each other. The command looks for settings of the source with a smaller gap
-and writes them to OUT/contours.json, which `translate --contours` takes. Numbers are written to
+and writes them to OUT/contours.json, which `translate --contours` takes. A verdict says in a
+sentence whether the contours are near, and which settings to take. Numbers are written to
 OUT/statistics.json, and slices with their contours to OUT/contact_sheet.png.
 
 Example:
@@ -16,8 +17,18 @@ from pathlib import Path
 from absl import flags
 
 from contourdiff_jax.contours import settings as contour_settings
+from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.evaluation.contour_gap import MADE, compare, describe, domain, save
+from contourdiff_jax.evaluation.contour_gap import (
+    FAR,
+    MADE,
+    compare,
+    describe,
+    domain,
+    save,
+    taken,
+    verdict,
+)
 from contourdiff_jax.evaluation.metrics import gap
 from contourdiff_jax.runtime import ownership
 
@@ -62,7 +73,31 @@ def main(values: flags.FlagValues) -> int:
     if values.out is not None:
         save(Path(values.out), statistics, target, source)
     print(table(statistics))
+    if source is not None:
+        print(f"\nverdict: {verdict(statistics)}\nnext:\n{following(values, statistics)}")
     return 0
+
+
+def following(values: flags.FlagValues, statistics: dict) -> str:
+    """The commands that come after the verdict, a line each."""
+    again = f"  contourdiff contours --store={values.store} --source={values.source}"
+    choice = taken(statistics)
+    if statistics[choice]["gap"]["gap"] > FAR:
+        return f"{again} --source_contours=MINE.json --out=CONTOURS"
+    if choice == "suggested" and values.out is None:
+        return f"{again} --out=CONTOURS\nwhich writes the settings to CONTOURS/contours.json"
+    modality, file = statistics["source"]["modality"], f"{values.out}/contours.json"
+    if choice == "source":
+        own = ContourSettings.from_dict(statistics["source"]["contours"])
+        presets = {n: contour_settings.preset(n, modality) for n in contour_settings.PRESETS}
+        names = [name for name, settings in presets.items() if settings == own]
+        file = values.source_contours or next(iter(names), "THOSE_OF_ITS_STORE.json")
+    given = "" if file == "default" else f" --contours={file}"
+    return (
+        f"  contourdiff train --store={values.store} --workdir=RUN --minutes=120\n"
+        f"  contourdiff translate --run=RUN --source=SCANS --preset={modality}{given} "
+        "--out=TRANSLATED"
+    )
 
 
 def table(statistics: dict) -> str:

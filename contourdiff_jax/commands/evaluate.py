@@ -39,6 +39,18 @@ from contourdiff_jax.evaluation.folder import Request, evaluate
 from contourdiff_jax.evaluation.unpaired import MODE, MODES, NETWORKS, Options
 from contourdiff_jax.volumes import intensity
 
+GROUPS = {
+    "required": ("translated", "out"),
+    "what is compared with": (
+        *("truth", "source", "real", "masks", "labels", "uncertainty", "memorisation"),
+    ),
+    "what the images are": ("preset", "source_preset", "truth_range", "truth_half"),
+    "how they are compared": ("grid", "shift", "conventions", "seed"),
+    "KID and FID": ("features", "weights", "mode", "foreground", "three_views", "statistics"),
+    "files": ("overwrite",),
+    **cluster_flags.GROUP,
+}
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff evaluate`."""
@@ -85,7 +97,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Runs the command; 0 if every volume was scored, 1 if some were not."""
-    for name in ("translated", "out"):
+    for name in GROUPS["required"]:
         if values[name].value is None:
             raise InputError(f"--{name} is required, see `contourdiff evaluate --help`")
     names = [field.name for field in dataclasses.fields(Request) if field.name in values]

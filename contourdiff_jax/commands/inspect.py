@@ -169,6 +169,12 @@ def _fields(inspected: Inspected) -> dict:
 # Command line
 # --------------------------------------------------------------------------------------------------
 
+GROUPS = {
+    "what is written": ("out", "json", "overwrite"),
+    **scan_flags.GROUP,
+    "pairs": ("preset", *pair_flags.GROUP["pairs"]),
+}
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff inspect`."""

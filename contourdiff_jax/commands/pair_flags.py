@@ -11,6 +11,7 @@ from contourdiff_jax.errors import InputError, printable
 from contourdiff_jax.volumes import intensity
 
 OF_PAIRS = ("preset", "select", "range", "half", "masks", "overlap", "shift")
+GROUP = {"pairs": ("pairs", *(f"pairs_{name}" for name in OF_PAIRS), "register")}
 ROWS = 40  # of a table
 
 

@@ -28,6 +28,13 @@ from contourdiff_jax.commands import number_flags
 from contourdiff_jax.data.phantoms.heads import LEVEL, Heads, phantoms
 from contourdiff_jax.errors import InputError
 
+GROUPS = {
+    "required": ("out",),
+    "which heads": ("subjects", "test", "train_ct", "bias", "unseen", "seed"),
+    "their voxels": ("size", "spacing", "slices", "thickness", "level"),
+    "files": ("overwrite",),
+}
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff phantoms`."""

@@ -36,6 +36,15 @@ from contourdiff_jax.data.store import SPLITS
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import intensity
 
+GROUPS = {
+    "required": ("source", "out", "preset"),
+    "the grid": ("axis", "spacing", "size", "slice_spacing"),
+    "what belongs to the volumes": ("labels", "masks", "contours", "split", "validation"),
+    **scan_flags.GROUP,
+    **pair_flags.GROUP,
+    "files": ("overwrite",),
+}
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff prepare`."""
@@ -64,7 +73,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Runs the command; 0 if every volume was used, 1 if some were left out."""
-    for name in ("source", "out", "preset"):
+    for name in GROUPS["required"]:
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff prepare --help`")
     named = ("axis", "spacing", "size", "slice_spacing", "labels", "masks", "split", "validation")
@@ -89,8 +98,8 @@ def main(values: flags.FlagValues) -> int:
         path, kept = min(result.cropped, key=lambda item: item[1])
         count = f"{len(result.cropped)} of {len(result.done)}"
         print(
-            f"warning: {count} volumes are larger than the grid and cropped, {path.name} most "
-            f"({kept:.0%} of the body is kept); raise --size or --spacing",
+            f"warning: in {count} volumes the body is larger than the grid and cropped, most in "
+            f"{path.name} ({kept:.0%} of the body is kept); raise --size or --spacing",
             file=sys.stderr,
         )
     for line in findings.alike(result.doubtful):

@@ -6,6 +6,8 @@ from absl import flags
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes.volume import BRAIN, HALVES, Assumed
 
+GROUP = {"how the scans are found and read": ("layout", "select", "pixel_spacing", "range", "half")}
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of every command that reads a folder of scans."""

@@ -38,6 +38,13 @@ REQUIRED = {
     "out": "Folder to write.",
 }
 
+GROUPS = {
+    "required": tuple(REQUIRED),
+    "bounds": ("lower_images", "lower_labels", "lower_preset", "upper_images", "upper_labels"),
+    "what the images are": ("preset", "test_preset", "axis", "spacing", "size"),
+    "what is learnt": ("classes", "images", "batch", "seeds", "seed"),
+}
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff segment`."""

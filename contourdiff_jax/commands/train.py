@@ -19,6 +19,14 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax.commands import cluster_flags
 from contourdiff_jax.errors import InputError
 
+GROUPS = {
+    "required": ("store", "workdir"),
+    "how long, and with which settings": ("minutes", "images", "config"),
+    "what else it learns from": ("source_store", "init", "teacher", "codec", "base", "perceptual"),
+    "checks": ("verify",),
+    **cluster_flags.GROUP,
+}
+
 
 def define_flags(values: flags.FlagValues) -> None:
     from ml_collections import config_flags
@@ -90,7 +98,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> int:
-    for name in ("store", "workdir"):
+    for name in GROUPS["required"]:
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff train --help`")
     from contourdiff_jax import methods  # JAX takes a second: not for --help

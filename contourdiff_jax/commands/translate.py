@@ -33,7 +33,7 @@ from contourdiff_jax.translation.folder import Request, translate
 # What the flags of the `sampler` section say of themselves, see config.py.
 SAMPLER = {
     "name": "the sampler: ddim, ddpm or dpmpp_2m",
-    "steps": "of sampling",
+    "steps": "of sampling: the fewer, the faster",
     "spacing": "of the timesteps: trailing, leading or linspace",
     "offset": "of --spacing=leading: added to every timestep",
     "eta": "of ddim: 0 is deterministic, 1 as random as ddpm",
@@ -45,7 +45,7 @@ SAMPLER = {
     "source_guidance": "likewise, by the image of the source",
     "prompt_guidance": "likewise, by the prompt of the run",
     "control": "of a ControlNet: share of what its branch adds",
-    "batch": "slices at once",
+    "batch": "slices at once; the run's by default",
     "coherence": "mm along the slicing axis over which slices share noise; 0 for none",
     "coupling": "share of a slice's neighbours in it, at every step",
     "scgd": "show each slice the translation of the one before",
@@ -54,8 +54,8 @@ SAMPLER = {
     "candidate": "of scgd: which of them is kept, lowest_mean or best_contours",
     "anchor": "of scgd: slices after which a new chain begins; 0 for never",
     "middle": "of scgd: begin chains in their middle and go both ways",
-    "samples": "of each slice",
-    "keep": f"which of the samples is kept: {', '.join(samples.NAMES)}",
+    "samples": "of each slice; the run's by default",
+    "keep": f"which of the samples is kept: {', '.join(samples.NAMES)}; the run's by default",
     "tiles": "least overlap of tiles, for volumes larger than the grid, as a share; 0 crops them",
 }
 DEFINE = {
@@ -63,6 +63,24 @@ DEFINE = {
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
     str: flags.DEFINE_string,
+}
+
+GROUPS = {
+    "required": ("run", "source", "preset", "out"),
+    "what is seen of the source": ("contours", "masks", "direction"),
+    **scan_flags.GROUP,
+    "how an image is drawn; by default as the run says": (
+        *("sampler", "steps", "spacing", "offset", "eta", "clip", "clipped_eps", "fixed_stride"),
+        *("ends_clean", "guidance", "source_guidance", "prompt_guidance", "control", "seed"),
+    ),
+    "how the slices of a volume hold together; by default as the run says": (
+        *("coherence", "coupling", "scgd", "neighbour_guidance", "candidates", "candidate"),
+        *("anchor", "middle", "tiles"),
+    ),
+    "several samples and their maps": ("samples", "keep", "maps"),
+    "the finished volume": ("normalise", "contrast"),
+    "files": ("format", "kind", "labels", "overwrite"),
+    "devices": ("batch", "devices"),
 }
 
 
@@ -84,8 +102,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "format", "same", list(outputs.FORMATS), "format of the translations", flag_values=values
     )
     for field, value in configuration.default().sampler.items():
-        text = f"{SAMPLER[field]}; the run's by default"
-        DEFINE[type(value)](_flag(field), None, text, flag_values=values)
+        DEFINE[type(value)](_flag(field), None, SAMPLER[field], flag_values=values)
     flags.DEFINE_enum(
         "direction",
         None,
@@ -126,7 +143,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Runs the command; 0 if every volume was translated, 1 if some were not."""
-    for name in ("run", "source", "out", "preset"):
+    for name in GROUPS["required"]:
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff translate --help`")
     own = [field.name for field in dataclasses.fields(Request) if field.name != "sampler"]

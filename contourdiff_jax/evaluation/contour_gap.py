@@ -29,6 +29,12 @@ SLICES = 240  # of a store that are looked at, evenly spaced
 SHEET = 6  # slices of a row of the contact sheet
 SHOWN = {"ct": Window(-150, 250), "mr": Window(0, 1)}  # black and white on it
 
+# Of the translations of experiments/009_gap those with a gap below NEAR had four fifths or more of
+# the SSIM that the target's own contours gave, those above FAR three quarters at best.
+NEAR, FAR = 3.0, 6.0
+CLEARLY = 0.8  # of the gap as it is: settings that leave less are worth taking
+FEWEST = {"target": 5, "source": 3}  # subjects without whom a gap says little; so many it had there
+
 # What is searched: the presets' windows and curves, with these.
 HIGH = (25, 35, 50, 70, 100, 140, 200)
 LOW = (0.25, 0.5, 1.0)  # of high
@@ -167,6 +173,35 @@ def compare(source: Domain, target: Domain) -> dict:
         },
         "search": [{"contours": entry["contours"], "gap": entry["gap"]["gap"]} for entry in search],
     }
+
+
+def taken(statistics: dict) -> str:
+    """Which settings to translate with: suggested where they are clearly nearer, or source."""
+    own, suggested = (statistics[name]["gap"]["gap"] for name in ("source", "suggested"))
+    return "suggested" if suggested < CLEARLY * own else "source"
+
+
+def verdict(statistics: dict) -> str:
+    """A sentence on two domains: how near their contours are, and which settings to take."""
+    few = [
+        f"{statistics[name]['subjects']} of the {name} where it takes {least}"
+        for name, least in FEWEST.items()
+        if statistics[name]["subjects"] < least
+    ]
+    if few:
+        return f"none, with {' and '.join(few)} subjects: look at the contact sheet instead."
+    choice, own = taken(statistics), statistics["source"]["gap"]["gap"]
+    gap = statistics[choice]["gap"]["gap"]
+    numbers = f"{gap:.1f}{f' instead of {own:.1f}' if choice == 'suggested' else ''}"
+    numbers = f"gap {numbers}; near is below {NEAR:g}, far above {FAR:g}"
+    if gap > FAR:
+        return (
+            f"far, whatever is set ({numbers}): translations would follow wrong outlines; look at "
+            "the contact sheet, prepare both of the same region, or try settings of your own."
+        )
+    place = "near" if gap < NEAR else "neither near nor far"
+    advice = {"source": "keep the source's settings", "suggested": "take the suggested settings"}
+    return f"{place} ({numbers}): {advice[choice]}."
 
 
 def candidates(source: Domain) -> list[ContourSettings]:

@@ -21,7 +21,7 @@ import numpy as np
 
 import contourdiff_jax
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.evaluation.metrics import bootstrap
+from contourdiff_jax.evaluation.metrics import bootstrap, catalogue
 from contourdiff_jax.runtime import disk, forms, ownership
 from contourdiff_jax.translation.sidecars import NOTICE
 
@@ -181,13 +181,39 @@ def versions() -> dict[str, str]:
     }
 
 
+LEGEND = (
+    "↑ higher is better, ↓ lower; without an arrow, right is what the truth has. Without a unit: "
+    "shares of the intensity window, or ratios."
+)
+
+
 def table(methods: dict) -> str:
-    """A table to print: metrics down, methods across, each with its interval."""
-    names = list(methods)
-    rows = [["", *names]]
-    for metric in dict.fromkeys(metric for metrics in methods.values() for metric in metrics):
+    """What to print of an evaluation: a table for each section that anything was measured of.
+
+    Metrics go down, methods across, each with its interval; what is no headline of its section is
+    counted.
+    """
+    measured = list(dict.fromkeys(name for scores in methods.values() for name in scores))
+    shown = {
+        section: catalogue.headlines(measured, section) or catalogue.of_section(measured, section)
+        for section in catalogue.SECTIONS
+    }
+    names = [catalogue.directed(metric) for metrics in shown.values() for metric in metrics]
+    width = max(map(len, (*catalogue.SECTIONS, *names))) + 2
+    tables = [_lines(title, methods, metrics, width) for title, metrics in shown.items() if metrics]
+    left = len(measured) - len(names)
+    more = f" Not shown, in metrics.json: {left}." if left else ""
+    return "\n\n".join([*tables, LEGEND + more])
+
+
+def _lines(title: str, methods: dict, metrics: list[str], first: int) -> str:
+    """A table of the methods that have any of the metrics, its first column `first` wide."""
+    names = [name for name, scores in methods.items() if not scores.keys().isdisjoint(metrics)]
+    rows = [[title.ljust(first), *names]]
+    for metric in metrics:
         entries = [methods[name].get(metric) for name in names]
-        rows.append([metric, *("" if e is None else bootstrap.text(e) for e in entries)])
+        cells = ("–" if e is None else bootstrap.text(e) for e in entries)
+        rows.append([f"  {catalogue.directed(metric)}", *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -251,7 +251,7 @@ def _scores(record: Record) -> str:
     for metric in headline:
         entries = [methods[column].get(metric) for column in shown]
         cells = ["–" if entry is None else bootstrap.text(entry) for entry in entries]
-        lines.append([_cell(tables.label(metric)), *cells])
+        lines.append([_cell(catalogue.directed(metric)), *cells])
     subjects = max((entry["n"] for entry in methods["translation"].values()), default=0)
     source = str(metrics["data"].get("source preset") or "a source that is not named").upper()
     return "\n\n".join(

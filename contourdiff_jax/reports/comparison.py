@@ -151,7 +151,7 @@ def _differences(order: list[str], means: dict, metrics: list[str]) -> str:
     for other, line in zip(others, tested, strict=True):
         cells = [f"{tables.number(e)} <small>{_p(next(adjusted))}</small>" for e in line]
         rows.append(tables.row(other, cells))
-    return tables.wide(f"less {best}", map(tables.label, metrics), rows)
+    return tables.wide(f"less {best}", map(catalogue.directed, metrics), rows)
 
 
 def _p(value: float) -> str:

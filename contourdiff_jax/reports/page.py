@@ -12,7 +12,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records
 from contourdiff_jax.evaluation.metrics import catalogue
 from contourdiff_jax.evaluation.records import Record
-from contourdiff_jax.reports import comparison, html, sections, tables
+from contourdiff_jax.reports import comparison, html, sections
 from contourdiff_jax.runtime import disk, forms, ownership
 from contourdiff_jax.training import logs
 from contourdiff_jax.translation.sidecars import NOTICE
@@ -102,9 +102,9 @@ def _comparison(paths: list[Path], written: list[Record]) -> str:
 def _evaluation(record: Record, prefix: str, drawn: dict[str, bytes]) -> str:
     """The sections of an evaluation; the figures go to `drawn`, by names with that prefix."""
     measured = dict.fromkeys(row["metric"] for row in record.rows)
-    headline = catalogue.headlines(measured, catalogue.SCORES)
+    headline = catalogue.headlines(measured, *catalogue.SCORES)
     drawings = {
-        "subjects": figures.subjects(record.rows, {name: tables.label(name) for name in headline}),
+        "subjects": figures.subjects(record.rows, {m: catalogue.directed(m) for m in headline}),
         "slices": figures.slices(record.rows, {name: catalogue.title(name) for name in AXES}),
     }
     pngs = {name: figures.png(figure) for name, figure in drawings.items() if figure is not None}

@@ -194,7 +194,7 @@ def coherence(evaluation: Evaluation) -> str:
     headline = catalogue.headlines(metrics, catalogue.COHERENCE)
     if not headline:
         return ""
-    parts = ["<h3>Coherence along the slice axis</h3>"]
+    parts = [f"<h3>{catalogue.COHERENCE}</h3>"]
     parts += [tables.table(evaluation.methods, headline), _note(COHERENCE_READING)]
     others = [metric for metric in metrics if metric not in headline]
     if others:
@@ -237,8 +237,8 @@ def uncertainty(evaluation: Evaluation) -> str:
     if not metrics:
         return ""
     text = "Error left when the voxels of the largest standard deviation are left out."
-    title, picture = "Does the uncertainty rank the errors?", ("sparsification.png", text)
-    return _pictured(evaluation, title, metrics, UNCERTAINTY_READING, picture)
+    picture = ("sparsification.png", text)
+    return _pictured(evaluation, catalogue.UNCERTAINTY, metrics, UNCERTAINTY_READING, picture)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ def memorisation(evaluation: Evaluation) -> str:
         return ""
     text = "The slice of the lowest ratio of each subject, and below it what it is nearest to."
     picture = ("nearest.png", text)
-    return _pictured(evaluation, "Memorisation", metrics, MEMORY_READING, picture)
+    return _pictured(evaluation, catalogue.MEMORISATION, metrics, MEMORY_READING, picture)
 
 
 def cost(evaluation: Evaluation) -> str:

@@ -6,7 +6,6 @@ from html import escape
 from contourdiff_jax.evaluation.metrics import bootstrap, catalogue
 
 REFERENCES = ("truth", "real", "upper", "grid")  # rows that do not compete
-ARROWS = {min: " ↓", max: " ↑", None: ""}
 
 
 def table(methods: dict, metrics: list[str]) -> str:
@@ -35,7 +34,7 @@ def table(methods: dict, metrics: list[str]) -> str:
             few = f" n = {entry['n']}" if entry["n"] != most else ""
             cells.append(number(entry, method in best[metric], few))
         lines.append(row(method, cells, ' class="ours"' if method == "translation" else ""))
-    return wide(f"{most} subject{'s' * (most != 1)}", map(label, metrics), lines)
+    return wide(f"{most} subject{'s' * (most != 1)}", map(catalogue.directed, metrics), lines)
 
 
 def wide(corner: str, titles, rows: list[str]) -> str:
@@ -57,11 +56,6 @@ def number(entry: dict, bold: bool = False, note: str = "") -> str:
     """An interval in a cell: its value, below it the rest."""
     value, _, interval = bootstrap.text(entry).partition(" ")
     return f"{f'<b>{value}</b>' if bold else value} <small>{interval}{note}</small>"
-
-
-def label(metric: str) -> str:
-    """What a metric is called, with an arrow to where it is better."""
-    return f"{catalogue.title(metric)}{ARROWS[catalogue.of(metric).better]}"
 
 
 def gibibytes(size: int | None) -> str:

@@ -132,8 +132,9 @@ def of(
         _, resampling = dataclasses.replace(grid, size=side).fit_volume(volume)
     elif kept < KEPT_WHOLE:
         _say(
-            f"warning: {scan.path} is larger than the run's grid: {kept:.0%} of its body is "
-            f"translated, the rest is air; --tiles translates all of it"
+            f"warning: {scan.path}: its body is larger than the run's grid of {grid.size} px of "
+            f"{grid.spacing:g} mm: {kept:.0%} of it is translated, the rest becomes air; --tiles "
+            f"translates all of it"
         )
     for doubt in guesses.doubts(preset, scan.assumed, volume, window, inside):
         _say(f"warning: {scan.path}: {doubt}")

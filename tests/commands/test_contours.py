@@ -3,9 +3,11 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
 from contourdiff_jax import cli
@@ -106,6 +108,61 @@ def test_everything_is_written_down(crossing):
     assert found["structural_bias"]["formula"] in text
     with Image.open(out / "contact_sheet.png") as sheet:
         assert np.asarray(sheet.convert("RGB")).std() > 10
+
+
+def entries(own, suggested, target=5, source=3):
+    """The statistics of two domains of which nothing counts but gaps and subjects."""
+    return {
+        "target": {"subjects": target},
+        "source": {"subjects": source, "gap": {"gap": own}},
+        "suggested": {"gap": {"gap": suggested}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("statistics", "said"),
+    [
+        (entries(1.3, 1.2), "^near .gap 1.3; .*: keep the source's settings.$"),
+        (entries(5.3, 1.2), "^near .gap 1.2 instead of 5.3; .*: take the suggested settings.$"),
+        (entries(4.0, 3.9), "^neither near nor far .gap 4.0; .*: keep the source's settings.$"),
+        (entries(9.0, 8.0), "^far, whatever is set .gap 9.0; .*wrong outlines"),
+        (entries(1, 1, target=4), "^none, with 4 of the target where it takes 5 subjects"),
+        (
+            entries(1, 1, 2, 1),
+            "^none, with 2 of the target .* and 1 of the source where it takes 3",
+        ),
+    ],
+)
+def test_the_verdict_is_a_sentence(statistics, said):
+    assert re.search(said, command.verdict(statistics))
+
+
+@pytest.mark.parametrize(
+    ("given", "gaps", "next_command"),
+    [
+        (("--out=o",), (1.3, 1.2), "--preset=ct --out=TRANSLATED"),
+        (("--source_contours=mine.json",), (1.3, 1.2), "--preset=ct --contours=mine.json --out="),
+        (("--out=o",), (5.0, 1.2), "--preset=ct --contours=o/contours.json --out=TRANSLATED"),
+        ((), (5.0, 1.2), "--source=b --out=CONTOURS"),
+        (("--out=o",), (9.0, 8.9), "--source=b --source_contours=MINE.json --out=CONTOURS"),
+    ],
+)
+def test_the_next_command_takes_the_settings_of_the_verdict(given, gaps, next_command):
+    """Suggested ones need a file, those of the preset no flag."""
+    values = flags.FlagValues()
+    contours.define_flags(values)
+    values(["contours", "--store=a", "--source=b", *given])
+    statistics = entries(*gaps)
+    own = contour_settings.preset("default", "ct")
+    if "mine" in str(given):
+        own = dataclasses.replace(own, low=own.low / 2)
+    statistics["source"] |= {"modality": "ct", "contours": own.to_dict()}
+    assert next_command in contours.following(values, statistics)
+
+
+def test_a_verdict_is_printed_with_what_comes_next(store_path, ct_store, capsys):
+    assert run(f"--store={store_path}", f"--source={ct_store}") == 0
+    assert re.search("^verdict: .*\nnext:\n  contourdiff ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_the_same_numbers_come_again(crossing, store_path, ct_store):

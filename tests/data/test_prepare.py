@@ -190,7 +190,9 @@ def test_the_default_grid_covers_every_volume(tmp_path):
 def test_cropping_is_said(source, tmp_path, capsys):
     arguments = (f"--source={source}", "--preset=ct", "--spacing=1", "--size=32")
     assert run(*arguments, f"--out={tmp_path}/store") == 0
-    assert "5 of 5 volumes are larger than the grid and cropped" in capsys.readouterr().err
+    said = re.search(r"in 5 of 5 volumes the body .* \((\d+)% of the body", capsys.readouterr().err)
+    middle = ball()[7:23, 9:25]  # 16 voxels are the 32 mm of the grid
+    assert int(said[1]) == pytest.approx(100 * middle.sum() / ball().sum(), abs=2)
 
 
 def test_a_crop_of_air_alone_is_not_said(source, tmp_path, capsys):

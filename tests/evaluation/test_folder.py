@@ -839,7 +839,7 @@ def test_what_cannot_be_scored_is_named_and_the_rest_is_scored(data, capsys):
     printed = capsys.readouterr()
     assert "no volume of the subject 's1' in --truth" in printed.err
     assert "s2_ct.json: cannot be read as JSON" in printed.err
-    assert "1 subjects scored" in printed.out and "contour_f1" in printed.out
+    assert "1 subjects scored" in printed.out and "contour F1 ↑" in printed.out
     metrics = json.loads((data / "out" / "metrics.json").read_text())
     assert metrics["data"]["subjects"] == ["s3"] and len(metrics["data"]["failed"]) == 2
 
@@ -856,7 +856,7 @@ def command(capsys, data, *given):
 
 def test_truths_that_lie_a_little_aside_are_scored_at_the_best_place_too(data, capsys):
     status, out, _ = command(capsys, data, f"--truth={data / 'truth'}", "--shift=6")
-    assert status == 0 and "ssim_shifted" in out
+    assert status == 0 and "SSIM in the body, shifted ↑" in out
     methods = json.loads((data / "out" / "metrics.json").read_text())["methods"]["translation"]
     for metric in ("ssim", "psnr"):
         assert methods[f"{metric}_shifted"]["value"] >= methods[f"{metric}_mask"]["value"]

@@ -126,7 +126,7 @@ def test_the_command_and_the_report_show_it(folder, store_path, capsys):
     out = folder / "scores"
     given = [f"--translated={folder / 'translated'}", f"--memorisation={store_path}"]
     assert cli.main(["contourdiff", "evaluate", *given, f"--out={out}"]) == 0
-    assert "memory_closer" in capsys.readouterr().out
+    assert "closer than unseen real slices" in capsys.readouterr().out
     metrics = json.loads((out / "metrics.json").read_text())
     assert f"--memorisation={store_path}" in metrics["command"]
     with (out / "nearest.csv").open(newline="") as stream:

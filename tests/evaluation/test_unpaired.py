@@ -317,7 +317,7 @@ def test_on_the_command_line(data, capsys):
     arguments = [f"--{name}={data / name}" for name in ("translated", "real")]
     command = ["contourdiff", "evaluate", *arguments, "--preset=mr", f"--out={data / 'out'}"]
     assert cli.main([*command, "--features=inception", "--mode=pytorch-fid"]) == 0
-    assert "kid" in capsys.readouterr().out
+    assert "KID" in capsys.readouterr().out
     metrics = json.loads((data / "out" / "metrics.json").read_text())
     assert "--mode=pytorch-fid" in metrics["command"]
     assert "pytorch-fid" in metrics["data"]["features"]

@@ -35,7 +35,7 @@ from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.translation import sidecars
 from contourdiff_jax.translation import volume as translate_volume
-from contourdiff_jax.volumes import intensity, io
+from contourdiff_jax.volumes import intensity, io, masks
 from contourdiff_jax.volumes.volume import Assumed
 
 UNET = models.build
@@ -350,8 +350,11 @@ def moved(sources, folder, *, scale=1, pad=0):
 def test_a_body_that_the_grid_does_not_cover_is_said(mr_run, sources, tmp_path, capsys):
     large = moved(sources, tmp_path / "large", scale=1.6)
     translate(mr_run, large, tmp_path / "out", preset="ct")
-    (kept,) = re.findall(r"larger than the run's grid: (\d+)% of its body", capsys.readouterr().err)
-    assert 30 < int(kept) < 90
+    (kept,) = re.findall(r"body is larger than .* 7.2 mm: (\d+)% of it", capsys.readouterr().err)
+    volume = io.read(large / NAMES[0])
+    body = masks.body_mask(volume.array, volume.affine, "ct")
+    middle = slice(6, 26)  # of 32 voxels, 1.6 times as wide as a pixel: 20 cover the 32 pixels
+    assert int(kept) == round(100 * body[middle, middle].sum() / body.sum()) < 90
 
 
 def test_a_body_that_is_not_on_the_grid_is_not_translated(mr_run, sources, tmp_path):

@@ -6,7 +6,7 @@ Metrics whose names differ in a part are a family, listed once with that part in
     {label}  number of a label          {axis}  'axial', 'coronal' or 'sagittal'
     {count}  number of images           {name}  of a network's weights, or of a file of features
 
-A metric that is not listed is shown among the scores, by its name and without a direction.
+A metric that is not listed is shown by its name, without a direction.
 """
 
 import re
@@ -15,11 +15,17 @@ from typing import NamedTuple
 
 from contourdiff_jax.volumes.grid import AXES
 
-# Sections of a report.
-SCORES, CHALLENGES, LABELS = "scores", "challenges", "labels"
-COHERENCE, REGIONS, UNCERTAINTY = "coherence", "regions", "uncertainty"
-MEMORISATION = "memorisation"
-FIRST = (SCORES, CHALLENGES)  # share one table
+# Sections of what is printed and of a report, by their titles, in their order.
+ERRORS, CONTOURS = "Against the truth", "Contours of the source"
+DISTANCES, SEGMENTERS = "Distance from real images", "Segmenters"
+OTHERS, CHALLENGES, LABELS = "Other scores", "As challenges score volumes", "By label"
+COHERENCE, REGIONS = "Coherence along the slice axis", "Voxels of the body and of labels"
+UNCERTAINTY, MEMORISATION = "Does the uncertainty rank the errors?", "Memorisation"
+SCORES = (ERRORS, CONTOURS, DISTANCES, SEGMENTERS, OTHERS)
+FIRST = (*SCORES, CHALLENGES)  # share one table of a report
+SECTIONS = (*FIRST, LABELS, COHERENCE, REGIONS, UNCERTAINTY, MEMORISATION)
+
+ARROWS = {min: " ↓", max: " ↑", None: ""}
 
 
 class Metric(NamedTuple):
@@ -29,15 +35,15 @@ class Metric(NamedTuple):
       better: min or max; None where neither is, but the value that a right volume has.
       title: in words; "" where its name will do.
       unit: of its values; "" for fractions of the intensity window, shares and ratios.
-      section: of the report.
+      section: of SECTIONS.
       headline: whether it stands in the section's first table, in the order of METRICS; others are
-        folded away.
+        folded away, or not printed.
     """
 
     better: Callable | None
     title: str = ""
     unit: str = ""
-    section: str = SCORES
+    section: str = ERRORS
     headline: bool = False
 
     @property
@@ -61,18 +67,18 @@ METRICS = {
     "mae": Metric(min),
     "mae_hu": Metric(min, unit="HU"),
     # Agreement with the source's contours.
-    "contour_f1": Metric(max, "contour F1", headline=True),
-    "contour_precision": Metric(max),
-    "contour_recall": Metric(max),
+    "contour_f1": Metric(max, "contour F1", section=CONTOURS, headline=True),
+    "contour_precision": Metric(max, section=CONTOURS),
+    "contour_recall": Metric(max, section=CONTOURS),
     # Distances from real images.
-    "kid": Metric(min, "KID", headline=True),
-    "kid_{axis}": Metric(min),
-    "fid": Metric(min, "FID", headline=True),
-    "fid_{axis}": Metric(min),
+    "kid": Metric(min, "KID", section=DISTANCES, headline=True),
+    "kid_{axis}": Metric(min, section=DISTANCES),
+    "fid": Metric(min, "FID", section=DISTANCES, headline=True),
+    "fid_{axis}": Metric(min, section=DISTANCES),
     # Segmenters: the mean over labels, and each label.
-    "dice": Metric(max, "Dice", headline=True),
-    "assd": Metric(min, "ASSD", "mm", headline=True),
-    "hd95": Metric(min, "HD95", "mm", headline=True),
+    "dice": Metric(max, "Dice", section=SEGMENTERS, headline=True),
+    "assd": Metric(min, "ASSD", "mm", section=SEGMENTERS, headline=True),
+    "hd95": Metric(min, "HD95", "mm", section=SEGMENTERS, headline=True),
     "dice_{label}": Metric(max, "Dice", section=LABELS),
     "assd_{label}": Metric(min, "ASSD", "mm", section=LABELS),
     "hd95_{label}": Metric(min, "HD95", "mm", section=LABELS),
@@ -82,12 +88,12 @@ METRICS = {
     "synthrad_ssim": Metric(max, "SSIM, SynthRAD", section=CHALLENGES, headline=True),
     "synthrad_ms_ssim": Metric(max, "MS-SSIM, SynthRAD", section=CHALLENGES, headline=True),
     # Distances at the number of images of the floor, and by other features than KID's and FID's.
-    "fid_at_{count}": Metric(min, headline=True),
-    "fid_at_{count}_{axis}": Metric(min),
-    "kernel_{name}": Metric(min, headline=True),
-    "kernel_{name}_{axis}": Metric(min),
-    "frechet_{name}": Metric(min, headline=True),
-    "frechet_{name}_{axis}": Metric(min),
+    "fid_at_{count}": Metric(min, section=DISTANCES, headline=True),
+    "fid_at_{count}_{axis}": Metric(min, section=DISTANCES),
+    "kernel_{name}": Metric(min, section=DISTANCES, headline=True),
+    "kernel_{name}_{axis}": Metric(min, section=DISTANCES),
+    "frechet_{name}": Metric(min, section=DISTANCES, headline=True),
+    "frechet_{name}_{axis}": Metric(min, section=DISTANCES),
     # Along the slicing axis, and in planes across the slices.
     "ssim_mask_{axis}": Metric(max, "SSIM", section=COHERENCE, headline=True),
     "error_flicker": Metric(min, "flicker of the error", section=COHERENCE, headline=True),
@@ -109,11 +115,14 @@ METRICS = {
     "mae_mask_{axis}": Metric(min, section=COHERENCE),
     # Inside the body and each label, over the voxels of a volume.
     **{
-        f"{metric}_{region}": Metric(better, unit=unit, section=REGIONS)
-        for metric, better, unit in (("mae", min, ""), ("psnr", max, "dB"), ("bias", None, ""))
+        f"{metric}_{region}": Metric(better, title, unit, REGIONS)
+        for metric, better, title, unit in (
+            *(("mae", min, "MAE", ""), ("psnr", max, "PSNR", "dB")),
+            ("bias", None, "signed error", ""),
+        )
         for region in ("body", "label_{label}")
     },
-    "contrast_label_{label}": Metric(None, section=REGIONS),
+    "contrast_label_{label}": Metric(None, "contrast", section=REGIONS),
     # Whether the standard deviation knows the errors.
     "uncertainty_spearman": Metric(
         max, "Spearman of standard deviation and error", section=UNCERTAINTY, headline=True
@@ -132,7 +141,7 @@ METRICS = {
         )
     },
 }
-UNKNOWN = Metric(None)
+UNKNOWN = Metric(None, section=OTHERS)
 
 PARTS = {"label": r"\d+", "axis": "|".join(AXES), "count": r"\d+", "name": ".+"}
 FAMILIES = {
@@ -164,9 +173,14 @@ def title(metric: str) -> str:
     family, parts = _key(metric)
     entry = METRICS.get(family, UNKNOWN)
     if not entry.title:
-        return metric.replace("_", " ")
+        return entry._replace(title=metric.replace("_", " ")).heading
     member = [f"label {part}" if kind == "label" else part for kind, part in parts.items()]
     return ", ".join([entry.heading, *member])
+
+
+def directed(metric: str) -> str:
+    """What a metric is called, with an arrow to where it is better."""
+    return f"{title(metric)}{ARROWS[of(metric).better]}"
 
 
 def of_section(metrics: Iterable[str], *sections: str) -> list[str]:

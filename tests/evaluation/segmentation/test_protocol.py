@@ -407,7 +407,7 @@ def test_one_bad_volume_is_left_out_and_named(data, untrained, capsys):
     flags = [f"--{name}={value}" for name, value in arguments(data).items()]
     assert cli.main(["contourdiff", "segment", *flags]) == 1
     printed = capsys.readouterr()
-    assert "1 subjects tested" in printed.out and "dice_3" in printed.out
+    assert "1 subjects tested" in printed.out and "Dice, label 3 ↑" in printed.out
     for reason in ("lies on another grid", "must hold whole numbers", "constant volume"):
         assert reason in printed.err
     # One subject says nothing about the spread.
