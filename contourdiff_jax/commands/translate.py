@@ -73,7 +73,7 @@ def define_flags(values: flags.FlagValues) -> None:
         ("run", "folder of a trained run"),
         ("source", "volume or folder of volumes to translate"),
         ("out", "folder for the translated volumes"),
-        ("preset", "modality of the source: ct or mr"),
+        ("preset", "intensities of the source: ct, ct_wide or mr"),
         ("contours", f"contours of the source: a JSON file, or {known}"),
         ("masks", "folder with body masks of the source"),
         ("kind", "what the target shows, as in names of BIDS: T1w, ct"),

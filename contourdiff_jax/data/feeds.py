@@ -82,7 +82,7 @@ def summary(store: Store) -> str:
     """What is learnt from, in a few words."""
     slices, subjects, grid = len(store.rows("train")), len(store.subjects("train")), store.grid
     pixels = f"{grid.size} px of {grid.spacing:g} mm{grid.every}"
-    return f"{slices:,} slices of {subjects} subjects, {pixels}"
+    return f"{slices:,} slices of {subjects} subjects, {pixels}, {store.preset.described()}"
 
 
 @dataclasses.dataclass(frozen=True)

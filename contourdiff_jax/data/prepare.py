@@ -43,7 +43,7 @@ class Request:
     Attributes:
       source: a volume, or a folder of volumes in any of `layouts.LAYOUTS`.
       out: the store's folder.
-      preset: name of the intensity preset, 'ct' or 'mr'.
+      preset: name of the intensity preset, 'ct', 'ct_wide' or 'mr'.
       layout: of the source, or a CSV file that says what belongs to whom.
       select: which of several kinds of scans, where the preset does not tell.
       translations: whether those of this tool are meant.
@@ -334,6 +334,7 @@ class _Cut:
             "sha256": scan.sha256,
         }
         doubts = guesses.doubts(self.preset, scan.assumed, volume, window, mask > 0)
+        doubts = doubts or guesses.unseen(self.preset, volume, window, mask > 0)
         failed, notes, fit = volume.failed, volume.notes, None
         if self.sources is not None:
             target = Target(scan, volume, resampling, slices["values"], slices["masks"])

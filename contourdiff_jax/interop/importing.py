@@ -58,7 +58,7 @@ def import_checkpoint(
       source: a pipeline's folder, or its `unet`. One that `export` wrote of such a network says all
         of the following itself; of any other, preset and spacing have to be given.
       workdir: folder of the run.
-      preset: modality of the images that the model draws, 'ct' or 'mr'.
+      preset: intensities of the images that the model draws, 'ct', 'ct_wide' or 'mr'.
       window: intensities of the model's -1 and 1; default: the preset's.
       axis, spacing, size: of the grid, see volumes/grid.py; default: axial, and the model's size.
       contours_file: settings of the contours that it was trained with: a JSON file, or the name of

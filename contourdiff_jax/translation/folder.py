@@ -51,7 +51,7 @@ class Request:
       run: folder of the run to translate with.
       source: a volume, or a folder of volumes.
       out: folder for the translations.
-      preset: modality of the source, 'ct' or 'mr'.
+      preset: intensities of the source, 'ct', 'ct_wide' or 'mr'.
       layout, select, assumed: how the source is understood, see `layouts.find`.
       contours: settings for the source: a JSON file, or the name of a contour preset; default:
         those of training where they suit the source's modality, else that modality's own.
@@ -236,7 +236,7 @@ def _output_folder(trained: Run, request: Request, sampler) -> OutputFolder:
     target = trained.preset
     if request.format == "bids" and request.kind is None:
         raise InputError(
-            f"--format=bids needs --kind, the BIDS suffix of what the {target.name} shows: "
+            f"--format=bids needs --kind, the BIDS suffix of what the {target.modality} shows: "
             f"T1w, T2w, ct, ..."
         )
     # nnU-Net knows CT by this name alone.
@@ -252,7 +252,7 @@ def _output_folder(trained: Run, request: Request, sampler) -> OutputFolder:
         format=request.format,
         preset=target,
         window=trained.window,
-        kind=request.kind or target.name,
+        kind=request.kind or target.modality,
         labels=None if request.labels is None else pairs.by_name(request.labels, "labels"),
         maps=samples.MAPS if _maps(request, sampler) else (),
     )

@@ -500,7 +500,7 @@ def test_required_flags_are_asked_for(tmp_path, name):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"preset": "pet"}, "known: ct, mr"),
+        ({"preset": "pet"}, "known: ct, ct_wide, mr"),
         ({"axis": "oblique"}, "known"),
         ({"spacing": -1}, "spacing must lie between"),
         ({"size": 0}, "size must be 1 to"),

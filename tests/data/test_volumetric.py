@@ -370,7 +370,7 @@ def test_without_volumes_to_validate_with_nothing_is_held_out(tmp_path, tiny, me
     assert fed.held_out() is None
     assert fed.shown(2)[1] == 2
     assert fed.summary == (
-        "17 slices of 2 subjects, 16 px of 1 mm; patches of 8 x 16 x 16 voxels from 2 volumes"
+        "17 slices of 2 subjects, 16 px of 1 mm, mr; patches of 8 x 16 x 16 voxels from 2 volumes"
     )
 
 

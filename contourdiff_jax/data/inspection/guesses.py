@@ -82,7 +82,7 @@ def doubts(
     """
     lines = []
     seems = guess(volume.array, volume.array.dtype, None, assumed)
-    if seems.preset != preset.name or seems.offset:
+    if seems.preset != preset.modality or seems.offset:
         looks = f"{seems.modality} ({seems.reason}); see `contourdiff inspect`"
         lines.append(f"taken for {preset.name}, but its values look like {looks}")
     if preset.percentiles is not None:  # MR is clipped at its own, by design
@@ -93,6 +93,22 @@ def doubts(
         storage = f"{preset.storage.low:g} to {preset.storage.high:g}"
         lines.append(f"{outside.mean():.1%} of the body lies outside {storage} and is clipped")
     return lines
+
+
+def unseen(preset: Preset, volume: Volume, window: Window, inside: np.ndarray) -> list[str]:
+    """What of a volume no model of its preset draws, a line; arguments as of `doubts`."""
+    if preset.percentiles is not None:
+        return []
+    values, image = preset.values(volume.array[inside], window), preset.image
+    share = float(np.mean((values < image.low) | (values > image.high)))
+    wider = [it for it in intensity.PRESETS.values() if it.modality == preset.modality]
+    widest = max(wider, key=lambda it: it.image.high)
+    if share <= CLIPPED or widest is preset:
+        return []
+    return [
+        f"{share:.1%} of the body lies outside {image.low:g} to {image.high:g} HU, which is all "
+        f"that a model draws; --preset={widest.name} reaches {widest.image.high:g}"
+    ]
 
 
 def _share(values: np.ndarray, interval: tuple[float, float]) -> float:
