@@ -314,6 +314,7 @@ class _Cut:
     def __call__(self, scan: Scan) -> _Piece:
         volume = scan.read()
         window = self.preset.window_of(volume)
+        scans.check_unit(scan, volume, self.preset)
         volume, resampling = self.grid.fit_volume(volume)
         mask = pairs.companion(volume, scan, self.masks, "masks")
         if mask is None:

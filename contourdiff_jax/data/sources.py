@@ -200,6 +200,7 @@ class Sources:
         volume = scan.read()
         window = preset.window_of(volume)
         mask = pairs.companion(volume, scan, self.masks, "masks", "pairs_masks")
+        scans.check_unit(scan, volume, preset, "pairs_")
         if mask is None:
             mask = body_mask(volume.array, volume.affine, preset.modality)
         doubts = guesses.doubts(preset, scan.assumed, volume, window, mask > 0)

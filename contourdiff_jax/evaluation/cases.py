@@ -13,7 +13,7 @@ import numpy as np
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.data import layouts
-from contourdiff_jax.data.layouts import pairs
+from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Content, Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics.paired import SSIM_WINDOW
@@ -104,11 +104,16 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
 
     Raises InputError for a volume that is missing, on another grid, or not what it should be.
     """
+    scans.check_unit(scan, volume, settings.target, "translated_", as_greys=False)
     volume = scan.read().even()
     volumes = {
         flag: pairs.partner(volume, scan, others, flag, labels=flag in ("masks", "labels"))
         for flag, others in partners.items()
     }
+    for side, taken in (("truth", settings.target), ("source", settings.source)):
+        if side in partners and not (side == "source" and settings.contours[side].suits_any):
+            other = partners[side][pairs.plain(scan.name)]
+            scans.check_unit(other, volumes[side], taken, f"{side}_", as_greys=False)
     truth, source, labels = (volumes.get(flag) for flag in ("truth", "source", "labels"))
     mask = _mask(volume, scan, volumes.get("masks"), partners)
     if mask is None and source is not None:

@@ -34,7 +34,7 @@ from contourdiff_jax.contours import opencv, recast
 from contourdiff_jax.contracts import CONDITIONS, CONTOUR, NEIGHBOUR, PICTURE, SOURCE
 from contourdiff_jax.data import examples
 from contourdiff_jax.data.inspection import guesses
-from contourdiff_jax.data.layouts import pairs
+from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.diffusion import noise, tiles
 from contourdiff_jax.errors import InputError
@@ -117,6 +117,8 @@ def of(
     Raises InputError, naming the file, where nothing of it is there to be drawn.
     """
     preset, grid = plan.settings.source, plan.settings.grid
+    if not plan.settings.contours["source"].suits_any or SOURCE.name in plan.sees:
+        scans.check_unit(scan, volume, preset)
     window = preset.window_of(volume)
     volume, resampling = grid.fit_volume(volume)
     for note in volume.notes:
