@@ -431,7 +431,7 @@ def test_what_pictures_cannot_say_is_one_line(heads, volumes):
         with pytest.raises(InputError, match=why) as error:
             paired(volumes, mr_of, ct_of, **(how if ct_of == "small" and mr_of == "B" else {}))
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match=r"47 pixels wide, and no two images .*; leave out --half"):
+    with pytest.raises(InputError, match=r"47 pixels wide, so it has no halves of one width"):
         paired(
             volumes, "odd", "odd", assumed=Assumed(half="left"), pairs_assumed=Assumed(half="right")
         )

@@ -109,7 +109,7 @@ def check_assumed(scans: Iterable[Scan], assumed: Assumed, prefix: str = "") -> 
       prefix: of the flags by which it was.
     """
     if assumed != UNKNOWN and not any(scan.is_picture for scan in scans):
-        given = {"pixel_spacing": assumed.spacing, "range": assumed.range, "half": assumed.half}
+        given = assumed.to_dict()
         flag = next(name for name, value in given.items() if value is not None)
         flag = f"{prefix}{flag}" if flag != "spacing" else "pixel_spacing"
         raise InputError(f"--{flag}: it is of pictures, and no scan here is one; leave it out")
