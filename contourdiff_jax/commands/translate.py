@@ -90,8 +90,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "direction",
         None,
         ["forward", "backward"],
-        "of a run that translates both ways: to the preset of its --store, or of its "
-        "--source_store; what suits --preset by default",
+        "of a run that translates both ways: to the preset of its `train --store`, or of its "
+        "`train --source_store`; what suits --preset by default",
         flag_values=values,
     )
     number_flags.define_seed(values, "seed of the noise")

@@ -124,7 +124,7 @@ class Targets:
         if SOURCE.name in self.conditions and self.store.sources is None:
             raise InputError(
                 f"{self.store.path}: without sources, and the network is to see the source; "
-                f"prepare pairs with prepare --pairs, or leave source out of the conditions"
+                f"give `prepare --pairs` some, or leave source out of the conditions"
             )
         if PICTURE.name in self.conditions:
             recast.check(self.contours, str(self.store.path))

@@ -79,7 +79,8 @@ def learn(real, translations: Translations) -> Baselines:
             histograms.append(histogram)
             coherence.append((scan.subject, resampling.gap, along))
     if not histograms:
-        raise InputError(f"{real}: no volume of a subject that is not scored, so no baselines")
+        why = "no volume of a subject that is not scored, so no baselines"
+        raise InputError(failed[0][1] if failed else f"{real}: {why}")
     count = len(histograms)
     histogram, mean = np.concatenate(histograms), total / count
     return Baselines(histogram, mean, coherence, count, left_out, failed)

@@ -209,7 +209,7 @@ def _directed(trained: Run, request: Request) -> Run:
     if request.direction is None and len(fitting) > 1:
         raise InputError(
             f"--direction: both sides of {request.run} are {request.preset}; say forward, to the "
-            f"images of its --store, or backward, to those of its --source_store"
+            f"images of its `train --store`, or backward, to those of its `train --source_store`"
         )
     return ways[request.direction or next(iter(fitting), "forward")]
 
@@ -253,7 +253,9 @@ def _output_folder(trained: Run, request: Request, sampler) -> OutputFolder:
         preset=target,
         window=trained.window,
         kind=request.kind or target.modality,
-        labels=None if request.labels is None else pairs.by_name(request.labels, "labels"),
+        labels=None
+        if request.labels is None
+        else pairs.by_name(request.labels, "labels", request.assumed.of_companions),
         maps=samples.MAPS if _maps(request, sampler) else (),
     )
 
@@ -299,7 +301,9 @@ def planned(
     Raises InputError where the run's method cannot draw as it is asked to.
     """
     finishing = _finishing(trained, request)
-    masks = None if request.masks is None else pairs.by_name(request.masks, "masks")
+    masks = None
+    if request.masks is not None:
+        masks = pairs.by_name(request.masks, "masks", request.assumed.of_companions)
     mesh = _mesh(trained, sampler, request.devices)
     method = methods.build(trained, mesh=mesh, sampler=sampler)
     step, averages = checkpoint.averages(Path(request.run), method.players, mesh)

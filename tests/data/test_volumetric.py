@@ -405,9 +405,7 @@ def test_a_picture_shows_three_planes():
 )
 def test_uneven_slices_are_refused_with_what_to_do(tmp_path, tiny, steps):
     store = write(tmp_path / "store", steps=steps)
-    with pytest.raises(
-        InputError, match=r"mm apart, .*prepare again with --slice_spacing=3"
-    ) as error:
+    with pytest.raises(InputError, match=r"mm apart, .*`prepare --slice_spacing=3` again") as error:
         feed(store, tiny)
     assert "\n" not in str(error.value)
     # Positions of oblique volumes are closer than the slices that prepare has made even.
