@@ -126,6 +126,7 @@ def test_the_wide_window_reaches_what_scanners_store_and_keeps_what_is_stored():
     np.testing.assert_array_equal(wide.encode(bone), CT.encode(bone))
     np.testing.assert_allclose(wide.image.inverse(wide.image.unit(bone)), bone, atol=1e-3)
     np.testing.assert_allclose(CT.image.inverse(CT.image.unit(bone)), bone.clip(-1000, 1000))
+    assert wide.dtype == CT.dtype == np.int16
 
 
 def test_the_window_of_the_model_is_said_in_hu():
