@@ -122,7 +122,7 @@ class Model:
 
         Args:
           image: of nibabel, or an array [X, Y, Z].
-          preset: of its intensities, 'ct' or 'mr'.
+          preset: of its intensities, 'ct', 'ct_wide' or 'mr'.
           affine: of an array: [4, 4], indices -> mm in RAS.
           mask: [X, Y, Z] of the body on the same grid; default: it is computed.
           name: of the subject, by which the noise is drawn; default: that of the file, or "image".
@@ -189,7 +189,7 @@ def contours_of(
 
     Args:
       image, affine: as of `Model`.
-      preset: of its intensities, 'ct' or 'mr'.
+      preset: of its intensities, 'ct', 'ct_wide' or 'mr'.
       settings: name of a contour preset, or a JSON file; default: "default".
       axis, spacing [mm], size [px], slice_spacing [mm]: of the grid that slices are brought to, as
         flags of `prepare`; without a slice spacing slices stay where they are.

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from absl import flags
+from named_flags import lacking
 
 from contourdiff_jax import cli
 from contourdiff_jax.data.phantoms.heads import Heads
@@ -56,6 +57,8 @@ def tried(arguments, run, named="") -> str:
         return f"{type(error).__name__}: {error}"
     if status == 2 and said and (said.count("\n") > 1 or not said.startswith("contourdiff: ")):
         return f"not one line: {said}"
+    if unknown := lacking(arguments[0], said):
+        return f"flags that {arguments[0]} lacks, {unknown}: {said}"
     fine = status in (0, 1, 2) and "Traceback" not in said and named in said
     return "" if fine else f"{status}: {said or 'nothing said'}"
 

@@ -14,11 +14,13 @@ and with --truth in planes reformatted across the slices. --labels adds errors i
 --uncertainty, standard deviations of the translations in their own units, adds how well these rank
 the errors. --features adds KID and FID, which say how far the images lie from those of --real.
 --shift adds the scores of each slice at the best place within so many mm, for truths that are not
-registered better. Pictures do not say what their numbers mean: of those of --truth and --real
---truth_range does, and --truth_half says which half is meant. --conventions=synthrad adds MAE,
-PSNR, SSIM and MS-SSIM of whole volumes as the SynthRAD challenges take them. --memorisation, the
-store that the run was trained on, adds how near the translations come to its slices. docs/scores.md
-defines the numbers.
+registered better. --conventions=synthrad adds MAE, PSNR, SSIM and MS-SSIM of whole volumes as the
+SynthRAD challenges take them. --memorisation, the store that the run was trained on, adds how near
+the translations come to its slices. docs/scores.md defines the numbers.
+
+Folders of images may need what `prepare` and `translate` may: --truth_select, --source_layout and
+the like. So may pictures, which do not say what their numbers mean: --truth_range, _half and
+_rotate, which count for --real as well unless it has its own. Of the source sidecars say all that.
 
 A volume that cannot be scored is reported and skipped.
 
@@ -35,7 +37,7 @@ from absl import flags
 from contourdiff_jax.commands import cluster_flags, number_flags, scan_flags
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records, scores, verdict
-from contourdiff_jax.evaluation.folder import Request, evaluate
+from contourdiff_jax.evaluation.folder import READ, Reading, Request, evaluate
 from contourdiff_jax.evaluation.unpaired import MODE, MODES, NETWORKS, Options
 from contourdiff_jax.volumes import intensity
 
@@ -44,9 +46,12 @@ GROUPS = {
     "what is compared with": (
         *("truth", "source", "real", "masks", "labels", "uncertainty", "memorisation"),
     ),
-    "what the images are": ("preset", "source_preset", "truth_range", "truth_half"),
+    "what the images are": ("preset", "source_preset", "pixel_spacing"),
     "how they are compared": ("grid", "shift", "conventions", "seed"),
     "KID and FID": ("features", "weights", "mode", "foreground", "three_views", "statistics"),
+    "how the folders are found and read": tuple(
+        f"{name}_{flag}" for name in READ for flag in scan_flags.OF_FOLDER
+    ),
     "files": ("overwrite",),
     **cluster_flags.GROUP,
 }
@@ -90,7 +95,9 @@ def define_flags(values: flags.FlagValues) -> None:
         "Of truths that are registered to so many mm only: score slices at the best place, too.",
         flag_values=values,
     )
-    scan_flags.define_pictures(values, "truth_")
+    scan_flags.define_spacing(values)
+    for name in READ:
+        scan_flags.define_folder(values, f"{name}_")
     number_flags.define_seed(values, "Seed of the bootstrap.")
     cluster_flags.define_flags(values)
 
@@ -104,7 +111,7 @@ def main(values: flags.FlagValues) -> int:
     request = Request(
         **{name: values[name].value for name in names},
         distances=distances_from_flags(values),
-        pictures=scan_flags.assumed(values, "truth_"),
+        readings={name: _reading(values, name) for name in READ},
     )
     if values.coordinator is not None and not request.features:
         shared = " or ".join(NETWORKS)
@@ -125,6 +132,12 @@ def main(values: flags.FlagValues) -> int:
     for _, reason in outcome.failed:
         print(f"left out: {reason}", file=sys.stderr)
     return 1 if outcome.failed else 0
+
+
+def _reading(values: flags.FlagValues, name: str) -> Reading:
+    """How the folder of that name is understood; the spacing is that of all."""
+    reading = Reading(**scan_flags.from_flags(values, f"{name}_"))
+    return dataclasses.replace(reading, assumed=dataclasses.replace(reading.assumed, spacing=None))
 
 
 def distances_from_flags(values: flags.FlagValues) -> Options | None:

@@ -25,7 +25,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff import`."""
     flags.DEFINE_string("checkpoint", None, "folder of a diffusers model", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run to make", flag_values=values)
-    flags.DEFINE_string("preset", None, "modality of its images: ct or mr", flag_values=values)
+    flags.DEFINE_string(
+        "preset", None, "intensities of its images: ct, ct_wide or mr", flag_values=values
+    )
     flags.DEFINE_list(
         "window", None, "LOW,HIGH: its black and white; the preset's by default", flag_values=values
     )
@@ -46,7 +48,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "source_preset",
         None,
-        "of InstructPix2Pix: modality of the images that it is shown, ct or mr",
+        "of InstructPix2Pix: intensities of the images that it is shown, as --preset",
         flag_values=values,
     )
 

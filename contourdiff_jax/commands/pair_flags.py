@@ -10,7 +10,7 @@ from contourdiff_jax.data.sources import REGISTRATIONS, Fit, Pairs
 from contourdiff_jax.errors import InputError, printable
 from contourdiff_jax.volumes import intensity
 
-OF_PAIRS = ("preset", "select", "range", "half", "masks", "overlap", "shift")
+OF_PAIRS = ("preset", "select", "range", "half", "rotate", "masks", "overlap", "shift")
 GROUP = {"pairs": ("pairs", *(f"pairs_{name}" for name in OF_PAIRS), "register")}
 ROWS = 40  # of a table
 
@@ -63,7 +63,7 @@ def from_flags(values: flags.FlagValues) -> Pairs | None:
     if values.pairs_preset is None:
         raise InputError(f"--pairs_preset is required with --pairs: {', '.join(intensity.PRESETS)}")
     options = {name.removeprefix("pairs_"): value for name, value in given.items()}
-    for name in ("range", "half"):
+    for name in ("range", "half", "rotate"):
         options.pop(name, None)
     return Pairs(values.pairs, assumed=scan_flags.assumed(values, "pairs_"), **options)
 

@@ -87,7 +87,8 @@ def main(values: flags.FlagValues) -> int:
         f"{values.out}: {result.slices} slices of {len(result.done)} volumes, subjects: {subjects}"
     )
     pixels = f"{grid.size} x {grid.size} px of {grid.spacing:g} mm{grid.every}"
-    print(f"layout {result.layout}; {grid.axis}, {pixels}")
+    what = intensity.preset(values.preset).described()
+    print(f"layout {result.layout}; {grid.axis}, {pixels}; {what}")
     for note in result.notes:
         print(f"note: {note}")
     if result.fits:

@@ -91,7 +91,7 @@ def define_flags(values: flags.FlagValues) -> None:
         ("run", "folder of a trained run"),
         ("source", "volume or folder of volumes to translate"),
         ("out", "folder for the translated volumes"),
-        ("preset", "modality of the source: ct or mr"),
+        ("preset", "intensities of the source: ct, ct_wide or mr"),
         ("contours", f"contours of the source: a JSON file, or {known}"),
         ("masks", "folder with body masks of the source"),
         ("kind", "what the target shows, as in names of BIDS: T1w, ct"),
@@ -107,8 +107,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "direction",
         None,
         ["forward", "backward"],
-        "of a run that translates both ways: to the preset of its --store, or of its "
-        "--source_store; what suits --preset by default",
+        "of a run that translates both ways: to the preset of its `train --store`, or of its "
+        "`train --source_store`; what suits --preset by default",
         flag_values=values,
     )
     number_flags.define_seed(values, "seed of the noise")

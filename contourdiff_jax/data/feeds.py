@@ -82,7 +82,7 @@ def summary(store: Store) -> str:
     """What is learnt from, in a few words."""
     slices, subjects, grid = len(store.rows("train")), len(store.subjects("train")), store.grid
     pixels = f"{grid.size} px of {grid.spacing:g} mm{grid.every}"
-    return f"{slices:,} slices of {subjects} subjects, {pixels}"
+    return f"{slices:,} slices of {subjects} subjects, {pixels}, {store.preset.described()}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Targets:
         if SOURCE.name in self.conditions and self.store.sources is None:
             raise InputError(
                 f"{self.store.path}: without sources, and the network is to see the source; "
-                f"prepare pairs with prepare --pairs, or leave source out of the conditions"
+                f"give `prepare --pairs` some, or leave source out of the conditions"
             )
         if PICTURE.name in self.conditions:
             recast.check(self.contours, str(self.store.path))

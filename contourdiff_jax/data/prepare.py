@@ -43,7 +43,7 @@ class Request:
     Attributes:
       source: a volume, or a folder of volumes in any of `layouts.LAYOUTS`.
       out: the store's folder.
-      preset: name of the intensity preset, 'ct' or 'mr'.
+      preset: name of the intensity preset, 'ct', 'ct_wide' or 'mr'.
       layout: of the source, or a CSV file that says what belongs to whom.
       select: which of several kinds of scans, where the preset does not tell.
       translations: whether those of this tool are meant.
@@ -168,6 +168,7 @@ def prepare(source, out, preset: str, **options) -> PrepareResult:
     keeps = {
         "labels": cut.labels is not None or all(scan.labels for scan in content.scans),
         "contours": contours,
+        "assumed": request.assumed,
         "source_preset": None if paired is None else intensity.preset(request.pairs.preset),
     }
     with StoreWriter(out, chosen, grid, **keeps, overwrite=request.overwrite) as writer:
@@ -252,7 +253,7 @@ def _opened(request: Request, contours: ContourSettings | None) -> tuple[Content
     )
     scans.check_assumed(content.scans, request.assumed)
     labels, masks = (
-        None if folder is None else pairs.by_name(folder, kind)
+        None if folder is None else pairs.by_name(folder, kind, request.assumed.of_companions)
         for kind, folder in (("labels", request.labels), ("masks", request.masks))
     )
     paired = None
@@ -313,6 +314,7 @@ class _Cut:
 
     def __call__(self, scan: Scan) -> _Piece:
         volume = scan.read()
+        scans.check_unit(scan, volume, self.preset)
         window = self.preset.window_of(volume)
         volume, resampling = self.grid.fit_volume(volume)
         mask = pairs.companion(volume, scan, self.masks, "masks")
@@ -334,7 +336,10 @@ class _Cut:
             "sha256": scan.sha256,
         }
         doubts = guesses.doubts(self.preset, scan.assumed, volume, window, mask > 0)
+        doubts = doubts or guesses.unseen(self.preset, volume, window, mask > 0)
         failed, notes, fit = volume.failed, volume.notes, None
+        if scan.is_picture and self.grid.axis == "axial" and guesses.lies(volume.array, mask):
+            notes = (*notes, guesses.LYING)
         if self.sources is not None:
             target = Target(scan, volume, resampling, slices["values"], slices["masks"])
             source = self.sources.of(target)

@@ -76,6 +76,8 @@ class Pairs:
         Of those that are left out it says how many they are, and not their names.
         """
         judged = {name: getattr(self, name) for name in ("overlap", "shift", "register")}
+        if self.assumed != UNKNOWN:
+            judged["assumed"] = self.assumed.to_dict()
         fits = list(fits)
         kept = [dataclasses.asdict(fit) for fit in fits if not fit.why]
         return judged | {"fits": kept, "left_out": len(fits) - len(kept)}
@@ -198,6 +200,7 @@ class Sources:
         if scan.files == target.scan.files and scan.assumed.half == target.scan.assumed.half:
             raise InputError(f"{scan.path}: --pairs has this file itself; give the other image")
         volume = scan.read()
+        scans.check_unit(scan, volume, preset, "pairs_")
         window = preset.window_of(volume)
         mask = pairs.companion(volume, scan, self.masks, "masks", "pairs_masks")
         if mask is None:
@@ -309,7 +312,11 @@ def find(wanted: Pairs) -> Sources:
     )
     # Their spacing is that of the targets, which may be pictures alone.
     scans.check_assumed(found.values(), dataclasses.replace(wanted.assumed, spacing=None), "pairs_")
-    masks = None if wanted.masks is None else pairs.by_name(wanted.masks, "masks")
+    masks = (
+        None
+        if wanted.masks is None
+        else pairs.by_name(wanted.masks, "masks", wanted.assumed.of_companions)
+    )
     return Sources(wanted, found, masks, tuple(failed))
 
 

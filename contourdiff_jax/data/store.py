@@ -41,6 +41,7 @@ from contourdiff_jax.runtime import disk, forms, ownership
 from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.grid import Grid
 from contourdiff_jax.volumes.intensity import Preset, Window
+from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 
 SCHEMA = 1
 MADE = "a store"  # by which the folder of one is known
@@ -66,7 +67,9 @@ FORM = {  # of dataset.json
     "contours?": ContourSettings | None,
     "source_preset?": str | None,
     "sha256?": dict[str, str],
+    "assumed?": Assumed,  # of pictures
     "pairs?": {  # see sources.Pairs and sources.Fit
+        "assumed?": Assumed,
         **{"overlap": float, "shift": float, "register": str | None},
         **{"fits": tuple[dict[str, object], ...], "left_out?": int},
     },
@@ -313,6 +316,7 @@ class StoreWriter:
         labels: bool = False,
         contours: ContourSettings | None = None,
         source_preset: Preset | None = None,
+        assumed: Assumed = UNKNOWN,
         overwrite: bool = False,
     ):
         self.path = Path(path)
@@ -321,6 +325,7 @@ class StoreWriter:
         self.source_preset = source_preset
         self._names = _names(labels, contours, source_preset)
         self._contours = contours
+        self._assumed = assumed
         self._overwrite = overwrite
         self._files = {}
         self._rows = []  # the index, without its splits
@@ -441,8 +446,10 @@ class StoreWriter:
             ownership.settle(self._partial, self.path, MADE, self._overwrite)
 
     def _dataset(self, pairs: Mapping | None) -> dict:
-        paired = {} if pairs is None else {"pairs": pairs}
-        return paired | {
+        told = {} if pairs is None else {"pairs": pairs}
+        if self._assumed != UNKNOWN:
+            told["assumed"] = self._assumed.to_dict()
+        return told | {
             "schema": SCHEMA,
             "modality": self.preset.modality,
             "preset": self.preset.name,

@@ -285,8 +285,8 @@ def _check_even(store: Store, volumes: list[np.ndarray], numbers: np.ndarray) ->
     if np.abs(steps - usual).max() > geometry.EVEN * usual:
         raise InputError(
             f"{store.path}: its slices lie {steps.min():.3g} to {steps.max():.3g} mm apart, and "
-            f"config.model.dims=3 learns from even ones; prepare again with "
-            f"--slice_spacing={usual:.3g}"
+            f"config.model.dims=3 learns from even ones; "
+            f"`prepare --slice_spacing={usual:.3g}` again"
         )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from skimage.exposure import match_histograms
 from tqdm import tqdm
 
+from contourdiff_jax.data.layouts import scans
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import cases, scores
 from contourdiff_jax.evaluation.cases import Case, Translations
@@ -67,6 +68,7 @@ def learn(real, translations: Translations) -> Baselines:
             continue
         with io.failures(scan.path, failed):
             volume = scan.read().even()
+            scans.check_unit(scan, volume, target, "real_", as_greys=False)
             values = cases.values_of(volume, target)
             mask = masks.body_mask(volume.array, volume.affine, target.modality)
             resampling = settings.grid.fit(values.shape, volume.affine)
@@ -77,7 +79,8 @@ def learn(real, translations: Translations) -> Baselines:
             histograms.append(histogram)
             coherence.append((scan.subject, resampling.gap, along))
     if not histograms:
-        raise InputError(f"{real}: no volume of a subject that is not scored, so no baselines")
+        why = "no volume of a subject that is not scored, so no baselines"
+        raise InputError(failed[0][1] if failed else f"{real}: {why}")
     count = len(histograms)
     histogram, mean = np.concatenate(histograms), total / count
     return Baselines(histogram, mean, coherence, count, left_out, failed)

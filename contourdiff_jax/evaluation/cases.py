@@ -13,7 +13,7 @@ import numpy as np
 from contourdiff_jax.contours import opencv
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.data import layouts
-from contourdiff_jax.data.layouts import pairs
+from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Content, Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation.metrics.paired import SSIM_WINDOW
@@ -23,7 +23,7 @@ from contourdiff_jax.volumes import geometry, intensity, io
 from contourdiff_jax.volumes.grid import AXES, Grid, Resampling
 from contourdiff_jax.volumes.intensity import Preset, Window
 from contourdiff_jax.volumes.masks import body_mask
-from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, Volume
+from contourdiff_jax.volumes.volume import Volume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Translations:
         that are given.
       subject_of: {name: subject}, of scans that cannot be scored too.
       failed: (path, reason) of these.
-      pictures: what those of the truth and of other real volumes do not say.
+      of_real: how folders of other real volumes are understood, arguments of `layouts.find`.
     """
 
     scans: dict[str, Scan]
@@ -47,12 +47,11 @@ class Translations:
     partners: dict[str, dict[str, Scan]] = dataclasses.field(default_factory=dict)
     subject_of: dict[str, str] = dataclasses.field(default_factory=dict)
     failed: list[tuple[Path, str]] = dataclasses.field(default_factory=list)
-    pictures: Assumed = UNKNOWN
+    of_real: dict = dataclasses.field(default_factory=dict)
 
     def real(self, folder) -> Content:
         """The volumes of the target in a folder."""
-        how = {"assumed": self.pictures, "flags": False}
-        return layouts.find(folder, modality=self.settings.target.modality, **how)
+        return layouts.find(folder, modality=self.settings.target.modality, **self.of_real)
 
     @property
     def subjects(self) -> set[str]:
@@ -105,11 +104,16 @@ def read(scan: Scan, sidecar: Sidecar | None, partners: dict, settings: Settings
     Raises InputError for a volume that is missing, on another grid, or not what it should be.
     """
     volume = scan.read().even()
+    scans.check_unit(scan, volume, settings.target, "translated_", as_greys=False)
     volumes = {
         flag: pairs.partner(volume, scan, others, flag, labels=flag in ("masks", "labels"))
         for flag, others in partners.items()
     }
     truth, source, labels = (volumes.get(flag) for flag in ("truth", "source", "labels"))
+    for side, taken in (("truth", settings.target), ("source", settings.source)):
+        if side in partners and not (side == "source" and settings.contours[side].suits_any):
+            other = partners[side][pairs.plain(scan.name)]
+            scans.check_unit(other, volumes[side], taken, f"{side}_", as_greys=False)
     mask = _mask(volume, scan, volumes.get("masks"), partners)
     if mask is None and source is not None:
         mask = body_mask(source.array, source.affine, settings.source.modality)

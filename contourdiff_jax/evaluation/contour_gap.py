@@ -97,7 +97,7 @@ def domain(path: str | Path, contours: str | None = None, split: str | None = No
         name = contours or "default"
         raise InputError(
             f"{path}: prepared without the contours of {name}, which need the volumes' own "
-            f"voxels; prepare again with --contours={name}"
+            f"voxels; `prepare --contours={name}` again"
         )
     rows = np.arange(len(store))
     if split is not None and store.rows(split).size:

@@ -28,13 +28,29 @@ from contourdiff_jax.translation.sidecars import NOTICE
 from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.grid import AXES, planes_across
 from contourdiff_jax.volumes.masks import extent
-from contourdiff_jax.volumes.volume import BRAIN, UNKNOWN, Assumed
+from contourdiff_jax.volumes.volume import UNKNOWN, Assumed
 
 MOST_SHIFT = 10  # mm; what is farther off is not registered
 PANELS = 8  # volumes that are drawn
 MADE = "an evaluation"  # by which the folder of one is known
+READ = ("translated", "truth", "source", "real")  # of images, each understood in its own way
 PARTNERS = ("truth", "source", "masks", "labels", "uncertainty")  # pair up with translations
 Folder = str | Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a folder of images is understood: see `layouts.find`; the spacing is the request's."""
+
+    layout: str = "auto"
+    select: str | None = None
+    assumed: Assumed = UNKNOWN
+
+    def given(self) -> dict:
+        """What is said of it, by the names of flags."""
+        fields = {"layout": self.layout, "select": self.select, **self.assumed.to_dict()}
+        del fields["spacing"]
+        return {name: v for name, v in fields.items() if v is not None and v != "auto"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +74,22 @@ class Request:
     shift: float = 0.0  # mm to which truths are registered: scores at the best place near by, too
     seed: int = 0  # of the bootstrap
     overwrite: bool = False  # an evaluation of that name
-    pictures: Assumed = UNKNOWN  # what those of truth and real do not say: range and half
     # One's own, by name: (image, truth, body) [H, W] of a slice in native units -> number, or None.
     metrics: Mapping[str, scores.Own] = dataclasses.field(default_factory=dict)
+    pixel_spacing: float | None = None  # mm, of pictures, where no sidecar says it
+    # How folders of READ are understood. Pictures of real are as those of the truth, and those of
+    # translations lie as their sources, of which sidecars tell, where nothing else is said.
+    readings: Mapping[str, Reading] = dataclasses.field(default_factory=dict)
 
     @property
     def partners(self) -> dict[str, Folder]:
         """The folders of PARTNERS that are given."""
         folders = {name: getattr(self, name) for name in PARTNERS}
         return {name: folder for name, folder in folders.items() if folder is not None}
+
+    def reading(self, name: str) -> Reading:
+        """How a folder of READ is understood."""
+        return self.readings.get(name, Reading())
 
     @property
     def compares(self) -> bool:
@@ -118,9 +141,13 @@ class Request:
             ),
             (not 0 <= self.shift <= MOST_SHIFT, f"--shift={self.shift:g}: 0 to {MOST_SHIFT} mm"),
             (self.shift and self.truth is None, "--shift is that of the truth; give --truth"),
-            (
-                self.pictures != UNKNOWN and self.truth is None and self.real is None,
-                "--truth_range and --truth_half are of pictures of --truth and --real; give those",
+            *(
+                (
+                    getattr(self, name) is None and not (name == "truth" and self.real is not None),
+                    f"--{name}_{flag}: it is of --{name}; give that too, or leave it out",
+                )
+                for name in READ
+                for flag in self.reading(name).given()
             ),
             (
                 self.masks is not None and not self.compares,
@@ -145,12 +172,13 @@ class Request:
     def command(self) -> str:
         """The command line of the same request."""
         names = ("real", "preset", "source_preset", "grid", "conventions", "memorisation")
+        names += ("pixel_spacing",)
         options = {"translated": self.translated} | self.partners
         options |= {name: getattr(self, name) for name in names}
         options |= {"shift": self.shift} if self.shift else {}
-        span = self.pictures.range
-        options |= {"truth_range": span if span in (None, BRAIN) else list(span)}
-        options |= {"truth_half": self.pictures.half}
+        for name in READ:
+            for flag, value in self.reading(name).given().items():
+                options[f"{name}_{flag}"] = list(value) if isinstance(value, tuple) else value
         options |= {} if self.distances is None else self.distances.flags()
         return records.command("evaluate", options | {"seed": self.seed, "out": self.out})
 
@@ -220,35 +248,83 @@ def evaluate(request: Request) -> Outcome | None:
 def _read(request: Request) -> Translations:
     """The translations that can be scored, with their partners and settings."""
     failed = []
-    translated = pairs.by_name(request.translated, failed=failed, translations=True)
+    given = {
+        name: dataclasses.replace(request.reading(name).assumed, spacing=request.pixel_spacing)
+        for name in READ
+    }
+    translated = pairs.by_name(
+        request.translated,
+        None,
+        given["translated"],
+        failed,
+        translations=True,
+        **_chosen(request, "translated"),
+    )
     readable, damaged = cases.read_sidecars(translated)
     settings = cases.common_settings(
         translated, readable, request.preset, request.source_preset, request.source is not None
     )
-    # Pictures of a translation are as large as those of its source, and so are those of the truth.
-    assumed = Assumed(settings.assumed.spacing)
-    of_target = dataclasses.replace(request.pictures, spacing=assumed.spacing)
-    how = {
-        "truth": (settings.target.modality, of_target),
-        "source": (settings.source and settings.source.modality, settings.assumed),
-        "masks": ("masks", assumed),
-        "labels": ("labels", assumed),
+    of_source = _told(settings.assumed, given["source"])
+    # Pictures of a translation are as large as those of its source, and lie as they do; so, where
+    # nothing else is said, are those of the truth and of real volumes.
+    beside = of_source.of_companions
+    assumed = {
+        "source": of_source,
+        "translated": _filled(given["translated"], beside),
+        "truth": _filled(given["truth"], beside),
     }
+    alike = request.reading("real").assumed == UNKNOWN
+    assumed["real"] = assumed["truth"] if alike else _filled(given["real"], beside)
+    kinds = {"truth": settings.target.modality, "masks": "masks", "labels": "labels"}
+    kinds["source"] = settings.source and settings.source.modality
     partners = {
-        name: pairs.by_name(folder, *how.get(name, (None, assumed)))
+        name: pairs.by_name(
+            folder, kinds.get(name), assumed.get(name, beside), **_chosen(request, name)
+        )
         for name, folder in request.partners.items()
     }
-    if request.truth is not None:
-        scans.check_assumed(partners["truth"].values(), request.pictures, "truth_")
+    for name, of in {"translated": translated, **partners}.items():
+        said = request.reading(name).assumed if name in READ else UNKNOWN
+        scans.check_assumed(of.values(), said, f"{name}_")
+    every = [scan for of in (translated, *partners.values()) for scan in of.values()]
+    if request.real is None:
+        scans.check_assumed(every, Assumed(request.pixel_spacing))
     return Translations(
-        {name: dataclasses.replace(translated[name], assumed=assumed) for name in readable},
+        {
+            name: dataclasses.replace(translated[name], assumed=assumed["translated"])
+            for name in readable
+        },
         readable,
-        settings,
+        dataclasses.replace(settings, assumed=of_source),
         partners,
         {name: scan.subject for name, scan in translated.items()},
         failed + damaged,
-        of_target,
+        {"assumed": assumed["real"], **_chosen(request, "real")},
     )
+
+
+def _chosen(request: Request, name: str) -> dict:
+    """Arguments of `pairs.by_name`: which scans of a folder are meant."""
+    if name not in READ:
+        return {}
+    reading = request.reading(name)
+    return {"layout": reading.layout, "select": reading.select, "prefix": f"{name}_"}
+
+
+def _filled(said: Assumed, usual: Assumed) -> Assumed:
+    """What is said, and else what is usual."""
+    fields = {name: value for name, value in vars(said).items() if value is not None}
+    return dataclasses.replace(usual, **fields)
+
+
+def _told(recorded: Assumed, said: Assumed) -> Assumed:
+    """What the sidecars say of the source, or else the flags; InputError where they differ."""
+    for name, value in vars(said).items():
+        known = getattr(recorded, name)
+        if None not in (value, known) and value != known:
+            flag = "pixel_spacing" if name == "spacing" else f"source_{name}"
+            raise InputError(f"--{flag}: the sidecars say that it is {known}; leave it out")
+    return _filled(recorded, said)
 
 
 # ----------------------------------------------------------------------------------------------

@@ -208,8 +208,8 @@ def _held_out(store: Store) -> Slices:
     rows = np.concatenate([_with_body(store, store.rows(split)) for split in ("val", "test")])
     if not rows.size:
         raise InputError(
-            f"{store.path}: holds no subject out to compare with; give --truth, or prepare with "
-            f"--validation"
+            f"{store.path}: holds no subject out to compare with; give --truth, or "
+            "`prepare --validation`"
         )
     subjects, numbers = (store.index[name][rows] for name in ("subject", "slice"))
     return Slices(_pictures(store, rows), subjects, subjects, numbers)

@@ -59,7 +59,7 @@ def import_checkpoint(
         of the following itself, and so does a shared run (sharing.py); of any other, preset and
         spacing have to be given.
       workdir: folder of the run.
-      preset: modality of the images that the model draws, 'ct' or 'mr'.
+      preset: intensities of the images that the model draws, 'ct', 'ct_wide' or 'mr'.
       window: intensities of the model's -1 and 1; default: the preset's.
       axis, spacing, size: of the grid, see volumes/grid.py; default: axial, and the model's size.
       contours_file: settings of the contours that it was trained with: a JSON file, or the name of

@@ -85,7 +85,7 @@ def check_size(config, size: int) -> None:
     if size % side(config):
         raise InputError(
             f"images of {size} px, and a latent of the autoencoder stands for {side(config)} px a "
-            f"side; prepare a store with a --size that is a multiple of it"
+            f"side; prepare a store with a size that is a multiple of it"
         )
 
 

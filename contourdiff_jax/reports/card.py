@@ -68,7 +68,7 @@ def card(
     training_store = None if store is None else _open_store(store, trained)
     weights = functools.cache(lambda: _weights(run_folder, trained))
     scores = [_read_scores(Path(path), trained, weights) for path in evaluations]
-    target = trained.preset.name.upper()
+    target = trained.preset.modality.upper()
     data = _data(trained, training_store) | {"licence of the data": data_licence or NOT_STATED}
     licences = {"code": "Apache-2.0", "weights of this run": licence or NOT_STATED}
     if any("weights" in record.metrics["data"] for record in scores):
@@ -155,7 +155,7 @@ def _about(trained: Run) -> About:
 
 def _kind(trained: Run) -> str:
     """What a run draws, from what, and how."""
-    target, seen = trained.preset.name.upper(), trained.config.model.conditions
+    target, seen = trained.preset.modality.upper(), trained.config.model.conditions
     source = "the image of the source"
     if PICTURE.name in seen:
         source = "their contours and the grey picture in which these are sought"
@@ -173,7 +173,8 @@ def _kind(trained: Run) -> str:
 def _data(trained: Run, store: Store | None) -> dict[str, str]:
     grid = trained.grid
     fields = {
-        "modality": trained.preset.name.upper(),
+        "modality": trained.preset.modality.upper(),
+        "intensities": trained.preset.described(trained.window),
         "grid": f"{grid.axis}, {grid.size} x {grid.size} px of {grid.spacing:g} mm{grid.every}",
         "subjects trained on": f"{len(trained.subjects)}" if trained.subjects else NOT_STATED,
     }
@@ -281,21 +282,21 @@ def known_failures(evaluations: list[Record], trained: Run) -> list[str]:
         lines = ["What the image shows beyond the source is made up."]
         source = trained.source_preset
         kind = "pairs" if trained.paired else "unpaired images"
-        learnt = f"{kind} of {source.name.upper()} and" if source else "sources and"
-        learnt += f" {trained.preset.name.upper()}"
+        learnt = f"{kind} of {source.modality.upper()} and" if source else "sources and"
+        learnt += f" {trained.preset.modality.upper()}"
     elif PICTURE.name in trained.config.model.conditions:
         lines = [
             "The source is seen as a grey picture, and not by its contours alone. What the image "
             "shows beyond that picture is made up, and so is how bright each tissue is: in "
             "training the picture was the target's own, in other greys."
         ]
-        learnt = f"contours and pictures of {trained.preset.name.upper()}"
+        learnt = f"contours and pictures of {trained.preset.modality.upper()}"
     else:
         lines = [
             "What the source's contours do not show cannot be in the image, and what the image "
             "shows without them is made up."
         ]
-        learnt = f"contours of {trained.preset.name.upper()}"
+        learnt = f"contours of {trained.preset.modality.upper()}"
     lines.append(
         f"Training saw {learnt} alone; {tested} is untested, as are other anatomy, scanners and "
         f"ages than those of the data."

@@ -238,7 +238,7 @@ def begin(
     for each in stores:
         if not each.subjects("train"):
             raise InputError(
-                f"{each.path}: no training subjects; give it some with prepare --split"
+                f"{each.path}: no training subjects; give it some with `prepare --split`"
             )
     if source is not None and source.grid != store.grid:
         theirs, ours = (
@@ -254,7 +254,7 @@ def begin(
         if wanted and wanted != actual:
             raise InputError(
                 f"{store.path}: prepared with {field} {actual}, but config.grid.{field} is "
-                f"{wanted}; prepare again with --{field}={wanted} or change the configuration"
+                f"{wanted}; `prepare --{field}={wanted}` again or change the configuration"
             )
     sees_source = SOURCE.name in config.model.conditions
     paired = source is None and sees_source and store.source_preset is not None
@@ -334,7 +334,7 @@ def _contours(config: ConfigDict, store: Store, begun: bool) -> ContourSettings:
     if not settings.served_by(store.contour_settings):
         raise InputError(
             f"{store.path}: prepared without the contours of config.contours, which need the "
-            f"volumes' own pixels; prepare again with --contours={'FILE' if replaced else name}"
+            f"volumes' own pixels; `prepare --contours={'FILE' if replaced else name}` again"
         )
     if settings.native and any(config.disturbance.values()):
         raise InputError(

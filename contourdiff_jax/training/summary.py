@@ -6,6 +6,7 @@ from pathlib import Path
 from contourdiff_jax import config as configuration
 from contourdiff_jax.training import checkpoint
 from contourdiff_jax.training.run import Run
+from contourdiff_jax.volumes.intensity import IDENTITY
 
 
 def summary(folder: Path, ours: Run) -> dict[str, list[str]]:
@@ -17,10 +18,11 @@ def summary(folder: Path, ours: Run) -> dict[str, list[str]]:
     grid, contours = ours.grid, ours.contours.to_dict()
     changes = configuration.changes(ours.config)
     subjects = f", {len(ours.subjects)} subjects" if ours.subjects else ""
-    images = [f"{ours.preset.name}, {grid.axis}, {grid.size} px of {grid.spacing:g} mm{grid.every}"]
+    pixels = f"{grid.axis}, {grid.size} px of {grid.spacing:g} mm{grid.every}"
+    images = [f"{ours.preset.described(ours.window)}, {pixels}"]
     if ours.source_preset is not None:
         how = "paired with" if ours.paired else "and, unpaired,"
-        images.append(f"{how} {ours.source_preset.name}")
+        images.append(f"{how} {ours.source_preset.described(ours.source_window or IDENTITY)}")
     lines = {
         "method": [ours.config.method],
         "images": images,

@@ -52,7 +52,7 @@ class Request:
       run: folder of the run to translate with, or a shared one, see interop/sharing.py.
       source: a volume, or a folder of volumes.
       out: folder for the translations.
-      preset: modality of the source, 'ct' or 'mr'.
+      preset: intensities of the source, 'ct', 'ct_wide' or 'mr'.
       layout, select, assumed: how the source is understood, see `layouts.find`.
       contours: settings for the source: a JSON file, or the name of a contour preset; default:
         those of training where they suit the source's modality, else that modality's own.
@@ -213,7 +213,7 @@ def _directed(trained: Run, request: Request) -> Run:
     if request.direction is None and len(fitting) > 1:
         raise InputError(
             f"--direction: both sides of {request.run} are {request.preset}; say forward, to the "
-            f"images of its --store, or backward, to those of its --source_store"
+            f"images of its `train --store`, or backward, to those of its `train --source_store`"
         )
     return ways[request.direction or next(iter(fitting), "forward")]
 
@@ -240,7 +240,7 @@ def _output_folder(trained: Run, request: Request, sampler) -> OutputFolder:
     target = trained.preset
     if request.format == "bids" and request.kind is None:
         raise InputError(
-            f"--format=bids needs --kind, the BIDS suffix of what the {target.name} shows: "
+            f"--format=bids needs --kind, the BIDS suffix of what the {target.modality} shows: "
             f"T1w, T2w, ct, ..."
         )
     # nnU-Net knows CT by this name alone.
@@ -256,8 +256,10 @@ def _output_folder(trained: Run, request: Request, sampler) -> OutputFolder:
         format=request.format,
         preset=target,
         window=trained.window,
-        kind=request.kind or target.name,
-        labels=None if request.labels is None else pairs.by_name(request.labels, "labels"),
+        kind=request.kind or target.modality,
+        labels=None
+        if request.labels is None
+        else pairs.by_name(request.labels, "labels", request.assumed.of_companions),
         maps=samples.MAPS if _maps(request, sampler) else (),
     )
 
@@ -303,7 +305,9 @@ def planned(
     Raises InputError where the run's method cannot draw as it is asked to.
     """
     finishing = _finishing(trained, request)
-    masks = None if request.masks is None else pairs.by_name(request.masks, "masks")
+    masks = None
+    if request.masks is not None:
+        masks = pairs.by_name(request.masks, "masks", request.assumed.of_companions)
     held = methods.networks(trained)
     mesh = _mesh(trained, sampler, request.devices, held)
     method = methods.build(trained, mesh=mesh, sampler=sampler)

@@ -34,7 +34,7 @@ from contourdiff_jax.contours import opencv, recast
 from contourdiff_jax.contracts import CONDITIONS, CONTOUR, NEIGHBOUR, PICTURE, SOURCE
 from contourdiff_jax.data import examples
 from contourdiff_jax.data.inspection import guesses
-from contourdiff_jax.data.layouts import pairs
+from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.diffusion import noise, tiles
 from contourdiff_jax.errors import InputError
@@ -118,6 +118,8 @@ def of(
     Raises InputError, naming the file, where nothing of it is there to be drawn.
     """
     preset, grid = plan.settings.source, plan.settings.grid
+    if not plan.settings.contours["source"].suits_any or SOURCE.name in plan.sees:
+        scans.check_unit(scan, volume, preset)
     window = preset.window_of(volume)
     volume, resampling = grid.fit_volume(volume)
     for note in volume.notes:
@@ -141,7 +143,7 @@ def of(
     if plan.dims == 3 and (doubt := _uneven(resampling, plan.slice_spacing)):
         _say(f"warning: {scan.path}: {doubt}")
     tiled = plan.sampler.tiles or kept >= KEPT_WHOLE
-    remedy = "use a run of another --axis or --spacing" if tiled else "use --tiles"
+    remedy = "use a run with another axis or spacing" if tiled else "use --tiles"
     body = resampling.body(inside, scan.path, f"{remedy}, or give a mask by --masks")
     values = preset.values(volume.array, window)
     settings = plan.settings.contours["source"]
@@ -168,7 +170,7 @@ def _uneven(resampling: Resampling, learnt: float | None) -> str:
     if resampling.grid.slice_spacing or not len(steps):
         return ""
     # Of an oblique volume steps along the axis are shorter than from slice to slice.
-    usual, remedy = resampling.gap, "prepare the training data with --slice_spacing"
+    usual, remedy = resampling.gap, "`prepare --slice_spacing` the training data"
     if steps.max() > APART * steps.min():
         low, high = (step * usual / steps.mean() for step in (steps.min(), steps.max()))
         return f"its slices are uneven, {low:.3g} to {high:.3g} mm apart; {remedy}"

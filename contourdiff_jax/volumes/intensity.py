@@ -126,6 +126,13 @@ class Preset:
             return self.image
         return Window(*(float(value) for value in self.values(volume.span, window)))
 
+    def described(self, window: Window = IDENTITY) -> str:
+        """Its name, and of CT the HU that the model sees, where volumes have that window."""
+        if self.modality != "ct":
+            return self.name
+        low, high = (float(self.native(end, window)) for end in (self.image.low, self.image.high))
+        return f"{self.name} of {low:g} to {high:g} HU"
+
     def values(self, array, window: Window):
         """Native units -> values, float32, not clipped."""
         return window.relative(array)
@@ -158,17 +165,20 @@ class Preset:
         return self.image.unit(xp.where(body > 0, values, np.float32(self.air)))
 
 
+# Stored are the 12 bits that CT scanners deliver; the model sees MAISI's (-1000, 1000) HU.
+CT = Preset(
+    name="ct",
+    modality="ct",
+    storage=Window(-1024.0, 3071.0),
+    image=Window(-1000.0, 1000.0),
+    air=-1000.0,
+    dtype=np.dtype(np.int16),
+    percentiles=None,
+)
 PRESETS = {
-    # Stored are the 12 bits that CT scanners deliver; the model sees MAISI's (-1000, 1000) HU.
-    "ct": Preset(
-        name="ct",
-        modality="ct",
-        storage=Window(-1024.0, 3071.0),
-        image=Window(-1000.0, 1000.0),
-        air=-1000.0,
-        dtype=np.dtype(np.int16),
-        percentiles=None,
-    ),
+    "ct": CT,
+    # A third of the skull lies beyond 1000 HU. Air stays the model's -1.
+    "ct_wide": dataclasses.replace(CT, name="ct_wide", image=Window(-1000.0, 3071.0)),
     "mr": Preset(
         name="mr",
         modality="mr",

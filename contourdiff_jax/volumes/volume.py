@@ -38,6 +38,7 @@ class Image:
 
 
 HALVES = ("left", "right")  # of a picture
+TURNS = (90, 180, 270)  # degrees clockwise
 BRAIN = "brain"  # what a range may be called, see Assumed
 
 
@@ -51,15 +52,19 @@ class Assumed:
         BRAIN: they are of a CT of the head that was scaled by itself, see pictures.py; None: the
         numbers as they are.
       half: 'left' or 'right', which half of pictures that show two images side by side.
+      rotate: degrees clockwise, one of TURNS, by which pictures, or halves, come to stand upright.
     """
 
     spacing: float | None = None
     range: tuple[float, float] | str | None = None
     half: str | None = None
+    rotate: int | None = None
 
     def __post_init__(self):
         if self.half not in (None, *HALVES):
             raise InputError(f"--half={self.half}: give {' or '.join(HALVES)}")
+        if self.rotate not in (None, *TURNS):
+            raise InputError(f"--rotate={self.rotate}: give {', '.join(map(str, TURNS))}")
         if isinstance(self.range, str) and self.range != BRAIN:
             raise InputError(f"--range={self.range}: give two numbers, LOW,HIGH, or {BRAIN}")
         low, high = (0, 1) if self.range in (None, BRAIN) else self.range
@@ -69,9 +74,14 @@ class Assumed:
             raise InputError(f"--pixel_spacing={self.spacing:g} must be a positive number of mm")
 
     def to_dict(self) -> dict:
-        """As JSON; `half` only where it is given, as in files of before it was known."""
+        """As JSON; `half` and `rotate` only where given, as in files of before they were known."""
         fields = dataclasses.asdict(self)
-        return fields if self.half else {n: v for n, v in fields.items() if n != "half"}
+        return {n: v for n, v in fields.items() if v is not None or n not in ("half", "rotate")}
+
+    @property
+    def of_companions(self) -> "Assumed":
+        """What pictures beside these do not say: masks, label maps and translations."""
+        return Assumed(self.spacing, rotate=self.rotate)
 
 
 UNKNOWN = Assumed()

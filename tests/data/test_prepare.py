@@ -23,6 +23,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import io
 from contourdiff_jax.volumes.grid import AXES, Grid
+from contourdiff_jax.volumes.volume import Assumed
 
 SHAPE = (30, 34, 6)
 SPACING = (2.0, 2.0, 5.0)
@@ -255,16 +256,58 @@ def test_values_that_are_not_what_the_preset_says_are_told(tmp_path, capsys, arr
         assert lines[0].endswith(" (and 1 more like it)")
 
 
-@pytest.mark.parametrize(("span", "told"), [((), True), (("--range=-1000,1000",), False)])
-def test_pictures_of_8_bits_are_no_ct_unless_a_range_says_so(tmp_path, capsys, span, told):
+@pytest.mark.parametrize(("preset", "told"), [("ct", True), ("ct_wide", False)])
+def test_bone_that_no_model_of_the_preset_draws_is_told(tmp_path, capsys, preset, told):
+    skull = ball(radius=25.0) & ~ball(radius=20.0)
+    save(tmp_path / "in", "a.nii.gz", np.where(skull, 1500, HU_OF_HEAD).astype(np.int16))
+    assert run(f"--source={tmp_path}/in", f"--preset={preset}", f"--out={tmp_path}/store") == 0
+    out, err = capsys.readouterr()
+    assert ("lies outside -1000 to 1000 HU, which is all that a model draws" in err) == told
+    assert ("--preset=ct_wide reaches 3071" in err) == told
+    assert f"; {preset} of -1000 to {1000 if told else 3071} HU" in out
+
+
+@pytest.mark.parametrize(("span", "refused"), [((), True), (("--range=-1000,1000",), False)])
+def test_pictures_of_8_bits_are_no_ct_unless_a_range_says_so(tmp_path, capsys, span, refused):
     (tmp_path / "in").mkdir()
     noise = np.random.default_rng(0).normal(scale=20, size=SHAPE)
     grey = np.clip((HU_OF_HEAD + noise + 1000) / 2000 * 255, 0, 255).astype(np.uint8)
     for k in range(grey.shape[2]):
         Image.fromarray(grey[:, :, k]).save(tmp_path / "in" / f"p1-{k:02}.png")
     arguments = (f"--source={tmp_path}/in", "--preset=ct", f"--out={tmp_path}/store")
-    assert run(*arguments, "--pixel_spacing=2", *span) == 0
-    assert ("taken for ct, but" in capsys.readouterr().err) == told
+    if refused:
+        with pytest.raises(InputError, match=r"--range=LOW,HIGH, or --range=brain .*preset=mr$"):
+            run(*arguments, "--pixel_spacing=2", *span)
+    else:
+        assert run(*arguments, "--pixel_spacing=2", *span) == 0
+    assert (tmp_path / "store").exists() != refused and not capsys.readouterr().err
+
+
+def test_pictures_on_their_side_are_told_and_give_the_store_of_upright_ones(tmp_path, capsys):
+    """A head is longer than wide, and its sides are alike; its masks and labels lie as it does."""
+    rng, (x, y) = np.random.default_rng(0), np.mgrid[-1:1:60j, -1:1:60j]
+    head = np.where((x / 0.7) ** 2 + y**2 < 0.9, 120 + 60 * y, 0)
+    grey = np.uint8(head + rng.integers(0, 9, (6, 60, 60)))  # [slice, column, row]
+    for place, turn in (("upright", 0), ("lying", 1)):
+        for folder, stack in (("in", grey), ("masks", np.uint8(grey > 20))):
+            (tmp_path / place / folder).mkdir(parents=True)
+            for k, picture in enumerate(stack):
+                turned = np.ascontiguousarray(np.rot90(picture.T, turn))
+                Image.fromarray(turned).save(tmp_path / place / folder / f"p1-{k:02}.png")
+    for place, *turn in (("upright",), ("lying",), ("lying", "--rotate=90")):
+        inside, out = tmp_path / place, tmp_path / f"store{len(turn)}{place}"
+        given = (f"--source={inside}/in", f"--masks={inside}/masks", "--pixel_spacing=2")
+        assert run(*given, *turn, "--preset=mr", "--size=64", "--spacing=2", f"--out={out}") == 0
+        assert ("lie on their side" in capsys.readouterr().out) == (out.name == "store0lying")
+    expected, found = (open_store(tmp_path / name) for name in ("store0upright", "store1lying"))
+    for name in ("slices", "masks"):
+        np.testing.assert_array_equal(getattr(found, name)[:], getattr(expected, name)[:])
+    assert found.dataset["assumed"] == Assumed(2.0, rotate=90)
+
+
+def test_volumes_say_themselves_how_they_lie(source, tmp_path):
+    with pytest.raises(InputError, match=r"^--rotate: it is of pictures"):
+        run(f"--source={source}", f"--out={tmp_path}/store", "--preset=ct", "--rotate=90")
 
 
 @pytest.mark.parametrize("axis", range(3))
@@ -502,7 +545,7 @@ def test_required_flags_are_asked_for(tmp_path, name):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"preset": "pet"}, "known: ct, mr"),
+        ({"preset": "pet"}, "known: ct, ct_wide, mr"),
         ({"axis": "oblique"}, "known"),
         ({"spacing": -1}, "spacing must lie between"),
         ({"size": 0}, "size must be 1 to"),

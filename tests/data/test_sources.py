@@ -422,16 +422,18 @@ def test_what_pictures_cannot_say_is_one_line(heads, volumes):
     write(volumes / "small", {name: picture[::2, ::2] for name, picture in ct.items()})
     write(volumes / "odd", {name: picture[:, 1:] for name, picture in ct.items()})
     how = {"assumed": Assumed(4.8), "pairs_assumed": Assumed(4.8, SPAN)}
-    for mr_of, ct_of, why in (
-        ("B", "small", "24 x 24 pixels, and 48 x 48 in .*B.*: pictures do not say"),
-        ("B", "ct", "made of pictures, which do not say where they lie"),
-        ("mr", "small", "made of pictures, which do not say where they lie"),
-        ("B", "B", "has this file itself"),
+    unit = {"pairs_assumed": Assumed(4.8, SPAN)}
+    for mr_of, ct_of, given, why in (
+        ("B", "small", how, "24 x 24 pixels, and 48 x 48 in .*B.*: pictures do not say"),
+        ("B", "small", {}, "hold no HU; say .*--pairs_range=LOW,HIGH, or .*--pairs_preset=mr$"),
+        ("B", "ct", {}, "made of pictures, which do not say where they lie"),
+        ("mr", "small", unit, "made of pictures, which do not say where they lie"),
+        ("B", "B", {}, "has this file itself"),
     ):
         with pytest.raises(InputError, match=why) as error:
-            paired(volumes, mr_of, ct_of, **(how if ct_of == "small" and mr_of == "B" else {}))
+            paired(volumes, mr_of, ct_of, **given)
         assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match=r"47 pixels wide, and no two images .*; leave out --half"):
+    with pytest.raises(InputError, match=r"47 pixels wide, so it has no halves of one width"):
         paired(
             volumes, "odd", "odd", assumed=Assumed(half="left"), pairs_assumed=Assumed(half="right")
         )

@@ -311,7 +311,7 @@ BREAKAGES = {
     "not JSON": (lambda path: (path / "dataset.json").write_text("{"), "cannot be read"),
     "not an object": (lambda path: (path / "dataset.json").write_text("[]"), "schema"),
     "no grid": (lambda path: edit_dataset(path, grid=None), "grid: None, where an object"),
-    "unknown preset": (lambda path: edit_dataset(path, preset="pet"), "known: ct, mr"),
+    "unknown preset": (lambda path: edit_dataset(path, preset="pet"), "known: ct, ct_wide, mr"),
     "another size": (
         lambda path: edit_dataset(path, grid={"axis": "axial", "spacing": 1.5, "size": 32}),
         "index and grid say",

@@ -370,7 +370,7 @@ def test_without_volumes_to_validate_with_nothing_is_held_out(tmp_path, tiny, me
     assert fed.held_out() is None
     assert fed.shown(2)[1] == 2
     assert fed.summary == (
-        "17 slices of 2 subjects, 16 px of 1 mm; patches of 8 x 16 x 16 voxels from 2 volumes"
+        "17 slices of 2 subjects, 16 px of 1 mm, mr; patches of 8 x 16 x 16 voxels from 2 volumes"
     )
 
 
@@ -405,9 +405,7 @@ def test_a_picture_shows_three_planes():
 )
 def test_uneven_slices_are_refused_with_what_to_do(tmp_path, tiny, steps):
     store = write(tmp_path / "store", steps=steps)
-    with pytest.raises(
-        InputError, match=r"mm apart, .*prepare again with --slice_spacing=3"
-    ) as error:
+    with pytest.raises(InputError, match=r"mm apart, .*`prepare --slice_spacing=3` again") as error:
         feed(store, tiny)
     assert "\n" not in str(error.value)
     # Positions of oblique volumes are closer than the slices that prepare has made even.

@@ -20,7 +20,7 @@ from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import cases, records
 from contourdiff_jax.evaluation import folder as module
-from contourdiff_jax.evaluation.folder import Request, evaluate
+from contourdiff_jax.evaluation.folder import Reading, Request, evaluate
 from contourdiff_jax.evaluation.metrics import catalogue, consistency, synthrad
 from contourdiff_jax.evaluation.metrics.paired import PSNR_CAP
 from contourdiff_jax.translation.sidecars import NOTICE
@@ -33,7 +33,7 @@ from contourdiff_jax.volumes.volume import Assumed
 AFFINE = np.diag([5.0, 5.0, 6.0, 1.0])
 GRID = {"axis": "axial", "spacing": 6.0, "size": 32}
 PIXELS = np.array([[1, 0, 0, -31], [0, 1, 0, -27], [0, 0, 1, 0], [0, 0, 0, 1.0]])  # of pictures
-HU = Assumed(None, (-1000.0, 1000.0), "right")
+HU = Reading(assumed=Assumed(None, (-1000.0, 1000.0), "right"))
 FOLDERS = {"translated": "out", "truth": "truth", "real": "real"}
 SHAPES = {"s1": (32, 28, 6), "s2": (30, 32, 7), "s3": (32, 32, 5)}
 
@@ -94,23 +94,24 @@ def test_pictures_are_a_truth_where_it_is_said_what_they_hold(tmp_path):
             drawn = np.float32(grey) / 255 * 2000 - 1000
             save(tmp_path / "out" / f"{name}.nii.gz", drawn, PIXELS)
     given = {name: tmp_path / folder for name, folder in FOLDERS.items()}
-    request = Request(**given, out=tmp_path / "scores", preset="ct", pictures=HU)
+    request = Request(**given, out=tmp_path / "scores", preset="ct", readings={"truth": HU})
     outcome = evaluate(request)
     assert not outcome.failed and outcome.metrics["methods"]["translation"]["mae"]["n"] == 2
     assert outcome.metrics["methods"]["translation"]["mae"]["value"] < 1e-4
     assert outcome.metrics["methods"]["mean"]["mae"]["value"] > 0.01
     assert "--truth_range=-1000.0,1000.0 --truth_half=right" in outcome.metrics["command"]
     for pictures_are, why in (
-        (Assumed(None, None, "right"), "no value is below 0"),
+        (Assumed(None, None, "right"), "--real_range=LOW,HIGH, or --real_range=brain for heads$"),
         (Assumed(None, (-1000.0, 1000.0)), "grid"),
     ):
+        other = {"truth": Reading(assumed=pictures_are)}
         with pytest.raises(InputError, match=why):
-            evaluate(dataclasses.replace(request, out=tmp_path / "other", pictures=pictures_are))
+            evaluate(dataclasses.replace(request, out=tmp_path / "other", readings=other))
     volumes = dataclasses.replace(request, truth=tmp_path / "out", out=tmp_path / "other")
     with pytest.raises(InputError, match=r"^--truth_range: it is of pictures"):
         evaluate(volumes)
     alone = dataclasses.replace(volumes, truth=None, real=None, source=tmp_path / "out")
-    with pytest.raises(InputError, match=r"^--truth_range and --truth_half are of"):
+    with pytest.raises(InputError, match=r"^--truth_range: it is of --truth; give that"):
         evaluate(alone)
 
 
@@ -122,7 +123,28 @@ def test_what_pictures_of_the_truth_hold_is_said_by_flags(monkeypatch):
     line = "--translated=a --truth=b --out=c --truth_range=-1000,1000 --truth_half=right"
     values(["evaluate", *line.split()])
     assert commands_evaluate.main(values) == 0
-    assert asked[0].pictures == HU
+    assert asked[0].reading("truth") == HU
+
+
+def test_each_folder_is_understood_as_its_flags_say(tmp_path):
+    """CT of 8 bits everywhere; the truth lies on its side."""
+    grey = {n: np.uint8((head(k, (32, 28, 6))[0] + 1000) / 2000 * 255) for k, n in enumerate("ab")}
+    lying = {name: array.swapaxes(0, 1)[:, ::-1] for name, array in grey.items()}
+    as_pictures(tmp_path / "out", grey)
+    as_pictures(tmp_path / "truth", lying)
+    hu = (-1000.0, 1000.0)
+    readings = {
+        "translated": Reading(assumed=Assumed(range=hu)),
+        "truth": Reading(assumed=Assumed(range=hu, rotate=90)),
+    }
+    given = {"truth": tmp_path / "truth", "preset": "ct", "pixel_spacing": 2.0}
+    request = Request(tmp_path / "out", tmp_path / "scores", **given, readings=readings)
+    outcome = evaluate(request)
+    assert not outcome.failed and outcome.metrics["methods"]["translation"]["mae"]["value"] == 0
+    for flag in ("pixel_spacing=2.0", "truth_rotate=90", "translated_range=-1000.0,1000.0"):
+        assert f"--{flag}" in outcome.metrics["command"]
+    with pytest.raises(InputError, match=r"^--source_range: the sidecars say that it is brain"):
+        module._told(Assumed(range="brain"), Assumed(range=hu))
 
 
 CONTOURS = {"contour_precision", "contour_recall", "contour_f1"}
@@ -889,11 +911,17 @@ def pictures(data, folder, dtype, sizes=(24, 24, 24), low=0):
     return data / folder
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_unsigned_pictures_are_no_hounsfield_units(tmp_path, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "why"),
+    [
+        (np.uint8, "hold no HU; say .*--translated_range=brain for heads$"),
+        (np.uint16, "no value is below 0, so these are no HU; take off"),
+    ],
+)
+def test_unsigned_pictures_are_no_hounsfield_units(tmp_path, dtype, why):
     made = [pictures(tmp_path, name, dtype) for name in ("translated", "truth")]
     options = {"truth": made[1], "preset": "ct"}
-    with pytest.raises(InputError, match="no value is below 0, so these are no HU; take off"):
+    with pytest.raises(InputError, match=why):
         evaluate(Request(made[0], tmp_path / "out", **options))
     with pytest.raises(InputError, match="no sidecar beside it, so --preset"):
         evaluate(Request(made[0], tmp_path / "out", truth=made[1]))

@@ -617,7 +617,9 @@ def test_without_a_terminal_there_is_a_summary_and_a_line_for_each_record(
     assert re.search(
         r"parameters \(first \d+, last \d+\) on 2 .* device\(s\).*MiB of state.*MiB a step", out
     )
-    assert re.search(r"15 slices of 3 subjects, 32 px of 7.2 mm; 64 images in batches of 4", out)
+    assert re.search(
+        r"15 slices of 3 subjects, 32 px of 7.2 mm, mr; 64 images in batches of 4", out
+    )
     assert re.search(r"about \d+ s to go at \d+\.\d images/s", out)
     assert len(re.findall(r"images  loss \d\.\d+  .* images/s  \d+ s left", out)) == 4
 

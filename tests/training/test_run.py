@@ -141,7 +141,7 @@ def test_one_picture_of_voxels_serves_for_all_thresholds(tiny, phantom_data, tmp
     expected = dataclasses.replace(preset("default", "ct"), low=40, high=90, blur=5)
     assert run.begin(tiny, store).contours == expected
     tiny.contours.thin = 2.0
-    with pytest.raises(InputError, match="prepare again with --contours=FILE"):
+    with pytest.raises(InputError, match="`prepare --contours=FILE` again"):
         run.begin(tiny, store)
     tiny.contours.thin = 0.0
     assert not run.begin(tiny, store).contours.of_voxels

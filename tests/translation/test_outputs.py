@@ -281,6 +281,32 @@ def test_pictures_become_pictures_of_their_names(mr_run, pictures, plain, tmp_pa
     assert one.source.min() == -1000 and one.settings.assumed == assumed
 
 
+def test_pictures_on_their_side_are_translated_as_upright_and_lie_as_their_source(
+    mr_run, pictures, tmp_path
+):
+    assumed, lying, name = Assumed(7.1875, (-1000.0, 1000.0)), tmp_path / "lying", "phantom005-004"
+    lying.mkdir()
+    for path in pictures.glob("phantom005-*"):
+        Image.open(path).rotate(90, expand=True).save(lying / path.name)
+        (tmp_path / "upright" / path.name).parent.mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "upright")
+    turned = Assumed(7.1875, (-1000.0, 1000.0), rotate=90)
+    for place, how in (("upright", assumed), ("lying", turned)):
+        translate(mr_run, tmp_path / place, tmp_path / f"{place}_out", preset="ct", assumed=how)
+    upright, found = (
+        np.asarray(Image.open(tmp_path / f"{place}_out" / f"{name}.png"))
+        for place in ("upright", "lying")
+    )
+    assert upright.std() > 0
+    np.testing.assert_array_equal(found, np.rot90(upright))
+    # The sidecar says how source and translation lie, and truths lie so too.
+    request = Request(tmp_path / "lying_out", tmp_path / "s", source=lying, truth=lying)
+    scores = evaluate(request).metrics["methods"]["translation"]
+    upright = Request(tmp_path / "upright_out", tmp_path / "u", source=tmp_path / "upright")
+    expected = evaluate(upright).metrics["methods"]["translation"]
+    assert scores["contour_f1"] == expected["contour_f1"] and "mae" in scores
+
+
 def test_bad_pictures_are_left_out_and_said(mr_run, pictures, tmp_path):
     bad = pictures / "phantom005-002.png"
     bad.write_bytes(bad.read_bytes()[:200])

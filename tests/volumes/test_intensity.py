@@ -121,6 +121,20 @@ def test_air_is_the_bottom_of_the_model_range():
         assert preset.storage.low <= preset.air <= preset.storage.high
 
 
+def test_the_wide_window_reaches_what_scanners_store_and_keeps_what_is_stored():
+    wide, bone = intensity.preset("ct_wide"), np.array([-1000, 1000, 1800, 3071], np.int16)
+    np.testing.assert_array_equal(wide.encode(bone), CT.encode(bone))
+    np.testing.assert_allclose(wide.image.inverse(wide.image.unit(bone)), bone, atol=1e-3)
+    np.testing.assert_allclose(CT.image.inverse(CT.image.unit(bone)), bone.clip(-1000, 1000))
+    assert wide.dtype == CT.dtype == np.int16
+
+
+def test_the_window_of_the_model_is_said_in_hu():
+    """An imported run has a window of its own, which the preset's is mapped to."""
+    assert CT.described() == "ct of -1000 to 1000 HU" and MR.described() == "mr"
+    assert CT.described(Window(0.0, 0.5)) == "ct of -500 to 500 HU"
+
+
 def test_unknown_presets_are_refused_with_the_known_ones():
-    with pytest.raises(InputError, match=r"'pet'; known: ct, mr"):
+    with pytest.raises(InputError, match=r"'pet'; known: ct, ct_wide, mr"):
         intensity.preset("pet")

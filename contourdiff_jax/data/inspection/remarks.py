@@ -6,14 +6,15 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import numpy as np
 
+from contourdiff_jax.data.inspection import guesses
 from contourdiff_jax.data.inspection.findings import NOTE, PROBLEM, Guess, Inspected, Remark
 from contourdiff_jax.data.inspection.guesses import OFFSET
 from contourdiff_jax.data.layouts import pairs
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError, printable
-from contourdiff_jax.volumes import geometry, intensity
+from contourdiff_jax.volumes import geometry, intensity, masks
 from contourdiff_jax.volumes.grid import AXES
-from contourdiff_jax.volumes.volume import Image, Volume
+from contourdiff_jax.volumes.volume import BRAIN, Image, Volume
 
 FAR = 5.0  # outliers are so many times as far from the bulk as the 99.9th percentile
 SMALLEST, LARGEST = 20.0, 2500.0  # [mm] fields of view
@@ -32,6 +33,7 @@ def on_scan(
     return [
         *_intensity_remarks(percentiles, guessed, called, image, picture),
         *_geometry_remarks(volume, image, picture),
+        *([(NOTE, guesses.LYING)] if picture and _lies(volume, guessed) else []),
         *_slice_remarks(volume, guessed),
         *_partner_remarks(volume, scan),
     ]
@@ -58,7 +60,9 @@ def _intensity_remarks(percentiles, guessed, called, image: Image, picture) -> I
         remedy = f"give --range={shift}" if picture and image.dtype == np.uint16 else "subtract it"
         yield PROBLEM, f"values look like HU + {OFFSET} ({low:g} to {most:g}); {remedy}"
     elif called == "ct" and modality == "picture":
-        remedy = "give --range=LOW,HIGH, the HU of 0 and 255" if picture else "get the original"
+        remedy = "get the original"
+        if picture:
+            remedy = f"give --range=LOW,HIGH, the HU of 0 and 255, --range={BRAIN}, or --preset=mr"
         yield PROBLEM, f"CT clipped to 8 bits, {low:g} to {most:g} are no HU; {remedy}"
     elif called == "ct" and modality == "mr":
         yield PROBLEM, f"called CT, but {low:g} to {most:g} are no HU; rescale or rename it"
@@ -111,7 +115,16 @@ def _geometry_remarks(volume: Volume, image: Image, picture: bool) -> Iterator[R
         if axis == "axial":
             yield NOTE, text
         else:
-            yield PROBLEM, f"{text}; prepare with --axis={axis}"
+            yield PROBLEM, f"{text}; give `prepare --axis={axis}`"
+
+
+def _lies(volume: Volume, guessed: Guess) -> bool:
+    """Whether pictures seem to lie on their side."""
+    if guessed.preset is None:
+        return False
+    preset = intensity.preset(guessed.preset)
+    body = masks.body_mask(volume.array, volume.affine, preset.modality)
+    return guesses.lies(volume.array, body)
 
 
 def _slice_remarks(volume: Volume, guessed: Guess) -> Iterator[Remark]:

@@ -48,7 +48,7 @@ def find(
     select: str | None = None,
     modality: str | None = None,
     assumed: Assumed = UNKNOWN,
-    flags: bool = True,
+    prefix: str | None = "",
     translations: bool = False,
 ) -> Content:
     """The scans of a file or folder.
@@ -59,20 +59,21 @@ def find(
       select: which of several kinds of scans; '*' for every kind.
       modality: 'ct' or 'mr', which chooses among them where just one kind is of it.
       assumed: what pictures do not say themselves.
-      flags: whether errors may advise --select and --layout, which not every command has.
+      prefix: of the flags --select and --layout, which errors may advise; None: there are none.
       translations: whether those of this tool are meant, also where there are other images.
 
     Raises:
       SeveralLayouts: a folder of folders with layouts of their own.
       InputError: nothing is found, or several kinds and none is chosen.
     """
-    source, wanted = Path(source), Wanted(select, modality, assumed, flags)
+    source, wanted = Path(source), Wanted(select, modality, assumed, prefix)
     if not os.path.exists(source):
         raise InputError(f"{source}: no such file or folder")
     if layout.lower().endswith(".csv"):
         content = tables.csv(Path(layout), wanted)
     elif layout not in ("auto", *LAYOUTS):
-        raise InputError(f"--layout={layout}: known are auto, {', '.join(LAYOUTS)}, or a CSV file")
+        flag = f"--{prefix or ''}layout"
+        raise InputError(f"{flag}={layout}: known are auto, {', '.join(LAYOUTS)}, or a CSV file")
     elif os.path.isdir(source):
         content = _of_folder(_opened(source, translations), layout, wanted)
     else:
@@ -113,12 +114,13 @@ def _of_folder(folder: Folder, layout: str, wanted: Wanted) -> Content:
     if layout in FOLDERS:
         raise InputError(f"{folder.path}: not laid out as {layout}: no {FOLDERS[layout].needs}")
     if layout != "auto":
-        raise InputError(f"{folder.path}: a folder, where --layout={layout} is for a CSV file")
+        flag = f"--{wanted.prefix or ''}layout={layout}"
+        raise InputError(f"{folder.path}: a folder, where {flag} is for a CSV file")
     if held := [path for path, files in folder.below.items() if any(map(_is_image, files))]:
         names = joined(path.relative_to(folder.path) for path in held)
         raise SeveralLayouts(
             f"{folder.path}: no known layout; images lie in {names}: give one of these folders"
-            + (", or name the --layout" if wanted.flags else ""),
+            + ("" if wanted.prefix is None else f", or name the --{wanted.prefix}layout"),
             [path for path in inner.folders if any(path in (it, *it.parents) for it in held)],
         )
     if folder.failed:
@@ -151,8 +153,7 @@ def _check_unmixed(folder: Folder, wanted: Wanted) -> None:
         if files
     }
     if len(held) > 1:
-        options = " or ".join(f"--layout={name}" for name in held.values())
-        advice = wanted.advice(options)
+        advice = wanted.advice(*(f"layout={name}" for name in held.values()))
         raise InputError(f"{folder.path}: holds {joined(held)} side by side; {advice}")
 
 
@@ -306,7 +307,7 @@ def _of_kind(folder: Path, files: list[Path], wanted: Wanted, notes: list[str]) 
         modalities = set(of.values()) - {""}
         if len(modalities) > 1:
             if wanted.modality not in modalities:
-                advice = wanted.advice(f"--select={min({kinds[path] for path in chosen} - {None})}")
+                advice = wanted.advice(f"select={min({kinds[path] for path in chosen} - {None})}")
                 raise InputError(f"{folder}: holds {shown(chosen)}; {advice}")
             chosen = [path for path in chosen if of[path] == wanted.modality]
         elif wanted.modality not in (None, *modalities) and modalities - {"labels", "masks"}:
@@ -314,7 +315,8 @@ def _of_kind(folder: Path, files: list[Path], wanted: Wanted, notes: list[str]) 
                 f"the names say {shown(chosen)}, where the preset is for {wanted.modality}"
             )
         if " " in shown(chosen):
-            notes.append(f"{shown(chosen)} are taken together; --select takes one of them")
+            one = "" if wanted.prefix is None else f"; --{wanted.prefix}select takes one of them"
+            notes.append(f"{shown(chosen)} are taken together{one}")
     return chosen
 
 

@@ -128,17 +128,20 @@ class Wanted:
       select: the kind of images, in any case of letters, or EVERY; None: the only one.
       modality: 'ct' or 'mr', chooses where just one kind has this name, or is of that modality.
       assumed: what pictures do not say themselves.
-      flags: whether the user can choose by --select and --layout; else they are not advised to.
+      prefix: of the flags --select and --layout, by which the user can choose; None: there are
+        none, so none is advised.
     """
 
     select: str | None
     modality: str | None
     assumed: Assumed
-    flags: bool = True
+    prefix: str | None = ""
 
-    def advice(self, flag: str) -> str:
-        """How to choose among several of something: by the flag, or else in the folder."""
-        return f"choose with {flag}" if self.flags else "give a folder that holds one of them"
+    def advice(self, *flags: str) -> str:
+        """How to choose among several of something: by one of the flags, or else in the folder."""
+        if self.prefix is None:
+            return "give a folder that holds one of them"
+        return "choose with " + " or ".join(f"--{self.prefix}{flag}" for flag in flags)
 
     def among(self, path: Path, kinds: Iterable[str]) -> list[str]:
         """The kinds to take of those that a folder holds: one, unless all are wanted.
@@ -160,14 +163,15 @@ class Wanted:
             for known in (self.modality, *own):
                 fitting = fitting or [kind for kind in kinds if family(kind) == known]
             if not fitting and all(map(family, kinds)):
-                choice = f"choose with --select={kinds[0]}"
-                remedy = f"take another preset, or {choice}" if self.flags else self.advice("")
+                remedy = self.advice(f"select={kinds[0]}")
+                if self.prefix is not None:
+                    remedy = f"take another preset, or {remedy}"
                 raise InputError(
                     f"{path}: holds {joined(kinds)}, where the preset is for {self.modality}; "
                     f"{remedy}"
                 )
             kinds = fitting or kinds
         if len(kinds) > 1:
-            advice = self.advice(f"--select={kinds[0]}")
+            advice = self.advice(f"select={kinds[0]}")
             raise InputError(f"{path}: holds {joined(kinds)}; {advice}")
         return kinds

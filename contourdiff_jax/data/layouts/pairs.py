@@ -26,6 +26,8 @@ def by_name(
     failed: list[tuple[Path, str]] | None = None,
     translations: bool = False,
     select: str | None = None,
+    layout: str = "auto",
+    prefix: str | None = None,
 ) -> dict[str, Scan]:
     """The scans of a folder by their name, sorted; InputError where a name has two.
 
@@ -37,13 +39,14 @@ def by_name(
       failed: gets the files that cannot be read, [(path, reason)].
       translations: whether those of this tool are meant, also where there are other images.
       select: which of several kinds of images, where `kind` does not tell.
+      layout, prefix: see `layouts.find`.
     """
     content, modality = None, kind
     if kind in naming.MADE:
         content, modality = _made(folder, kind, assumed), None
     if content is None:
-        how = {"assumed": assumed, "flags": False, "translations": translations}
-        content = layouts.find(folder, select=select, modality=modality, **how)
+        how = {"assumed": assumed, "prefix": prefix, "translations": translations}
+        content = layouts.find(folder, layout=layout, select=select, modality=modality, **how)
     if failed is not None:
         failed += content.failed
     scans = {}
@@ -64,7 +67,7 @@ def _made(folder, kind: str, assumed: Assumed) -> Content | None:
 
     Raises InputError where others are told, but none of these.
     """
-    content = layouts.find(folder, select=naming.EVERY, assumed=assumed, flags=False)
+    content = layouts.find(folder, select=naming.EVERY, assumed=assumed, prefix=None)
     families = {scan: scan.kind and naming.family(scan.kind) for scan in content.scans}
     paths = {}  # the file that a layout holds for several images of a subject is one
     for scan in content.scans:
@@ -130,7 +133,7 @@ def companion(
         return None
     if _share(scan.files, [path]):
         raise InputError(f"{volume.path}: its own {what}, as the layout says; give others")
-    other = io.read(path, labels=True)
+    other = io.read(path, labels=True, assumed=scan.assumed.of_companions)
     _check(volume, other, what)
     return other.array
 

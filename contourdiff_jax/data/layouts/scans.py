@@ -12,7 +12,8 @@ from contourdiff_jax.data.layouts import naming
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
 from contourdiff_jax.volumes import filenames, io
-from contourdiff_jax.volumes.volume import UNKNOWN, Assumed, Volume
+from contourdiff_jax.volumes.intensity import Preset
+from contourdiff_jax.volumes.volume import BRAIN, UNKNOWN, Assumed, Volume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,11 +109,30 @@ def check_assumed(scans: Iterable[Scan], assumed: Assumed, prefix: str = "") -> 
       prefix: of the flags by which it was.
     """
     if assumed != UNKNOWN and not any(scan.is_picture for scan in scans):
-        given = {"pixel_spacing": assumed.spacing, "range": assumed.range, "half": assumed.half}
+        given = assumed.to_dict()
         flag = next(name for name, value in given.items() if value is not None)
-        raise InputError(
-            f"--{prefix}{flag}: it is of pictures, and no scan here is one; leave it out"
-        )
+        flag = f"{prefix}{flag}" if flag != "spacing" else "pixel_spacing"
+        raise InputError(f"--{flag}: it is of pictures, and no scan here is one; leave it out")
+
+
+def check_unit(
+    scan: Scan, volume: Volume, preset: Preset, prefix: str = "", *, as_greys: bool = True
+) -> None:
+    """InputError for pictures of 8 bits that are taken for CT, where nothing says their HU.
+
+    Args:
+      volume: of the scan, as it was read.
+      preset: what it is taken for.
+      prefix: of the flags that say it.
+      as_greys: whether another preset may take the numbers as they are.
+    """
+    if preset.modality != "ct" or volume.span is None or scan.assumed.range is not None:
+        return
+    greys = f", or take greys as they are by --{prefix}preset=mr" if as_greys else ""
+    raise InputError(
+        f"{scan.path}: pictures of 8 bits hold no HU; say what black and white are by "
+        f"--{prefix}range=LOW,HIGH, or --{prefix}range={BRAIN} for heads{greys}"
+    )
 
 
 def tally(notes: Iterable[str]) -> list[str]:

@@ -101,7 +101,7 @@ def opened(files: Sequence[Path], assumed: Assumed) -> Image:
     part = _part(path, first.size[0], assumed.half)
     size = (part.stop - part.start, first.size[1])
     shape = size if flat else (*size, count)
-    native = NativeGrid(shape, np.diag((-spacing, -spacing, spacing, 1)))
+    native = NativeGrid(shape, _affine(size, spacing, assumed.rotate or 0))
 
     def voxels():
         stack, failed = np.empty((count, *size[::-1]), np.float32), []
@@ -119,14 +119,29 @@ def opened(files: Sequence[Path], assumed: Assumed) -> Image:
     return Image(native, voxels, first.dtype, first.format, tuple(notes), span)
 
 
+def _affine(size: tuple[int, int], spacing: float, turn: int) -> np.ndarray:
+    """[4, 4] of pictures of (columns, rows), which stand upright when turned clockwise.
+
+    So nothing is turned: volumes have one orientation anyway, and are written as they were read.
+    """
+    columns, rows = size
+    upright = {  # (column, row) as stored -> as seen upright
+        0: np.eye(3),
+        90: [[0, -1, rows - 1], [1, 0, 0], [0, 0, 1]],
+        180: [[-1, 0, columns - 1], [0, -1, rows - 1], [0, 0, 1]],
+        270: [[0, 1, 0], [-1, 0, columns - 1], [0, 0, 1]],
+    }[turn]
+    affine = np.diag((-spacing, -spacing, spacing, 1.0))
+    affine[:2, [0, 1, 3]] = -spacing * np.asarray(upright, float)[:2]
+    return affine
+
+
 def _part(path: Path, columns: int, half: str | None) -> slice:
     """The columns of an image in a picture: all, or those of its half."""
     if half is None:
         return slice(0, columns)
     if columns % 2:
-        raise InputError(
-            f"{path}: {columns} pixels wide, and no two images of one width; leave out --half"
-        )
+        raise InputError(f"{path}: {columns} pixels wide, so it has no halves of one width")
     return slice(0, columns // 2) if half == "left" else slice(columns // 2, columns)
 
 

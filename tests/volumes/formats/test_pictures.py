@@ -17,7 +17,7 @@ from contourdiff_jax.volumes import geometry, io
 from contourdiff_jax.volumes import volume as volumes_volume
 from contourdiff_jax.volumes.formats import pictures
 from contourdiff_jax.volumes.grid import Grid
-from contourdiff_jax.volumes.volume import BRAIN, Assumed, BadSlices
+from contourdiff_jax.volumes.volume import BRAIN, TURNS, Assumed, BadSlices
 
 ROWS, COLUMNS = 6, 5
 
@@ -688,6 +688,20 @@ def test_arrays_keep_their_axes(tmp_path, shape):
     volume = io.read(tmp_path / "a.npy")
     [path] = pictures.write(tmp_path / "out", ["a.npy"], volume.array, volume, (-500, 500))
     np.testing.assert_array_equal(np.load(path), array)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_pictures_on_their_side_are_read_upright_and_written_as_they_lay(tmp_path, turn):
+    upright = np.random.default_rng(0).integers(0, 255, (20, 33), np.uint8)
+    lying = np.rot90(upright, turn // 90)  # counter-clockwise, as `turn` is clockwise
+    for name, array in (("upright", upright), ("lying", lying)):
+        Pillow.fromarray(np.ascontiguousarray(array)).save(tmp_path / f"{name}.png")
+    expected = io.read(tmp_path / "upright.png", assumed=Assumed(2.0))
+    read = io.read(tmp_path / "lying.png", assumed=Assumed(2.0, rotate=turn))
+    np.testing.assert_array_equal(read.array, expected.array)
+    np.testing.assert_allclose(read.affine, expected.affine)
+    pictures.write(tmp_path / "out", ["a.png"], read.array, read, (0, 255))
+    np.testing.assert_array_equal(np.asarray(Pillow.open(tmp_path / "out/a.png")), lying)
 
 
 def test_lossy_formats_become_png(tmp_path):
