@@ -34,6 +34,7 @@ COMMANDS = {
     "import": "contourdiff_jax.commands.importing",
     "export": "contourdiff_jax.commands.exporting",
     "weights": "contourdiff_jax.commands.weights",
+    "demo": "contourdiff_jax.commands.demo",
 }
 NO_READER = 141  # what a shell has for a process that writes where no one reads
 
