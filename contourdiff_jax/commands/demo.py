@@ -13,11 +13,12 @@ Example:
   contourdiff demo --run=runs/mr --run=runs/ct --steps=5
 """
 
-import importlib.util
 from pathlib import Path
 
 from absl import flags
 
+from contourdiff_jax.demo.offers import Offer
+from contourdiff_jax.demo.server import serve
 from contourdiff_jax.errors import InputError
 
 
@@ -39,16 +40,12 @@ def main(values: flags.FlagValues) -> int:
     """Serves the page until a signal ends it."""
     if not values.run:
         raise InputError("--run is required; see `contourdiff demo --help`")
-    if importlib.util.find_spec("gradio") is None:
-        raise InputError("gradio is not installed; pip install 'contourdiff-jax[demo]'")
-    from contourdiff_jax.demo import page
-    from contourdiff_jax.demo.offers import Offer
-
     names = [Path(run).resolve().name for run in values.run]
     names = names if len({*names}) == len(names) else values.run
     if len({*names}) < len(names):
         raise InputError("--run: the same run twice; name it once")
-    sampler = {} if values.steps is None else {"steps": values.steps}
-    offers = {name: Offer(run, sampler) for name, run in zip(names, values.run, strict=True)}
-    page.serve(offers, values.host, values.port, values.upload_mb)
+    offers = {n: Offer(run, values.steps) for n, run in zip(names, values.run, strict=True)}
+    if values.steps is not None and not any(offer.stepwise for offer in offers.values()):
+        raise InputError("--steps: no run here draws step by step; leave it out")
+    serve(offers, values.host, values.port, values.upload_mb)
     return 0

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,13 +75,20 @@ class Offer:
     Attributes:
       folder: of the run.
       run: what it was made with.
-      sampler: fields of its `sampler` section that are others for every visitor.
+      stepwise: whether it draws step by step, so that its samples differ.
     """
 
-    def __init__(self, folder: str | Path, sampler: Mapping[str, object]):
-        """Raises InputError where there is no run, or none that draws so."""
-        self.folder, self.sampler = Path(folder), dict(sampler)
-        self.run = runs.load(self.folder)
+    def __init__(self, folder: str | Path, steps: int | None = None):
+        """
+        Args:
+          steps: of sampling, for all visitors, if the run takes any; default: its own.
+
+        Raises:
+          InputError: no run, or none that draws so.
+        """
+        self.folder, self.run = Path(folder), runs.load(Path(folder))
+        self.stepwise = self.run.config.method in configuration.STEPS
+        self._sampler = {"steps": steps} if steps and self.stepwise else {}
         self._networks: dict[bool, Network] = {}  # by the direction of a run that has two
         self._loading = threading.Lock()
         translation.asked(self.request(Path("image"), Path("out"), Wish(self.run.preset.name)))
@@ -99,7 +106,7 @@ class Offer:
             preset=wish.preset,
             assumed=wish.assumed if filenames.suffix_of(source) in filenames.PICTURES else UNKNOWN,
             contours=changed,
-            sampler=self.sampler | ({"samples": wish.samples} if wish.samples > 1 else {}),
+            sampler=self._sampler | ({"samples": wish.samples} if wish.samples > 1 else {}),
             seed=wish.seed,
         )
 

@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page: gradio's components, and what happens when a visitor moves them.
 
-Whatever goes wrong is one line on the page. Visitors' files lie below one hidden folder that only
-this user can read, gradio's copies among them; it is removed when the server ends, and by the next
-one where this one is killed. Nothing is fetched from elsewhere, neither fonts nor scripts, and no
-use is counted.
+Whatever goes wrong is one line on the page. Nothing is fetched from elsewhere, neither fonts nor
+scripts, and no use is counted.
 """
 
 import dataclasses
-import os
-import tempfile
-import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,7 +17,6 @@ from contourdiff_jax.demo.offers import MOST_SAMPLES, Offer, Wish
 from contourdiff_jax.demo.sessions import Session, Sessions
 from contourdiff_jax.demo.views import Drawn, Seen
 from contourdiff_jax.errors import InputError, tell
-from contourdiff_jax.runtime import disk
 from contourdiff_jax.translation.sidecars import NOTICE
 from contourdiff_jax.volumes.volume import Assumed
 
@@ -32,49 +26,17 @@ HEIGHT = 420  # pixels of a picture on the page
 CSS = """
 #notice p {color: #b45309; font-weight: 600}
 #status textarea {font-weight: 600}
+#wipe img {object-fit: contain}
 """
 PRIVACY = "Files are deleted when this page is closed."
 PROMPT = "Give an image, and say whether it is CT or MR."
+STEPS = """
+1. Drop a NIfTI file, a zip of one DICOM series, or a picture, and say whether it is CT or MR.
+2. Look through its slices. The network is shown their contours: move the thresholds until these
+   follow the anatomy, without noise.
+3. Translate, compare, download. Several samples show where the network is unsure.
+"""
 FAULT = "this is a fault of the demo; its traceback is in the terminal where it runs"
-
-
-def serve(offers: Mapping[str, Offer], host: str, port: int, upload_mb: int) -> None:
-    """Serve the page until a signal ends it.
-
-    Args:
-      offers: runs by the name that visitors choose among.
-      upload_mb: MB that an upload may have.
-
-    Raises:
-      InputError: an address that cannot be served at.
-    """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    with disk.staged(Path(tempfile.gettempdir(), "contourdiff_demo")) as root:
-        root.chmod(0o700)
-        os.environ["GRADIO_TEMP_DIR"] = str(root)
-        page = Page(offers, Sessions(root), upload_mb)
-        try:
-            page.blocks.queue(default_concurrency_limit=4).launch(
-                server_name=host,
-                server_port=port,
-                max_file_size=f"{upload_mb}mb",
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,
-                ssr_mode=False,
-                run_history=False,
-                footer_links=[],
-                enable_monitoring=False,
-                theme=gr.themes.Default(**FONTS),
-                css=CSS,
-            )
-        except OSError as error:
-            raise InputError(f"--port={port}: {host} cannot be served at it; {error}") from error
-        print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
-        try:
-            threading.Event().wait()
-        finally:
-            page.blocks.close(verbose=False)
 
 
 class Page:
@@ -100,28 +62,43 @@ class Page:
             self._connect(blocks)
         self.blocks = blocks
 
+    def launch(self, host: str, port: int) -> None:
+        """Serve it from now on, by threads of its own; OSError for an address that is taken."""
+        self.blocks.queue(default_concurrency_limit=4).launch(
+            server_name=host,
+            server_port=port,
+            max_file_size=self.most,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            ssr_mode=False,
+            run_history=False,
+            footer_links=[],
+            enable_monitoring=False,
+            theme=gr.themes.Default(**FONTS),
+            css=CSS,
+        )
+
     # Layout ---------------------------------------------------------------------------------------
 
     def _lay_out_questions(self) -> None:
-        names = [*self.offers]
-        self.run = gr.Dropdown(names, value=names[0], label="Run", visible=len(names) > 1)
+        names = {
+            f"{name}, to {it.run.preset.name.upper()}": name for name, it in self.offers.items()
+        }
+        self.run = gr.Dropdown([*names.items()], value=next(iter(self.offers)), label="Run")
         self.preset = gr.Radio([("CT", "ct"), ("MR", "mr")], label="The image is")
-        self.upload = gr.File(
-            label=f"NIfTI, zip of a DICOM series, or picture; up to {self.most >> 20} MB",
-            height=140,
-        )
+        self.upload = gr.File(label=f"Image, up to {self.most >> 20} MB", height=180)
         with gr.Accordion("What a picture does not say", open=False):
             self.spacing = gr.Number(None, label="Pixel spacing [mm]; 1 without")
             with gr.Row():
                 self.black = gr.Number(None, label="HU of black", min_width=120)
                 self.white = gr.Number(None, label="HU of white", min_width=120)
         with gr.Accordion("Contours", open=True):
-            self.low = gr.Slider(0, STEEPEST, step=1, label="Low threshold")
-            self.high = gr.Slider(0, STEEPEST, step=1, label="High threshold")
-            self.blur = gr.Radio(BLURS, label="Blur before [px]")
-        self.samples = gr.Slider(
-            1, MOST_SAMPLES, value=1, step=1, label="Samples; of several, a map of uncertainty"
-        )
+            of = {"interactive": False, "step": 1}  # before there is an image
+            self.low = gr.Slider(0, STEEPEST, label="Low threshold", **of)
+            self.high = gr.Slider(0, STEEPEST, label="High threshold", **of)
+            self.blur = gr.Slider(BLURS[0], BLURS[-1], label="Blur [px]", **of | {"step": 2})
+        self.samples = gr.Slider(1, MOST_SAMPLES, value=1, step=1, label="Samples")
         self.seed = gr.Number(0, label="Seed", precision=0, minimum=0)
         self.go = gr.Button("Translate", variant="primary", interactive=False)
 
@@ -130,12 +107,12 @@ class Page:
             PROMPT, label="Status", interactive=False, elem_id="status", lines=1, max_lines=6
         )
         self.number = gr.Slider(0, 1, step=1, label="Slice", visible=False)
+        self.steps = gr.Markdown(STEPS)
+        how = {"height": HEIGHT, "buttons": [], "visible": False}
         with gr.Row():
-            self.source = gr.Image(label="Contours on the image", height=HEIGHT, buttons=[])
-            self.spread = gr.Image(label="Uncertainty", height=HEIGHT, buttons=[], visible=False)
-            self.wipe = gr.ImageSlider(
-                label="Image | translation", height=HEIGHT, buttons=[], visible=False
-            )
+            self.source = gr.Image(label="Contours on the image", **how)
+            self.wipe = gr.ImageSlider(label="Image | translation", elem_id="wipe", **how)
+            self.spread = gr.Image(label="Uncertainty", **how)
         self.files = gr.File(
             label="Download", file_count="multiple", interactive=False, visible=False
         )
@@ -151,7 +128,7 @@ class Page:
             triggers,
             self._told(self.open, self._blank),
             asked,
-            [*shown, self.number, *contours, self.files, self.go],
+            [*shown, self.steps, self.number, *contours, self.samples, self.files, self.go],
             concurrency_limit=2,
             show_progress_on=self.status,
             **private,
@@ -221,13 +198,15 @@ class Page:
         line = session.plain(" ".join(seen.said)) or f"{len(seen)} slices; ready to translate."
         return self._blank() | {
             **self._pictures(session, middle, settings),
+            self.steps: gr.Markdown(visible=False),
             self.status: gr.Textbox(line, label="Status"),
             self.number: gr.Slider(
                 maximum=max(len(seen) - 1, 1), value=middle, visible=len(seen) > 1
             ),
             self.low: gr.Slider(value=settings.low, interactive=seen.free),
             self.high: gr.Slider(value=settings.high, interactive=seen.free),
-            self.blur: gr.Radio(value=settings.blur, interactive=seen.free),
+            self.blur: gr.Slider(value=settings.blur, interactive=seen.free),
+            self.samples: _samples(offer),
             self.go: gr.Button(interactive=True),
         }
 
@@ -264,11 +243,11 @@ class Page:
 
     def _blank(self) -> dict:
         """All components that show an image, without one."""
-        hidden = (self.wipe, self.spread, self.number)
+        hidden = (self.source, self.wipe, self.spread, self.number)
         return {
             **{component: gr.update(visible=False) for component in hidden},
             self.files: gr.File(None, visible=False),
-            self.source: None,
+            self.steps: gr.Markdown(visible=True),
             self.go: gr.Button(interactive=False),
         }
 
@@ -278,16 +257,21 @@ class Page:
         number = min(number, len(seen) - 1)
         greys, position = seen.stack.greys[number], seen.stack.positions[number]
         outlined = views.picture(greys, seen.edges(number, contours))
-        shown = {self.source: gr.Image(session.picture(outlined))}
+        shown = {self.source: gr.Image(session.picture(outlined), visible=True)}
         if drawn is not None:
             pair = (views.picture(greys), views.picture(drawn.stack.at(position)))
             value = tuple(session.picture(picture) for picture in pair)
             shown[self.wipe] = gr.ImageSlider(value, visible=True)
-        if drawn is not None and drawn.spread is not None:
-            label = f"Uncertainty: deviation of the samples, white from {drawn.most}"
-            value = session.picture(views.heat(drawn.spread.at(position)))
-            shown[self.spread] = gr.Image(value, label=label, visible=True)
-        return shown | ({self.spread: gr.Image(visible=False)} if self.spread not in shown else {})
+        if drawn is None or drawn.spread is None:
+            return shown | {self.spread: gr.Image(visible=False)}
+        label = f"Uncertainty: deviation of the samples, white from {drawn.most}"
+        value = session.picture(views.heat(drawn.spread.at(position)))
+        return shown | {self.spread: gr.Image(value, label=label, visible=True)}
+
+
+def _samples(offer: Offer) -> gr.Slider:
+    """How many samples may be asked for: one where all would be the same."""
+    return gr.Slider(interactive=True) if offer.stepwise else gr.Slider(value=1, interactive=False)
 
 
 def _seen(session: Session) -> Seen:
