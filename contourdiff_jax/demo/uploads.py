@@ -19,6 +19,7 @@ from contourdiff_jax.data.layouts.folders import is_dicom
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk
+from contourdiff_jax.volumes import filenames
 from contourdiff_jax.volumes.volume import Assumed
 
 MOST_FILES = 10_000  # in a zip
@@ -61,7 +62,8 @@ def _unpack(path: Path, series: Path, name: Path, most: int) -> None:
             members = [member for member in archive.infolist() if not member.is_dir()]
             _check(members, name, most)
             for number, member in enumerate(members):
-                file = series / f"{number:05}.dcm"
+                suffix = Path(member.filename).suffix.lower()
+                file = series / f"{number:05}{suffix if suffix in filenames.DICOM else ''}"
                 with archive.open(member) as packed:
                     most -= _copy(packed, file, most, name)
                 if not is_dicom(file) or _is_index(file):

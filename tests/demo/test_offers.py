@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import setups
 
-from contourdiff_jax import methods
 from contourdiff_jax.demo import views
 from contourdiff_jax.demo.offers import Offer, Wish
 from contourdiff_jax.demo.views import Drawn, Seen
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.training import checkpoint
 from contourdiff_jax.translation.sidecars import NOTICE
 from contourdiff_jax.volumes.volume import UNKNOWN
 
@@ -53,18 +53,17 @@ def test_files_say_that_they_are_synthetic(offer, head, tmp_path):
 
 def test_a_run_is_compiled_for_once(offer, head, tmp_path, monkeypatch):
     """Whatever the contours, the seed and the number of samples."""
-    built, build = [], methods.build
-    monkeypatch.setattr(methods, "build", lambda *a, **how: built.append(1) or build(*a, **how))
+    loaded, load = [], checkpoint.averages
+    monkeypatch.setattr(checkpoint, "averages", lambda *args: loaded.append(1) or load(*args))
     fresh = Offer(offer.folder)
     source, settings = fresh.read(fresh.request(head, tmp_path / "0", Wish("ct")))
-    once = len(built)
     contours = dataclasses.replace(settings.contours["source"], low=100.0, high=200.0)
     first = fresh.translate(fresh.request(head, tmp_path / "a" / "1", Wish("ct")), quiet)
     compiled = fresh._networks[False].translator.draw._cache_size()
     wish = Wish("ct", contours, samples=2, seed=5)
     (tmp_path / "b").mkdir()
     second = fresh.translate(fresh.request(head, tmp_path / "b" / "2", wish), quiet)
-    assert len(built) == once
+    assert len(loaded) == 1
     assert fresh._networks[False].translator.draw._cache_size() == compiled
     said = json.loads(second.sidecar.read_text())["contours"]["source"]
     assert (said["low"], said["high"]) == (100.0, 200.0)
