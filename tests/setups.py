@@ -41,9 +41,10 @@ def perturbed(params):
     return jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), params)
 
 
-def drawing(place: Path, store: Path) -> Path:
-    """A run in that folder, of a network that draws something."""
+def drawing(place: Path, store: Path, **model) -> Path:
+    """A run in that folder, of a network that draws something; `model`: fields that are others."""
     settings = configuration.default()
+    settings.model.update(**model)
     settings.sampler.update(steps=2, batch=4)
     ours = run.begin(settings, open_store(store))
     place.mkdir()

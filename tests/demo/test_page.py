@@ -24,8 +24,6 @@ import pytest
 import setups
 from bad_uploads import bad_uploads
 
-from contourdiff_jax.demo.sessions import Sessions
-
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # those of gradio and selenium are not ours
@@ -50,29 +48,49 @@ def eventually(what: Callable[[], object]):
 
 
 class Served(NamedTuple):
+    """A page that the command serves.
+
+    Attributes:
+      run: the folder of what it offers.
+      place: of all that it writes.
+    """
+
     url: str
-    root: Path
+    run: Path
+    place: Path
+
+    @property
+    def sessions(self) -> list[Path]:
+        """Folders of visitors."""
+        return [path for path in self.place.glob(".*.contourdiff_demo/*") if path.is_dir()]
 
 
 @pytest.fixture(scope="module")
-def served(offer, tmp_path_factory) -> Iterator[Served]:
-    """The page, served by this process with a network that compiles at once."""
+def served(store_path, tmp_path_factory) -> Iterator[Served]:
+    """The command with a small network; SIGTERM ends it, and leaves nothing of its folder."""
     if importlib.util.find_spec("gradio") is None:
         pytest.skip("no gradio; pip install '.[demo-test]'")
-    root, port = tmp_path_factory.mktemp("demo"), free_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRADIO_TEMP_DIR", str(root))
-        patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
-        from contourdiff_jax.demo.page import Page
-
-        page = Page({"mr": offer}, Sessions(root), UPLOAD_MB)
-        page.launch("127.0.0.1", port)
-        yield Served(f"http://127.0.0.1:{port}", root)
-        page.blocks.close(verbose=False)
+    small = {"channels": (8, 16), "attention": (False, True), "head_width": 8, "groups": 4}
+    run = setups.drawing(tmp_path_factory.mktemp("runs") / "mr", store_path, **small)
+    place, url = tmp_path_factory.mktemp("place"), f"http://127.0.0.1:{(port := free_port())}"
+    command = ["demo", f"--run={run}", f"--port={port}", f"--upload_mb={UPLOAD_MB}"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "contourdiff_jax", *command],
+        env=os.environ | {"TMPDIR": str(place)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            assert server.stdout.readline().startswith(url)
+            yield Served(url, run, place)
+        finally:
+            server.terminate()
+        assert server.wait(PATIENCE) == 128 + signal.SIGTERM
+    assert not any("contourdiff" in path.name or "gradio" in path.name for path in place.iterdir())
 
 
 @pytest.fixture
-def visit(served, tmp_path) -> Iterator[Callable[[], "Visitor"]]:
+def visit(served) -> Iterator[Callable[[], "Visitor"]]:
     """() -> a new visitor, with a browser of their own."""
     if importlib.util.find_spec("selenium") is None:
         pytest.skip("no selenium; pip install '.[demo-test]'")
@@ -87,12 +105,10 @@ def visit(served, tmp_path) -> Iterator[Callable[[], "Visitor"]]:
     def come() -> Visitor:
         options = webdriver.ChromeOptions()
         options.binary_location = programs[0]
-        downloads = tmp_path / f"downloads{len(visitors)}"
-        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
         options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
         for argument in ("headless=new", "no-sandbox", "disable-gpu", "window-size=1400,1100"):
             options.add_argument(f"--{argument}")
-        visitors.append(Visitor(webdriver.Chrome(options, Service(programs[1])), downloads))
+        visitors.append(Visitor(webdriver.Chrome(options, Service(programs[1]))))
         visitors[-1].browser.get(served.url)
         visitors[-1].reads("Give an image")
         return visitors[-1]
@@ -106,7 +122,6 @@ class Visitor(NamedTuple):
     """A browser, and what someone does with it."""
 
     browser: object
-    downloads: Path
 
     def find(self, selector: str) -> list:
         return self.browser.find_elements("css selector", selector)
@@ -159,7 +174,7 @@ def fetched(url: str) -> bytes:
         return reply.read()
 
 
-def test_from_upload_to_download(served, visit, offer, head, tmp_path):
+def test_from_upload_to_download(served, visit, head, tmp_path):
     """What is downloaded is what the command writes; nothing is asked of other hosts."""
     visitor = visit()
     visitor.send(head)
@@ -171,7 +186,7 @@ def test_from_upload_to_download(served, visit, offer, head, tmp_path):
     links = eventually(visitor.links)
     (image,) = (link for link in links if link.endswith(".nii.gz"))
     (sidecar,) = (link for link in links if link.endswith(".json"))
-    setups.translate(offer.folder, head, tmp_path / "out", preset="ct")
+    setups.translate(served.run, head, tmp_path / "out", preset="ct")
     (written,) = (tmp_path / "out").glob("*.nii.gz")
     assert fetched(image) == written.read_bytes()
     assert "not for diagnosis" in json.loads(fetched(sidecar))["notice"]
@@ -179,7 +194,7 @@ def test_from_upload_to_download(served, visit, offer, head, tmp_path):
     assert visitor.find("#wipe img")
     assert visitor.asked_for() == {served.url}
     visitor.browser.quit()
-    eventually(lambda: not any(served.root.iterdir()))
+    eventually(lambda: not served.sessions)
     with pytest.raises(urllib.error.HTTPError):
         fetched(image)
 
@@ -213,32 +228,5 @@ def test_two_visitors_at_once(served, visit, head):
     ours, theirs = (set(eventually(visitor.links)) for visitor in (first, second))
     assert len(ours) == len(theirs) == 2 and not ours & theirs
     first.browser.quit()
-    eventually(
-        lambda: len([p for p in served.root.iterdir() if re.fullmatch("[0-9a-f]{32}", p.name)]) == 1
-    )
+    eventually(lambda: not any(Path(link.partition("file=")[2]).exists() for link in ours))
     assert all(fetched(link) for link in theirs)
-
-
-def test_the_command_leaves_nothing(offer, tmp_path):
-    """It says where it serves, and SIGTERM ends it with nothing left of its folder."""
-    if importlib.util.find_spec("gradio") is None:
-        pytest.skip("no gradio; pip install '.[demo-test]'")
-    port = free_port()
-    command = [
-        sys.executable,
-        "-m",
-        "contourdiff_jax",
-        "demo",
-        f"--run={offer.folder}",
-        f"--port={port}",
-    ]
-    with subprocess.Popen(
-        command, env=os.environ | {"TMPDIR": str(tmp_path)}, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdout.readline().startswith(f"http://127.0.0.1:{port}")
-        assert any(path.name.endswith("contourdiff_demo") for path in tmp_path.iterdir())
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(PATIENCE) == 128 + signal.SIGTERM
-    assert not any(
-        "contourdiff" in path.name or "gradio" in path.name for path in tmp_path.iterdir()
-    )
