@@ -135,8 +135,8 @@ class Offer:
         (sidecar,) = disk.entries(out, "*.json")
         maps = {path.parent.name: path for path in disk.entries(out, f"{MAPS}/*/*.nii.gz")}
         whole = None
-        if maps:
-            whole = Path(shutil.make_archive(f"{out / sidecar.stem}_all", "zip", out))
+        if maps:  # beside what it holds, or it would swallow itself without end
+            whole = Path(shutil.make_archive(f"{out.parent / sidecar.stem}_all", "zip", out))
         return Made(image, sidecar, maps, whole)
 
     def batches(self, slices: int, samples: int) -> int:

@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import resource
+import zipfile
 
 import nibabel
 import numpy as np
@@ -42,6 +43,15 @@ def test_a_translation_is_what_the_command_writes(offer, head, tmp_path):
     assert all(ours[name] == theirs[name] for name in theirs.keys() - changing)
     slices = nibabel.load(head).shape[2]
     assert counts == list(range(1, 1 + offer.batches(slices, 2)))
+
+
+def test_a_zip_holds_all_files_and_not_itself(offer, head, tmp_path):
+    out = tmp_path / "out"
+    made = offer.translate(offer.request(head, out, Wish("ct", samples=2)), quiet)
+    with zipfile.ZipFile(made.whole) as archive:
+        packed = {name for name in archive.namelist() if not name.endswith("/")}
+    assert packed == {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert offer.translate(offer.request(head, tmp_path / "1", Wish("ct")), quiet).whole is None
 
 
 def test_files_say_that_they_are_synthetic(offer, head, tmp_path):
