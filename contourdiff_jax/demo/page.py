@@ -22,7 +22,7 @@ from contourdiff_jax.volumes.volume import Assumed
 
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 STEEPEST = 500  # threshold of Canny to be chosen; settings may have higher ones
-HEIGHT = 420  # pixels of a picture on the page
+HEIGHT = 360  # pixels of a picture on the page
 CSS = """
 #notice p {color: #b45309; font-weight: 600}
 #status textarea {font-weight: 600}
@@ -112,7 +112,7 @@ class Page:
         with gr.Row():
             self.source = gr.Image(label="Contours on the image", **how)
             self.wipe = gr.ImageSlider(label="Image | translation", elem_id="wipe", **how)
-            self.spread = gr.Image(label="Uncertainty", **how)
+            self.spread = gr.Image(label="Deviation of samples", **how)
         self.files = gr.File(
             label="Download", file_count="multiple", interactive=False, visible=False
         )
@@ -264,7 +264,7 @@ class Page:
             shown[self.wipe] = gr.ImageSlider(value, visible=True)
         if drawn is None or drawn.spread is None:
             return shown | {self.spread: gr.Image(visible=False)}
-        label = f"Uncertainty: deviation of the samples, white from {drawn.most}"
+        label = f"Deviation of samples, white: {drawn.most}"
         value = session.picture(views.heat(drawn.spread.at(position)))
         return shown | {self.spread: gr.Image(value, label=label, visible=True)}
 
