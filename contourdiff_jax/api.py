@@ -38,6 +38,7 @@ from contourdiff_jax.methods import train
 from contourdiff_jax.training import run as runs
 from contourdiff_jax.training.run import Run
 from contourdiff_jax.translation import folder as translation
+from contourdiff_jax.translation import sidecars
 from contourdiff_jax.translation import volume as volumes
 from contourdiff_jax.translation.volume import Plan
 from contourdiff_jax.volumes import geometry, intensity, io, masks
@@ -155,7 +156,8 @@ class Model:
         scan = _scan(image, name)
         source = volumes.of(plan, scan, volume, lambda volume: _mask(volume, mask))
         array, _ = volumes.finish(plan, source, volumes.draw(plan, [source])[0])
-        made = nifti.image(volume.to_native(array), volume.native, plan.settings.target.dtype)
+        kept, native, target = volume.to_native(array), volume.native, plan.settings.target
+        made = nifti.image(kept, native, target.dtype, sidecars.NOTICE)
         return made if isinstance(image, nibabel.Nifti1Image) else np.asarray(made.dataobj)
 
     def _plan(self, request: translation.Request) -> Plan:
@@ -170,7 +172,10 @@ class Model:
             if len(self._plans) >= PLANS:
                 del self._plans[next(iter(self._plans))]
             trained, config, settings = translation.asked(request)
-            self._plans[key], _, _ = translation.planned(trained, config.sampler, settings, request)
+            drawing = translation.network(trained, config.sampler, request)
+            self._plans[key] = translation.planned(
+                trained, config.sampler, settings, request, drawing
+            )
         return self._plans[key]._replace(seed=request.seed)
 
 

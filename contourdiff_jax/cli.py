@@ -36,6 +36,7 @@ COMMANDS = {
     "import": "contourdiff_jax.commands.importing",
     "export": "contourdiff_jax.commands.exporting",
     "weights": "contourdiff_jax.commands.weights",
+    "demo": "contourdiff_jax.commands.demo",
 }
 DEFAULTS = "defaults in brackets; what has none is off, or as its text says"  # of flags
 WIDTH = 100  # of help

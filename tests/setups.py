@@ -18,7 +18,7 @@ from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.contracts import Player
 from contourdiff_jax.data import examples
-from contourdiff_jax.data.store import Store, StoreWriter
+from contourdiff_jax.data.store import Store, StoreWriter, open_store
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, loop, run, state
 from contourdiff_jax.training.logs import Logs
@@ -39,6 +39,19 @@ def perturbed(params):
     """Parameters of which none is zero, so that every layer counts."""
     rng = np.random.default_rng(9)
     return jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape).astype(np.float32), params)
+
+
+def drawing(place: Path, store: Path, **model) -> Path:
+    """A run in that folder, of a network that draws something; `model`: fields that are others."""
+    settings = configuration.default()
+    settings.model.update(**model)
+    settings.sampler.update(steps=2, batch=4)
+    ours = run.begin(settings, open_store(store))
+    place.mkdir()
+    ours.save(place)
+    params = methods.build(ours).players["network"].init(jax.random.key(1))
+    checkpoint.save_averages(place, {"network": perturbed(params)})
+    return place
 
 
 def players(init) -> dict[str, Player]:

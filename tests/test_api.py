@@ -11,25 +11,13 @@ import pytest
 import setups
 
 import contourdiff_jax as cd
-from contourdiff_jax import config, methods
-from contourdiff_jax.data.store import open_store
+from contourdiff_jax import methods
 from contourdiff_jax.errors import InputError
-from contourdiff_jax.training import checkpoint, run
 
 
 @pytest.fixture(scope="module")
 def folder(two_convolutions, store_path, tmp_path_factory):
-    """A run of a network that draws something."""
-    settings = config.default()
-    settings.sampler.update(steps=2, batch=4)
-    place = tmp_path_factory.mktemp("runs") / "mr"
-    ours = run.begin(settings, open_store(store_path))
-    place.mkdir()
-    ours.save(place)
-    method = methods.build(ours)
-    params = method.players["network"].init(jax.random.key(1))
-    checkpoint.save_averages(place, {"network": setups.perturbed(params)})
-    return place
+    return setups.drawing(tmp_path_factory.mktemp("runs") / "mr", store_path)
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,10 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 ROOMS = (
     *("errors", "contracts", "config", "figures", "runtime", "volumes", "contours", "diffusion"),
     *("models", "data", "training", "methods", "interop", "translation", "evaluation", "reports"),
-    *("api", "commands", "cli", "__main__"),
+    *("api", "demo", "commands", "cli", "__main__"),
 )
 # Packages that only some rooms may know.
-ONLY_IN = {"absl": ("commands", "cli"), "flax": ("models",)}
+ONLY_IN = {"absl": ("commands", "cli"), "flax": ("models",), "gradio": ("demo",)}
 
 
 def _modules() -> dict[str, Path]:

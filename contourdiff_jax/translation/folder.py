@@ -25,7 +25,7 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax import methods, models
 from contourdiff_jax.contours import recast
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.contracts import CONTOUR, PICTURE, SOURCE, Averages, Method
+from contourdiff_jax.contracts import CONTOUR, PICTURE, SOURCE, Averages, Method, Translator
 from contourdiff_jax.data import layouts
 from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
@@ -106,8 +106,11 @@ class Result:
     left: list[Path] = dataclasses.field(default_factory=list)  # to another process, at work on it
 
 
-def translate(request: Request) -> Result:
+def translate(request: Request, held: Callable[..., "Network"] | None = None) -> Result:
     """Translate a volume, or every volume of a folder: same names, with sidecars beside.
+
+    Args:
+      held: in place of `network`, for who keeps one that it made before.
 
     Raises:
       InputError: nothing could be translated. Volumes that failed among others are in the result.
@@ -127,7 +130,8 @@ def translate(request: Request) -> Result:
     folder = _output_folder(trained, request, config.sampler)
     folder.described()
     jobs = _jobs(content.scans, folder)
-    plan, step, averages = planned(trained, config.sampler, settings, request)
+    drawing = (held or network)(trained, config.sampler, request)
+    plan = planned(trained, config.sampler, settings, request, drawing)
     work = _Work(
         plan=plan,
         folder=folder,
@@ -137,9 +141,9 @@ def translate(request: Request) -> Result:
             **settings.to_dict(),
             "window": [trained.window.low, trained.window.high],
             "checkpoint": {
-                "step": step,
-                "images": step * config.train.batch,
-                "digest": checkpoint.digest(averages, trained.marks),
+                "step": drawing.step,
+                "images": drawing.step * config.train.batch,
+                "digest": checkpoint.digest(drawing.averages, trained.marks),
             },
             "sampler": config.sampler.to_dict(),
             "finishing": plan.finishing.to_dict(),
@@ -297,22 +301,39 @@ def _jobs(sources: Sequence[Scan], folder: OutputFolder) -> list[_Job]:
     return jobs
 
 
-def planned(
-    trained: Run, sampler: ConfigDict, settings: Settings, request: Request
-) -> tuple[Plan, int, Averages]:
-    """How volumes are translated, with the step and the weights of the network that draws them.
+class Network(NamedTuple):
+    """What a run draws with: weights on devices, and what is compiled of them.
 
-    Raises InputError where the run's method cannot draw as it is asked to.
+    It serves all requests that are alike in run, direction, devices and, but for the number of
+    samples and which is kept, in the sampler.
     """
-    finishing = _finishing(trained, request)
-    masks = None
-    if request.masks is not None:
-        masks = pairs.by_name(request.masks, "masks", request.assumed.of_companions)
+
+    translator: Translator
+    mesh: Mesh
+    step: int  # of training
+    averages: Averages
+    parameters: int  # of all networks that are held
+
+
+def network(trained: Run, sampler: ConfigDict, request: Request) -> Network:
+    """What draws the volumes of a request."""
     held = methods.networks(trained)
     mesh = _mesh(trained, sampler, request.devices, held)
     method = methods.build(trained, mesh=mesh, sampler=sampler)
     step, averages = checkpoint.averages(Path(request.run), method.players, mesh)
     translator = method.translator(averages, method.fixed)
+    return Network(translator, mesh, step, averages, models.count(held))
+
+
+def planned(
+    trained: Run, sampler: ConfigDict, settings: Settings, request: Request, drawing: Network
+) -> Plan:
+    """How volumes are translated; InputError where the method cannot draw as it is asked to."""
+    finishing = _finishing(trained, request)
+    masks = None
+    if request.masks is not None:
+        masks = pairs.by_name(request.masks, "masks", request.assumed.of_companions)
+    translator, mesh = drawing.translator, drawing.mesh
     for field in OF_STEPS:
         more = translator.dims == 3 and field in OF_VOLUMES
         if sampler[field] and not translator.denoises and not more:
@@ -338,10 +359,10 @@ def planned(
         depth_unit=translator.depth_unit,
         slice_spacing=trained.slice_spacing,
         finishing=finishing,
-        parameters=models.count(held),
+        parameters=drawing.parameters,
     )
     _check_seen(trained, plan, request)
-    return plan, step, averages
+    return plan
 
 
 def _finishing(trained: Run, request: Request) -> Finishing:

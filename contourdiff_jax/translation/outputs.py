@@ -102,7 +102,8 @@ class Destination:
         left_out = [p.name for p, of in zip(self.files, self.sources, strict=False) if of in bad]
         with disk.staged(self.root, inside=True) as new:
             for name, path in self.maps.items():
-                io.write(new / self._name(path), maps[name], like, np.float32)
+                place = new / self._name(path)
+                io.write(place, maps[name], like, np.float32, notice=sidecars.NOTICE)
             self.save(new, array, like)
             fields = fields | ({"left_out": left_out} if left_out else {})
             fields["files"], sidecar = ownership.listing(new), self._name(self.sidecar)
@@ -184,7 +185,7 @@ class OutputFolder:
     def _file(self, path: Path) -> Destination:
         def save(root, array, volume):
             place = root / path.relative_to(self.path)
-            io.write(place, array, volume, self.preset.dtype)
+            io.write(place, array, volume, self.preset.dtype, notice=sidecars.NOTICE)
 
         sidecar = path.with_name(f"{filenames.stem(path)}.json")
         return Destination(self.path, (path,), sidecar, save)

@@ -78,6 +78,8 @@ class SourceVolume:
       contours: [N, H, W] uint8, asked for.
       body: [N, H, W] bool.
       seen: {condition: [N, H, W]}, what the method sees of it, by what it `sees`.
+      basis: [N, H, W] what its contours are computed from, see contours.opencv.basis.
+      said: warnings and notes about it, as they were printed.
     """
 
     scan: Scan
@@ -86,6 +88,8 @@ class SourceVolume:
     contours: np.ndarray
     body: np.ndarray
     seen: dict[str, np.ndarray]
+    basis: np.ndarray | None = None
+    said: tuple[str, ...] = ()
 
     @property
     def air(self) -> np.ndarray:
@@ -122,8 +126,7 @@ def of(
         scans.check_unit(scan, volume, preset)
     window = preset.window_of(volume)
     volume, resampling = grid.fit_volume(volume)
-    for note in volume.notes:
-        _say(f"note: {scan.path}: {note}")
+    said = [f"note: {scan.path}: {note}" for note in volume.notes]
     mask = masked(volume)
     if mask is None:
         mask = masks.body_mask(volume.array, volume.affine, preset.modality)
@@ -133,15 +136,17 @@ def of(
         side = tiles.side(resampling.needed, grid.size, plan.unit)
         _, resampling = dataclasses.replace(grid, size=side).fit_volume(volume)
     elif kept < KEPT_WHOLE:
-        _say(
+        said.append(
             f"warning: {scan.path}: its body is larger than the run's grid of {grid.size} px of "
             f"{grid.spacing:g} mm: {kept:.0%} of it is translated, the rest becomes air; --tiles "
             f"translates all of it"
         )
-    for doubt in guesses.doubts(preset, scan.assumed, volume, window, inside):
-        _say(f"warning: {scan.path}: {doubt}")
+    doubts = guesses.doubts(preset, scan.assumed, volume, window, inside)
     if plan.dims == 3 and (doubt := _uneven(resampling, plan.slice_spacing)):
-        _say(f"warning: {scan.path}: {doubt}")
+        doubts.append(doubt)
+    said += [f"warning: {scan.path}: {doubt}" for doubt in doubts]
+    for line in said:
+        _say(line)
     tiled = plan.sampler.tiles or kept >= KEPT_WHOLE
     remedy = "use a run with another axis or spacing" if tiled else "use --tiles"
     body = resampling.body(inside, scan.path, f"{remedy}, or give a mask by --masks")
@@ -161,7 +166,7 @@ def of(
             f"{scan.path}: no contour in any slice, so there is nothing to draw from; see whether "
             f"--preset and --contours suit it"
         )
-    return SourceVolume(scan, volume, resampling, edges, body, seen)
+    return SourceVolume(scan, volume, resampling, edges, body, seen, basis, tuple(said))
 
 
 def _uneven(resampling: Resampling, learnt: float | None) -> str:

@@ -212,13 +212,15 @@ def _without_bad_slices(files: Path | Sequence[Path], action: Callable):
 # --------------------------------------------------------------------------------------------------
 
 
-def write(path, array: np.ndarray, like: Volume, dtype, overwrite: bool = False) -> None:
+def write(
+    path, array: np.ndarray, like: Volume, dtype, overwrite: bool = False, notice: str = ""
+) -> None:
     """Writes an array [X, Y, Z] on `like`'s RAS grid to one file on the grid of `like`'s file.
 
     The name says whether it is NIfTI, .mha or .nrrd. Axis order, flips, shape, affine and form
-    codes are the source's; nothing else of its header is kept. Unevenly spaced slices, which no
-    such file can say, are interpolated to even ones. Integer types are rounded and clipped to their
-    range. The file appears whole under its name or not at all.
+    codes are the source's; nothing else of its header is kept, and NIfTI's says the `notice`.
+    Unevenly spaced slices, which no such file can say, are interpolated to even ones. Integer types
+    are rounded and clipped to their range. The file appears whole under its name or not at all.
     """
     from contourdiff_jax.volumes.formats import itk, nifti
 
@@ -228,8 +230,10 @@ def write(path, array: np.ndarray, like: Volume, dtype, overwrite: bool = False)
     array, native = like.to_native(array), like.native
     if native.offsets is not None:
         array, native = volume.evened(array, native), native.even()
-    module = itk if filenames.suffix_of(path) in ITK else nifti
-    module.write(Path(path), array, native, dtype, overwrite)
+    if filenames.suffix_of(path) in ITK:
+        itk.write(Path(path), array, native, dtype, overwrite)
+    else:
+        nifti.write(Path(path), array, native, dtype, overwrite, notice)
 
 
 def save(path, array: np.ndarray, affine: np.ndarray, dtype, overwrite: bool = False) -> None:

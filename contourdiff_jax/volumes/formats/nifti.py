@@ -89,24 +89,31 @@ def _quietly(path: Path, action):
         raise InputError(f"{path}: not a NIfTI file, or damaged; convert it again") from error
 
 
-def write(path: Path, array: np.ndarray, native: NativeGrid, dtype, overwrite: bool) -> None:
-    """Writes an array [native.shape]; the file appears whole under its name or not at all."""
+def write(
+    path: Path, array: np.ndarray, native: NativeGrid, dtype, overwrite: bool, notice: str = ""
+) -> None:
+    """Writes an array [native.shape]; the file appears whole under its name or not at all.
+
+    Args:
+      notice: what the header says of the image, 80 letters at most.
+    """
     if not path.name.lower().endswith(filenames.NIFTI):
         raise InputError(f"{path}: unsupported file type; name it .nii or .nii.gz")
     disk.check_is_new(path, overwrite)
     with disk.file(path) as partial:
-        nib.save(_made(array, native, dtype), partial)
+        nib.save(_made(array, native, dtype, notice), partial)
 
 
-def image(array: np.ndarray, native: NativeGrid, dtype) -> nib.Nifti1Image:
+def image(array: np.ndarray, native: NativeGrid, dtype, notice: str = "") -> nib.Nifti1Image:
     """The image that is read of the file that `write` makes."""
-    made = _made(array, native, dtype)
+    made = _made(array, native, dtype, notice)
     return type(made).from_bytes(made.to_bytes())
 
 
-def _made(array: np.ndarray, native: NativeGrid, dtype) -> nib.Nifti1Image:
+def _made(array: np.ndarray, native: NativeGrid, dtype, notice: str) -> nib.Nifti1Image:
     header = _header(native) if native.header is None else native.header.copy()
     header.set_data_dtype(dtype)
+    header["descrip"] = notice
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
     return kind(volume.cast(array, np.dtype(dtype)), None, header)
 
