@@ -100,6 +100,8 @@ def _run(name: str, argv: list[str]) -> int:
         arguments = [] if wants_help else values(argv)[1:]
     except flags.Error as error:
         raise InputError(_one_line(error)) from None
+    except InputError:
+        raise
     except Exception as error:  # a configuration file is a program, and can fail as one
         raise InputError(f"--config: {_one_line(error)}") from None
     _check(values, arguments)
