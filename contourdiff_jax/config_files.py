@@ -13,6 +13,7 @@ A run's config.json is such a file, too.
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import yaml
@@ -53,12 +54,21 @@ def found(given: str) -> Path:
     )
 
 
-def read(path: Path) -> ConfigDict:
-    """The configuration of a YAML or JSON file.
+def read(path: Path, *arguments: str) -> ConfigDict:
+    """The configuration of a file.
+
+    Args:
+      arguments: of `get_config`, where that takes any.
 
     Raises:
-      InputError: unreadable, or with fields that are not ours.
+      InputError: unreadable, or with fields that are not ours; a Python file, which is a program,
+        may raise whatever it likes.
     """
+    if path.suffix in PYTHON:
+        config = runpy.run_path(str(path))["get_config"](*arguments)
+        if not isinstance(config, ConfigDict):
+            raise InputError(f"--config={path}: get_config must return a ConfigDict")
+        return config
     is_json = path.suffix in JSON
     fields = forms.read(path, object, REMEDY) if is_json else _of_yaml(path)
     with forms.naming(path):

@@ -27,15 +27,11 @@ from contourdiff_jax.training.run import load
 
 COMMAND = [sys.executable, "-m", "contourdiff_jax"]
 
-# ml_collections loads configuration files with it.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 
 @pytest.fixture(autouse=True)
 def own_argv(monkeypatch):
-    """A command sets sys.argv, where ml_collections looks for overrides; it keeps what it loads."""
+    """A command sets sys.argv, where ml_collections looks for overrides."""
     monkeypatch.setattr(sys, "argv", ["contourdiff"])
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)
 
 
 @pytest.fixture
@@ -231,7 +227,6 @@ def asked(monkeypatch):
     def ask(*arguments):
         given = []
         monkeypatch.setattr(methods, "train", lambda config, *_, **__: given.append(config))
-        sys.modules.pop("config_config", None)
         cli.main(["contourdiff", *TRAIN, *map(str, arguments)])
         return given[0]
 

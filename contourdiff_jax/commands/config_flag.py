@@ -9,32 +9,22 @@ from ml_collections.config_flags import config_flags
 
 from contourdiff_jax import config as configuration
 from contourdiff_jax import config_files
-from contourdiff_jax.errors import InputError
 
 
-class _Parser(config_flags.ConfigFileFlagParser):
-    """Reads what --config names."""
+class _Parser(flags.ArgumentParser):
+    """Reads what --config names; after a colon, the argument of its get_config."""
 
     def parse(self, given: str) -> ConfigDict:
-        name, colon, argument = given.partition(":")  # get_config may take an argument
-        path = config_files.found(name)
-        if path.suffix not in config_files.PYTHON:
-            return config_files.read(path).lock()
-        config = super().parse(f"{path}{colon}{argument}")
-        if not isinstance(config, ConfigDict):
-            raise InputError(f"--config={given}: get_config must return a ConfigDict")
-        return config
+        name, *arguments = given.split(":", 1)
+        return config_files.read(config_files.found(name), *arguments).lock()
 
 
 def define_flag(values: flags.FlagValues) -> None:
     known = ", ".join(config_files.names())
-    config_flags.DEFINE_config_file(
-        "config",
-        configuration.__file__,
-        f"configuration: a file, or one of {known}; --config.a.b=v changes a field",
-        flag_values=values,
-    )
-    values["config"].parser = _Parser("config")
+    text = f"configuration: a file, or one of {known}; --config.a.b=v changes a field"
+    config_flags.DEFINE_config_file("config", None, text, flag_values=values)
+    values["config"].parser = _Parser()
+    values.set_default("config", configuration.__file__)
 
 
 def given(values: flags.FlagValues) -> ConfigDict | None:
