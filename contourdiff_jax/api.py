@@ -32,6 +32,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import folder as evaluation
 from contourdiff_jax.evaluation.records import Outcome
 from contourdiff_jax.methods import train
+from contourdiff_jax.training import checkpoint as checkpoints
 from contourdiff_jax.training import run as runs
 from contourdiff_jax.training.run import Run
 from contourdiff_jax.translation import folder as translation
@@ -59,18 +60,24 @@ PLANS = 8  # ways to translate that a model keeps compiled, each with its weight
 NAME = Path("image")  # what messages call an image that is from no file
 
 
-def load(run: str | Path, *, devices: int | None = None) -> "Model":
+def load(
+    run: str | Path, *, devices: int | None = None, checkpoint: str | int = checkpoints.LAST
+) -> "Model":
     """A trained run, to translate images with.
 
     Args:
       run: its folder, made by `train` or `import`.
       devices: how many to use; default: all that JAX knows. Of a CPU it knows one unless
         JAX_NUM_CPU_DEVICES says how many cores to take, before JAX is imported.
+      checkpoint: "last"; "best", of held-out loss; or the step of another.
 
     Raises:
-      InputError: no run.
+      InputError: no run, or no such checkpoint.
     """
-    return Model(Path(run), runs.load(Path(run)), devices)
+    folder, trained = Path(run), runs.load(Path(run))
+    if checkpoint != checkpoints.LAST:
+        checkpoint = checkpoints.chosen(folder, checkpoint)
+    return Model(folder, trained, devices, checkpoint)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,12 +90,13 @@ class Model:
     Attributes:
       folder: of the run.
       run: what it was made with.
-      devices: see `load`.
+      devices, checkpoint: see `load`.
     """
 
     folder: Path
     run: Run
     devices: int | None = None
+    checkpoint: str | int = checkpoints.LAST
     _plans: dict[object, Plan] = dataclasses.field(default_factory=dict, repr=False)
 
     def __call__(
@@ -140,6 +148,7 @@ class Model:
             contrast=contrast,
             sampler=sampler,
             devices=self.devices,
+            checkpoint=self.checkpoint,
         )
         plan = self._plan(request)
         scan = _scan(image, name)

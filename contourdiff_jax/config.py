@@ -233,6 +233,9 @@ def default() -> ConfigDict:
                 # Minutes after which the next log brings those that are not 0, too; 0: never.
                 "minutes": 10.0,
                 "keep": 2,  # checkpoints kept
+                # Whether the one with the least held-out loss is kept, too: then one is written
+                # whenever `evaluate` finds that loss lower than ever.
+                "keep_best": False,
             },
             "sampler": {
                 "name": "ddim",  # or ddpm, as published, or dpmpp_2m

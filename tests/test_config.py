@@ -675,7 +675,7 @@ def events(settings, world):
 
         def held_out(self, *_):
             happened.append(("held out", int(stub.step)))
-            return {}
+            return {"heldout_loss": 1 / len(happened)}
 
         def samples(self, *_):
             happened.append(("samples", int(stub.step)))
@@ -693,12 +693,14 @@ def events(settings, world):
             patch.setattr(loop.checkpoint, name, lambda checkpoints: None)
         kept = SimpleNamespace(close=lambda: None)
         patch.setattr(
-            loop.checkpoint, "manager", lambda run, keep: happened.append(("keep", keep)) or kept
+            loop.checkpoint,
+            "manager",
+            lambda run, keep, keep_best: happened.append(("keep", keep)) or kept,
         )
         patch.setattr(
             loop.checkpoint,
             "save",
-            lambda _, state: happened.append(("checkpoint", int(state.step))),
+            lambda _, state, loss: happened.append(("checkpoint", int(state.step))),
         )
         loop.train(stub, compiled, settings.train, Path(folder), seed=0, name="stub")
         lines = (Path(folder) / "stats.jsonl").read_text().splitlines()
@@ -876,6 +878,7 @@ EFFECTS = {
     "train.checkpoint": Effect(events, 8),
     "train.minutes": Effect(events, 1e-9),
     "train.keep": Effect(events, 3),
+    "train.keep_best": Effect(events, True, {"train.evaluate": 8}),
     "sampler.name": Effect(drawing, "ddpm"),
     "sampler.steps": Effect(drawing, 3),
     "sampler.spacing": Effect(drawing, "leading"),

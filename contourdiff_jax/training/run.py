@@ -447,7 +447,9 @@ def _take(workdir: Path, ours: Run, held: contextlib.ExitStack) -> None:
 # meanwhile.
 FREE = tuple(
     f"train.{name}"
-    for name in ("images", "log", "evaluate", "sample", "checkpoint", "minutes", "keep")
+    for name in (
+        *("images", "log", "evaluate", "sample", "checkpoint", "minutes", "keep", "keep_best"),
+    )
 )
 
 
