@@ -236,6 +236,9 @@ def default() -> ConfigDict:
                 # Whether the one with the least held-out loss is kept, too: then one is written
                 # whenever `evaluate` finds that loss lower than ever.
                 "keep_best": False,
+                # Where numbers and pictures go beside the run's folder: tensorboard, wandb, trackio
+                # (docs/watching.md).
+                "log_to": (),
             },
             "sampler": {
                 "name": "ddim",  # or ddpm, as published, or dpmpp_2m
@@ -461,6 +464,11 @@ NUMBERS = Rule(
     lambda value: all(type(n) is int and 0 < n <= WIDEST for n in value),
     f"must be whole numbers from 1 to {WIDEST}, one a resolution or one for all",
 )
+SINKS = ("tensorboard", "wandb", "trackio")  # training/sinks.py
+PLACES = Rule(
+    lambda names: set(names) <= {*SINKS} and len(set(names)) == len(names),
+    f"must be names among {', '.join(SINKS)}, each once",
+)
 FREE = Rule(lambda value: True, "")  # a switch, or checked with others below
 
 RULES = {
@@ -553,6 +561,7 @@ RULES = {
         )
     },
     "train.batch": _between(1, WIDEST),
+    "train.log_to": PLACES,
     "train.decay": _among("cosine", "linear", "none"),
     "train.constant": BELOW_1,
     "train.beta_1": BELOW_1,

@@ -29,7 +29,7 @@ from contourdiff_jax.diffusion.noise import Knots
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import controlnet, distilled
 from contourdiff_jax.models import blocks
-from contourdiff_jax.training import checkpoint, loop, run
+from contourdiff_jax.training import checkpoint, logs, loop, run
 from contourdiff_jax.training import state as states
 from contourdiff_jax.volumes.grid import Grid
 
@@ -259,6 +259,8 @@ def configured(fields):
         ({"autoencoder.kl": float("nan")}, "kl"),
         ({"train.ema_halflife": -1}, "train.ema_halflife"),
         ({"train.keep": 0}, "train.keep"),
+        ({"train.log_to": ("wandb", "wandb")}, "train.log_to.*tensorboard, wandb, trackio"),
+        ({"train.log_to": ("mlflow",)}, "train.log_to"),
         ({"train.accumulate": 0}, "train.accumulate"),
         ({"train.learning_rate": -1e-3}, "train.learning_rate"),
         ({"train.learning_rate": float("nan")}, "train.learning_rate"),
@@ -707,6 +709,14 @@ def events(settings, world):
     return happened + [("log", json.loads(line)["step"]) for line in lines]
 
 
+def sinks_told(settings, world):
+    """The sinks that a training opens."""
+    with pytest.MonkeyPatch.context() as patch:
+        opened = []
+        patch.setattr(logs, "Sinks", lambda run, names: opened.extend(names) or UNTOLD)
+        return events(settings, world), opened
+
+
 def translation(settings, world):
     """The volumes that a run of this configuration translates, and their maps."""
     folder = world.folder / str(uuid.uuid4())
@@ -732,6 +742,9 @@ class Effect(NamedTuple):
     others: Mapping = MappingProxyType({})
 
 
+UNTOLD = SimpleNamespace(
+    numbers=lambda *_: None, picture=lambda *_: None, close=lambda: None
+)  # a sink
 SEVERAL = {"model.conditions": NEIGHBOURS}
 CURVED = {"contours.windows": (), "contours.curve": ((0, 0), (1, 1))}
 SAMPLES = {"sampler.samples": 2}
@@ -879,6 +892,7 @@ EFFECTS = {
     "train.minutes": Effect(events, 1e-9),
     "train.keep": Effect(events, 3),
     "train.keep_best": Effect(events, True, {"train.evaluate": 8}),
+    "train.log_to": Effect(sinks_told, ("trackio",)),
     "sampler.name": Effect(drawing, "ddpm"),
     "sampler.steps": Effect(drawing, 3),
     "sampler.spacing": Effect(drawing, "leading"),

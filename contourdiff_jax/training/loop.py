@@ -142,7 +142,7 @@ def train(
     examples, held_out = feed.training(first, total), feed.held_out()
     if verbose:
         print(_summary(method, program, config, first), flush=True)
-    logs = Logs(workdir, first) if is_main else None
+    logs = Logs(workdir, first, config.log_to) if is_main else None
     clock = _Clock(config.minutes)
     pace = _Pace(first, total, batch, logs.seconds if logs else 0.0)
     bar = tqdm(
