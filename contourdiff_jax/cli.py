@@ -15,26 +15,10 @@ import sys
 from pathlib import Path
 
 from contourdiff_jax import __version__
+from contourdiff_jax.commands import COMMANDS
 from contourdiff_jax.errors import InputError, tell
 from contourdiff_jax.runtime import signals
 
-# In the order they are used; the modules have define_flags(values) and main(values[, arguments]).
-COMMANDS = {
-    "quickstart": "contourdiff_jax.commands.quickstart",
-    "phantoms": "contourdiff_jax.commands.phantoms",
-    "inspect": "contourdiff_jax.commands.inspect",
-    "prepare": "contourdiff_jax.commands.prepare",
-    "contours": "contourdiff_jax.commands.contours",
-    "train": "contourdiff_jax.commands.train",
-    "translate": "contourdiff_jax.commands.translate",
-    "evaluate": "contourdiff_jax.commands.evaluate",
-    "segment": "contourdiff_jax.commands.segment",
-    "report": "contourdiff_jax.commands.report",
-    "card": "contourdiff_jax.commands.card",
-    "import": "contourdiff_jax.commands.importing",
-    "export": "contourdiff_jax.commands.exporting",
-    "weights": "contourdiff_jax.commands.weights",
-}
 NO_READER = 141  # what a shell has for a process that writes where no one reads
 
 

@@ -436,10 +436,11 @@ def of_source(conditions: Iterable[str]) -> list[str]:
 
 
 class Rule(NamedTuple):
-    """What a field may be: a test, and the words for what fails it."""
+    """What a field may be: a test, words for what fails it, and its values where they are few."""
 
     holds: Callable[[object], bool]
     words: str
+    names: tuple = ()
 
 
 def _between(least: float, most: float = MOST) -> Rule:
@@ -448,7 +449,8 @@ def _between(least: float, most: float = MOST) -> Rule:
 
 
 def _among(*names: str) -> Rule:
-    return Rule(lambda value: value in names, f"is not one of {', '.join(map(str, names))}")
+    words = f"is not one of {', '.join(map(str, names))}"
+    return Rule(lambda value: value in names, words, names)
 
 
 ABOVE_0 = Rule(lambda value: 0 < value <= MOST, f"must be above 0 and at most {MOST:g}")
