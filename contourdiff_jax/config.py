@@ -468,7 +468,7 @@ NUMBERS = Rule(
 )
 SINKS = ("tensorboard", "wandb", "trackio")  # training/sinks.py
 PLACES = Rule(
-    lambda names: set(names) <= {*SINKS} and len(set(names)) == len(names),
+    lambda names: all(n in SINKS and names.count(n) == 1 for n in names),
     f"must be names among {', '.join(SINKS)}, each once",
 )
 FREE = Rule(lambda value: True, "")  # a switch, or checked with others below
