@@ -35,6 +35,7 @@ from contourdiff_jax.evaluation import folder as evaluation
 from contourdiff_jax.evaluation.records import Outcome
 from contourdiff_jax.interop import sharing
 from contourdiff_jax.methods import train
+from contourdiff_jax.training import checkpoint as checkpoints
 from contourdiff_jax.training import run as runs
 from contourdiff_jax.training.run import Run
 from contourdiff_jax.translation import folder as translation
@@ -65,7 +66,11 @@ NAME = Path("image")  # what messages call an image that is from no file
 
 
 def load(
-    run: str | Path, *, devices: int | None = None, method: Callable[..., Method] | None = None
+    run: str | Path,
+    *,
+    devices: int | None = None,
+    checkpoint: str | int = checkpoints.LAST,
+    method: Callable[..., Method] | None = None,
 ) -> "Model":
     """A trained run, to translate images with.
 
@@ -74,13 +79,17 @@ def load(
         URL#sha256=DIGEST of one, which is fetched once.
       devices: how many to use; default: all that JAX knows. Of a CPU it knows one unless
         JAX_NUM_CPU_DEVICES says how many cores to take, before JAX is imported.
+      checkpoint: "last"; "best", of held-out loss; or the step of another.
       method: what builds its method, of a run that was trained with one of your own.
 
     Raises:
-      InputError: no run, or one that cannot be fetched.
+      InputError: no run, or one that cannot be fetched; no such checkpoint.
     """
     folder = sharing.at(run)
-    return Model(folder, dataclasses.replace(runs.load(folder), build=method), devices)
+    trained = dataclasses.replace(runs.load(folder), build=method)
+    if checkpoint != checkpoints.LAST:
+        checkpoint = checkpoints.chosen(folder, checkpoint)
+    return Model(folder, trained, devices, checkpoint)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -93,12 +102,13 @@ class Model:
     Attributes:
       folder: of the run.
       run: what it was made with.
-      devices: see `load`.
+      devices, checkpoint: see `load`.
     """
 
     folder: Path
     run: Run
     devices: int | None = None
+    checkpoint: str | int = checkpoints.LAST
     _plans: dict[object, Plan] = dataclasses.field(default_factory=dict, repr=False)
 
     def __call__(
@@ -150,6 +160,7 @@ class Model:
             contrast=contrast,
             sampler=sampler,
             devices=self.devices,
+            checkpoint=self.checkpoint,
             method=self.run.build,
         )
         plan = self._plan(request)

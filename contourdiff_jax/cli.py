@@ -16,28 +16,10 @@ import textwrap
 from pathlib import Path
 
 from contourdiff_jax import __version__
+from contourdiff_jax.commands import COMMANDS
 from contourdiff_jax.errors import InputError, tell
 from contourdiff_jax.runtime import signals
 
-# In the order they are used; the modules have define_flags(values) and main(values[, arguments]).
-# Those of many flags have GROUPS, {title: names}, in which help shows them.
-COMMANDS = {
-    "quickstart": "contourdiff_jax.commands.quickstart",
-    "phantoms": "contourdiff_jax.commands.phantoms",
-    "inspect": "contourdiff_jax.commands.inspect",
-    "prepare": "contourdiff_jax.commands.prepare",
-    "contours": "contourdiff_jax.commands.contours",
-    "train": "contourdiff_jax.commands.train",
-    "translate": "contourdiff_jax.commands.translate",
-    "evaluate": "contourdiff_jax.commands.evaluate",
-    "segment": "contourdiff_jax.commands.segment",
-    "report": "contourdiff_jax.commands.report",
-    "card": "contourdiff_jax.commands.card",
-    "import": "contourdiff_jax.commands.importing",
-    "export": "contourdiff_jax.commands.exporting",
-    "weights": "contourdiff_jax.commands.weights",
-    "demo": "contourdiff_jax.commands.demo",
-}
 DEFAULTS = "defaults in brackets; what has none is off, or as its text says"  # of flags
 WIDTH = 100  # of help
 NO_READER = 141  # what a shell has for a process that writes where no one reads
@@ -105,6 +87,8 @@ def _run(name: str, argv: list[str]) -> int:
         arguments = [] if wants_help else values(argv)[1:]
     except flags.Error as error:
         raise InputError(_one_line(error)) from None
+    except InputError:
+        raise
     except Exception as error:  # a configuration file is a program, and can fail as one
         raise InputError(f"--config: {_one_line(error)}") from None
     _check(values, arguments)

@@ -233,6 +233,12 @@ def default() -> ConfigDict:
                 # Minutes after which the next log brings those that are not 0, too; 0: never.
                 "minutes": 10.0,
                 "keep": 2,  # checkpoints kept
+                # Whether the one with the least held-out loss is kept, too: then one is written
+                # whenever `evaluate` finds that loss lower than ever.
+                "keep_best": False,
+                # Where numbers and pictures go beside the run's folder: tensorboard, wandb, trackio
+                # (docs/watching.md).
+                "log_to": (),
             },
             "sampler": {
                 "name": "ddim",  # or ddpm, as published, or dpmpp_2m
@@ -430,10 +436,11 @@ def of_source(conditions: Iterable[str]) -> list[str]:
 
 
 class Rule(NamedTuple):
-    """What a field may be: a test, and the words for what fails it."""
+    """What a field may be: a test, words for what fails it, and its values where they are few."""
 
     holds: Callable[[object], bool]
     words: str
+    names: tuple = ()
 
 
 def _between(least: float, most: float = MOST) -> Rule:
@@ -442,7 +449,8 @@ def _between(least: float, most: float = MOST) -> Rule:
 
 
 def _among(*names: str) -> Rule:
-    return Rule(lambda value: value in names, f"is not one of {', '.join(map(str, names))}")
+    words = f"is not one of {', '.join(map(str, names))}"
+    return Rule(lambda value: value in names, words, names)
 
 
 ABOVE_0 = Rule(lambda value: 0 < value <= MOST, f"must be above 0 and at most {MOST:g}")
@@ -457,6 +465,11 @@ FEATURES = Rule(
 NUMBERS = Rule(
     lambda value: all(type(n) is int and 0 < n <= WIDEST for n in value),
     f"must be whole numbers from 1 to {WIDEST}, one a resolution or one for all",
+)
+SINKS = ("tensorboard", "wandb", "trackio")  # training/sinks.py
+PLACES = Rule(
+    lambda names: all(n in SINKS and names.count(n) == 1 for n in names),
+    f"must be names among {', '.join(SINKS)}, each once",
 )
 FREE = Rule(lambda value: True, "")  # a switch, or checked with others below
 
@@ -550,6 +563,7 @@ RULES = {
         )
     },
     "train.batch": _between(1, WIDEST),
+    "train.log_to": PLACES,
     "train.decay": _among("cosine", "linear", "none"),
     "train.constant": BELOW_1,
     "train.beta_1": BELOW_1,

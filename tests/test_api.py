@@ -2,6 +2,7 @@
 """Python: images in memory are translated as the command does files, and compiled for once."""
 
 import inspect
+import json
 import typing
 
 import jax
@@ -11,8 +12,11 @@ import pytest
 import setups
 
 import contourdiff_jax as cd
-from contourdiff_jax import methods
+from contourdiff_jax import cli, config, methods
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.methods import diffusion
+from contourdiff_jax.reports import card
+from contourdiff_jax.training import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -174,3 +178,36 @@ def test_all_names_are_there_with_types_and_words():
             assert "return" in typing.get_type_hints(named) or name == "prepare", name
     with pytest.raises(AttributeError):
         cd.nothing  # noqa: B018
+
+
+def test_a_checkpoint_is_chosen_and_the_sidecar_says_which(
+    store_path, scan, tmp_path, two_convolutions
+):
+    """From Python, on the command line and on the card."""
+    settings = config.default()
+    settings.train.update(images=24, batch=4, log=4, evaluate=8, sample=0, checkpoint=0, keep=1)
+    settings.train.keep_best, settings.sampler.batch = True, 4
+    place = tmp_path / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        losses = iter([0.3, 0.1, 0.2])
+        patch.setattr(diffusion.Diffusion, "held_out", lambda *_: {"heldout_loss": next(losses)})
+        assert cd.train(settings, store_path, place)
+    assert checkpoint.steps(place) == [4, 6]
+    images = {}
+    for which, step in (("best", 4), ("last", 6), ("4", 4)):
+        out = tmp_path / which
+        flags = [f"--run={place}", f"--source={scan}", f"--out={out}", "--preset=ct"]
+        assert cli.main(["contourdiff", "translate", *flags, f"--checkpoint={which}"]) == 0
+        (sidecar,), (file,) = out.glob("*.json"), out.glob("*.nii.gz")
+        told = json.loads(sidecar.read_text())["checkpoint"]
+        assert (told["step"], told["images"]) == (step, 4 * step)
+        images[which] = np.asarray(nibabel.load(file).dataobj)
+        model = cd.load(place, checkpoint=which)
+        made = np.asarray(model(nibabel.load(scan), "ct").dataobj)
+        np.testing.assert_array_equal(made, images[which])
+        text = card.card(place, tmp_path / f"{which}.md", checkpoint=which).read_text()
+        assert f"| checkpoint | of step {step}, after {4 * step} images, held-out loss 0." in text
+    np.testing.assert_array_equal(images["best"], images["4"])
+    assert (images["best"] != images["last"]).any()
+    with pytest.raises(InputError, match=r"--checkpoint=5: take last, best, .* one of 4, 6"):
+        cd.load(place, checkpoint=5)

@@ -22,9 +22,6 @@ HOW = {"run": (), "neighbour": ("--scgd",), "distilled": ()}  # runs, and how th
 VOLUME = "phantom004_ct.nii.gz"
 CLOSE = 1e-3  # of the range: what other processors may make of the same arithmetic
 
-# ml_collections loads configuration files with it.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 
 @pytest.fixture(autouse=True)
 def before(tmp_path, monkeypatch):
@@ -36,9 +33,8 @@ def before(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # That version put slices back by linear weights alone.
     monkeypatch.setattr(grid, "_consistent", lambda backward, forward: backward)
-    # A command sets sys.argv, where ml_collections looks for overrides; it keeps what it loads.
+    # A command sets sys.argv, where ml_collections looks for overrides.
     monkeypatch.setattr(sys, "argv", ["contourdiff"])
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)
     return tmp_path
 
 

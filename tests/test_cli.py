@@ -21,20 +21,17 @@ import pytest
 from absl import flags
 
 import contourdiff_jax
-from contourdiff_jax import cli, config
+from contourdiff_jax import cli, config, methods
 from contourdiff_jax.methods import train
+from contourdiff_jax.training.run import load
 
 COMMAND = [sys.executable, "-m", "contourdiff_jax"]
-
-# ml_collections loads configuration files with it.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
 def own_argv(monkeypatch):
-    """A command sets sys.argv, where ml_collections looks for overrides; it keeps what it loads."""
+    """A command sets sys.argv, where ml_collections looks for overrides."""
     monkeypatch.setattr(sys, "argv", ["contourdiff"])
-    monkeypatch.delitem(sys.modules, "config_config", raising=False)
 
 
 @pytest.fixture
@@ -211,6 +208,8 @@ TRAIN = ("train", "--store=absent", "--workdir=absent")
         ([*TRAIN, "--config.train.batch=2.5"], "--config.train.batch=2.5"),
         ([*TRAIN, "--config.train=5"], "--config.train=5"),
         ([*TRAIN, "--config=absent.py"], "--config=absent.py: no such file"),
+        ([*TRAIN, "--config=absent.json", "--config.seed=1"], "--config=absent.json: no such file"),
+        ([*TRAIN, "--config=headz"], "--config=headz: .*heads, latent_small"),
     ],
 )
 def test_wrong_usage_is_one_line(refused, arguments, named, tmp_path, monkeypatch):
@@ -238,6 +237,39 @@ def test_configuration_files_that_fail_are_one_line(refused, tmp_path, text, nam
     path = tmp_path / "mine.py"
     path.write_text(text + "\n")
     assert re.search(named, refused(*TRAIN, f"--config={path}"))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Run `train` with these flags; the configuration that training would be given."""
+
+    def ask(*arguments):
+        given = []
+        monkeypatch.setattr(methods, "train", lambda config, *_, **__: given.append(config))
+        cli.main(["contourdiff", *TRAIN, *map(str, arguments)])
+        return given[0]
+
+    return ask
+
+
+def test_files_of_every_kind_are_the_same_configuration(asked, mr_run, tmp_path):
+    """And fields on the command line count more, whatever the file."""
+    yaml, json_file, python = (tmp_path / f"mine.{suffix}" for suffix in ("yaml", "json", "py"))
+    yaml.write_text("train: {batch: 8}\nmodel.channels: [8, 16]\n")
+    json_file.write_text(json.dumps({"train.batch": 8, "model": {"channels": [8, 16]}}))
+    python.write_text(
+        "from contourdiff_jax import config\n\n\ndef get_config():\n"
+        "    settings = config.default()\n    settings.train.batch = 8\n"
+        "    settings.model.channels = (8, 16)\n    return settings\n"
+    )
+    for path in (yaml, json_file, python):
+        found = asked(f"--config={path}", "--config.train.keep=3", "--config.model.channels=(4,4)")
+        changed = {"model.channels": [4, 4], "train.batch": 8, "train.keep": 3}
+        assert config.changes(found) == changed
+    found = asked(f"--config={mr_run}/config.json", "--config.seed=4")
+    own = load(mr_run).config
+    assert config.differences(found, own) == ["seed"]
+    assert asked("--config=heads").grid.size == 96
 
 
 def test_our_own_mistakes_are_not_hidden(monkeypatch, capfd):

@@ -475,7 +475,6 @@ def test_evaluation_scores_the_translations(slurm):
     assert slurm.calls("contourdiff") == [["contourdiff", "evaluate", *flags]]
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # by ml_collections
 @pytest.mark.parametrize(
     "path", [p for p in ALL if "contourdiff[@]" in p.read_text()] + [VM_TRAIN], ids=lambda p: p.name
 )

@@ -29,7 +29,7 @@ from contourdiff_jax.diffusion.noise import Knots
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import controlnet, distilled
 from contourdiff_jax.models import blocks
-from contourdiff_jax.training import checkpoint, loop, run
+from contourdiff_jax.training import checkpoint, logs, loop, run
 from contourdiff_jax.training import state as states
 from contourdiff_jax.volumes.grid import Grid
 
@@ -259,6 +259,8 @@ def configured(fields):
         ({"autoencoder.kl": float("nan")}, "kl"),
         ({"train.ema_halflife": -1}, "train.ema_halflife"),
         ({"train.keep": 0}, "train.keep"),
+        ({"train.log_to": ("wandb", "wandb")}, "train.log_to.*tensorboard, wandb, trackio"),
+        ({"train.log_to": ("mlflow",)}, "train.log_to"),
         ({"train.accumulate": 0}, "train.accumulate"),
         ({"train.learning_rate": -1e-3}, "train.learning_rate"),
         ({"train.learning_rate": float("nan")}, "train.learning_rate"),
@@ -675,7 +677,7 @@ def events(settings, world):
 
         def held_out(self, *_):
             happened.append(("held out", int(stub.step)))
-            return {}
+            return {"heldout_loss": 1 / len(happened)}
 
         def samples(self, *_):
             happened.append(("samples", int(stub.step)))
@@ -693,16 +695,26 @@ def events(settings, world):
             patch.setattr(loop.checkpoint, name, lambda checkpoints: None)
         kept = SimpleNamespace(close=lambda: None)
         patch.setattr(
-            loop.checkpoint, "manager", lambda run, keep: happened.append(("keep", keep)) or kept
+            loop.checkpoint,
+            "manager",
+            lambda run, keep, keep_best: happened.append(("keep", keep)) or kept,
         )
         patch.setattr(
             loop.checkpoint,
             "save",
-            lambda _, state: happened.append(("checkpoint", int(state.step))),
+            lambda _, state, loss: happened.append(("checkpoint", int(state.step))),
         )
         loop.train(stub, compiled, settings.train, Path(folder), seed=0, name="stub")
         lines = (Path(folder) / "stats.jsonl").read_text().splitlines()
     return happened + [("log", json.loads(line)["step"]) for line in lines]
+
+
+def sinks_told(settings, world):
+    """The sinks that a training opens."""
+    with pytest.MonkeyPatch.context() as patch:
+        opened = []
+        patch.setattr(logs, "Sinks", lambda run, names: opened.extend(names) or UNTOLD)
+        return events(settings, world), opened
 
 
 def translation(settings, world):
@@ -730,6 +742,9 @@ class Effect(NamedTuple):
     others: Mapping = MappingProxyType({})
 
 
+UNTOLD = SimpleNamespace(
+    numbers=lambda *_: None, picture=lambda *_: None, close=lambda: None
+)  # a sink
 SEVERAL = {"model.conditions": NEIGHBOURS}
 CURVED = {"contours.windows": (), "contours.curve": ((0, 0), (1, 1))}
 SAMPLES = {"sampler.samples": 2}
@@ -876,6 +891,8 @@ EFFECTS = {
     "train.checkpoint": Effect(events, 8),
     "train.minutes": Effect(events, 1e-9),
     "train.keep": Effect(events, 3),
+    "train.keep_best": Effect(events, True, {"train.evaluate": 8}),
+    "train.log_to": Effect(sinks_told, ("trackio",)),
     "sampler.name": Effect(drawing, "ddpm"),
     "sampler.steps": Effect(drawing, 3),
     "sampler.spacing": Effect(drawing, "leading"),

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 
 # From the bottom to the top. A room is a folder or a file directly in the package.
 ROOMS = (
-    *("errors", "contracts", "config", "figures", "runtime", "volumes", "contours", "diffusion"),
-    *("models", "data", "training", "methods", "interop", "translation", "evaluation", "reports"),
-    *("api", "demo", "commands", "cli", "__main__"),
+    *("errors", "contracts", "config", "figures", "runtime", "config_files", "volumes"),
+    *("contours", "diffusion", "models", "data", "training", "methods", "interop"),
+    *("translation", "evaluation", "reports", "api", "demo", "commands", "cli", "__main__"),
 )
 # Packages that only some rooms may know.
 ONLY_IN = {"absl": ("commands", "cli"), "flax": ("models",), "gradio": ("demo",)}

@@ -23,8 +23,6 @@ from contourdiff_jax.data.phantoms.heads import Heads
 
 pytestmark = [
     pytest.mark.slow,
-    # ml_collections loads configuration files with it.
-    pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:overflow encountered in exp"),  # of an axis to 1e308
 ]
 DEEP = "deep"  # stands for lists within lists
@@ -42,7 +40,6 @@ def contourdiff(monkeypatch, capfd):
 
     def run(*arguments) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["contourdiff"])
-        monkeypatch.delitem(sys.modules, "config_config", raising=False)
         status = cli.main(["contourdiff", *map(str, arguments)])
         return status, capfd.readouterr().err
 
@@ -224,6 +221,7 @@ NEEDED = {
     "import": ["--checkpoint={nowhere}", "--workdir={out}", "--preset=mr", "--spacing=1"],
     "export": ["--run={nowhere}", "--out={out}"],
     "weights": ["--out={nowhere}/weights"],
+    "completion": [],
 }
 # Values that are none: a number flag that takes them is not bounded.
 UNBOUNDED = ("nan", "inf", "-inf", "1e308", "-1e308", str(2**70))

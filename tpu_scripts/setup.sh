@@ -12,7 +12,7 @@ set -euo pipefail
 archive=$(mktemp)
 trap 'rm -f "$archive"' EXIT
 tar -czf "$archive" --exclude=__pycache__ -C "$(dirname "$0")/.." \
-    pyproject.toml constraints.txt README.md LICENSE configs contourdiff_jax tpu_scripts
+    pyproject.toml setup.py constraints.txt README.md LICENSE configs contourdiff_jax tpu_scripts
 vms=(gcloud compute tpus tpu-vm)
 "${vms[@]}" scp "$archive" "$TPU_NAME:contourdiff.tgz" --zone="$ZONE" --worker=all
 printf -v given '%q ' "BUCKET=$BUCKET" "STORE=$STORE"

@@ -27,6 +27,12 @@ def define_flags(values: flags.FlagValues) -> None:
         ("use", "What the model is for, in place of the usual words."),
     ):
         flags.DEFINE_string(name, None, text, flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint",
+        "last",
+        "Of the run: last, best (of held-out loss), or the step of another.",
+        flag_values=values,
+    )
     flags.DEFINE_bool("overwrite", False, "Replace a card of that name.", flag_values=values)
 
 
@@ -35,7 +41,7 @@ def main(values: flags.FlagValues, arguments: list[str]) -> int:
     for name in ("run", "out"):
         if values[name].value is None:
             raise InputError(f"--{name} is required, see `contourdiff card --help`")
-    names = ("store", "licence", "data_licence", "use", "overwrite")
+    names = ("store", "checkpoint", "licence", "data_licence", "use", "overwrite")
     options = {name: values[name].value for name in names}
     print(card(values.run, values.out, arguments, **options))
     return 0

@@ -28,12 +28,19 @@ from contourdiff_jax.interop import sharing
 from contourdiff_jax.interop.exporting import export
 from contourdiff_jax.reports.card import card
 from contourdiff_jax.runtime import disk
+from contourdiff_jax.training import checkpoint
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff export`."""
     flags.DEFINE_string("run", None, "folder of a trained run", flag_values=values)
     flags.DEFINE_string("out", None, "the .zip file or the folder to write", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint",
+        checkpoint.LAST,
+        "of a .zip file: last, best or a step",
+        flag_values=values,
+    )
     flags.DEFINE_string("card", None, "model card, for a .zip file", flag_values=values)
     flags.DEFINE_string(
         "like",
@@ -49,22 +56,25 @@ def main(values: flags.FlagValues) -> int:
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff export --help`")
     if not values.out.endswith(sharing.SUFFIX):
-        if values.card is not None:
-            raise InputError("--card: goes into a .zip file; leave it out")
+        for name in ("card", "checkpoint"):
+            if values[name].present:
+                raise InputError(f"--{name}: is for a .zip file; leave it out")
         export(values.run, values.out, values.like)
         return 0
     if values.like is not None:
         raise InputError("--like: a .zip file has all of its own; leave it out")
-    _share(values.run, values.out, values.card)
+    _share(values.run, values.out, values.card, values.checkpoint)
     return 0
 
 
-def _share(run: str, out: str, written: str | None) -> None:
+def _share(run: str, out: str, written: str | None, which: str) -> None:
     """Writes the file to share, and says how others use it."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(written) if written else card(run, Path(folder) / sharing.CARD)
+        file = (
+            Path(written) if written else card(run, Path(folder) / sharing.CARD, checkpoint=which)
+        )
         disk.check_is_file(file)
-        digest = sharing.pack(run, out, file)
+        digest = sharing.pack(run, out, file, which)
     size = Path(out).stat().st_size / 1e6
     print(
         f"{out}: {size:.1f} MB; where it is put at a URL, others translate with it by\n"

@@ -6,6 +6,9 @@ the run. Repeated with the same store and workdir, the command resumes the run, 
 configuration if none is given; more --images let one that is finished go on. Ctrl-C, SIGTERM and
 SIGHUP save and stop. Several processes train together with --coordinator (docs/clusters.md).
 
+--config takes a Python file, a YAML or JSON file of the fields that are not at their defaults, the
+config.json of a run, or the name of a configuration that comes with the package.
+
 Example:
     contourdiff train --store=stores/mr --workdir=runs/mr --minutes=30
 """
@@ -13,10 +16,8 @@ Example:
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from contourdiff_jax import config as configuration
-from contourdiff_jax.commands import cluster_flags
+from contourdiff_jax.commands import cluster_flags, config_flag
 from contourdiff_jax.errors import InputError
 
 GROUPS = {
@@ -29,14 +30,7 @@ GROUPS = {
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    from ml_collections import config_flags
-
-    config_flags.DEFINE_config_file(
-        "config",
-        configuration.__file__,
-        "configuration file; --config.a.b=v changes a field",
-        flag_values=values,
-    )
+    config_flag.define_flag(values)
     flags.DEFINE_string("store", None, "store to train on, made by prepare", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run", flag_values=values)
     flags.DEFINE_float(
@@ -104,7 +98,7 @@ def main(values: flags.FlagValues) -> int:
     from contourdiff_jax import methods  # JAX takes a second: not for --help
     from contourdiff_jax.runtime import processes
 
-    config = _given(values)
+    config = config_flag.given(values)
     with cluster_flags.joined(values):
         finished = methods.train(
             config,
@@ -133,31 +127,6 @@ def _tell(values: flags.FlagValues) -> None:
         f"  contourdiff translate --run={run} --source=SCANS --preset=ct --out=TRANSLATED\n"
         f"  contourdiff train --store={values.store} --workdir={run} --images=MORE"
     )
-
-
-def _given(values: flags.FlagValues):
-    """The configuration of --config with the fields that are set on the command line.
-
-    Without --config it is that of the run where it has begun; None where nothing is said at all.
-    """
-    from ml_collections import config_flags
-
-    from contourdiff_jax.training import run
-
-    names = [name for name in values if name.startswith("config.") and values[name].present]
-    if not values["config"].present and not names:
-        return None
-    path = config_flags.get_config_filename(values["config"])
-    if not Path(path).is_file():
-        raise InputError(f"--config={path}: no such file")
-    if not isinstance(values.config, ConfigDict):
-        raise InputError(f"--config={path}: get_config must return a ConfigDict")
-    config = configuration.from_dict(values.config.to_dict())
-    if values["config"].present or not run.exists(Path(values.workdir)):
-        return config
-    given, names = configuration.flat(config), [name.removeprefix("config.") for name in names]
-    own = run.load(Path(values.workdir)).config
-    return configuration.replaced(own, {name: given[name] for name in names})
 
 
 def _perceptual(file: str):

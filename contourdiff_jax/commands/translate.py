@@ -27,6 +27,7 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax.commands import number_flags, scan_flags
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.training import checkpoint
 from contourdiff_jax.translation import outputs, samples
 from contourdiff_jax.translation.folder import Request, translate
 
@@ -67,6 +68,7 @@ DEFINE = {
 
 GROUPS = {
     "required": ("run", "source", "preset", "out"),
+    "which weights": ("checkpoint",),
     "what is seen of the source": ("contours", "masks", "direction"),
     **scan_flags.GROUP,
     "how an image is drawn; by default as the run says": (
@@ -94,10 +96,12 @@ def define_flags(values: flags.FlagValues) -> None:
         ("preset", "intensities of the source: ct, ct_wide or mr"),
         ("contours", f"contours of the source: a JSON file, or {known}"),
         ("masks", "folder with body masks of the source"),
+        ("checkpoint", "of the run: last, best (of held-out loss), or the step of another"),
         ("kind", "what the target shows, as in names of BIDS: T1w, ct"),
         ("labels", "folder with label maps of the source, for nnunet"),
     ):
-        flags.DEFINE_string(name, None, text, flag_values=values)
+        default = checkpoint.LAST if name == "checkpoint" else None
+        flags.DEFINE_string(name, default, text, flag_values=values)
     flags.DEFINE_enum(
         "format", "same", list(outputs.FORMATS), "format of the translations", flag_values=values
     )

@@ -2,7 +2,7 @@
 """Sharing: runs as one file each, and runs that are such a file, here or at a URL.
 
 A shared run is a zip file, not compressed, of what translating needs of a run's folder: its
-config.json, the averaged weights of its latest intact checkpoint, its parts, and CARD.md. The
+config.json, the averaged weights of a checkpoint, by default the latest, its parts, and CARD.md. The
 same run gives the same bytes, so that a digest names it: URL#sha256=DIGEST.
 """
 
@@ -29,11 +29,12 @@ MADE = "`contourdiff export` makes such files"
 OWN = "a run"  # by which the folder of one is known
 
 
-def pack(folder: str | Path, out: str | Path, card: Path) -> str:
+def pack(folder: str | Path, out: str | Path, card: Path, which: str = checkpoint.LAST) -> str:
     """Writes a run as a file to share; returns its SHA-256.
 
     Args:
       card: its model card, to go with it.
+      which: the checkpoint, see checkpoint.averages.
 
     Raises:
       InputError: not a run, or one without an intact checkpoint; `out` exists, or cannot be
@@ -45,7 +46,7 @@ def pack(folder: str | Path, out: str | Path, card: Path) -> str:
     ours = run.load(folder)
     one = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
     players = methods.build(ours, mesh=one).players
-    step, _ = checkpoint.averages(folder, players, one)  # that are as they were written
+    step, _ = checkpoint.averages(folder, players, one, which)  # that are as they were written
     files = {"config.json": folder / "config.json", CARD: card}
     for item in (*checkpoint.drawn_with(players), checkpoint.ABOUT):
         files |= _below(folder / "checkpoints" / str(step) / item, folder)

@@ -36,7 +36,7 @@ from contourdiff_jax.methods.origins import Origins
 from contourdiff_jax.models import unet
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.runtime import ownership, processes
-from contourdiff_jax.training import checkpoint, loop, recipe, run
+from contourdiff_jax.training import checkpoint, loop, recipe, run, sinks
 from contourdiff_jax.training.run import Run
 
 OWN = "own"  # config.method of one that is none of these
@@ -154,6 +154,7 @@ def train(
     if (theirs := origins.of(config, before, given)) is not None:
         config = origins.adopted(config, theirs)
     configuration.check(config)
+    sinks.check(config.train.log_to)
     if config.method == "distilled" and not teacher:
         raise InputError("--teacher and --config.distillation.substeps: each needs the other")
     if teacher and config.method != "distilled":

@@ -43,6 +43,7 @@ def card(
     evaluations=(),
     *,
     store=None,
+    checkpoint: str | int = "last",
     licence: str | None = None,
     data_licence: str | None = None,
     use: str | None = None,
@@ -54,6 +55,7 @@ def card(
       run_folder: made by train or import.
       evaluations: evaluation folders or metrics.json files, of this run's translations.
       store: the store that it was trained on, for what it holds.
+      checkpoint: that the card is of: "last", "best" or a step.
       licence, data_licence: of the run's weights and of the data, as their owner states them.
       use: what the model is meant for; by default research, and not diagnosis.
       overwrite: replace a card of that name.
@@ -66,7 +68,7 @@ def card(
     disk.check_is_new(out, overwrite, NOTICE)
     trained = load(run_folder)
     training_store = None if store is None else _open_store(store, trained)
-    weights = functools.cache(lambda: _weights(run_folder, trained))
+    weights = functools.cache(lambda: _weights(run_folder, trained, checkpoint))
     scores = [_read_scores(Path(path), trained, weights) for path in evaluations]
     target = trained.preset.modality.upper()
     data = _data(trained, training_store) | {"licence of the data": data_licence or NOT_STATED}
@@ -82,7 +84,7 @@ def card(
         "## Data",
         _table(data),
         "## Training",
-        _table(_training(run_folder, trained)),
+        _table(_training(run_folder, trained) | _checkpoint(run_folder, trained, checkpoint)),
         "## Scores",
         *map(_scores, scores),
         *([] if scores else ["None: no evaluation was given."]),
@@ -113,15 +115,15 @@ def _open_store(path, trained: Run) -> Store:
     return store
 
 
-def _weights(folder: Path, trained: Run) -> str:
-    """The digest of a run's averaged weights."""
+def _weights(folder: Path, trained: Run, which: str | int) -> str:
+    """The digest of the averaged weights of a run's checkpoint."""
     from contourdiff_jax import methods  # it takes a second, as JAX does
     from contourdiff_jax.runtime import mesh as meshes
     from contourdiff_jax.training import checkpoint
 
     one = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
     players = methods.build(trained, mesh=one).players
-    _, averages = checkpoint.averages(folder, players, one)
+    _, averages = checkpoint.averages(folder, players, one, which)
     return checkpoint.digest(averages, trained.marks)
 
 
@@ -228,6 +230,19 @@ def _training(folder: Path, trained: Run) -> dict[str, str]:
     if losses:
         fields["held-out loss"] = f"{losses[-1]:.4g}, at best {min(losses):.4g}"
     return fields | page.measured(config.method, stats)
+
+
+def _checkpoint(folder: Path, trained: Run, which: str | int) -> dict[str, str]:
+    """Which checkpoint the card is of; nothing where the run has none, or was imported."""
+    from contourdiff_jax.training import checkpoint  # it takes a second, as JAX does
+
+    if which == checkpoint.LAST and not any(checkpoint.steps(folder)):
+        return {}
+    step = checkpoint.chosen(folder, which)
+    loss = checkpoint.losses(folder).get(step)
+    held_out = "" if loss is None else f", held-out loss {loss:.4g}"
+    images = step * trained.config.train.batch
+    return {"checkpoint": f"of step {step:,}, after {images:,} images{held_out}"}
 
 
 def _parameters(trained: Run) -> dict[str, str]:

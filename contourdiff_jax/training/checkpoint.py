@@ -5,6 +5,8 @@ A checkpoint has up to five items, so that translation reads the averages alone:
     params, ema, optimiser   a tree of arrays of each player
     progress                 {'step', 'key'}
     memory                   what the method carries from step to step, where it does
+Where the best is kept, the held-out loss of a step lies within its checkpoint, so that neither can
+be without the other.
 Checkpoints of versions without players hold the trees of the one network, and are read as such.
 Each item has the digests of its files, written before the checkpoint gets its name. A checkpoint
 with files that differ from them is not read; the one before it is.
@@ -15,6 +17,7 @@ import gc
 import hashlib
 import json
 import logging
+import math
 import shutil
 import sys
 import time
@@ -24,6 +27,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from contourdiff_jax.contracts import Averages, Player
 from contourdiff_jax.errors import InputError
@@ -42,6 +46,9 @@ OF_PLAYERS = ("params", "ema", "optimiser")
 DIGESTS = "sha256.json"  # in an item's folder: {file: sha256} of the others
 ABOUT = "_CHECKPOINT_METADATA"  # Orbax's file on a checkpoint as a whole
 DAMAGED = "damaged"  # the suffix of a checkpoint that is set aside
+LOSS = "heldout_loss"  # by which the best is chosen; a sealed field of RECORD
+RECORD = "metrics/metrics"  # in a checkpoint, as Orbax names it
+LAST, BEST = "last", "best"  # names of checkpoints
 
 
 class _Handler(ocp.StandardCheckpointHandler):
@@ -54,14 +61,23 @@ class _Handler(ocp.StandardCheckpointHandler):
             (Path(directory) / DIGESTS).write_text(json.dumps(_digests(Path(directory)), indent=1))
 
 
+class _Manager(ocp.CheckpointManager):
+    """One that reads the held-out losses of checkpoints, those that are not damaged."""
+
+    def metrics(self, step: int) -> dict | None:
+        loss = _loss(Path(self.directory) / str(step))
+        return None if loss is None else {LOSS: loss}
+
+
 def manager(
-    run: Path, keep: int | None = None, *, at_once: int | None = None
+    run: Path, keep: int | None = None, *, keep_best: bool = False, at_once: int | None = None
 ) -> ocp.CheckpointManager:
     """The manager of a run's checkpoints.
 
     Args:
       keep: how many of the latest stay, where the run is trained. What a process that was killed
         had begun to write is then removed; without `keep` nothing is.
+      keep_best: whether the one with the least held-out loss stays beside them.
       at_once: bytes of an item that are copied to be written at a time; without it all are.
     """
     limit = {} if at_once is None else {"save_concurrent_gb": at_once / 1e9}
@@ -70,17 +86,32 @@ def manager(
         handler = _Handler(**limit)
         for arguments in (ocp.args.StandardSave, ocp.args.StandardRestore):
             handlers.add(item, arguments, handler)
-    return ocp.CheckpointManager(
+    stay = {"max_to_keep": keep}
+    if keep_best:
+        latest = policies.LatestN(n=keep)
+        best = policies.BestN(n=1, get_metric_fn=_merit, keep_checkpoints_without_metrics=False)
+        stay = {"preservation_policy": policies.AnyPreservationPolicy([latest, best])}
+    return _Manager(
         (Path(run) / "checkpoints").absolute(),
         handler_registry=handlers,
         options=ocp.CheckpointManagerOptions(
-            max_to_keep=keep, create=True, cleanup_tmp_directories=keep is not None
+            **stay,
+            best_fn=_merit if keep_best else None,
+            create=True,
+            cleanup_tmp_directories=keep is not None,
         ),
     )
 
 
-def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
+def _merit(record: Mapping) -> float:
+    return -record[LOSS]
+
+
+def save(checkpoints: ocp.CheckpointManager, state: TrainState, loss: float | None = None) -> None:
     """Begin to write the state; returns once it is copied off the device. `finish` waits for it.
+
+    Args:
+      loss: of held-out examples, where it is known; it is kept where the best is.
 
     Raises InputError where this or the write before it failed, for a full disk, say.
     """
@@ -90,7 +121,8 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState) -> None:
     items = ocp.args.Composite(
         **{item: ocp.args.StandardSave(tree) for item, tree in _items(state).items()}
     )
-    _attempt(lambda: checkpoints.save(step, args=items), _unwritten(checkpoints))
+    record = None if loss is None or not math.isfinite(loss) else forms.sealed({LOSS: loss})
+    _attempt(lambda: checkpoints.save(step, args=items, metrics=record), _unwritten(checkpoints))
 
 
 def _items(state: TrainState) -> dict:
@@ -135,18 +167,25 @@ def restore(checkpoints: ocp.CheckpointManager, run: Path, like: TrainState) -> 
     return like._replace(**progress, **items)
 
 
-def averages(run: Path, players: Mapping[str, Player], mesh: Mesh) -> tuple[int, Averages]:
-    """(step, what each player draws with) of the latest intact checkpoint, on a mesh.
+def averages(
+    run: Path, players: Mapping[str, Player], mesh: Mesh, which: str | int = LAST
+) -> tuple[int, Averages]:
+    """(step, what each player draws with) of a checkpoint, on a mesh: of the latest intact one.
 
     That is its average, or where none is kept its parameters.
+
+    Args:
+      which: "last"; "best", with the least held-out loss; or the step of another.
     """
     _check_any(steps(run), run)
+    only = None if which == LAST else chosen(run, which)
     shapes = {n: jax.eval_shape(player.init, jax.random.key(0)) for n, player in players.items()}
     like = meshes.laid(mesh, shapes)
     averaged = {name: like[name] for name, player in players.items() if player.averaged}
     trees = {"ema": averaged, "params": like}
     checkpoints = manager(run)
-    step, trees = _restore(checkpoints, run, {item: trees[item] for item in drawn_with(players)})
+    wanted = {item: trees[item] for item in drawn_with(players)}
+    step, trees = _restore(checkpoints, run, wanted, only)
     checkpoints.close()
     return step, {**trees.get("params", {}), **trees.get("ema", {})}
 
@@ -163,14 +202,55 @@ def steps(run: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def losses(run: Path) -> dict[int, float]:
+    """The held-out losses that a run's checkpoints have, by step."""
+    found = {step: _loss(Path(run) / "checkpoints" / str(step)) for step in steps(run)}
+    return {step: loss for step, loss in found.items() if loss is not None}
+
+
+def _loss(folder: Path) -> float | None:
+    """The held-out loss of a checkpoint; None where there is none, or its record is damaged."""
+    path = folder / RECORD
+    try:
+        return forms.read(path, {LOSS: float}, "")[LOSS] if path.exists() else None
+    except InputError:
+        return None
+
+
+def chosen(run: Path, which: str | int) -> int:
+    """The step of a checkpoint: of the "last", the "best", or that step.
+
+    Raises InputError where the run has no such checkpoint.
+    """
+    kept = steps(run)
+    _check_any(kept, run)
+    if which == LAST:
+        return kept[-1]
+    listed = ", ".join(map(str, kept))
+    if which == BEST:
+        if found := losses(run):
+            return max(found, key=lambda step: (-found[step], step))
+        raise InputError(
+            f"{run}: no checkpoint is known as the best: train with --config.train.keep_best=True "
+            f"on a store that holds subjects out, or take --checkpoint={LAST} or one of {listed}"
+        )
+    if str(which).isdecimal() and int(which) in kept:
+        return int(which)
+    raise InputError(f"--checkpoint={which}: take {LAST}, {BEST}, or of {run} one of {listed}")
+
+
 def exists(run: Path) -> bool:
     """Whether a run has a checkpoint, as the main process sees it: all must decide alike."""
     return bool(processes.told(lambda: "yes" if steps(run) else ""))
 
 
-def _restore(checkpoints, run, items: dict) -> tuple[int, dict]:
-    """(step, items) of the latest intact checkpoint; warns of damaged ones after it."""
-    steps = sorted(checkpoints.all_steps(), reverse=True)
+def _restore(checkpoints, run, items: dict, only: int | None = None) -> tuple[int, dict]:
+    """(step, items) of the latest intact checkpoint; warns of damaged ones after it.
+
+    Args:
+      only: the step of the one that is wanted, and no other.
+    """
+    steps = sorted(checkpoints.all_steps(), reverse=True) if only is None else [only]
     _check_any(steps, run)
     for step, before in zip(steps, [*steps[1:], None], strict=True):
         name = f"{run}/checkpoints/{step}"

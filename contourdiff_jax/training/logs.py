@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The logs of a run: stats.jsonl, pictures of samples and, where it is installed, TensorBoard.
+"""The logs of a run: stats.jsonl, pictures of samples, and sinks where they are asked for.
 
 stats.jsonl is the record, one JSON object a line. clu.metric_writers has the same verbs as `Logs`,
 but needs TensorFlow.
@@ -7,6 +7,7 @@ but needs TensorFlow.
 
 import contextlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.runtime import disk, forms
+from contourdiff_jax.training.sinks import Sinks
 
 FORM = {  # of a line
     "step?": int,
@@ -31,6 +33,7 @@ class Logs:
       run: the run's folder.
       step: the step that training resumes from; later lines, which will be written again, are cut
         off.
+      log_to: names of sinks that are told, too.
 
     Attributes:
       seconds: that training took up to that step.
@@ -39,7 +42,7 @@ class Logs:
       InputError: what cannot be written, here and in every method.
     """
 
-    def __init__(self, run: Path, step: int = 0):
+    def __init__(self, run: Path, step: int = 0, log_to: Iterable[str] = ()):
         self.run = Path(run)
         self._stats = self.run / "stats.jsonl"
         self.seconds = 0.0
@@ -54,24 +57,20 @@ class Logs:
                     (_fields(line).get("seconds", 0.0) for line in kept), default=0.0
                 )
             self._file = self._stats.open("a")
-        self._board = _tensorboard(self.run / "tensorboard")
+        self._sinks = Sinks(self.run, log_to)
 
     def write_scalars(self, step: int, images: int, scalars: dict) -> None:
         """Append a line {'step', 'images', **scalars}; values are floats or lists of floats."""
         with self._writing():
             self._file.write(json.dumps({"step": step, "images": images} | scalars) + "\n")
-        if self._board:
-            for name, value in scalars.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(name, value, images)
+        self._sinks.numbers(images, {n: v for n, v in scalars.items() if isinstance(v, float)})
 
     def write_image(self, images: int, picture: np.ndarray) -> Path:
         """Write a grey picture [H, W] uint8 as samples/<images>.png."""
         path = self.run / "samples" / f"{images:09d}.png"
         with self._writing(), disk.whole(path) as partial:
             Image.fromarray(picture).save(partial, "png")
-        if self._board:
-            self._board.add_image("samples", picture, images, dataformats="HW")
+        self._sinks.picture(images, picture)
         return path
 
     def flush(self) -> None:
@@ -87,8 +86,7 @@ class Logs:
     def close(self) -> None:
         with self._writing():
             self._file.close()
-        if self._board:
-            self._board.close()
+        self._sinks.close()
 
     def _writing(self) -> contextlib.AbstractContextManager:
         return disk.writing(
@@ -102,11 +100,3 @@ def _fields(line: bytes) -> dict:
         return forms.checked(forms.parsed(line), FORM)
     except InputError:
         return {}
-
-
-def _tensorboard(folder: Path):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:  # the [tensorboard] extra is not installed
-        return None
-    return SummaryWriter(str(folder))

@@ -121,7 +121,7 @@ def train(
     # ------------------------------------------------------------------------------------------
     # The state: 1. a checkpoint in the workdir, else 2. the weights of `start`, else 3. fresh
     # ------------------------------------------------------------------------------------------
-    checkpoints = checkpoint.manager(workdir, config.keep)
+    checkpoints = checkpoint.manager(workdir, config.keep, keep_best=config.keep_best)
     check()
     if checkpoint.exists(workdir):
         current = checkpoint.restore(checkpoints, workdir, program.like)
@@ -142,7 +142,7 @@ def train(
     examples, held_out = feed.training(first, total), feed.held_out()
     if verbose:
         print(_summary(method, program, config, first), flush=True)
-    logs = Logs(workdir, first) if is_main else None
+    logs = Logs(workdir, first, config.log_to) if is_main else None
     clock = _Clock(config.minutes)
     pace = _Pace(first, total, batch, logs.seconds if logs else 0.0)
     bar = tqdm(
@@ -154,6 +154,10 @@ def train(
         smoothing=0.05,
     )
     pending = None
+    # A resumed run knows the least loss from the checkpoint that has it.
+    least = _agreed(min(checkpoint.losses(workdir).values(), default=math.inf))
+    if config.keep_best and held_out is None and verbose:
+        print(f"{workdir}: the store holds no subjects out, so that no checkpoint is the best")
 
     def due(step: int, every: int, late: bool = False) -> bool:
         return _due(step, max(1, every // batch) if every else 0, total) or (late and every > 0)
@@ -199,9 +203,11 @@ def train(
             pending = (step, metrics)
             bar.update(batch)
 
-            late = due(step, config.log) and clock.is_due()
+            late, loss = due(step, config.log) and clock.is_due(), None
             if due(step, config.evaluate, late) and held_out is not None:
                 losses = method.held_out(current.averages, method.fixed, held_out)
+                if config.keep_best and checkpoint.LOSS in losses:
+                    loss = _agreed(losses[checkpoint.LOSS])
                 if logs:
                     logs.write_scalars(step, step * batch, losses)
                     for line in alarms.warnings(losses):
@@ -213,13 +219,15 @@ def train(
                     logs.write_image(step * batch, picture)
             # Asked once a step: a notice while saving is for the next.
             stopping = bool(asked) or multihost_utils.reached_preemption_sync_point(step)
-            if due(step, config.checkpoint, late) or stopping:
+            is_best = loss is not None and loss < least
+            if due(step, config.checkpoint, late) or stopping or is_best:
                 read(*pending)
                 pending = None
                 check()
                 if logs:
                     logs.store()  # a run that resumes from here does not write them again
-                checkpoint.save(checkpoints, current)
+                checkpoint.save(checkpoints, current, loss)
+                least = loss if is_best else least
             if stopping:
                 break
         if pending:
@@ -248,6 +256,11 @@ def images_per_second(
         jax.block_until_ready(current)
         seconds.append(time.perf_counter() - began)
     return config.batch / float(np.median(seconds[1:]))
+
+
+def _agreed(number: float) -> float:
+    """A number as the main process has it, so that all decide alike which step is the best."""
+    return float(processes.told(lambda: repr(float(number))))
 
 
 def _due(step: int, every: int, total: int) -> bool:

@@ -6,7 +6,8 @@ checkpoints/   see checkpoint.py
 codec/         the run of the autoencoder whose latents are learnt, if any
 base/          the run whose network a ControlNet shows contours, if any
 prompt.npy     what the network attends to, if anything
-stats.jsonl    see logs.py, as for samples/*.png and tensorboard/
+stats.jsonl    see logs.py, as for samples/*.png, and sinks.py for what tensorboard, wandb and
+               tracked.json are
 """
 
 import contextlib
@@ -449,7 +450,10 @@ def _take(workdir: Path, ours: Run, held: contextlib.ExitStack) -> None:
 # meanwhile.
 FREE = tuple(
     f"train.{name}"
-    for name in ("images", "log", "evaluate", "sample", "checkpoint", "minutes", "keep")
+    for name in (
+        *("images", "log", "evaluate", "sample", "checkpoint", "minutes", "keep", "keep_best"),
+        "log_to",
+    )
 )
 
 

@@ -39,5 +39,7 @@ def _training(folder: Path, config) -> str:
     steps = checkpoint.steps(folder)
     if steps == [0]:
         return "elsewhere, the weights were imported"
-    listed = ", ".join(f"{step * config.batch:,}" for step in steps) or "none"
+    best = checkpoint.chosen(folder, checkpoint.BEST) if checkpoint.losses(folder) else None
+    marks = {best: " (the best)"}
+    listed = ", ".join(f"{step * config.batch:,}{marks.get(step, '')}" for step in steps) or "none"
     return f"checkpoints after {listed} of {config.images:,} images"

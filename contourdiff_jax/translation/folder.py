@@ -63,6 +63,7 @@ class Request:
       sampler: fields of the run's `sampler` section (config.py) that are to be others, by name.
       direction: of a run that translates both ways, 'forward' to its target or 'backward' to its
         source; default: the one that suits the preset.
+      checkpoint: which of the run's: "last", "best" or a step.
       seed: of the noise.
       normalise: whether a volume's body gets the mean and the deviation of those learnt from, see
         translation/finishing.py.
@@ -87,6 +88,7 @@ class Request:
     labels: str | Path | None = None
     sampler: Mapping[str, object] = dataclasses.field(default_factory=dict)
     direction: str | None = None
+    checkpoint: str | int = checkpoint.LAST
     seed: int = 0
     normalise: bool = False
     contrast: float = 0.0
@@ -320,7 +322,8 @@ def network(trained: Run, sampler: ConfigDict, request: Request) -> Network:
     held = methods.networks(trained)
     mesh = _mesh(trained, sampler, request.devices, held)
     method = methods.build(trained, mesh=mesh, sampler=sampler)
-    step, averages = checkpoint.averages(Path(request.run), method.players, mesh)
+    folder, which = Path(request.run), request.checkpoint
+    step, averages = checkpoint.averages(folder, method.players, mesh, which)
     translator = method.translator(averages, method.fixed)
     return Network(translator, mesh, step, averages, models.count(held))
 

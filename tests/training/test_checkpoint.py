@@ -324,3 +324,121 @@ def test_the_digest_changes_with_a_bit_and_with_a_name():
     ]
     digests = {known, *(digest(p) for p in others)}
     assert len(digests) == 7
+
+
+# ----------------------------------------------------------------------------------------------
+# The best
+# ----------------------------------------------------------------------------------------------
+
+LOSSES = {1: 0.5, 2: 0.2, 3: 0.3, 5: None, 6: float("nan"), 9: 0.4}
+
+
+@pytest.fixture(scope="module")
+def of_losses(tmp_path_factory):
+    """A run that has learnt to step 9, as it keeps the last two and the best."""
+    run = tmp_path_factory.mktemp("best")
+    write_best(run, LOSSES)
+    return run
+
+
+@pytest.fixture
+def best_run(of_losses, tmp_path):
+    """A copy of it, to be damaged."""
+    shutil.copytree(of_losses, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def write_best(run, losses, keep=2):
+    checkpoints = checkpoint.manager(run, keep, keep_best=True)
+    for step, loss in losses.items():
+        checkpoint.save(checkpoints, state_at(step, like()), loss)
+    checkpoint.finish(checkpoints)
+    checkpoints.close()
+
+
+def drawn_with(run, which):
+    def init(key):
+        return jax.tree.map(jnp.zeros, SHAPES, is_leaf=is_shape)
+
+    mesh = meshes.make(config.default().mesh)
+    return checkpoint.averages(run, setups.players(init), mesh, which)
+
+
+def test_the_best_stays_beside_the_last(of_losses):
+    assert checkpoint.steps(of_losses) == [2, 6, 9]
+    assert checkpoint.losses(of_losses) == {2: 0.2, 9: 0.4}  # what is no number is no loss
+    assert int(restore(of_losses).step) == 9  # training goes on from the last
+
+
+@pytest.mark.parametrize(("which", "step"), [("last", 9), ("best", 2), ("6", 6), (6, 6)])
+def test_each_can_be_drawn_with(of_losses, which, step):
+    found, averages = drawn_with(of_losses, which)
+    assert found == checkpoint.chosen(of_losses, which) == step
+    assert_same(averages, state_at(step, like()).ema)
+
+
+@pytest.mark.parametrize("which", ["3", "worst", "-2", "", 7])
+def test_those_that_are_not_kept_are_refused_with_those_that_are(of_losses, which):
+    with pytest.raises(InputError, match=rf"--checkpoint={which}: take last, .* one of 2, 6, 9"):
+        drawn_with(of_losses, which)
+
+
+def test_without_held_out_losses_there_is_no_best(intact):
+    with pytest.raises(InputError, match=r"intact.*no checkpoint is known as the best.*keep_best"):
+        drawn_with(intact, "best")
+
+
+def test_of_equal_ones_the_later_is_the_best(tmp_path):
+    write_best(tmp_path, {1: 0.5, 2: 0.5, 3: 0.7}, keep=1)
+    assert checkpoint.steps(tmp_path) == [2, 3]
+    assert checkpoint.chosen(tmp_path, "best") == 2
+
+
+def test_a_new_manager_knows_the_best_of_before(best_run):
+    """As when a run is resumed: what is worse takes nothing away, what is better its place."""
+    write_best(best_run, {10: 0.3, 11: 0.25})
+    assert checkpoint.steps(best_run) == [2, 10, 11]
+    write_best(best_run, {12: 0.1, 13: 0.3, 14: 0.3})
+    assert checkpoint.steps(best_run) == [12, 13, 14]
+
+
+def test_what_was_being_written_when_a_run_was_killed_leaves_the_best(best_run, monkeypatch):
+    """A checkpoint and its loss get their name together; the best is removed after that."""
+    checkpoints = checkpoint.manager(best_run, 2, keep_best=True)
+
+    def killed(*_):
+        raise OSError("killed")
+
+    monkeypatch.setattr(checkpoint._Handler, "finalize", killed)
+    with pytest.raises(InputError):
+        checkpoint.save(checkpoints, state_at(10, like()), 0.1)
+        checkpoint.finish(checkpoints)
+    monkeypatch.undo()
+    assert checkpoint.chosen(best_run, "best") == 2
+    assert drawn_with(best_run, "best")[0] == 2
+    assert int(restore(best_run).step) == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "step"), [(b"", 6), (b"[", 6), (b"\xff", 6), (b'{"heldout_loss": "low"}', 9)]
+)
+def test_a_damaged_loss_is_no_loss_and_its_checkpoint_a_damaged_one(best_run, content, step):
+    (best_run / "checkpoints" / "9" / checkpoint.RECORD).write_bytes(content)
+    assert checkpoint.losses(best_run) == {2: 0.2}
+    assert int(restore(best_run).step) == step  # those after it are set aside
+    write_best(best_run, {10: 0.3})
+    assert checkpoint.steps(best_run) == [2, step, 10]
+
+
+def test_a_loss_that_was_changed_is_none(best_run):
+    record = best_run / "checkpoints" / "9" / checkpoint.RECORD
+    record.write_text(record.read_text().replace("0.4", "0.1"))
+    assert checkpoint.chosen(best_run, "best") == 2
+
+
+def test_a_damaged_best_is_one_line_and_no_other_is_taken_for_it(best_run):
+    for file in (best_run / "checkpoints" / "2" / "ema").rglob("*"):
+        if file.is_file() and file.name != checkpoint.DIGESTS:
+            file.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"checkpoints/2: damaged.*restore it from a copy"):
+        drawn_with(best_run, "best")

@@ -829,3 +829,56 @@ def test_a_terminated_command_resumes(store_path, tmp_path):
     assert 0 < stopped < 100
     subprocess.run(argv, stdout=subprocess.DEVNULL, check=True)
     assert [line["step"] for line in stats(workdir) if "loss" in line] == list(range(1, 101))
+
+
+# ----------------------------------------------------------------------------------------------
+# The best
+# ----------------------------------------------------------------------------------------------
+
+
+def losing(monkeypatch, losses):
+    """Held-out losses as given, of every step."""
+    of_step = dict(zip(range(1, STEPS + 1), losses, strict=True))
+    monkeypatch.setattr(
+        diffusion.Diffusion,
+        "held_out",
+        lambda *_: {"heldout_loss": of_step[losing.step]},
+    )
+    due = loop._due
+
+    def noting(step, every, total):
+        losing.step = step
+        return due(step, every, total)
+
+    monkeypatch.setattr(loop, "_due", noting)
+
+
+FALLING_AND_RISING = (0.9, 0.5, 0.6, 0.3, 0.4, 0.45, 0.5, 0.6)
+
+
+def test_the_best_is_kept_and_the_last_goes_on_to_the_same_bits(
+    store_path, like, whole, tmp_path, monkeypatch
+):
+    """Whatever is kept, and wherever it is stopped."""
+    losing(monkeypatch, FALLING_AND_RISING)
+    ours = settings(evaluate=4, keep_best=True, keep=1)
+    for stop in (2, 6):
+        workdir = tmp_path / f"run{stop}"
+        with pytest.MonkeyPatch.context() as patch:
+            at_step(patch, stop, terminate)
+            assert not methods.train(ours, store_path, workdir)
+        assert methods.train(ours, store_path, workdir)
+        assert checkpoint.steps(workdir) == [4, STEPS]
+        assert checkpoint.chosen(workdir, "best") == 4
+        assert_same(setups.last_state(workdir, like), setups.last_state(whole, like))
+
+
+def test_without_held_out_subjects_there_is_no_best_and_a_line_says_so(
+    phantom_data, tmp_path, two_convolutions, capsys
+):
+    store = tmp_path / "store"
+    prepare(phantom_data / "train_mr", store, "mr", spacing=7.2, size=32, validation=0)
+    capsys.readouterr()
+    assert methods.train(settings(keep_best=True, images=4), store, tmp_path / "run")
+    assert capsys.readouterr().out.count("holds no subjects out, so that no checkpoint is") == 1
+    assert checkpoint.losses(tmp_path / "run") == {}
