@@ -13,18 +13,17 @@ Example:
   contourdiff demo --run=runs/mr --run=runs/ct --steps=5
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from contourdiff_jax.demo.offers import Offer
 from contourdiff_jax.demo.server import serve
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.interop import sharing
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff demo`."""
-    flags.DEFINE_multi_string("run", None, "Folder of a run; several may be given.", values)
+    flags.DEFINE_multi_string("run", None, "A run, or a shared one; several may be given.", values)
     flags.DEFINE_string("host", "127.0.0.1", "Address to serve at.", flag_values=values)
     for name, default, text, most in (
         ("port", 7860, "Port to serve at.", 65535),
@@ -40,11 +39,12 @@ def main(values: flags.FlagValues) -> int:
     """Serves the page until a signal ends it."""
     if not values.run:
         raise InputError("--run is required; see `contourdiff demo --help`")
-    names = [Path(run).resolve().name for run in values.run]
-    names = names if len({*names}) == len(names) else values.run
-    if len({*names}) < len(names):
+    folders = [sharing.at(run) for run in values.run]
+    if len({*folders}) < len(folders):
         raise InputError("--run: the same run twice; name it once")
-    offers = {n: Offer(run, values.steps) for n, run in zip(names, values.run, strict=True)}
+    names = [folder.resolve().name for folder in folders]
+    names = names if len({*names}) == len(names) else values.run
+    offers = {n: Offer(run, values.steps) for n, run in zip(names, folders, strict=True)}
     if values.steps is not None and not any(offer.stepwise for offer in offers.values()):
         raise InputError("--steps: no run here draws step by step; leave it out")
     serve(offers, values.host, values.port, values.upload_mb)

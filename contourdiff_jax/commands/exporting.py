@@ -70,9 +70,9 @@ def main(values: flags.FlagValues) -> int:
 def _share(run: str, out: str, written: str | None, which: str) -> None:
     """Writes the file to share, and says how others use it."""
     with tempfile.TemporaryDirectory() as folder:
-        file = (
-            Path(written) if written else card(run, Path(folder) / sharing.CARD, checkpoint=which)
-        )
+        file = Path(written or Path(folder) / sharing.CARD)
+        if not written:
+            card(run, file, checkpoint=which)
         disk.check_is_file(file)
         digest = sharing.pack(run, out, file, which)
     size = Path(out).stat().st_size / 1e6

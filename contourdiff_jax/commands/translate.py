@@ -90,7 +90,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff translate`."""
     known = ", ".join(contour_settings.PRESETS)
     for name, text in (
-        ("run", "folder of a trained run"),
+        ("run", "folder of a trained run, or a shared one: FILE.zip, URL#sha256=DIGEST"),
         ("source", "volume or folder of volumes to translate"),
         ("out", "folder for the translated volumes"),
         ("preset", "intensities of the source: ct, ct_wide or mr"),

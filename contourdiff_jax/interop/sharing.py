@@ -2,8 +2,8 @@
 """Sharing: runs as one file each, and runs that are such a file, here or at a URL.
 
 A shared run is a zip file, not compressed, of what translating needs of a run's folder: its
-config.json, the averaged weights of a checkpoint, by default the latest, its parts, and CARD.md. The
-same run gives the same bytes, so that a digest names it: URL#sha256=DIGEST.
+config.json, the averaged weights of a checkpoint, by default the latest, its parts, and CARD.md.
+The same run gives the same bytes, so that a digest names it: URL#sha256=DIGEST.
 """
 
 import os
