@@ -48,7 +48,7 @@ def bad_uploads(place: Path) -> dict[str, tuple[bytes, str]]:
         "half.zip": (_zip([("a.dcm", series[0])])[:300], "not a zip"),
         "rtstruct.zip": (_zip([("a.dcm", (place / "rtstruct.dcm").read_bytes())]), "no images"),
         "mixed.zip": (_zip(mixed), "images"),
-        "series.nii.gz": (_nifti(np.arange(576.0).reshape(6, 6, 4, 4)), "4"),
+        "series.nii": (_nifti(np.arange(576.0).reshape(6, 6, 4, 4)), "(6, 6, 4, 4)"),
         "nan.nii": (_nifti(np.full((6, 6, 4), np.nan)), "NaN"),
         "constant.nii": (_nifti(np.ones((6, 6, 4))), "constant"),
         "huge.nii": (huge.binaryblock + bytes(4), "truncated"),

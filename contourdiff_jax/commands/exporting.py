@@ -13,7 +13,7 @@ again. Networks can be exported if UNet2DModel has an equivalent, such as that o
 configs/contourdiff_2d.py. A run of Stable Diffusion becomes the folder of such a pipeline again,
 with the text encoder and the tokenizer of --like, the one that it came from.
 
-Examples:
+Example:
     contourdiff export --run=runs/mr --out=mr.zip --card=card.md
     contourdiff export --run=runs/mr --out=exported
 """

@@ -126,7 +126,7 @@ def scan(source: Path, modality: str | None, assumed: Assumed) -> Scan:
       modality: 'ct' or 'mr', if that is known.
       assumed: what pictures do not say themselves.
     """
-    content = layouts.find(source, modality=modality, assumed=assumed, flags=False)
+    content = layouts.find(source, modality=modality, assumed=assumed, prefix=None)
     if len(content.scans) > 1:
         raise InputError(f"{source}: {len(content.scans)} images; give one of them")
     found = content.scans[0]

@@ -75,9 +75,9 @@ def test_flags(proposed, words, expected):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["prepare", "--preset", "="], ["ct", "mr"]),  # as bash divides --preset=
-        (["prepare", "--preset", "=", "c"], ["ct"]),
-        (["prepare", "--preset=c"], ["--preset=ct"]),  # as zsh does not divide it
+        (["prepare", "--preset", "="], ["ct", "ct_wide", "mr"]),  # as bash divides --preset=
+        (["prepare", "--preset", "=", "m"], ["mr"]),
+        (["prepare", "--preset=m"], ["--preset=mr"]),  # as zsh does not divide it
         (["train", "--config.train.decay", "=", ""], ["cosine", "linear", "none"]),
         (["train", "--config", "=", "latent"], ["latent_small"]),
         (["train", "--config", "=", "mi"], ["mine.yaml"]),
@@ -99,7 +99,7 @@ def test_fish_is_told_the_same(scripts):
     text = (scripts / "fish").read_text()
     for command in cli.COMMANDS:
         assert f"complete -c contourdiff -f -n __fish_use_subcommand -a {command}\n" in text
-    assert re.search("from prepare' -l preset -x -a 'ct mr' -d '", text)
+    assert re.search("from prepare' -l preset -x -a 'ct ct_wide mr' -d '", text)
     assert re.search("from train' -l noverify\n", text)
     # Every quotation ends in its line.
     assert all(line.replace(r"\'", "").count("'") % 2 == 0 for line in text.splitlines())
