@@ -201,7 +201,7 @@ def main() -> None:
         sides = {}
         for name in names[first : first + at_once]:
             given = (name, str(int(step.small)), str(step.work), str(step.work / name))
-            sides[name] = turns.Side(__file__, *given, log=step.work / f"{name}.log")
+            sides[name] = turns.Side(__file__, *given)
             sides[name].begin("prepare")
         for name, side in sides.items():
             try:

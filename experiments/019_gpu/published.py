@@ -294,7 +294,7 @@ def theirs(small: bool, batch: int, side: str) -> dict:
 
 def measure(case: Case, step: results.Step, entry: dict, kept) -> None:
     """Fill the entry of a case, side by side; what a side fails at is said there."""
-    size, log = size_of(step.small), step.work / "sides.log"
+    size = size_of(step.small)
     flags = [str(int(step.small)), str(case.batch)]
     with contextlib.ExitStack() as running:
         sides = {}
@@ -302,7 +302,7 @@ def measure(case: Case, step: results.Step, entry: dict, kept) -> None:
             if name in (TORCH, EAGER) and importlib.util.find_spec("torch") is None:
                 entry[name] = {"absent": "no PyTorch here"}
                 continue
-            sides[name] = turns.Side(__file__, *flags, name, log=log)
+            sides[name] = turns.Side(__file__, *flags, name)
             running.callback(sides[name].close)
             sides[name].begin("prepare")
         for name, side in list(sides.items()):
@@ -384,7 +384,7 @@ def main() -> None:
     step = results.arguments(__doc__)
     small = step.small
     os.environ["PROFILE"] = str(step.work / "profile")
-    kind = turns.Side(__file__, str(int(small)), "1", "kind", log=step.work / "sides.log")
+    kind = turns.Side(__file__, str(int(small)), "1", "kind")
     size = size_of(small)
     result = {"pixels": size.pixels, "sampling_steps": size.steps, "batches": {}}
     result["device"] = kind.ask("kind")

@@ -11,8 +11,8 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 
 class Side:
@@ -21,14 +21,12 @@ class Side:
     Args:
       script: the file.
       arguments: of `SCRIPT --serve ARGUMENT ..`.
-      log: what it prints goes there.
     """
 
-    def __init__(self, script: str, *arguments: str, log: Path):
+    def __init__(self, script: str, *arguments: str):
         command = [sys.executable, script, "--serve", *arguments]
-        with log.open("a") as stream:
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stream}
-            self.process = subprocess.Popen(command, **pipes, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.process = subprocess.Popen(command, **pipes, text=True)
 
     def begin(self, what: str, count: int = 1) -> None:
         """Ask, and do not wait."""
@@ -72,5 +70,6 @@ def serve(actions: Mapping[str, Callable[[int], object]]) -> None:
             value = time.perf_counter() - began if value is None else value
             answer = {"value": value}
         except Exception as error:  # of memory, or of what a library lacks: the others go on
+            traceback.print_exc()
             answer = {"failed": f"{type(error).__name__}: {str(error)[:500]}"}
         print(json.dumps(answer), file=answers, flush=True)

@@ -10,7 +10,7 @@ set -euo pipefail
 out=${1:?usage: wheels.sh DIR [PYTHON_VERSION]}
 version=${2:-3.12}
 root=$(cd "$(dirname "$0")/../.." && pwd)
-packages=(ml_collections clu grain array_record cloudpickle importlib_resources nibabel pydicom)
+packages=(ml_collections clu grain array_record cloudpickle portpicker importlib_resources nibabel pydicom)
 platforms=()
 for platform in manylinux_2_28_x86_64 manylinux_2_27_x86_64 manylinux_2_24_x86_64 manylinux2014_x86_64; do
     platforms+=(--platform "$platform")
