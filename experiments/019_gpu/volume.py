@@ -8,6 +8,7 @@ batches of 16, and the way back. Weights are random, which changes no time; a st
 network with other weights. `drawing` is the part that the network takes.
 """
 
+import dataclasses
 import statistics
 import sys
 import time
@@ -26,14 +27,17 @@ from contourdiff_jax import methods
 from contourdiff_jax.data.phantoms.heads import phantoms
 from contourdiff_jax.training import checkpoint
 from contourdiff_jax.translation import sampling
+from contourdiff_jax.volumes.grid import Grid
 
 ROUNDS = 3
 
 
-def run_folder(step: results.Step):
-    """A run of the published network with random weights."""
+def run_folder(step: results.Step, size: int):
+    """A run of the published network with random weights, for heads on so many pixels."""
     config = published.settings(step.small, 2 if step.small else 16)
-    made, folder = setups.run_of(config, config.grid.size), step.work / "run"
+    config.grid.size = size
+    made, folder = setups.run_of(config, size), step.work / "run"
+    made = dataclasses.replace(made, grid=Grid("axial", 256 / size, size))
     folder.mkdir()
     made.save(folder)
     rng = np.random.default_rng(0)
@@ -46,9 +50,9 @@ def run_folder(step: results.Step):
 
 def head(step: results.Step, size: int, slices: int) -> nibabel.Nifti1Image:
     """A generated CT of so many slices: those of a head, back and forth."""
-    few = 4 if step.small else 30
-    options = {"test": 1, "train_ct": 1, "slices": few, "thickness": 120 / few}
-    phantoms(step.work / "heads", subjects=3, size=size, **options)
+    few = 4 if step.small else 10
+    options = {"test": 1, "train_ct": 0, "slices": few, "thickness": 120 / few}
+    phantoms(step.work / "heads", subjects=2, size=size, **options)
     (path,) = (step.work / "heads/test_ct").glob("*.nii.gz")
     image = nibabel.load(path)
     array = np.asarray(image.dataobj)
@@ -59,11 +63,11 @@ def head(step: results.Step, size: int, slices: int) -> nibabel.Nifti1Image:
 
 def main() -> None:
     step = results.arguments(__doc__)
-    slices = 6 if step.small else 150
-    folder, config = run_folder(step)
-    image = head(step, config.grid.size, slices)
+    size, slices = (32, 6) if step.small else (256, 150)
+    folder, config = run_folder(step, size)
+    image = head(step, size, slices)
     result = {"device": jax.devices()[0].device_kind, "slices": slices, "steps": {}}
-    result["pixels"] = config.grid.size
+    result["pixels"] = size
     draw, drawing = sampling.draw, []
 
     def timed(*given):
