@@ -137,12 +137,14 @@ def test_targets_are_met_or_not_or_not_measured():
                 "64": {"ours": {"failed": "memory"}},
             }
         },
-        "volume": {"steps": {"20": {"seconds": 5.0}}},
+        "volume": {"slices": 150, "pixels": 256, "steps": {"20": {"seconds": 5.0}}},
     }
     found = [line.split("|")[-2].strip() for line in collect.targets(results).splitlines()[2:]]
     assert found == ["**not met**", "met", "met", "not measured"]
-    empty = [line.split("|")[-2].strip() for line in collect.targets({}).splitlines()[2:]]
-    assert empty == ["not measured"] * 4
+    few = {"slices": 6, "pixels": 256, "steps": {"20": {"seconds": 0.1}}}
+    for results in ({}, {"volume": few}):
+        none = [line.split("|")[-2].strip() for line in collect.targets(results).splitlines()[2:]]
+        assert none == ["not measured"] * 4
 
 
 def test_a_profile_is_what_the_device_spent(tmp_path):
@@ -192,8 +194,8 @@ def test_all_of_it_small(tmp_path):
         assert 0 < found["drawing_seconds"] < found["seconds"]
     assert results["suite"]["passed"] > 5 and not results["suite"]["failed"]
     scores = results["heads"]["scores"]
-    assert {"translation", "mean"} <= scores.keys()
-    assert all(math.isfinite(found["psnr_mask"]["value"]) for found in scores.values())
+    for method in ("translation", "mean"):
+        assert math.isfinite(scores[method]["psnr_mask"]["value"])
     assert (out / "heads.png").stat().st_size > 1000
     measured = [m for m in results["methods"]["methods"].values() if isinstance(m, dict)]
     assert len(measured) == 3 and all(m["step_seconds"] > 0 < m["draw_seconds"] for m in measured)

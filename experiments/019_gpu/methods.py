@@ -135,6 +135,7 @@ def built(name: str, small: bool, stores, work):
 
 def one(name: str, small: bool, stores, work) -> dict:
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     sys.path.append(str(results.HERE.parent))
@@ -155,7 +156,9 @@ def one(name: str, small: bool, stores, work) -> dict:
         made.update(method=method, program=program, state=state, examples=examples)
         step(1)
         prepared = time.perf_counter()
-        translator = method.translator(made["state"].averages, method.fixed)
+        # Not those of the state, which the next step gives up.
+        averages = jax.tree.map(jnp.copy, made["state"].averages)
+        translator = method.translator(averages, method.fixed)
         _, *space, _ = method.feed.example["x"].shape
         count = space[0] if translator.dims == 3 else 1
         side = max(space[-1], translator.unit)
@@ -163,7 +166,7 @@ def one(name: str, small: bool, stores, work) -> dict:
             condition: np.zeros((count, side, side, CONDITIONS[condition].channels + 1), np.float32)
             for condition in translator.sees
         }
-        drawn = setups.drawn_by(method, made["state"].averages)
+        drawn = setups.drawn_by(method, averages)
         made["draw"] = lambda: drawn(seen, noise.independent(0, name, count))
         draw(1)
         planned = program.step.memory_analysis()
