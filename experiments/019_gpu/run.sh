@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # All that is to be measured on a GPU, in two parts of eight minutes at most.
 #
-#   experiments/019_gpu/run.sh [--small] [--wheels=DIR] [--part=1|2] [--minutes=8] OUT
+#   experiments/019_gpu/run.sh [--small] [--wheels=DIR] [--part=1|2] [--seconds=480] OUT
 #
 #   --small       everything on two cores of a CPU in minutes: proves the script, measures nothing
 #   --wheels=DIR  installs what the machine lacks from the wheels of wheels.sh; nothing is downloaded or built
 #   --part=N      one part alone; both by default
-#   --minutes=N   of a part at most; of it each step has a share
+#   --seconds=N   of a part at most; of it each step has a share
 #
 # Each step writes OUT/STEP.json as soon as it knows something and OUT/STEP.log, and has a time limit. What became of
 # it is a line of OUT/steps.jsonl: one that fails, or is stopped, leaves what it had, and the rest goes on. The exit
@@ -15,14 +15,14 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 python=${PYTHON:-python3}
-usage='usage: run.sh [--small] [--wheels=DIR] [--part=1|2] [--minutes=N] OUT'
-small= wheels= parts=(1 2) minutes=8 out=
+usage='usage: run.sh [--small] [--wheels=DIR] [--part=1|2] [--seconds=N] OUT'
+small= wheels= parts=(1 2) seconds=480 out=
 for word; do
     case $word in
         --small) small=--small ;;
         --wheels=*) wheels=${word#*=} ;;
         --part=[12]) parts=("${word#*=}") ;;
-        --minutes=[1-9]*) minutes=${word#*=} ;;
+        --seconds=[1-9]*) seconds=${word#*=} ;;
         -*) echo "run.sh: $word: no such flag; $usage" >&2; exit 2 ;;
         *) out=$word ;;
     esac
@@ -46,7 +46,7 @@ fi
 failed=()
 
 step() { # NAME SHARE: has step NAME's script do its work, for so many hundredths of a part at most
-    local name=$1 limit=$(($2 * minutes * 60 / 100)) began=$SECONDS status=0 left=$((deadline - SECONDS))
+    local name=$1 limit=$(($2 * seconds / 100)) began=$SECONDS status=0 left=$((deadline - SECONDS))
     [ "$limit" -lt "$left" ] || limit=$left
     echo "$name: $limit s at most"
     if [ "$limit" -le 0 ]; then
@@ -65,7 +65,7 @@ step() { # NAME SHARE: has step NAME's script do its work, for so many hundredth
 }
 
 for part in "${parts[@]}"; do
-    deadline=$((SECONDS + 60 * minutes))
+    deadline=$((SECONDS + seconds))
     if [ "$part" = 1 ]; then # by worth
         step machine 8
         step published 58
