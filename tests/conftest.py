@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policy for all tests.
 
-Two fake devices, full precision, silent transfers refused, real data where it is.
+Two fake devices, full precision, silent transfers refused, real data where it is. The tests that
+`-m device` chooses hold on any: CONTOURDIFF_TEST_PLATFORMS=cuda,cpu has them run on a GPU.
 Real volumes are found through $CONTOURDIFF_DATA, ../shared/data by default; tests that want them
 are skipped, saying so, where they are absent.
 """
@@ -10,7 +11,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("CONTOURDIFF_TEST_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
 )

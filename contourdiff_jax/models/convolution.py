@@ -18,6 +18,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from contourdiff_jax.models import winograd
 
@@ -89,7 +90,11 @@ def _forward(x, kernel):
 
 def _backward(saved, gradient):
     return jax.lax.platform_dependent(
-        *saved, gradient, cpu=_gradients_on_a_cpu, default=_gradients_by_xla
+        *saved,
+        gradient,
+        cpu=_gradients_on_a_cpu,
+        cuda=_gradients_on_cuda,
+        default=_gradients_by_xla,
     )
 
 
@@ -108,6 +113,16 @@ def _by_xla(x, kernel, padding=SAME):
 
 def _gradients_by_xla(x, kernel, gradient):
     return jax.vjp(_by_xla, x, kernel)[1](gradient)
+
+
+def _gradients_on_cuda(x, kernel, gradient):
+    """That of the kernel as kernels lie in memory.
+
+    cuDNN gives it with O first. Left so, XLA brings all that is computed of it into that order, and
+    back: the parameters, their average and both moments of Adam, in every step.
+    """
+    of_x, of_kernel = _gradients_by_xla(x, kernel, gradient)
+    return of_x, with_layout_constraint(of_kernel, Layout(major_to_minor=(0, 1, 2, 3)))
 
 
 def _gradients_on_a_cpu(x, kernel, gradient):

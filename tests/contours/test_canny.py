@@ -18,6 +18,8 @@ from PIL import Image
 from contourdiff_jax.contours.canny import KERNELS, canny, gaussian_blur
 from contourdiff_jax.volumes import io
 
+pytestmark = pytest.mark.device
+
 compiled_canny = jax.jit(canny, static_argnames="l2_gradient")
 compiled_blur = jax.jit(gaussian_blur, static_argnames="width")
 

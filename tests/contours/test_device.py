@@ -13,6 +13,8 @@ from contourdiff_jax.contours import canny, device, opencv
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
 
+pytestmark = pytest.mark.device
+
 CURVE = contour_settings.CT_CURVE
 SETTINGS = {
     "one window": ContourSettings(windows=((0, 1),), low=20, high=50),

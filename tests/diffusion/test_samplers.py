@@ -13,6 +13,8 @@ import pytest
 from contourdiff_jax import config
 from contourdiff_jax.diffusion import guidance, samplers, schedules
 
+pytestmark = pytest.mark.device
+
 SCHEDULE = schedules.from_betas(schedules.cosine(1000))
 MU, TAU = 0.2, 0.25
 

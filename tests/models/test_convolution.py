@@ -121,6 +121,23 @@ def test_elsewhere_they_are_xlas(shape):
     assert "stablehlo.dot_general" not in lowered("cuda")
 
 
+def test_on_cuda_kernels_keep_their_order_in_the_gradient():
+    """Else all that is computed of it is brought into cuDNN's order, and back: the whole state."""
+    x, kernel, gradient = given(NEITHER)
+
+    def gradients(x, kernel, gradient):
+        return jax.vjp(convolution.convolve, x, kernel)[1](gradient)
+
+    def constrained(platform) -> bool:
+        traced = jax.jit(gradients).trace(x, kernel, gradient)
+        return "LayoutConstraint" in traced.lower(lowering_platforms=(platform,)).as_text()
+
+    assert constrained("cuda") and not constrained("cpu") and not constrained("tpu")
+    found = convolution._gradients_on_cuda(x, kernel, gradient)
+    for ours, right in zip(found, gradients(x, kernel, gradient), strict=True):
+        assert agree(ours, right)
+
+
 @pytest.mark.parametrize("space", [(5, 6), (3, 4, 5)])
 def test_a_convolution_of_one_pixel_is_that_of_flax(space):
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *space, 7)), jnp.float32)

@@ -94,6 +94,7 @@ def test_examples_of_a_batch_do_not_see_each_other(settings):
     np.testing.assert_allclose(both[:1], first, atol=1e-5)
 
 
+@pytest.mark.device
 def test_bfloat16_agrees_with_float32_to_its_precision(settings):
     outputs = {}
     for dtype in ("float32", "bfloat16"):
@@ -136,6 +137,7 @@ def test_rematerialising_keeps_less_for_the_same_gradients(settings):
     assert sizes[1] - held < (sizes[0] - held) / 2
 
 
+@pytest.mark.device
 def test_group_norm_is_flax_group_norm(rng):
     x = jnp.asarray(rng.normal(2, 3, (2, 6, 5, 8)), jnp.float32)
     scale, bias = (jnp.asarray(rng.normal(size=8), jnp.float32) for _ in range(2))

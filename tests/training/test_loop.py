@@ -171,6 +171,7 @@ def contents(folder):
     return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.device
 @pytest.mark.parametrize(("accumulate", "stops"), [(1, (1, 5)), (2, (3,))])
 def test_stopping_and_resuming_changes_nothing(
     store_path, like, whole, tmp_path, accumulate, stops
