@@ -12,9 +12,8 @@ from test_layers import EDGES, MODULES
 
 from contourdiff_jax import cli
 
-# ml_collections loads configuration files with it.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-OTHERS = {"reports.sections": {"evaluate"}}  # whose flags a page names, and says so
+# Whose flags a page names, and says so; those that a script completes.
+OTHERS = {"reports.sections": {"evaluate"}, "commands.completion": {"train"}}
 PLACE = "\0"  # stands for what an f-string fills in
 
 
