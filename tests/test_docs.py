@@ -96,8 +96,6 @@ def scans(tmp_path_factory):
     for kind, folder in (("mr", "train_mr"), ("ct", "test_ct"), ("ct_mr", "test_mr")):
         (place / "scans").mkdir(exist_ok=True)
         shutil.copytree(place / "heads" / folder, place / "scans" / kind)
-    first = sorted((place / "scans/ct").iterdir())[0]
-    shutil.copy(first, place / "scans/ct/p01.nii.gz")
     shutil.copytree(ROOT / "configs", place / "configs")
     return place
 
@@ -125,8 +123,9 @@ def test_commands_run_as_they_are_printed(page, known, scans, tmp_path, monkeypa
     for name in ("scans", "configs"):
         (tmp_path / name).symlink_to(scans / name)
     monkeypatch.chdir(tmp_path)
-    ran = []
+    ran, first = [], sorted(Path("scans/ct").iterdir())[0]
     for words in commands_of(page):
+        words = [word.replace("scans/ct/p01.nii.gz", str(first)) for word in words]
         assert cli.main(words) == 0, words
         ran.append(words[1])
         for word in words:
