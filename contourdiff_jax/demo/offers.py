@@ -37,14 +37,14 @@ class Wish:
     """What a visitor asks for.
 
     Attributes:
-      preset: of the image's intensities, 'ct' or 'mr'.
+      modality: of the image, 'ct' or 'mr'.
       contours: settings that they changed; None: those of `contourdiff translate`.
       samples: how many are drawn of every slice; with several come maps of where they differ.
       seed: of the noise.
       assumed: what a picture does not say itself; of anything else it counts for nothing.
     """
 
-    preset: str
+    modality: str
     contours: ContourSettings | None = None
     samples: int = 1
     seed: int = 0
@@ -91,7 +91,7 @@ class Offer:
         self._sampler = {"steps": steps} if steps and self.stepwise else {}
         self._networks: dict[bool, Network] = {}  # by the direction of a run that has two
         self._loading = threading.Lock()
-        translation.asked(self.request(Path("image"), Path("out"), Wish(self.run.preset.name)))
+        translation.asked(self.request(Path("image"), Path("out"), Wish(self.run.preset.modality)))
 
     def request(self, source: Path, out: Path, wish: Wish) -> Request:
         """What `contourdiff translate` is asked for; changed contours are kept beside `out`."""
@@ -103,7 +103,7 @@ class Offer:
             self.folder,
             source,
             out,
-            preset=wish.preset,
+            preset=self._preset(wish.modality),
             assumed=wish.assumed if filenames.suffix_of(source) in filenames.PICTURES else UNKNOWN,
             contours=changed,
             sampler=self._sampler | ({"samples": wish.samples} if wish.samples > 1 else {}),
@@ -143,6 +143,12 @@ class Offer:
         """How many batches so many samples of so many slices are, each drawn for itself."""
         config = self.run.config
         return samples * (1 if config.model.dims == 3 else math.ceil(slices / config.sampler.batch))
+
+    def _preset(self, modality: str) -> str:
+        """The intensities of a source: what the run learnt from, if it is of that modality."""
+        run = self.run
+        known = [run.source_preset, run.source_window and run.preset]  # the second: of two ways
+        return next((it.name for it in known if it and it.modality == modality), modality)
 
     def _network(self, trained: Run, sampler, request: Request) -> Network:
         with self._loading:

@@ -14,7 +14,7 @@ import gradio as gr
 from contourdiff_jax.contours.settings import BLURS, ContourSettings
 from contourdiff_jax.demo import uploads, views
 from contourdiff_jax.demo.offers import MOST_SAMPLES, Offer, Wish
-from contourdiff_jax.demo.sessions import Session, Sessions
+from contourdiff_jax.demo.sessions import Opened, Session, Sessions
 from contourdiff_jax.demo.views import Drawn, Seen
 from contourdiff_jax.errors import InputError, tell
 from contourdiff_jax.translation.sidecars import NOTICE
@@ -83,10 +83,10 @@ class Page:
 
     def _lay_out_questions(self) -> None:
         names = {
-            f"{name}, to {it.run.preset.name.upper()}": name for name, it in self.offers.items()
+            f"{name}, to {it.run.preset.modality.upper()}": name for name, it in self.offers.items()
         }
         self.run = gr.Dropdown([*names.items()], value=next(iter(self.offers)), label="Run")
-        self.preset = gr.Radio([("CT", "ct"), ("MR", "mr")], label="The image is")
+        self.modality = gr.Radio([("CT", "ct"), ("MR", "mr")], label="The image is")
         self.upload = gr.File(label=f"Image, up to {self.most >> 20} MB", height=180)
         with gr.Accordion("What a picture does not say", open=False):
             self.spacing = gr.Number(None, label="Pixel spacing [mm]; 1 without")
@@ -118,11 +118,11 @@ class Page:
         )
 
     def _connect(self, blocks: gr.Blocks) -> None:
-        asked = [self.upload, self.run, self.preset, self.spacing, self.black, self.white]
+        asked = [self.upload, self.run, self.modality, self.spacing, self.black, self.white]
         contours = [self.low, self.high, self.blur]
         shown = [self.status, self.source, self.wipe, self.spread]
         private = {"api_visibility": "private"}
-        triggers = [self.upload.upload, self.upload.clear, self.preset.input, self.run.input]
+        triggers = [self.upload.upload, self.upload.clear, self.modality.input, self.run.input]
         triggers += [it.submit for it in (self.spacing, self.black, self.white)]
         gr.on(
             triggers,
@@ -166,7 +166,7 @@ class Page:
                 tell(error, "demo: ")
                 line = FAULT
             finally:
-                session.sweep()
+                self.sessions.sweep(session)
             return otherwise() | {self.status: gr.Textbox(line, label="Not done")}
 
         return telling
@@ -174,70 +174,94 @@ class Page:
     # Handlers -------------------------------------------------------------------------------------
 
     def enter(self, request: gr.Request) -> None:
-        self.sessions.of(request.session_hash)
+        self.sessions.enter(request.session_hash)
 
     def leave(self, request: gr.Request) -> None:
         self.sessions.close(request.session_hash)
 
-    def open(self, session: Session, progress, upload, run, preset, spacing, black, white) -> dict:
+    def open(self, session: Session, progress, upload, *said) -> dict:
         """Read an upload, and show its middle slice."""
-        place = session.begin()
-        if upload is None:
-            return self._blank() | {self.status: gr.Textbox(PROMPT, label="Status")}
-        progress(0, "Reading")
-        session.uploads.add(Path(upload))
-        source = uploads.received(Path(upload), place, self.most)
-        assumed = _assumed(spacing, black, white)
-        if preset is None:
-            looks = uploads.looks(source, assumed)
-            raise InputError(f"Its values look like {looks}: say whether the image is CT or MR.")
-        offer = self.offers[run]
-        request = offer.request(source, session.place("out"), Wish(preset, assumed=assumed))
-        session.seen = seen = Seen.of(*offer.read(request))
-        session.source, middle, settings = source, len(seen) // 2, seen.settings
+        if upload is not None:
+            session.uploads.add(Path(upload))
+        with session.opening:
+            place = session.begin()
+            if upload is None:
+                return self._blank() | {self.status: gr.Textbox(PROMPT, label="Status")}
+            progress(0, "Reading")
+            session.opened = opened = self._read(session, Path(upload), place, *said)
+        seen, settings = opened.seen, opened.contours
         line = session.plain(" ".join(seen.said)) or f"{len(seen)} slices; ready to translate."
         return self._blank() | {
-            **self._pictures(session, middle, settings),
+            **self._pictures(session, opened),
             self.steps: gr.Markdown(visible=False),
             self.status: gr.Textbox(line, label="Status"),
             self.number: gr.Slider(
-                maximum=max(len(seen) - 1, 1), value=middle, visible=len(seen) > 1
+                maximum=max(len(seen) - 1, 1), value=opened.number, visible=len(seen) > 1
             ),
             self.low: gr.Slider(value=settings.low, interactive=seen.free),
             self.high: gr.Slider(value=settings.high, interactive=seen.free),
             self.blur: gr.Slider(value=settings.blur, interactive=seen.free),
-            self.samples: _samples(offer),
+            self.samples: _samples(opened.offer),
             self.go: gr.Button(interactive=True),
         }
 
     def look(self, session: Session, progress, number, low, high, blur) -> dict:
         """Show another slice, or other contours."""
         del progress
-        return self._pictures(session, int(number), _contours(_seen(session), low, high, blur))
+        opened = _opened(session)
+        opened.number, opened.contours = int(number), _contours(opened.seen, low, high, blur)
+        return self._pictures(session, opened)
 
     def translate(self, session: Session, progress, number, *values) -> dict:
         """Translate what is shown, with the contours that are shown."""
-        run, preset, spacing, black, white, low, high, blur, samples, seed = values
-        seen, offer = _seen(session), self.offers[run]
-        contours, assumed = _contours(seen, low, high, blur), _assumed(spacing, black, white)
+        run, modality, spacing, black, white, low, high, blur, samples, seed = values
+        opened = _opened(session)
+        seen, offer = opened.seen, opened.offer
+        said = self.offers[run], Wish(modality, assumed=_assumed(spacing, black, white))
+        if said != (offer, opened.wish):
+            raise InputError(
+                "what is said of the image has changed: press Enter where you typed it, or wait "
+                "until the image is shown again"
+            )
+        opened.number = int(number)
+        opened.contours = contours = _contours(seen, low, high, blur)
         changed = contours if contours != seen.settings else None
-        wish = Wish(preset, changed, int(samples), int(seed or 0), assumed)
+        wish = dataclasses.replace(
+            opened.wish, contours=changed, samples=int(samples), seed=int(seed or 0)
+        )
         total = offer.batches(len(seen), wish.samples)
         progress(0, "Drawing; the first time its program is compiled, which takes a while")
 
         def tell_progress(count: int) -> None:
-            session.check_open()
+            session.check_shows(opened)
             progress(min(count / total, 1), f"Drawn {count} of {total} batches of slices")
 
-        request = offer.request(session.source, session.place("out"), wish)
-        made = offer.translate(request, tell_progress)
-        session.drawn = Drawn.of(made, seen, request.assumed)
+        try:
+            request = offer.request(opened.source, session.place("out"), wish)
+            made = offer.translate(request, tell_progress)
+            opened.drawn = Drawn.of(made, seen, request.assumed)
+            shown = self._pictures(session, opened)
+        finally:  # with the image its files have gone, which is no fault of the drawing
+            session.check_shows(opened)
         files = [str(path) for path in (made.image, made.sidecar, made.whole) if path]
-        return {
-            **self._pictures(session, int(number), contours),
+        moved = "" if opened.contours == contours else ", with the contours before they were moved"
+        return shown | {
             self.files: gr.File(files, visible=True),
-            self.status: gr.Textbox(f"{NOTICE} Translated.", label="Status"),
+            self.status: gr.Textbox(f"{NOTICE} Translated{moved}.", label="Status"),
         }
+
+    def _read(
+        self, session: Session, upload: Path, place: Path, run, modality, spacing, black, white
+    ) -> Opened:
+        """An upload as what is looked at, whose files lie in `place`."""
+        source = uploads.received(upload, place, self.most)
+        assumed = _assumed(spacing, black, white)
+        if modality is None:
+            looks = uploads.looks(source, assumed)
+            raise InputError(f"Its values look like {looks}: say whether the image is CT or MR.")
+        offer, wish = self.offers[run], Wish(modality, assumed=assumed)
+        seen = Seen.of(*offer.read(offer.request(source, session.place("out"), wish)))
+        return Opened(source, offer, wish, seen, seen.settings, len(seen) // 2)
 
     # What components become -----------------------------------------------------------------------
 
@@ -251,10 +275,10 @@ class Page:
             self.go: gr.Button(interactive=False),
         }
 
-    def _pictures(self, session: Session, number: int, contours: ContourSettings) -> dict:
-        """What is shown of a slice."""
-        seen, drawn = session.seen, session.drawn
-        number = min(number, len(seen) - 1)
+    def _pictures(self, session: Session, opened: Opened) -> dict:
+        """What is shown of an image: one slice."""
+        seen, drawn, contours = opened.seen, opened.drawn, opened.contours
+        number = min(opened.number, len(seen) - 1)
         greys, position = seen.stack.greys[number], seen.stack.positions[number]
         outlined = views.picture(greys, seen.edges(number, contours))
         shown = {self.source: gr.Image(session.picture(outlined), visible=True)}
@@ -274,10 +298,12 @@ def _samples(offer: Offer) -> gr.Slider:
     return gr.Slider(interactive=True) if offer.stepwise else gr.Slider(value=1, interactive=False)
 
 
-def _seen(session: Session) -> Seen:
-    if session.seen is None:
+def _opened(session: Session) -> Opened:
+    session.check_open()
+    opened = session.opened
+    if opened is None:
         raise InputError("there is no image; give one first")
-    return session.seen
+    return opened
 
 
 def _contours(seen: Seen, low: float, high: float, blur: int) -> ContourSettings:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Offers: what is downloaded is what the command writes, and each run is compiled for once."""
 
+import copy
 import dataclasses
 import json
 import resource
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 import setups
 
+from contourdiff_jax.data.store import open_store
 from contourdiff_jax.demo import views
 from contourdiff_jax.demo.offers import Offer, Wish
 from contourdiff_jax.demo.views import Drawn, Seen
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.training import checkpoint
 from contourdiff_jax.translation.sidecars import NOTICE
+from contourdiff_jax.volumes import intensity
 from contourdiff_jax.volumes.volume import UNKNOWN
 
 
@@ -92,6 +95,36 @@ def test_who_leaves_ends_the_drawing(offer, head, tmp_path):
 def test_wishes_have_bounds(wish):
     with pytest.raises(InputError, match=next(iter(wish))):
         Wish("ct", **wish)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "both", "chosen"),
+    [
+        (None, "mr", False, {"ct": "ct", "mr": "mr"}),
+        ("ct_wide", "mr", False, {"ct": "ct_wide", "mr": "mr"}),
+        ("mr", "ct_wide", False, {"ct": "ct", "mr": "mr"}),
+        ("mr", "ct_wide", True, {"ct": "ct_wide", "mr": "mr"}),
+    ],
+)
+def test_a_modality_is_what_the_run_learnt_of_it(offer, head, source, target, both, chosen):
+    """Of a run that translates both ways, that of either side."""
+    run = dataclasses.replace(
+        offer.run,
+        preset=intensity.preset(target),
+        source_preset=source and intensity.preset(source),
+        source_window=intensity.IDENTITY if both else None,
+    )
+    ours = copy.copy(offer)
+    ours.run = run
+    asked = {name: ours.request(head, head.parent, Wish(name)).preset for name in chosen}
+    assert asked == chosen
+
+
+def test_a_run_that_learnt_from_wide_ct_reads_ct(two_convolutions, store_path, head, tmp_path):
+    store = setups.paired(open_store(store_path), tmp_path / "store", "ct_wide")
+    wide = Offer(setups.drawing(tmp_path / "run", store, conditions=("source",)))
+    source, settings = wide.read(wide.request(head, tmp_path / "out", Wish("ct")))
+    assert settings.source.name == "ct_wide" and source.said == ()
 
 
 def test_wrong_modality_is_a_warning(offer, head, tmp_path):
