@@ -470,10 +470,13 @@ SINKS = ("tensorboard", "wandb", "trackio")  # training/sinks.py
 PLACES = Rule(
     lambda names: all(n in SINKS and names.count(n) == 1 for n in names),
     f"must be names among {', '.join(SINKS)}, each once",
+    SINKS,
 )
 FREE = Rule(lambda value: True, "")  # a switch, or checked with others below
 
 RULES = {
+    # Python may bring a method of its own, so that methods/ refuses what none is.
+    "method": FREE._replace(names=(*STEPS, *AT_ONCE, "segmentation")),
     "seed": Rule(lambda value: 0 <= value < SEEDS, f"must be at least 0 and below {SEEDS}"),
     "grid.axis": _among("", "axial", "coronal", "sagittal"),
     "grid.spacing": _between(0),

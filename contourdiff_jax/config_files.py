@@ -48,9 +48,10 @@ def found(given: str) -> Path:
         raise InputError(f"--config={given}: no such file")
     if given in names():
         return names()[given]
+    argument = "; a colon and an argument may follow a Python file or one of these alone"
     raise InputError(
         f"--config={given}: is neither a file in {', '.join(SUFFIXES)} nor one of "
-        f"{', '.join(names())}"
+        f"{', '.join(names())}{argument if ':' in given else ''}"
     )
 
 
@@ -61,20 +62,52 @@ def read(path: Path, *arguments: str) -> ConfigDict:
       arguments: of `get_config`, where that takes any.
 
     Raises:
-      InputError: unreadable, or with fields that are not ours; a Python file, which is a program,
-        may raise whatever it likes.
+      InputError: unreadable, or with fields that are not ours; of a Python file, which is a
+        program, whatever it raises, with that as its cause.
     """
     if path.suffix in PYTHON:
-        config = runpy.run_path(str(path))["get_config"](*arguments)
-        if not isinstance(config, ConfigDict):
-            raise InputError(f"--config={path}: get_config must return a ConfigDict")
-        return config
-    is_json = path.suffix in JSON
-    fields = forms.read(path, object, REMEDY) if is_json else _of_yaml(path)
+        fields = _of_python(path, arguments)
+    else:
+        fields = forms.read(path, object, REMEDY) if path.suffix in JSON else _of_yaml(path)
     with forms.naming(path):
         if isinstance(fields, dict) and {"schema", "config"} <= fields.keys():  # that of a run
             fields = configuration.of_before(fields["config"])
-        return configuration.from_dict(_nested(fields))
+        if path.suffix not in PYTHON:
+            fields = _nested(fields)
+        if isinstance(fields, dict):
+            _check_kinds(configuration.default(), fields, "config")
+        return configuration.from_dict(fields)
+
+
+def _check_kinds(config: ConfigDict, fields: dict, name: str) -> None:
+    """Raise InputError for the first value that its field cannot hold, by the field's whole name.
+
+    Sets those of `config` that it can; what is no field is left to `configuration.from_dict`.
+    """
+    for field in [field for field in fields if field in config]:
+        value, kind = fields[field], config.get_type(field)
+        try:
+            if kind is not ConfigDict:
+                config[field] = value
+            elif isinstance(value, dict):
+                _check_kinds(config[field], value, f"{name}.{field}")
+        except (TypeError, ValueError, OverflowError):
+            wrong = f"{name}.{field}: {value!r:.40}, where {kind.__name__} belongs"
+            raise InputError(wrong) from None
+
+
+def _of_python(path: Path, arguments: tuple[str, ...]) -> dict:
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        config = get_config and get_config(*arguments)
+    except (Exception, SystemExit) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path}: cannot be run: {why:.200}; {REMEDY}") from error
+    if get_config is None:
+        raise InputError(f"{path}: has no get_config; write one that returns a ConfigDict")
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"{path}: get_config must return a ConfigDict")
+    return config.to_dict()
 
 
 def _of_yaml(path: Path):

@@ -20,6 +20,7 @@ sampler.batch: 3
 model: {null: empty, channels: [8, 16], attention: [no, yes]}
 contours: {windows: [[0, 0.5], [0.25, 1]]}
 """
+FAULTY = "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({})"
 CHANGED = {
     "method": "regression",
     "train.learning_rate": 5e-4,
@@ -73,7 +74,25 @@ def test_what_a_run_keeps_is_read_as_the_run_reads_it(tmp_path):
         ("a.yaml", "train: &a {batch: *a}", "recursive"),
         ("a.yaml", "seed: !!python/object:os.system 3", "cannot be read as YAML.*constructor"),
         ("a.yaml", "[1, 2]", "where a dictionary of sections belongs"),
-        ("a.yaml", "train: {batch: many}", "batch"),
+        ("a.yaml", "train: {batch: many}", r"config\.train\.batch: 'many', where int belongs"),
+        ("a.yaml", "train.batch: .nan", r"config\.train\.batch: nan, where int belongs"),
+        ("a.json", {"model": {"channels": 5}}, r"config\.model\.channels: 5, where tuple belongs"),
+        ("a.json", {"train": {"learning_rate": 10**400}}, r"config\.train\.learning_rate: 1000"),
+        ("a.py", "x = 1", "has no get_config; write one that returns a ConfigDict"),
+        ("a.py", "def get_config():\n    return 5", "get_config must return a ConfigDict"),
+        (
+            "a.py",
+            "def get_config():\n    raise SystemExit(0)",
+            "cannot be run: SystemExit: 0; correct",
+        ),
+        ("a.py", "def get_config():\n    return 1 / 0", "cannot be run: ZeroDivisionError: "),
+        ("a.py", FAULTY.format("{'colour': 'red'}"), r"config\.colour: unknown"),
+        ("a.py", FAULTY.format("{5: 6}"), r"config\.5: unknown"),
+        (
+            "a.py",
+            FAULTY.format("{'train': {'batch': 'x'}}"),
+            r"config\.train\.batch: 'x', where int",
+        ),
         ("a.json", "{", "cannot be read as JSON"),
         ("a.json", {"schema": 1, "config": {}, "digest": "0"}, "changed since it was written"),
     ],
@@ -90,6 +109,13 @@ def test_those_of_the_package_are_found_by_name(tmp_path, monkeypatch):
     (tmp_path / "heads").mkdir()
     assert config_files.found("heads") == CONFIGS / "heads.py"
     assert set(config_files.names()) == {path.stem for path in CONFIGS.glob("*.py")}
+
+
+def test_the_cause_of_a_file_that_fails_is_kept(tmp_path):
+    """For whoever reads it from Python, with the line that failed."""
+    with pytest.raises(InputError) as error:
+        config_files.read(written(tmp_path, "a.py", "1 / 0"))
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
 
 
 @pytest.mark.parametrize("given", ["headz", "mine.toml", "", "."])

@@ -20,6 +20,7 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax import config_files
 from contourdiff_jax.commands import COMMANDS
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.training.checkpoint import BEST, LAST
 
 # Libraries that complete for a program, such as argcomplete, know argparse, click and their like.
 SHELLS = ("bash", "zsh", "fish")
@@ -96,6 +97,8 @@ def _flags(module: str) -> dict[str, Flag]:
     values = flags.FlagValues()
     importlib.import_module(module).define_flags(values)
     found = {name: _flag(values[name]) for name in sorted(values)}
+    if "checkpoint" in found and values["checkpoint"].default == LAST:  # not a folder to import
+        found["checkpoint"] = found["checkpoint"]._replace(values=(LAST, BEST))
     if "config" in found:
         found["config"] = found["config"]._replace(values=tuple(config_files.names()))
         for field in configuration.flat(configuration.default()):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The flag --config, and the fields that --config.a.b=v changes."""
 
+import re
 from pathlib import Path
 
 from absl import flags
@@ -15,8 +16,17 @@ class _Parser(flags.ArgumentParser):
     """Reads what --config names; after a colon, the argument of its get_config."""
 
     def parse(self, given: str) -> ConfigDict:
-        name, *arguments = given.split(":", 1)
-        return config_files.read(config_files.found(name), *arguments).lock()
+        name, *arguments = _divided(given)
+        return config_files.read(config_files.found(name), *arguments)
+
+
+def _divided(given: str) -> tuple[str, ...]:
+    """What --config names and, of a Python file or a name, the argument after a colon.
+
+    Other colons belong to the path.
+    """
+    parts = re.fullmatch(rf"(.*?\.py|{'|'.join(config_files.names())}):(.*)", given, re.DOTALL)
+    return (given,) if parts is None or Path(given).is_file() else parts.groups()
 
 
 def define_flag(values: flags.FlagValues) -> None:

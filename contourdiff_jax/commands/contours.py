@@ -19,12 +19,14 @@ from absl import flags
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.evaluation import records
 from contourdiff_jax.evaluation.contour_gap import (
     FAR,
     MADE,
     compare,
     describe,
     domain,
+    lacking,
     save,
     taken,
     verdict,
@@ -79,25 +81,29 @@ def main(values: flags.FlagValues) -> int:
 
 
 def following(values: flags.FlagValues, statistics: dict) -> str:
-    """The commands that come after the verdict, a line each."""
-    again = f"  contourdiff contours --store={values.store} --source={values.source}"
+    """The commands that come after the verdict, a line each; of too few subjects, the sheet."""
+    given = {name: values[name].value for name in ("store", "source", "contours")}
+    given |= {"source_contours": values.source_contours, "out": "CONTOURS"}
+    again = f"  {records.command('contours', given)}"
+    if lacking(statistics):
+        if values.out is None:
+            return f"{again}\nwhich writes the contact sheet to CONTOURS/contact_sheet.png"
+        return f"  look at {values.out}/contact_sheet.png"
     choice = taken(statistics)
     if statistics[choice]["gap"]["gap"] > FAR:
-        return f"{again} --source_contours=MINE.json --out=CONTOURS"
+        return f"  {records.command('contours', given | {'source_contours': 'MINE.json'})}"
     if choice == "suggested" and values.out is None:
-        return f"{again} --out=CONTOURS\nwhich writes the settings to CONTOURS/contours.json"
+        return f"{again}\nwhich writes the settings to CONTOURS/contours.json"
     modality, file = statistics["source"]["modality"], f"{values.out}/contours.json"
     if choice == "source":
         own = ContourSettings.from_dict(statistics["source"]["contours"])
         presets = {n: contour_settings.preset(n, modality) for n in contour_settings.PRESETS}
         names = [name for name, settings in presets.items() if settings == own]
         file = values.source_contours or next(iter(names), "THOSE_OF_ITS_STORE.json")
-    given = "" if file == "default" else f" --contours={file}"
-    return (
-        f"  contourdiff train --store={values.store} --workdir=RUN --minutes=120\n"
-        f"  contourdiff translate --run=RUN --source=SCANS --preset={modality}{given} "
-        "--out=TRANSLATED"
-    )
+    train = {"store": values.store, "workdir": "RUN", "minutes": 120}
+    translate = {"run": "RUN", "source": "SCANS", "preset": modality}
+    translate |= {"contours": None if file == "default" else file, "out": "TRANSLATED"}
+    return f"  {records.command('train', train)}\n  {records.command('translate', translate)}"
 
 
 def table(statistics: dict) -> str:

@@ -19,15 +19,15 @@ from contourdiff_jax.commands import number_flags
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop.importing import import_checkpoint
+from contourdiff_jax.volumes import intensity
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of `contourdiff import`."""
     flags.DEFINE_string("checkpoint", None, "folder of a diffusers model", flag_values=values)
     flags.DEFINE_string("workdir", None, "folder of the run to make", flag_values=values)
-    flags.DEFINE_string(
-        "preset", None, "intensities of its images: ct, ct_wide or mr", flag_values=values
-    )
+    presets = sorted(intensity.PRESETS)
+    flags.DEFINE_enum("preset", None, presets, "intensities of its images", flag_values=values)
     flags.DEFINE_list(
         "window", None, "LOW,HIGH: its black and white; the preset's by default", flag_values=values
     )
@@ -45,9 +45,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "of Stable Diffusion: the words that its networks attend to; none by default",
         flag_values=values,
     )
-    flags.DEFINE_string(
+    flags.DEFINE_enum(
         "source_preset",
         None,
+        presets,
         "of InstructPix2Pix: intensities of the images that it is shown, as --preset",
         flag_values=values,
     )

@@ -30,6 +30,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.training import checkpoint
 from contourdiff_jax.translation import outputs, samples
 from contourdiff_jax.translation.folder import Request, translate
+from contourdiff_jax.volumes import intensity
 
 # What the flags of the `sampler` section say of themselves, see config.py.
 SAMPLER = {
@@ -93,7 +94,6 @@ def define_flags(values: flags.FlagValues) -> None:
         ("run", "folder of a trained run, or a shared one: FILE.zip, URL#sha256=DIGEST"),
         ("source", "volume or folder of volumes to translate"),
         ("out", "folder for the translated volumes"),
-        ("preset", "intensities of the source: ct, ct_wide or mr"),
         ("contours", f"contours of the source: a JSON file, or {known}"),
         ("masks", "folder with body masks of the source"),
         ("checkpoint", "of the run: last, best (of held-out loss), or the step of another"),
@@ -102,6 +102,13 @@ def define_flags(values: flags.FlagValues) -> None:
     ):
         default = checkpoint.LAST if name == "checkpoint" else None
         flags.DEFINE_string(name, default, text, flag_values=values)
+    flags.DEFINE_enum(
+        "preset",
+        None,
+        sorted(intensity.PRESETS),
+        "intensities of the source",
+        flag_values=values,
+    )
     flags.DEFINE_enum(
         "format", "same", list(outputs.FORMATS), "format of the translations", flag_values=values
     )

@@ -181,14 +181,18 @@ def taken(statistics: dict) -> str:
     return "suggested" if suggested < CLEARLY * own else "source"
 
 
-def verdict(statistics: dict) -> str:
-    """A sentence on two domains: how near their contours are, and which settings to take."""
-    few = [
+def lacking(statistics: dict) -> list[str]:
+    """Words for each domain of too few subjects to judge by."""
+    return [
         f"{statistics[name]['subjects']} of the {name} where it takes {least}"
         for name, least in FEWEST.items()
         if statistics[name]["subjects"] < least
     ]
-    if few:
+
+
+def verdict(statistics: dict) -> str:
+    """A sentence on two domains: how near their contours are, and which settings to take."""
+    if few := lacking(statistics):
         return f"none, with {' and '.join(few)} subjects: look at the contact sheet instead."
     choice, own = taken(statistics), statistics["source"]["gap"]["gap"]
     gap = statistics[choice]["gap"]["gap"]

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from contourdiff_jax import cli
+from contourdiff_jax import cli, config, methods
 from contourdiff_jax.commands import completion
 
 ASK = """source "$1"; shift
@@ -81,6 +81,13 @@ def test_flags(proposed, words, expected):
         (["train", "--config.train.decay", "=", ""], ["cosine", "linear", "none"]),
         (["train", "--config", "=", "latent"], ["latent_small"]),
         (["train", "--config", "=", "mi"], ["mine.yaml"]),
+        (["train", "--config.method", "=", "c"], ["controlnet", "cyclegan"]),
+        (["train", "--config.train.log_to", "=", ""], ["tensorboard", "wandb", "trackio"]),
+        (["translate", "--preset", "="], ["ct", "ct_wide", "mr"]),
+        (["import", "--source_preset", "="], ["ct", "ct_wide", "mr"]),
+        (["translate", "--checkpoint", "="], ["last", "best"]),
+        (["card", "--checkpoint", "="], ["last", "best"]),
+        (["import", "--checkpoint", "=", "r"], ["runs"]),
         (["train", "--store", "=", "r"], ["runs"]),
         (["inspect", "my"], ["my scans"]),
         (["train", "--store=r"], ["--store=runs"]),
@@ -88,6 +95,10 @@ def test_flags(proposed, words, expected):
 )
 def test_values_and_files(proposed, words, expected):
     assert proposed(*words) == expected
+
+
+def test_all_methods_are_proposed():
+    assert config.RULES["method"].names == tuple(methods.METHODS)
 
 
 def test_zsh_runs_the_function_of_bash(scripts):

@@ -137,6 +137,13 @@ def test_the_verdict_is_a_sentence(statistics, said):
     assert re.search(said, command.verdict(statistics))
 
 
+def asked(*given):
+    values = flags.FlagValues()
+    contours.define_flags(values)
+    values(["contours", "--store=a", "--source=b", *given])
+    return values
+
+
 @pytest.mark.parametrize(
     ("given", "gaps", "next_command"),
     [
@@ -145,19 +152,41 @@ def test_the_verdict_is_a_sentence(statistics, said):
         (("--out=o",), (5.0, 1.2), "--preset=ct --contours=o/contours.json --out=TRANSLATED"),
         ((), (5.0, 1.2), "--source=b --out=CONTOURS"),
         (("--out=o",), (9.0, 8.9), "--source=b --source_contours=MINE.json --out=CONTOURS"),
+        (
+            ("--contours=t", "--source_contours=s"),
+            (9.0, 8.9),
+            "--contours=t --source_contours=MINE",
+        ),
+        (
+            ("--contours=t.json", "--source_contours=s.json"),
+            (5.0, 1.2),
+            "--source=b --contours=t.json --source_contours=s.json --out=CONTOURS",
+        ),
+        (("--store=my mr",), (1.3, 1.2), "train '--store=my mr' --workdir=RUN"),
+        (("--store=my mr",), (5.0, 1.2), "contours '--store=my mr' --source=b"),
+        (("--out=my o",), (5.0, 1.2), "--preset=ct '--contours=my o/contours.json' --out="),
     ],
 )
 def test_the_next_command_takes_the_settings_of_the_verdict(given, gaps, next_command):
     """Suggested ones need a file, those of the preset no flag."""
-    values = flags.FlagValues()
-    contours.define_flags(values)
-    values(["contours", "--store=a", "--source=b", *given])
+    values = asked(*given)
     statistics = entries(*gaps)
     own = contour_settings.preset("default", "ct")
     if "mine" in str(given):
         own = dataclasses.replace(own, low=own.low / 2)
     statistics["source"] |= {"modality": "ct", "contours": own.to_dict()}
     assert next_command in contours.following(values, statistics)
+
+
+@pytest.mark.parametrize("few", [{"target": 2}, {"source": 2}])
+@pytest.mark.parametrize("gaps", [(1.3, 1.2), (5.0, 1.2), (9.0, 8.9)])
+def test_without_a_verdict_only_the_contact_sheet_comes_next(few, gaps):
+    statistics = entries(*gaps, **few)
+    assert contours.following(asked("--out=o"), statistics) == "  look at o/contact_sheet.png"
+    assert contours.following(asked("--contours=t"), statistics).splitlines() == [
+        "  contourdiff contours --store=a --source=b --contours=t --out=CONTOURS",
+        "which writes the contact sheet to CONTOURS/contact_sheet.png",
+    ]
 
 
 def test_a_verdict_is_printed_with_what_comes_next(store_path, ct_store, capsys):
