@@ -11,11 +11,13 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from contourdiff_jax import methods, models
+from contourdiff_jax.evaluation.metrics import bootstrap
 from contourdiff_jax.training import run
 
 PROBE = 240  # images that the speed of a training is taken of
@@ -89,3 +91,36 @@ def by_subject(rows: Path) -> dict:
         }
         for method, metrics in values.items()
     }
+
+
+def pooled(parts: list[dict], others: list[dict] | None, kept: Iterable[str]) -> dict:
+    """{metric: interval} over the subjects of all folds, and the differences from another way.
+
+    Args:
+      parts: of each fold {metric: {subject: value}}; `others` likewise.
+      kept: the metrics.
+    """
+    found = {}
+    values, others = merged(parts), merged(others or [])
+    for metric in kept:
+        of, beside = (_finite(each.get(metric, {})) for each in (values, others))
+        if of:
+            found[metric] = bootstrap.interval(list(of.values()))
+        if both := sorted(of.keys() & beside.keys()):
+            pair = ([each[subject] for subject in both] for each in (of, beside))
+            found[f"{metric}_more"] = bootstrap.difference(*pair)
+    return found
+
+
+def _finite(values: dict) -> dict:
+    """Without what is not: the truth's PSNR is infinite, as of a volume without an error."""
+    return {subject: value for subject, value in values.items() if np.isfinite(value)}
+
+
+def merged(parts: list[dict]) -> dict:
+    """{metric: {subject: value}} of all folds together."""
+    values = defaultdict(dict)
+    for part in parts:
+        for metric, of in part.items():
+            values[metric] |= of
+    return dict(values)

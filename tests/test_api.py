@@ -153,6 +153,8 @@ def test_a_metric_of_ones_own_is_scored_beside_ours(folder, scan, phantom_data, 
     for wrong, words in (
         ({"metrics": {"ssim_mask": worst}, "truth": truth}, "one of ours"),
         ({"metrics": {"worst": worst}, "source": scan.parent}, "truth"),
+        ({"metrics": {"dice_1": worst}, "truth": truth}, "one of ours"),
+        ({"metrics": {"inf": lambda *_: np.inf}, "truth": truth}, "inf gives inf of .*finite"),
     ):
         with pytest.raises(InputError, match=words):
             cd.evaluate(tmp_path / "out", tmp_path / "other", **wrong)

@@ -34,8 +34,9 @@ TASKS = {
 }
 FIXTURES = {"data": "phantom_data", "store": "store_path", "run": "trained"}
 MADE_BY = {"translated": "translate", "plain": "train", "exported": "export"}
-# It fetches from the network; it does what the others do; it has done before one can interrupt it.
-ELSEWHERE = {"weights", "quickstart", "completion"}
+# It fetches from the network; it does what the others do; it has done before one can interrupt it;
+# tests/demo/test_page.py ends it.
+ELSEWHERE = {"weights", "quickstart", "completion", "demo"}
 FAST = {"phantoms", "prepare"}
 
 

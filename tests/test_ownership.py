@@ -66,7 +66,7 @@ ASKED = {
     "export": [(("--run=run", "--out={}"), ("run",))],
     "weights": [(("--out={}/weights.pth",), None)],
 }
-PRINTS = ("completion",)  # writes nothing
+PRINTS = ("completion", "demo")  # write nothing where one says: see tests/demo for its own folder
 ADDS = ("inspect", "translate")  # to a folder, whatever it holds, but for the names they give
 REPLACES = {"prepare": "store", "evaluate": "scores"}  # its own, which it does not read
 # What a user may have, by names that the commands give as well.

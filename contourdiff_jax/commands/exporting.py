@@ -3,8 +3,8 @@
 
 An --out that ends in .zip becomes a file of what others need to translate with the run: its
 configuration, its averaged weights and its card (--card, which `contourdiff card` writes; by
-default one of the run alone). They put that file, or URL#sha256=DIGEST of it, where a run is asked
-for.
+default one of the run alone). `translate`, `demo`, `import` and cd.load take that file, or
+URL#sha256=DIGEST of it.
 
 Another OUT is a pipeline's folder: UNet2DModel.from_pretrained(OUT, subfolder="unet") loads the
 network, and DDPMScheduler.from_pretrained(OUT, subfolder="scheduler") the scheduler, which may be
@@ -41,6 +41,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "of a .zip file: last, best or a step",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "subjects",
+        False,
+        "of a .zip file: with the pseudonyms of training subjects, by which others are kept from "
+        "scoring the run on these",
+        flag_values=values,
+    )
     flags.DEFINE_string("card", None, "model card, for a .zip file", flag_values=values)
     flags.DEFINE_string(
         "like",
@@ -55,26 +62,26 @@ def main(values: flags.FlagValues) -> int:
     for name in ("run", "out"):
         if values[name].value is None:
             raise InputError(f"--{name} is required; see `contourdiff export --help`")
-    if not values.out.endswith(sharing.SUFFIX):
-        for name in ("card", "checkpoint"):
+    if not sharing.is_named(values.out):
+        for name in ("card", "checkpoint", "subjects"):
             if values[name].present:
                 raise InputError(f"--{name}: is for a .zip file; leave it out")
         export(values.run, values.out, values.like)
         return 0
     if values.like is not None:
         raise InputError("--like: a .zip file has all of its own; leave it out")
-    _share(values.run, values.out, values.card, values.checkpoint)
+    _share(values.run, values.out, values.card, values.checkpoint, values.subjects)
     return 0
 
 
-def _share(run: str, out: str, written: str | None, which: str) -> None:
+def _share(run: str, out: str, written: str | None, which: str, subjects: bool) -> None:
     """Writes the file to share, and says how others use it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(written or Path(folder) / sharing.CARD)
         if not written:
             card(run, file, checkpoint=which)
         disk.check_is_file(file)
-        digest = sharing.pack(run, out, file, which)
+        digest = sharing.pack(run, out, file, which, subjects)
     size = Path(out).stat().st_size / 1e6
     print(
         f"{out}: {size:.1f} MB; where it is put at a URL, others translate with it by\n"

@@ -74,7 +74,8 @@ class Request:
     shift: float = 0.0  # mm to which truths are registered: scores at the best place near by, too
     seed: int = 0  # of the bootstrap
     overwrite: bool = False  # an evaluation of that name
-    # One's own, by name: (image, truth, body) [H, W] of a slice in native units -> number, or None.
+    # One's own, by name: (image, truth, body) [H, W] of a slice -> number, or None. Images are HU,
+    # or of MR fractions of the volume's window.
     metrics: Mapping[str, scores.Own] = dataclasses.field(default_factory=dict)
     pixel_spacing: float | None = None  # mm, of pictures, where no sidecar says it
     # How folders of READ are understood. Pictures of real are as those of the truth, and those of
@@ -136,7 +137,10 @@ class Request:
                 "metrics: your own compare with the truth; give `truth`",
             ),
             *(
-                (name in catalogue.METRICS, f"metrics: {name} is one of ours; take another name")
+                (
+                    catalogue.of(name) is not catalogue.UNKNOWN,
+                    f"metrics: {name} is one of ours; take another name",
+                )
                 for name in self.metrics
             ),
             (not 0 <= self.shift <= MOST_SHIFT, f"--shift={self.shift:g}: 0 to {MOST_SHIFT} mm"),

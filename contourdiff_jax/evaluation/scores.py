@@ -136,7 +136,19 @@ def _images(
         for number, image in enumerate(cut(values)):
             yield method, number, _compare(image, truth[number], mask[number], target, reach)
             for name, metric in own.items():
-                yield method, number, {name: metric(image, truth[number], mask[number] > 0)}
+                value = _own(name, metric(image, truth[number], mask[number] > 0), case)
+                yield method, number, {name: value}
+
+
+def _own(name: str, value, case: Case) -> float | None:
+    """What a metric of the user's own gives; InputError where that is no number."""
+    if value is None:
+        return None
+    if not np.isscalar(value) or not np.isfinite(value := float(value)):
+        raise InputError(
+            f"metrics: {name} gives {value!r} of {case.name}; let it give a finite number, or None"
+        )
+    return value
 
 
 def _compare(image, truth, mask, target: Preset, reach: tuple[int, int]) -> dict[str, float]:

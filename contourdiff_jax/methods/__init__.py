@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from contourdiff_jax import config as configuration
+from contourdiff_jax import config_files
 from contourdiff_jax.contracts import About, Method, Params
 from contourdiff_jax.data.store import Store, open_store
 from contourdiff_jax.errors import InputError
@@ -86,7 +87,7 @@ def _check_known(name: str) -> None:
 
 
 def train(
-    config: ConfigDict | None,
+    config: ConfigDict | str | Path | None,
     store: str | Path,
     workdir: str | Path,
     *,
@@ -104,7 +105,8 @@ def train(
     """Train until `config.train.images` have been seen; returns whether that was reached.
 
     Args:
-      config: see config.py; None: that of the run in the folder, or else the defaults.
+      config: see config.py; a file of one, or the name of one of the package's (config_files.py);
+        None: that of the run in the folder, or else the defaults.
       images: to see in all, with the settings that suit so many (training/recipe.py).
       minutes: likewise, as many as are seen in that time on this machine.
       store: folder made by `prepare`; its 'train' split is learnt, its 'val' split held out.
@@ -132,6 +134,8 @@ def train(
     for name, amount in (("images", images), ("minutes", minutes)):
         if amount is not None and not 0 < amount < math.inf:
             raise InputError(f"--{name}: {amount} must be above 0")
+    if isinstance(config, str | Path):
+        config = config_files.read(config_files.found(str(config)))
     read = {"store": store, "init": init, "teacher": teacher, "source_store": source_store}
     read |= {"codec": codec, "base": base}
     ownership.check_apart("workdir", workdir, read)

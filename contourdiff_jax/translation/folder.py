@@ -221,7 +221,10 @@ def _directed(trained: Run, request: Request) -> Run:
             f"--direction: both sides of {request.run} are {request.preset}; say forward, to the "
             f"images of its `train --store`, or backward, to those of its `train --source_store`"
         )
-    return ways[request.direction or next(iter(fitting), "forward")]
+    if request.direction is None and not fitting:
+        known = " or ".join(sorted({way.source_preset.name for way in ways.values()}))
+        raise InputError(f"--preset={request.preset}: {request.run} translates {known}")
+    return ways[request.direction or fitting[0]]
 
 
 def _settings(trained: Run, request: Request) -> Settings:

@@ -24,12 +24,10 @@ import nibabel
 import numpy as np
 from matplotlib.figure import Figure
 
-from contourdiff_jax.evaluation.metrics import bootstrap
-
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 
-from commands import by_subject, contourdiff, trained  # beside this folder
+from commands import by_subject, contourdiff, pooled, trained  # beside this folder
 from folds import KINDS, Fold, other
 
 CONFIGS = HERE.parents[1] / "configs"
@@ -154,21 +152,6 @@ def whole(scores: Path) -> dict:
     return {"kid": kid, "seconds a slice": float(np.median(seconds))}
 
 
-def pooled(parts: list[dict], ours: dict | None) -> dict:
-    """{metric: interval} over the subjects of all folds, and the differences from ContourDiff."""
-    found = {}
-    for metric in KEPT:
-        values = {s: v for part in parts for s, v in part.get(metric, {}).items()}
-        if not values:
-            continue
-        found[metric] = bootstrap.interval(list(values.values()))
-        if ours and (others := {s: v for part in ours for s, v in part.get(metric, {}).items()}):
-            both = sorted(values.keys() & others.keys())
-            pair = ([of[subject] for subject in both] for of in (values, others))
-            found[f"{metric}_more"] = bootstrap.difference(*pair)
-    return found
-
-
 def figure(out: Path, number: int, targets: list[str], names: list[str]) -> None:
     """A slice of one head: the source, what each method makes of it, and the truth."""
     shown = Figure(figsize=(1.5 * (len(names) + 2), 1.9 * len(targets)), layout="constrained")
@@ -227,10 +210,10 @@ def main() -> None:
                         baselines[method].append(metrics)
         ours = parts.get(OURS)
         result.setdefault("scores", {})[target] = {
-            name: pooled(part, ours if name != OURS else None) for name, part in parts.items()
+            name: pooled(part, ours if name != OURS else None, KEPT) for name, part in parts.items()
         }
         result.setdefault("baselines", {})[target] = {
-            method: pooled(part, ours) for method, part in baselines.items()
+            method: pooled(part, ours, KEPT) for method, part in baselines.items()
         }
     (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")
     figure(out, folds[0], targets, names)

@@ -12,7 +12,6 @@ on; result.json and figure.png are written beside this file.
 import argparse
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +19,10 @@ import nibabel
 import numpy as np
 from matplotlib.figure import Figure
 
-from contourdiff_jax.evaluation.metrics import bootstrap
-
 HERE = Path(__file__).resolve().parent
 sys.path.append(str(HERE.parent))
 
-from commands import by_subject, contourdiff, trained  # beside this folder
+from commands import by_subject, contourdiff, pooled, trained  # beside this folder
 from folds import Fold
 
 CONFIGS = HERE.parents[1] / "configs"
@@ -101,33 +98,6 @@ def drawn(fold: Fold, sees: str, name: str, minutes: float, cores: int) -> tuple
     return by_subject(scores / "rows.csv"), taken
 
 
-def pooled(values: dict, others: dict | None) -> dict:
-    """{metric: interval} over subjects, and the differences from another way."""
-    found = {}
-    for metric in KEPT:
-        of, beside = (_finite(each.get(metric, {})) for each in (values, others or {}))
-        if of:
-            found[metric] = bootstrap.interval(list(of.values()))
-        if both := sorted(of.keys() & beside.keys()):
-            pair = ([each[subject] for subject in both] for each in (of, beside))
-            found[f"{metric}_more"] = bootstrap.difference(*pair)
-    return found
-
-
-def _finite(values: dict) -> dict:
-    """Without what is not: the truth's PSNR is infinite, as of a volume without an error."""
-    return {subject: value for subject, value in values.items() if np.isfinite(value)}
-
-
-def merged(parts: list[dict]) -> dict:
-    """{metric: {subject: value}} of all folds together."""
-    values = defaultdict(dict)
-    for part in parts:
-        for metric, of in part.items():
-            values[metric] |= of
-    return dict(values)
-
-
 def figure(fold: Fold, sees: list[str], names: list[str]) -> None:
     """One head in three planes by every way, beside the truth."""
     places = {
@@ -178,15 +148,15 @@ def main() -> None:
                 found, taken = drawn(fold, of, name, options.minutes, options.cores)
                 parts.append(found)
                 result.setdefault("runs", {}).setdefault(of, {}).setdefault(name, []).append(taken)
-            values[name] = merged([part["translation"] for part in parts])
+            values[name] = [part["translation"] for part in parts]
             baselines |= {
-                method: merged([part[method] for part in parts])
+                method: [part[method] for part in parts]
                 for method in parts[0]
                 if method != "translation"
             }
         slices = values.get(COMPARED)
         result.setdefault("scores", {})[of] = {
-            name: pooled(found, slices if name != COMPARED else None)
+            name: pooled(found, slices if name != COMPARED else None, KEPT)
             for name, found in (values | baselines).items()
         }
     (HERE / "result.json").write_text(json.dumps(result, indent=1) + "\n")

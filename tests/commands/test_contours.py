@@ -269,7 +269,9 @@ def test_a_target_of_copies(refused, phantom_data, ct_store, tmp_path):
 
 
 def test_contours_that_the_store_does_not_hold(refused, store_path):
-    assert "prepare again" in refused(f"--store={store_path}", "--contours=original")
+    assert "`prepare --contours=original` again" in refused(
+        f"--store={store_path}", "--contours=original"
+    )
 
 
 def test_a_folder_in_use(refused, store_path):

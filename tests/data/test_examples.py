@@ -353,7 +353,7 @@ def test_a_paired_store_is_to_others_the_store_of_its_target(paired_store, store
 
 def test_a_store_without_sources_is_refused_to_who_wants_to_see_them(store, tiny):
     tiny.model.conditions = ("source",)
-    with pytest.raises(InputError, match=r"mr: without sources, .* prepare --pairs") as error:
+    with pytest.raises(InputError, match=r"mr: without sources, .*`prepare --pairs`") as error:
         feed(store, tiny)
     assert "\n" not in str(error.value)
 

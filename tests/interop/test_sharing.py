@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared runs: one file each, here or at a URL, with which others translate by one command."""
 
+import dataclasses
 import functools
 import http.server
 import threading
+import warnings
 import zipfile
 
 import jax
@@ -79,6 +81,15 @@ def test_what_is_shared_is_enough_and_no_more(folder, shared):
     assert items == {"ema", checkpoint.ABOUT}
 
 
+def test_subjects_go_with_it_where_that_is_asked_for(folder, shared, tmp_path):
+    named = tmp_path / "named.zip"
+    given = [f"--run={folder}", f"--out={named}", "--subjects"]
+    assert cli.main(["contourdiff", "export", *given]) == 0
+    assert cd.load(named).run.subjects == run.load(folder).subjects != ()
+    assert cd.load(shared[0]).run.subjects == ()
+    assert cli.main(["contourdiff", "export", *given]) == 2  # it is there
+
+
 def test_the_same_run_gives_the_same_file(folder, shared, tmp_path):
     with zipfile.ZipFile(shared[0]) as packed:
         packed.extract("CARD.md", tmp_path)
@@ -99,7 +110,8 @@ def test_a_url_translates_as_the_run_and_is_fetched_once(folder, shared, served,
 
 
 def test_a_file_here_is_a_run_too(folder, shared, cache):
-    assert cd.load(shared[0]).run == run.load(folder)
+    unnamed = dataclasses.replace(run.load(folder), subjects=())
+    assert cd.load(shared[0]).run == unnamed
     assert cd.load(f"{shared[0]}#sha256={shared[1]}").folder == cache / shared[1]
     with pytest.raises(InputError, match=f"has the SHA-256 {shared[1]}, not {'0' * 64}"):
         cd.load(f"{shared[0]}#sha256={'0' * 64}")
@@ -109,7 +121,8 @@ def test_it_becomes_a_run_of_ones_own(folder, shared, tmp_path):
     workdir = tmp_path / "mine"
     given = [f"--checkpoint={shared[0]}", f"--workdir={workdir}"]
     assert cli.main(["contourdiff", "import", *given]) == 0
-    assert run.load(workdir) == run.load(folder) and (workdir / "CARD.md").exists()
+    unnamed = dataclasses.replace(run.load(folder), subjects=())
+    assert run.load(workdir) == unnamed and (workdir / "CARD.md").exists()
     assert cli.main(["contourdiff", "import", *given]) == 2  # it is there
     assert cli.main(["contourdiff", "inspect", str(workdir)]) == 0
 
@@ -142,6 +155,21 @@ def _zip(path, name="config.json", method=zipfile.ZIP_STORED, attributes=0):
         packed.writestr(about, b"{}" * 100, method)
 
 
+def _several(path, *names):
+    with zipfile.ZipFile(path, "w") as packed, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that is there
+        for name in names:
+            packed.writestr(name, b"{}")
+
+
+def _encrypted(path):
+    _zip(path)
+    data = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(mark) + place] |= 1
+    path.write_bytes(data)
+
+
 @pytest.mark.parametrize(
     "made",
     [
@@ -152,10 +180,18 @@ def _zip(path, name="config.json", method=zipfile.ZIP_STORED, attributes=0):
         lambda path: _zip(path, ".hidden"),
         lambda path: _zip(path, method=zipfile.ZIP_DEFLATED),
         lambda path: _zip(path, attributes=0o120777 << 16),
+        lambda path: _zip(path, "a/" * 3000 + "b"),
+        lambda path: _zip(path, "a" * 300),
+        lambda path: _encrypted(path),
+        lambda path: _several(path, "x", "x/y"),
+        lambda path: _several(path, "x", "x"),
         lambda path: _zip(path, "other.json"),
         lambda path: _zip(path),
     ],
-    ids=["text", "up", "absolute", "inner", "hidden", "deflated", "link", "no run", "empty"],
+    ids=[
+        *("text", "up", "absolute", "inner", "hidden", "deflated", "link", "deep", "long"),
+        *("encrypted", "file and folder", "twice", "no run", "empty"),
+    ],
 )
 def test_a_file_that_is_no_shared_run_is_one_line_and_leaves_nothing(made, tmp_path, cache):
     path = tmp_path / "bad.zip"
@@ -164,3 +200,11 @@ def test_a_file_that_is_no_shared_run_is_one_line_and_leaves_nothing(made, tmp_p
         cd.load(path)
     assert {each.name for each in tmp_path.iterdir()} <= {"bad.zip", "cache"}
     assert not cache.exists() or list(cache.iterdir()) == []
+
+
+def test_one_without_weights_is_refused(folder, tmp_path, cache):
+    with zipfile.ZipFile(tmp_path / "only.ZIP", "w") as packed:
+        packed.write(folder / "config.json", "config.json")
+    with pytest.raises(InputError, match=r"only\.ZIP: not a shared run, it has no weights"):
+        cd.load(tmp_path / "only.ZIP")
+    assert list(cache.iterdir()) == []

@@ -58,6 +58,8 @@ def test_from_python_it_needs_no_line_in_the_package(tiny, store_path, phantom_d
     assert cd.train(tiny, store_path, tmp_path / "run", method=build)
     assert run.load(tmp_path / "run").config.method == methods.OWN
     assert cd.train(None, store_path, tmp_path / "run", images=128, method=build)
+    with pytest.raises(InputError, match="regresion: is neither a file"):
+        cd.train("regresion", store_path, tmp_path / "other")
     image = nibabel.load(next((phantom_data / "test_ct").glob("*.nii.gz")))
     drawn = cd.load(tmp_path / "run", method=build)(image, "ct")
     assert drawn.shape == image.shape and np.ptp(drawn.get_fdata()) > 0
