@@ -48,6 +48,7 @@ from contourdiff_jax.errors import InputError
 from contourdiff_jax.methods import codecs, parts, prompts, volumes
 from contourdiff_jax.methods.parts import NETWORK
 from contourdiff_jax.models import Model
+from contourdiff_jax.runtime import compiling
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import state
 from contourdiff_jax.training.run import Run
@@ -436,7 +437,12 @@ def drawing(
         return show(fixed, drawn).clip(-1, 1)
 
     split = meshes.drawing(mesh, len(tile))
-    return jax.jit(sample, in_shardings=(None, split, split, split), out_shardings=split)
+    return jax.jit(
+        sample,
+        in_shardings=(None, split, split, split),
+        out_shardings=split,
+        compiler_options=compiling.options(mesh),
+    )
 
 
 def _training(config: ConfigDict) -> dict[str, str]:

@@ -59,7 +59,10 @@ def gradients(x, kernel, gradient):
     # Both read it with a border, which is made once. Without the copy, the compiler would compute
     # the gradient again for every place.
     gradient = _padded(gradient)
-    return _gradient_in_picture(kernel, gradient), _gradient_in_kernel(_padded(x), gradient)
+    # Of the same picture with another border, tiles are cut again. Else the compiler would keep
+    # those of the forward pass, which are four times as large as the picture, until now.
+    again = jnp.pad(x, ((0, 0), (1, 1), (1, 3), (0, 0)))
+    return _gradient_in_picture(kernel, gradient), _gradient_in_kernel(again, gradient)
 
 
 def _gradient_in_picture(kernel, gradient):
@@ -71,8 +74,10 @@ def _gradient_in_picture(kernel, gradient):
 
 def _gradient_in_kernel(x, gradient):
     total = None
-    for rows in _parts(x):
-        tiles, pixels = _places(x, rows, range(4)), _places(gradient, rows, range(1, 3))
+    columns = gradient.shape[2] - 2
+    for rows in _parts(gradient):
+        tiles = _places(x, rows, range(4), columns)
+        pixels = _places(gradient, rows, range(1, 3), columns)
         part = _products(_both_ways(_of_tile, tiles), _both_ways(_to_pixels_back, pixels), (0, 0))
         total = part if total is None else jax.tree.map(jnp.add, total, part)
     return jnp.stack([jnp.stack(row) for row in _both_ways(_of_kernel_back, total)])
@@ -83,7 +88,7 @@ def _convolved(x, places, contracted: int):
     batch, _, columns, _ = x.shape
     done = []
     for rows in _parts(x):
-        tiles = _both_ways(_of_tile, _places(x, rows, range(4)))
+        tiles = _both_ways(_of_tile, _places(x, rows, range(4), columns - 2))
         products = _products(tiles, places, (1, contracted))
         shape = (batch, len(rows) // 2, columns // 2 - 1, -1)
         pixels = [[p.reshape(shape) for p in row] for row in _both_ways(_to_pixels, products)]
@@ -103,9 +108,12 @@ def _parts(x) -> list[range]:
     return [range(first, min(first + height, rows - 2)) for first in range(0, rows - 2, height)]
 
 
-def _places(x, rows: range, offsets: range):
-    """Pixels [T, C] of x [B, H + 2, W + 2, C] at these offsets from where a tile begins."""
-    columns = x.shape[2] - 2
+def _places(x, rows: range, offsets: range, columns: int):
+    """Pixels [T, C] of x [B, H + 2, W + 2 or more, C] at these offsets from where a tile begins.
+
+    Args:
+      columns: W.
+    """
 
     def place(i, j):
         pixels = x[:, rows.start + i : rows.stop + i : 2, j : j + columns : 2]

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from contourdiff_jax.contracts import Fixed, Method, Metrics, Params
 from contourdiff_jax.errors import InputError
+from contourdiff_jax.runtime import compiling, processes, signals
 from contourdiff_jax.runtime import mesh as meshes
-from contourdiff_jax.runtime import processes, signals
 from contourdiff_jax.training import alarms, checkpoint, memory, state
 from contourdiff_jax.training.logs import Logs
 
@@ -79,9 +79,12 @@ def compiled(method: Method, config) -> Compiled:
     lowered = step.lower(shapes, method.feed.example, method.fixed)
     # Parts of a batch are counted once, whatever their number.
     operations = config.accumulate * (lowered.cost_analysis() or {}).get("flops", 0.0)
-    executable = lowered.compile()
+    executable = lowered.compile(compiler_options=compiling.options(mesh))
+    compiling.give_back()
     return Compiled(
-        init=jax.jit(_init(method), out_shardings=sharding),
+        init=jax.jit(
+            _init(method), out_shardings=sharding, compiler_options=compiling.options(mesh)
+        ),
         like=shapes,
         step=executable,
         step_bytes=getattr(executable.memory_analysis(), "temp_size_in_bytes", 0),
@@ -129,6 +132,7 @@ def train(
         current = program.init(jax.random.key(seed))
         for tree in (current.params, current.ema) if start else ():
             tree |= {p: jax.tree.map(jnp.copy, start[p]) for p in start.keys() & tree.keys()}
+    compiling.give_back()
     first = int(current.step)
     if first >= total:
         checkpoints.close()

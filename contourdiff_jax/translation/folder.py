@@ -31,7 +31,7 @@ from contourdiff_jax.data.layouts import pairs, scans
 from contourdiff_jax.data.layouts.scans import Scan
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import sharing
-from contourdiff_jax.runtime import disk, ownership
+from contourdiff_jax.runtime import compiling, disk, ownership
 from contourdiff_jax.runtime import mesh as meshes
 from contourdiff_jax.training import checkpoint, run
 from contourdiff_jax.training.run import Run
@@ -501,6 +501,7 @@ class _Work:
         drawn = []
         with self._failures([job for job, _ in readable]):
             drawn = volume.draw(self.plan, [source for _, source in readable])
+            compiling.give_back()  # the first of a size is compiled for
         for (job, source), of_source in zip(readable, drawn, strict=False):  # or none
             with self._failures([job]):
                 array, maps = volume.finish(self.plan, source, of_source)

@@ -10,6 +10,8 @@ import pytest
 from flax import nnx
 
 from contourdiff_jax.models import convolution, winograd
+from contourdiff_jax.runtime import compiling
+from contourdiff_jax.runtime import mesh as meshes
 
 # (B, H, W, C, O): one of each case, and beside it one where XLA's is used.
 FEW = (2, 32, 20, 24, 8)
@@ -148,3 +150,24 @@ def test_a_convolution_of_one_pixel_is_that_of_flax(space):
     assert ours.kernel.shape == (*size, 7, 3)
     ours.bias[...] = theirs.bias[...] = jnp.arange(3.0)
     assert agree(ours(x), theirs(x))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the form of a CPU")
+def test_tiles_are_not_kept_for_the_gradients():
+    """A layer more holds its pictures and its kernel, and no tiles: four pictures in size."""
+    rows, features = 32, convolution.MANY
+    picture = jax.ShapeDtypeStruct((2, rows, rows, features), jnp.float32)
+    kernel = jax.ShapeDtypeStruct((3, 3, features, features), jnp.float32)
+
+    def held(layers: int) -> int:
+        def loss(kernels, x):
+            for kernel in kernels:
+                x = jax.nn.silu(convolution.convolve(x, kernel))
+            return jnp.square(x).mean()
+
+        lowered = jax.jit(jax.grad(loss)).lower([kernel] * layers, picture)
+        options = compiling.options(meshes.local(1))
+        return lowered.compile(compiler_options=options).memory_analysis().temp_size_in_bytes
+
+    size = 4 * 2 * rows * rows * features
+    assert held(6) - held(3) < 3 * 4 * size
