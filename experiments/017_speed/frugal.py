@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What XLA's options for a CPU (runtime/compiling.py) change: memory of a train step, and its time.
+
+    python frugal.py 32,128 [--size=32] [--rounds=60]
+
+Steps of both ways are compiled in one process and run in turn, so that a busy machine slows both.
+Prints MiB beside the state, and the median of the paired ratios of time.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+sys.path += [str(Path(__file__).resolve().parents[1])]
+
+import setups
+
+from contourdiff_jax import config as configuration
+from contourdiff_jax.runtime import compiling
+
+
+def step_of(channels: tuple[int, ...], size: int, options: dict):
+    """(a call of a step, its MiB beside the state), compiled with these options."""
+    compiling.options = lambda mesh: options or None
+    config = configuration.default()
+    config.mesh.data = 1
+    config.model.update(channels=channels, layers=1, attention=(False,) * len(channels), groups=32)
+    config.train.update(batch=2, images=1_000_000)
+    method, compiled = setups.training(config, size)
+    rng = np.random.default_rng(0)
+    given = jax.tree.map(
+        lambda a: jax.device_put(rng.uniform(-1, 1, a.shape).astype(a.dtype), a.sharding),
+        method.feed.example,
+    )
+    state = compiled.init(jax.random.key(0))
+
+    def call():
+        nonlocal state
+        state, metrics = compiled.step(state, given, method.fixed)
+        jax.block_until_ready((state, metrics))
+
+    call()
+    return call, compiled.step_bytes / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("channels", help="of the network, as 32,128")
+    parser.add_argument("--size", type=int, default=32, help="pixels")
+    parser.add_argument("--rounds", type=int, default=60)
+    given = parser.parse_args()
+    channels = tuple(map(int, given.channels.split(",")))
+    calls, seconds = {}, {}
+    for name, options in (("plain", {}), ("frugal", compiling.FRUGAL)):
+        calls[name], mib = step_of(channels, given.size, options)
+        seconds[name] = []
+        print(f"{name}: {mib:.0f} MiB", flush=True)
+    for number in range(given.rounds):
+        for name in list(calls)[:: 1 if number % 2 else -1]:
+            began = time.perf_counter()
+            calls[name]()
+            seconds[name].append(time.perf_counter() - began)
+    ratio = np.median(np.divide(seconds["frugal"], seconds["plain"]))
+    print(f"frugal takes {ratio:.3f} of the time of plain")
+
+
+if __name__ == "__main__":
+    main()
