@@ -469,10 +469,10 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(
     def fill():
         resource.setrlimit(resource.RLIMIT_FSIZE, (16, limits[1]))
 
-    def fill_and_save(checkpoints, current):
+    def fill_and_save(checkpoints, current, *loss):
         if int(current.step) == 6:
             fill()
-        save(checkpoints, current)
+        save(checkpoints, current, *loss)
 
     with pytest.MonkeyPatch.context() as patch:
         if full == "at a record":
@@ -653,7 +653,7 @@ def test_time_too_makes_checkpoints(two_convolutions, store_path, tmp_path, monk
     """At every log that comes so many minutes after the last; not where they are for the end."""
     saved, save = [], checkpoint.save
     monkeypatch.setattr(
-        checkpoint, "save", lambda c, state: saved.append(int(state.step)) or save(c, state)
+        checkpoint, "save", lambda c, *of: saved.append(int(of[0].step)) or save(c, *of)
     )
     ours = settings(log=8, checkpoint=1000, evaluate=1000, minutes=1e-9)
     assert methods.train(ours, store_path, tmp_path / "often")
