@@ -208,8 +208,8 @@ def test_what_a_killed_run_had_not_saved_is_done_again(store_path, like, whole, 
 
     writers, manager = [], checkpoint.manager
 
-    def remembered(*args):
-        writers.append(manager(*args))
+    def remembered(*args, **how):
+        writers.append(manager(*args, **how))
         return writers[-1]
 
     with pytest.MonkeyPatch.context() as patch:

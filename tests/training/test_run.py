@@ -68,7 +68,7 @@ def test_a_run_knows_the_sources_that_it_learns_from(paired_store_path, tiny, tm
     ours.save(tmp_path)
     read = run.load(tmp_path)
     assert read.source_preset is store.source_preset and read.paired
-    assert "paired with ct" in summary.summary(tmp_path, ours)["images"]
+    assert "paired with ct of -1000 to 1000 HU" in summary.summary(tmp_path, ours)["images"]
     rewrite(tmp_path, lambda fields: fields["data"].update(source_preset="pet"))
     with pytest.raises(InputError, match="pet"):
         run.load(tmp_path)
@@ -231,7 +231,7 @@ def test_native_contours_must_be_in_the_store(store, tiny, phantom_data, tmp_pat
         run.begin(tiny, open_store(out))
     tiny.disturbance.missing = 0.0
     tiny.contours.update(preset="original_cleaned", clean=(1, 1))
-    with pytest.raises(InputError, match="prepare again"):
+    with pytest.raises(InputError, match="`prepare --contours=.*again"):
         run.begin(tiny, open_store(out))
     # What a store keeps does not bind those who want contours of its slices.
     tiny.contours = config.default().contours
