@@ -231,7 +231,7 @@ def test_native_contours_must_be_in_the_store(store, tiny, phantom_data, tmp_pat
         run.begin(tiny, open_store(out))
     tiny.disturbance.missing = 0.0
     tiny.contours.update(preset="original_cleaned", clean=(1, 1))
-    with pytest.raises(InputError, match="`prepare --contours=.*again"):
+    with pytest.raises(InputError, match="`prepare --contours=FILE` again"):
         run.begin(tiny, open_store(out))
     # What a store keeps does not bind those who want contours of its slices.
     tiny.contours = config.default().contours
