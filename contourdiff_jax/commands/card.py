@@ -12,7 +12,7 @@ Example:
 
 from absl import flags
 
-from contourdiff_jax.errors import InputError
+from contourdiff_jax.commands import required_flags
 from contourdiff_jax.reports.card import card
 
 
@@ -38,9 +38,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Runs the command on the evaluations named after the flags."""
-    for name in ("run", "out"):
-        if values[name].value is None:
-            raise InputError(f"--{name} is required, see `contourdiff card --help`")
+    required_flags.check(values, "card", ("run", "out"))
     names = ("store", "checkpoint", "licence", "data_licence", "use", "overwrite")
     options = {name: values[name].value for name in names}
     print(card(values.run, values.out, arguments, **options))

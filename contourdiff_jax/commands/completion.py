@@ -18,8 +18,7 @@ from absl import flags
 
 from contourdiff_jax import config as configuration
 from contourdiff_jax import config_files
-from contourdiff_jax.commands import COMMANDS
-from contourdiff_jax.errors import InputError
+from contourdiff_jax.commands import COMMANDS, required_flags
 from contourdiff_jax.training.checkpoint import BEST, LAST
 
 # Libraries that complete for a program, such as argcomplete, know argparse, click and their like.
@@ -77,8 +76,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> int:
-    if values.shell is None:
-        raise InputError("--shell is required; see `contourdiff completion --help`")
+    required_flags.check(values, "completion", ("shell",))
     print(script(values.shell), end="")
     return 0
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from absl import flags
 
+from contourdiff_jax.commands import required_flags
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.contours.settings import ContourSettings
 from contourdiff_jax.errors import InputError
@@ -61,8 +62,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Runs the command."""
-    if values.store is None:
-        raise InputError("--store is required; see `contourdiff contours --help`")
+    required_flags.check(values, "contours", ("store",))
     if values.source is None and values.source_contours is not None:
         raise InputError("--source_contours is given without --source")
     if values.out is not None:

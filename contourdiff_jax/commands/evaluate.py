@@ -34,7 +34,7 @@ import sys
 
 from absl import flags
 
-from contourdiff_jax.commands import cluster_flags, number_flags, scan_flags
+from contourdiff_jax.commands import cluster_flags, number_flags, required_flags, scan_flags
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records, scores, verdict
 from contourdiff_jax.evaluation.folder import READ, Reading, Request, evaluate
@@ -104,9 +104,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Runs the command; 0 if every volume was scored, 1 if some were not."""
-    for name in GROUPS["required"]:
-        if values[name].value is None:
-            raise InputError(f"--{name} is required, see `contourdiff evaluate --help`")
+    required_flags.check(values, "evaluate", GROUPS["required"])
     names = [field.name for field in dataclasses.fields(Request) if field.name in values]
     request = Request(
         **{name: values[name].value for name in names},

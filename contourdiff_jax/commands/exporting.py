@@ -23,6 +23,7 @@ from pathlib import Path
 
 from absl import flags
 
+from contourdiff_jax.commands import required_flags
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import sharing
 from contourdiff_jax.interop.exporting import export
@@ -59,9 +60,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Runs the command."""
-    for name in ("run", "out"):
-        if values[name].value is None:
-            raise InputError(f"--{name} is required; see `contourdiff export --help`")
+    required_flags.check(values, "export", ("run", "out"))
     if not sharing.is_named(values.out):
         for name in ("card", "checkpoint", "subjects"):
             if values[name].present:

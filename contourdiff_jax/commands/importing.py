@@ -15,7 +15,7 @@ import math
 
 from absl import flags
 
-from contourdiff_jax.commands import number_flags
+from contourdiff_jax.commands import number_flags, required_flags
 from contourdiff_jax.contours import settings as contour_settings
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop.importing import import_checkpoint
@@ -56,9 +56,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Runs the command."""
-    for name in ("checkpoint", "workdir"):
-        if values[name].value is None:
-            raise InputError(f"--{name} is required; see `contourdiff import --help`")
+    required_flags.check(values, "import", ("checkpoint", "workdir"))
     import_checkpoint(
         values.checkpoint,
         values.workdir,

@@ -29,11 +29,10 @@ from collections import Counter
 
 from absl import flags
 
-from contourdiff_jax.commands import number_flags, pair_flags, scan_flags
+from contourdiff_jax.commands import number_flags, pair_flags, required_flags, scan_flags
 from contourdiff_jax.data.inspection import findings
 from contourdiff_jax.data.prepare import prepare
 from contourdiff_jax.data.store import SPLITS
-from contourdiff_jax.errors import InputError
 from contourdiff_jax.volumes import intensity
 
 GROUPS = {
@@ -73,9 +72,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Runs the command; 0 if every volume was used, 1 if some were left out."""
-    for name in GROUPS["required"]:
-        if values[name].value is None:
-            raise InputError(f"--{name} is required; see `contourdiff prepare --help`")
+    required_flags.check(values, "prepare", GROUPS["required"])
     named = ("axis", "spacing", "size", "slice_spacing", "labels", "masks", "split", "validation")
     options = {name: values[name].value for name in (*named, "overwrite")}
     options |= scan_flags.from_flags(values)

@@ -13,7 +13,7 @@ Example:
 
 from absl import flags
 
-from contourdiff_jax.errors import InputError
+from contourdiff_jax.commands import required_flags
 from contourdiff_jax.reports.page import report
 
 
@@ -25,7 +25,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues, arguments: list[str]) -> int:
     """Runs the command on the run folders and evaluations named after the flags."""
-    if values.out is None:
-        raise InputError("--out is required, see `contourdiff report --help`")
+    required_flags.check(values, "report", ("out",))
     print(report(values.out, arguments, overwrite=values.overwrite))
     return 0

@@ -24,7 +24,7 @@ import sys
 
 from absl import flags
 
-from contourdiff_jax.commands import number_flags
+from contourdiff_jax.commands import number_flags, required_flags
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.evaluation import records
 from contourdiff_jax.evaluation.segmentation.protocol import Request, segment
@@ -74,9 +74,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Runs the command; 0 if every volume was used, 1 if some were left out."""
-    for name in REQUIRED:
-        if values[name].value is None:
-            raise InputError(f"--{name} is required, see `contourdiff segment --help`")
+    required_flags.check(values, "segment", REQUIRED)
     options = {name: values[name].value for name in values}
     outcome = segment(Request(**options | {"classes": _numbers(values.classes)}))
     print(records.table(outcome.metrics["methods"]))

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from contourdiff_jax.commands import cluster_flags, config_flag
-from contourdiff_jax.errors import InputError
+from contourdiff_jax.commands import cluster_flags, config_flag, required_flags
 
 GROUPS = {
     "required": ("store", "workdir"),
@@ -92,9 +91,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> int:
-    for name in GROUPS["required"]:
-        if values[name].value is None:
-            raise InputError(f"--{name} is required; see `contourdiff train --help`")
+    required_flags.check(values, "train", GROUPS["required"])
     from contourdiff_jax import methods  # JAX takes a second: not for --help
     from contourdiff_jax.runtime import processes
 

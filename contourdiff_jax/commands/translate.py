@@ -24,9 +24,8 @@ import dataclasses
 from absl import flags
 
 from contourdiff_jax import config as configuration
-from contourdiff_jax.commands import number_flags, scan_flags
+from contourdiff_jax.commands import number_flags, required_flags, scan_flags
 from contourdiff_jax.contours import settings as contour_settings
-from contourdiff_jax.errors import InputError
 from contourdiff_jax.training import checkpoint
 from contourdiff_jax.translation import outputs, samples
 from contourdiff_jax.translation.folder import Request, translate
@@ -154,9 +153,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> int:
     """Runs the command; 0 if every volume was translated, 1 if some were not."""
-    for name in GROUPS["required"]:
-        if values[name].value is None:
-            raise InputError(f"--{name} is required; see `contourdiff translate --help`")
+    required_flags.check(values, "translate", GROUPS["required"])
     own = [field.name for field in dataclasses.fields(Request) if field.name != "sampler"]
     options = {name: values[name].value for name in own if name in values}
     sampler = {field: values[_flag(field)].value for field in SAMPLER}
