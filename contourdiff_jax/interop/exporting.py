@@ -3,8 +3,6 @@
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from contourdiff_jax import methods
 from contourdiff_jax.errors import InputError
 from contourdiff_jax.interop import (
@@ -50,7 +48,7 @@ def export(run_folder: str | Path, out: str | Path, like: str | Path | None = No
     config = ours.config
     if config.model.dims == 3:
         raise InputError(f"{run_folder}: draws volumes, and diffusers has networks of slices alone")
-    method = methods.build(ours, mesh=meshes.make(ConfigDict({"data": 1, "fsdp": 1})))
+    method = methods.build(ours, mesh=meshes.local(1))
     if not isinstance(method, Diffusion):
         # A segmenter's draws no images.
         remedy = "" if ours.labels else "; use it with `contourdiff translate`"

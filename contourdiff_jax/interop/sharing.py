@@ -16,8 +16,6 @@ import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from ml_collections import ConfigDict
-
 from contourdiff_jax import methods
 from contourdiff_jax.errors import InputError, printable
 from contourdiff_jax.runtime import disk, downloads, ownership
@@ -58,7 +56,7 @@ def pack(
     if os.path.lexists(out):
         raise InputError(f"{out}: exists already; choose another --out")
     ours = run.load(folder)
-    one = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
+    one = meshes.local(1)
     players = methods.build(ours, mesh=one).players
     step, _ = checkpoint.averages(folder, players, one, which)  # that are as they were written
     files = {CARD: card}

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 import contourdiff_jax
 from contourdiff_jax.contracts import CONTOUR, PICTURE, SOURCE, About
@@ -121,7 +120,7 @@ def _weights(folder: Path, trained: Run, which: str | int) -> str:
     from contourdiff_jax.runtime import mesh as meshes
     from contourdiff_jax.training import checkpoint
 
-    one = meshes.make(ConfigDict({"data": 1, "fsdp": 1}))
+    one = meshes.local(1)
     players = methods.build(trained, mesh=one).players
     _, averages = checkpoint.averages(folder, players, one, which)
     return checkpoint.digest(averages, trained.marks)
