@@ -118,6 +118,12 @@ def steps(out: Path) -> str:
     return table(["step", "", "seconds"], rows)
 
 
+def row(found: dict | str, columns: dict) -> list:
+    """The values of an entry in these columns; why there are none, in the first of them."""
+    trouble = found if isinstance(found, str) else found.get("failed") or found.get("absent")
+    return [trouble, *[None] * (len(columns) - 1)] if trouble else [*map(found.get, columns)]
+
+
 PUBLISHED = {
     "train_images_per_second": "training, images/s",
     "train_ours_is_faster_by": "ours is faster by",
@@ -138,11 +144,7 @@ def published(result: dict) -> str:
         for side, found in entry.items():
             if side == "profile":
                 continue
-            trouble = found.get("failed") or found.get("absent")
-            row = (
-                [trouble, *[None] * (len(PUBLISHED) - 1)] if trouble else map(found.get, PUBLISHED)
-            )
-            rows.append([batch, side, *row])
+            rows.append([batch, side, *row(found, PUBLISHED)])
     tables = [table(["batch", "side", *PUBLISHED.values()], rows)]
     for batch, entry in result["batches"].items():
         if isinstance(entry.get("profile"), list):
@@ -186,13 +188,7 @@ METHODS = {
 
 
 def methods(result: dict) -> str:
-    rows = []
-    for name, found in result["methods"].items():
-        if isinstance(found, str) or "failed" in found:
-            trouble = found if isinstance(found, str) else found["failed"]
-            rows.append([name, trouble, *[None] * (len(METHODS) - 1)])
-        else:
-            rows.append([name, *map(found.get, METHODS)])
+    rows = [[name, *row(found, METHODS)] for name, found in result["methods"].items()]
     return table(["configuration", *METHODS.values()], rows)
 
 
