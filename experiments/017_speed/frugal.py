@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What XLA's options for a CPU (runtime/compiling.py) change: memory of a train step, and its time.
 
-    python frugal.py 32,128 [--size=32] [--rounds=60]
+    python frugal.py published --rounds=3                a network of measure.py; takes PyTorch
+    python frugal.py 32,128 [--size=32] [--rounds=60]    any channels
 
 Steps of both ways are compiled in one process and run in turn, so that a busy machine slows both.
 Prints MiB beside the state, and the median of the paired ratios of time.
@@ -23,13 +24,24 @@ from contourdiff_jax import config as configuration
 from contourdiff_jax.runtime import compiling
 
 
-def step_of(channels: tuple[int, ...], size: int, options: dict):
+def network(name: str, size: int):
+    """(The configuration of a network, its pixels), by its name or its channels."""
+    if name[0].isdigit():
+        channels = tuple(map(int, name.split(",")))
+        config, shallow = configuration.default(), {"layers": 1, "groups": 32}
+        config.model.update(channels=channels, attention=(False,) * len(channels), **shallow)
+        config.train.update(batch=2, images=1_000_000)
+    else:
+        import measure
+
+        config, size = measure.settings(name), measure.networks()[name][1]
+    config.mesh.data = 1
+    return config, size
+
+
+def step_of(config, size: int, options: dict):
     """(a call of a step, its MiB beside the state), compiled with these options."""
     compiling.options = lambda mesh: options or None
-    config = configuration.default()
-    config.mesh.data = 1
-    config.model.update(channels=channels, layers=1, attention=(False,) * len(channels), groups=32)
-    config.train.update(batch=2, images=1_000_000)
     method, compiled = setups.training(config, size)
     rng = np.random.default_rng(0)
     given = jax.tree.map(
@@ -49,14 +61,14 @@ def step_of(channels: tuple[int, ...], size: int, options: dict):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("channels", help="of the network, as 32,128")
-    parser.add_argument("--size", type=int, default=32, help="pixels")
+    parser.add_argument("network", help="its name, or its channels")
+    parser.add_argument("--size", type=int, default=32, help="pixels, with channels")
     parser.add_argument("--rounds", type=int, default=60)
     given = parser.parse_args()
-    channels = tuple(map(int, given.channels.split(",")))
+    config, size = network(given.network, given.size)
     calls, seconds = {}, {}
     for name, options in (("plain", {}), ("frugal", compiling.FRUGAL)):
-        calls[name], mib = step_of(channels, given.size, options)
+        calls[name], mib = step_of(config, size, options)
         seconds[name] = []
         print(f"{name}: {mib:.0f} MiB", flush=True)
     for number in range(given.rounds):
