@@ -501,7 +501,8 @@ class _Work:
         drawn = []
         with self._failures([job for job, _ in readable]):
             drawn = volume.draw(self.plan, [source for _, source in readable])
-            compiling.give_back()  # the first of a size is compiled for
+            if not self.result.done:  # the first is compiled for
+                compiling.give_back()
         for (job, source), of_source in zip(readable, drawn, strict=False):  # or none
             with self._failures([job]):
                 array, maps = volume.finish(self.plan, source, of_source)
